@@ -1,0 +1,170 @@
+"""The command line: ``rayssl show | prepare | train | evaluate | report``.
+
+A user's mistake prints one line and exits with status 2; a defect keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rayssl import __version__
+from rayssl.errors import CorpusError, UserError
+
+_Verb = Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    verb: _Verb = arguments.verb_function
+    try:
+        return verb(arguments)
+    except UserError as error:
+        print(f"rayssl {arguments.verb}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"rayssl {arguments.verb}: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    finally:
+        _leave_ray()
+
+
+def show(arguments: argparse.Namespace) -> int:
+    """Prints the resolved configuration, each value with where it came from."""
+    from rayssl.origin import origins
+
+    tree, experiment = _experiment(arguments)
+    leaves = _leaves(experiment)
+    where = origins(tree, arguments.overrides, experiment)
+    width = max(len(key) for key in leaves)
+    for key, value in leaves.items():
+        print(f"{key:<{width}}  {json.dumps(value):<40}  {where[key]}")
+    return 0
+
+
+def prepare(arguments: argparse.Namespace) -> int:
+    """Makes (or with --verify checks) the corpora of a configuration."""
+    from rayssl.data.corpus import PrepareConfig
+    from rayssl.runtime import prepare as runtime
+    from rayssl.schema import parse
+
+    config = parse(PrepareConfig, _tree(arguments), arguments.config)
+    if arguments.verify:
+        problems = runtime.verify_corpora(config)
+        for problem in problems:
+            print(problem)
+        if problems:
+            raise CorpusError(f"{arguments.config}: {len(problems)} problems; delete the damaged corpus and prepare it again")
+        print("every corpus agrees with its manifest")
+        return 0
+    print(runtime.prepare(config, progress=not arguments.quiet))
+    return 0
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Trains, or goes on training."""
+    from rayssl.origin import origins, record
+    from rayssl.runtime import train as runtime
+
+    tree, experiment = _experiment(arguments)
+    runtime.check(experiment)
+    record(experiment, origins(tree, arguments.overrides, experiment))
+    metrics = runtime.train(experiment)
+    print(f"{experiment.run}: trained to epoch {experiment.training.epochs}, loss {metrics.get('loss', float('nan')):.4f}")
+    return 0
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Embeds and scores the trials of a run."""
+    from rayssl.runtime.evaluate import evaluate as runtime
+
+    result = runtime(arguments.run, arguments.checkpoint, arguments.overrides)
+    interval = "" if result.eer_low is None else f" [{result.eer_low:.2%}, {result.eer_high:.2%}]"
+    print(
+        f"{arguments.run} ({arguments.checkpoint}): EER {result.eer:.2%}{interval}, minDCF(0.01) {result.min_dcf_001:.3f}, "
+        f"minDCF(0.05) {result.min_dcf_005:.3f} over {result.trials} trials ({result.targets} of the same speaker)"
+    )
+    return 0
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """Writes the HTML page of a run."""
+    from rayssl.reports.run import write_report
+
+    print(write_report(arguments.run))
+    return 0
+
+
+def _leaves(experiment: Any) -> dict[str, Any]:
+    from rayssl.schema import flatten
+
+    return flatten(experiment.model_dump(mode="json"))
+
+
+def _tree(arguments: argparse.Namespace) -> dict[str, Any]:
+    from rayssl import storage
+    from rayssl.schema import load_yaml, override
+
+    return override(load_yaml(storage.read_text(arguments.config), arguments.config), arguments.overrides)
+
+
+def _experiment(arguments: argparse.Namespace) -> tuple[dict[str, Any], Any]:
+    from rayssl.experiment import Experiment
+    from rayssl.schema import parse
+
+    tree = _tree(arguments)
+    return tree, parse(Experiment, tree, arguments.config)
+
+
+def _leave_ray() -> None:
+    if "ray" in sys.modules and not os.environ.get("RAYSSL_KEEP_RAY"):
+        from rayssl.runtime.cluster import disconnect
+
+        disconnect()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rayssl",
+        description="Self- and semi-supervised audio training on Ray.",
+        epilog="URIs may be local paths, file:// or s3:// (AWS_ENDPOINT_URL and AWS_* credentials from the environment).",
+    )
+    parser.add_argument("--version", action="version", version=f"rayssl {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    over = ("overrides", {"nargs": "*", "metavar": "key.path=value", "help": "override any key, the value read as YAML"})
+    config = ("config", {"metavar": "CONFIG", "help": "YAML file or URI"})
+    run = ("run", {"metavar": "RUN", "help": "folder or URI of a run (the 'run' of its configuration)"})
+    _add(verbs, show, "resolved configuration and where each value came from", "configs/synthetic_ssps.yaml seed=1", config, over)
+    made = _add(verbs, prepare, "raw audio to a corpus of shards", "configs/gsc_prepare.yaml --verify", config, over)
+    made.add_argument("--verify", action="store_true", help="check existing corpora against their manifests instead")
+    made.add_argument("--quiet", action="store_true", help="no progress bar")
+    _add(
+        verbs,
+        train,
+        "train, or go on training after any interruption",
+        "configs/gsc_ssps_simclr.yaml method.clusters=500 training.epochs=30",
+        config,
+        over,
+    )
+    scored = _add(verbs, evaluate, "EER and minDCF on trials", "runs/synthetic/ssps --checkpoint best", run, over)
+    scored.add_argument("--checkpoint", default="last", help="last (default), best, epoch-N or step-N")
+    _add(verbs, report, "one self-contained HTML page", "runs/synthetic/ssps", run)
+    return parser
+
+
+def _add(verbs: Any, function: _Verb, text: str, example: str, *arguments: tuple[str, dict[str, Any]]) -> Any:
+    name = function.__name__
+    parser = verbs.add_parser(name, help=text, description=f"{function.__doc__}", epilog=f"example: rayssl {name} {example}")
+    for argument, options in arguments:
+        parser.add_argument(argument, **options)
+    parser.set_defaults(verb_function=function)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What is on disk: shards, sources, decoding, labels, synthetic corpora."""

@@ -1,0 +1,162 @@
+"""Simulated recording conditions: rooms, microphones, noise floors and codecs, each drawn from a seed.
+
+A corpus with one recording per speaker cannot show whether an encoder learns the speaker or the channel. Rendering its
+utterances under several conditions makes the channel a factor of its own: condition `k` of a seed is the same room,
+microphone and noise for everyone, so channels are shared by speakers and speakers by channels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import Field, model_validator
+from scipy.signal import fftconvolve, firwin2
+
+from rayssl import draws
+from rayssl.data.decode import RATE
+from rayssl.schema import Config
+
+_CHOICE, _NOISE = 11, 12  # purposes of the draws
+_MICROPHONE_TAPS = 511
+_ROOM_S = 0.5
+
+
+class ConditionsConfig(Config):
+    """``count`` conditions exist; each utterance is rendered under ``per_utterance`` of them, chosen by its name.
+
+    ``strength`` scales how far a condition is from a clean recording: 0 is clean, 1 is a mixture of near and far
+    microphones, telephone bands, rooms with 0.15 to 0.6 s of reverberation and 15 to 36 dB of signal to noise.
+    """
+
+    count: int = Field(default=8, ge=1, le=1000)
+    per_utterance: int = Field(default=2, ge=1)
+    seed: int = 0
+    strength: float = Field(default=1.0, ge=0, le=2)
+    codecs: bool = True
+
+    @model_validator(mode="after")
+    def _enough(self) -> ConditionsConfig:
+        if self.per_utterance > self.count:
+            raise ValueError(
+                f"per_utterance is {self.per_utterance}, but there are only {self.count} conditions (count)"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One channel: ``response [L]`` (room and microphone), ``floor [M]`` (filter of the noise), SNR, quantiser bits."""
+
+    response: np.ndarray
+    floor: np.ndarray
+    snr_db: float
+    bits: int | None
+
+
+def text_key(text: str) -> int:
+    """A 63-bit integer from ``text``, the same in every process and version of Python."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def chosen(config: ConditionsConfig, name: str) -> list[int]:
+    """The conditions of the utterance ``name``, ascending: a function of the seed and the name alone."""
+    keys = draws.keys_np(draws.fold(config.seed, _CHOICE, text_key(name)), np.arange(config.count))
+    order = np.argsort(draws.uniform_np(keys, _CHOICE), kind="stable")
+    return sorted(int(k) for k in order[: config.per_utterance])
+
+
+def draw(seed: list[int], strength: float = 1.0, codecs: bool = True) -> Condition:
+    """The condition that the integers ``seed`` stand for."""
+    rng = np.random.default_rng(seed)
+    room = _room(rng, strength)
+    microphone = _microphone(rng, strength)
+    response = fftconvolve(room, microphone)
+    snr_db = float(rng.uniform(15, 36))
+    coded = rng.uniform() < 0.5
+    bits = int(rng.integers(5, 9)) if coded and codecs and strength > 0 else None
+    return Condition(response / np.sqrt(np.sum(response**2)), _floor(rng), snr_db / max(strength, 1e-3), bits)
+
+
+def draw_all(config: ConditionsConfig) -> list[Condition]:
+    """All conditions of a configuration, by number."""
+    return [draw([config.seed, k], config.strength, config.codecs) for k in range(config.count)]
+
+
+def render(samples: np.ndarray, condition: Condition, seed: list[int]) -> np.ndarray:
+    """``samples`` float32 ``[T]`` in [-1, 1] as heard through ``condition``: the same length, level and range.
+
+    ``seed`` draws this rendering's own stretch of noise.
+    """
+    level = float(np.sqrt(np.mean(samples**2)))
+    delay = int(np.argmax(np.abs(condition.response)))
+    heard = fftconvolve(samples, condition.response)[delay : delay + len(samples)]
+    noise = np.random.default_rng(seed).standard_normal(len(samples) + len(condition.floor))
+    noise = fftconvolve(noise, condition.floor, mode="valid")[: len(samples)]
+    heard = _scaled(heard, level) + _scaled(noise, level * 10 ** (-condition.snr_db / 20))
+    heard = _scaled(heard, level)
+    peak = float(np.abs(heard).max(initial=0.0))
+    heard = heard / max(1.0, peak / 0.99)
+    if condition.bits is not None:
+        heard = _mu_law(heard, condition.bits)
+    return heard.astype(np.float32)
+
+
+def rendering_seed(config: ConditionsConfig, name: str, condition: int) -> list[int]:
+    """The seed of the noise in the rendering of utterance ``name`` under ``condition``."""
+    return [config.seed, _NOISE, condition, text_key(name)]
+
+
+def _scaled(samples: np.ndarray, level: float) -> np.ndarray:
+    current = float(np.sqrt(np.mean(samples**2)))
+    return np.asarray(samples * (level / current if current > 0 else 0.0))
+
+
+def _room(rng: np.random.Generator, strength: float) -> np.ndarray:
+    """An impulse response: direct sound, a few early reflections, and a tail that decays by 60 dB in RT60 seconds."""
+    reverberation_s = rng.uniform(0.15, 0.6)
+    direct_to_tail_db = rng.uniform(4, 18)
+    count = int(rng.integers(3, 8))
+    delays = rng.uniform(0.001, 0.03, count)
+    gains = rng.uniform(0.1, 0.6, count) * rng.choice([-1, 1], count)
+    time = np.arange(int(_ROOM_S * RATE)) / RATE
+    tail = rng.standard_normal(len(time)) * 10 ** (-3 * time / reverberation_s) * (time > 0.005)
+    tail *= 10 ** (-direct_to_tail_db / 20) / np.sqrt(np.sum(tail**2))
+    response = strength * tail
+    np.add.at(response, (delays * RATE).astype(int), strength * gains * 10 ** (-3 * delays / reverberation_s))
+    response[0] += 1.0
+    return response
+
+
+def _microphone(rng: np.random.Generator, strength: float) -> np.ndarray:
+    """A linear-phase filter with band limits, a slope and resonances, drawn in dB over frequency."""
+    hertz = np.linspace(0, RATE / 2, 257)
+    octaves = np.log2(np.maximum(hertz, 30) / 1000)
+    low, high = 10 ** rng.uniform(np.log10(60), np.log10(400)), 10 ** rng.uniform(np.log10(3000), np.log10(9000))
+    decibels = rng.uniform(-8, 8) * octaves
+    decibels -= 18 * np.maximum(0, np.log2(low / np.maximum(hertz, 30)))
+    decibels -= 30 * np.maximum(0, np.log2(np.maximum(hertz, 30) / high))
+    for _ in range(int(rng.integers(3, 7))):
+        centre, width, gain = rng.uniform(-2.5, 2.8), rng.uniform(0.15, 0.6), rng.uniform(-20, 20)
+        decibels += gain * np.exp(-0.5 * ((octaves - centre) / width) ** 2)
+    gains = 10 ** (strength * np.clip(decibels, -45, 25) / 20)
+    return np.asarray(firwin2(_MICROPHONE_TAPS, hertz / (RATE / 2), gains))
+
+
+def _floor(rng: np.random.Generator) -> np.ndarray:
+    """The filter that colours the noise floor: a slope of -8 to +1 dB an octave and one hump."""
+    hertz = np.linspace(0, RATE / 2, 129)
+    octaves = np.log2(np.maximum(hertz, 60) / 1000)
+    decibels = rng.uniform(-8, 1) * octaves
+    decibels += rng.uniform(0, 12) * np.exp(-0.5 * ((octaves - rng.uniform(-2, 2.5)) / 0.4) ** 2)
+    return np.asarray(firwin2(255, hertz / (RATE / 2), 10 ** (decibels / 20)))
+
+
+def _mu_law(samples: np.ndarray, bits: int) -> np.ndarray:
+    """Companded to ``bits`` bits and back, as telephone codecs do (mu = 255)."""
+    mu = 255.0
+    compressed = np.sign(samples) * np.log1p(mu * np.abs(samples)) / np.log1p(mu)
+    steps = 2 ** (bits - 1)
+    compressed = np.rint(compressed * steps) / steps
+    return np.asarray(np.sign(compressed) * np.expm1(np.abs(compressed) * np.log1p(mu)) / mu)

@@ -1,0 +1,221 @@
+"""Speech-like corpora made from a seed: speakers by recordings by utterances, without any data.
+
+A source-filter model: glottal pulses and breath noise, shaped frame by frame by the resonances of a vocal tract that
+moves through vowels and fricatives. A speaker is a pitch and its movement, a length of vocal tract, resonances of their
+own, a glottal slope, breathiness and a speaking rate. A recording is one condition of `rayssl.data.conditions` drawn
+for it alone, so that recording is a true confound: utterances of one recording share a channel, the speaker's others do
+not. Utterances of a speaker differ in the sounds spoken, as real ones do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from rayssl.data import conditions
+from rayssl.data.decode import RATE
+from rayssl.schema import Config
+
+_SPEAKER, _UTTERANCE, _CHANNEL, _NOISE = 1, 2, 3, 4  # purposes of the seeds
+_HOP, _FFT = 160, 1024
+# Resonances of ten vowels in Hz, an adult's average over published measurements, rounded.
+_VOWELS = np.array(
+    [
+        [300, 2300, 3000, 3600], [400, 2000, 2600, 3500], [550, 1800, 2500, 3500], [700, 1700, 2450, 3450],
+        [750, 1150, 2500, 3400], [600, 900, 2500, 3350], [450, 1050, 2300, 3300], [320, 900, 2300, 3300],
+        [640, 1200, 2400, 3350], [480, 1350, 1750, 3300],
+    ],
+    dtype=float,
+)  # fmt: skip
+_FRICATIVES = np.array([[5500, 900], [3200, 800], [4500, 2500], [2200, 1200]], dtype=float)  # centre and width in Hz
+
+
+class SyntheticConfig(Config):
+    """A generated source: ``speakers`` x ``recordings`` x ``utterances`` of ``seconds`` each.
+
+    ``first_speaker`` shifts the numbering: two sources with one seed and ranges that do not meet share no speaker.
+    ``channel`` scales how much recordings differ (0: not at all), as `conditions.strength` does.
+    """
+
+    name: Literal["synthetic"] = "synthetic"
+    seed: int = 0
+    speakers: int = Field(default=40, ge=1)
+    recordings: int = Field(default=4, ge=1)
+    utterances: int = Field(default=4, ge=1)
+    seconds: float = Field(default=3.0, gt=0, le=60)
+    first_speaker: int = Field(default=0, ge=0)
+    channel: float = Field(default=0.6, ge=0, le=2)
+
+
+@dataclass(frozen=True)
+class Voice:
+    """What stays the same in a speaker's speech. Frequencies in Hz, slopes in dB an octave, rate in sounds a second."""
+
+    pitch: float
+    pitch_range: float  # standard deviation of the melody, in octaves
+    pitch_fall: float  # octaves over an utterance
+    tract: float  # factor on all resonances; shorter tracts resonate higher
+    resonances: np.ndarray  # [4] factors on F1..F4
+    sharpness: float  # factor on the resonances' bandwidths
+    fifth: float
+    nasal: float
+    nasal_db: float
+    slope: float
+    breath: float
+    jitter: float
+    rate: float
+    hiss: float  # factor on the centres of fricatives
+
+
+def utterance_names(config: SyntheticConfig) -> Iterator[tuple[int, int, int]]:
+    """Speaker, recording and utterance numbers, in order."""
+    for speaker in range(config.first_speaker, config.first_speaker + config.speakers):
+        for recording in range(config.recordings):
+            for utterance in range(config.utterances):
+                yield speaker, recording, utterance
+
+
+def speak(config: SyntheticConfig, speaker: int, recording: int, utterance: int) -> np.ndarray:
+    """One utterance as float32 ``[seconds * 16000]`` in [-1, 1], through its recording's channel."""
+    rng = np.random.default_rng([config.seed, _UTTERANCE, speaker, recording, utterance])
+    clean = synthesise(draw_voice(config.seed, speaker), rng, round(config.seconds * RATE))
+    channel = _channel(config.seed, speaker, recording, config.channel)
+    return conditions.render(clean, channel, [config.seed, _NOISE, speaker, recording, utterance])
+
+
+def draw_voice(seed: int, speaker: int) -> Voice:
+    """The voice of speaker number ``speaker``."""
+    rng = np.random.default_rng([seed, _SPEAKER, speaker])
+    size = rng.normal(0, 1)  # long tracts and low voices tend to go together
+    return Voice(
+        pitch=float(150 * 2 ** (0.42 * size + rng.normal(0, 0.16))),
+        pitch_range=float(rng.uniform(0.06, 0.22)),
+        pitch_fall=float(rng.uniform(0.05, 0.45)),
+        tract=float(2 ** (0.10 * size + rng.normal(0, 0.045))),
+        resonances=2 ** rng.normal(0, [0.06, 0.05, 0.05, 0.05]),
+        sharpness=float(2 ** rng.normal(0, 0.35)),
+        fifth=float(rng.uniform(4200, 5200)),
+        nasal=float(rng.uniform(700, 2600)),
+        nasal_db=float(rng.uniform(3, 12)),
+        slope=float(rng.uniform(-12, -5)),
+        breath=float(10 ** rng.uniform(-2.2, -0.9)),
+        jitter=float(rng.uniform(0.002, 0.02)),
+        rate=float(rng.uniform(7, 14)),
+        hiss=float(2 ** rng.normal(0, 0.15)),
+    )
+
+
+def synthesise(voice: Voice, rng: np.random.Generator, samples: int) -> np.ndarray:
+    """``samples`` of speech by ``voice``, float32, with an RMS of 0.06; ``rng`` draws what is said and how."""
+    frames = samples // _HOP + 2
+    resonances, voicing, fricative, loudness = _articulation(voice, rng, frames)
+    source = _glottis(voice, rng, frames, samples) * np.repeat(voicing, _HOP)[:samples]
+    noise = rng.standard_normal(samples)
+    breath = noise * np.repeat(voicing, _HOP)[:samples] * voice.breath
+    friction = noise * np.repeat(1 - voicing, _HOP)[:samples] * 0.15
+    tract, mouth = _tract_response(voice, resonances), _friction_response(voice, fricative)
+    spoken = _filter_frames(source + breath, tract, samples) + _filter_frames(friction, mouth, samples)
+    spoken *= np.interp(np.arange(samples) / _HOP, np.arange(frames), loudness)
+    return np.asarray(spoken * (0.06 / max(float(np.sqrt(np.mean(spoken**2))), 1e-9)), dtype=np.float32).clip(-1, 1)
+
+
+def _articulation(
+    voice: Voice, rng: np.random.Generator, frames: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Per frame: resonances [frames, 4] in Hz, voicing in 0..1, fricative [frames, 2] in Hz, loudness in 0..1."""
+    sounds = max(2, int(np.ceil(frames * _HOP / RATE * voice.rate * 1.6)))
+    lengths = rng.lognormal(0, 0.35, sounds) * RATE / _HOP / voice.rate
+    ends = np.cumsum(lengths)
+    centres = ends - lengths / 2
+    kind = rng.choice(3, sounds, p=[0.66, 0.24, 0.10])  # vowel, fricative, pause
+    kind[0] = 0
+    vowels = _VOWELS[rng.integers(len(_VOWELS), size=sounds)] * 2 ** rng.normal(0, 0.03, (sounds, 4))
+    vowels = vowels * voice.tract * voice.resonances
+    place = _FRICATIVES[rng.integers(len(_FRICATIVES), size=sounds)] * voice.hiss
+    stress = np.where(kind == 2, 0.0, rng.uniform(0.45, 1.0, sounds))
+    frame = np.arange(frames)
+    sound = np.minimum(np.searchsorted(ends, frame), sounds - 1)
+    smooth = np.hanning(7) / np.hanning(7).sum()
+    moving = np.stack([np.interp(frame, centres, vowels[:, k]) for k in range(4)], axis=1)
+    voicing = np.convolve((kind == 0)[sound], smooth, mode="same")
+    loudness = np.convolve(stress[sound], smooth, mode="same")
+    return moving, voicing, place[sound], loudness
+
+
+def _glottis(voice: Voice, rng: np.random.Generator, frames: int, samples: int) -> np.ndarray:
+    """Pulses ``[samples]`` at the fundamental frequency, one a period, placed between samples."""
+    knots = np.linspace(0, frames, max(3, frames // 25))
+    melody = np.interp(np.arange(frames), knots, rng.normal(0, voice.pitch_range, len(knots)))
+    fall = voice.pitch_fall * (0.5 - np.arange(frames) / frames)
+    flutter = rng.normal(0, voice.jitter, frames)
+    pitch = np.clip(voice.pitch * 2 ** (melody + fall + flutter), 50, 500)
+    phase = np.cumsum(np.interp(np.arange(samples) / _HOP, np.arange(frames), pitch) / RATE)
+    place = np.interp(np.arange(1, int(phase[-1]) + 1), phase, np.arange(samples))
+    index = np.minimum(place.astype(int), samples - 2)
+    fraction = place - index
+    pulses = np.zeros(samples)
+    np.add.at(pulses, index, 1 - fraction)
+    np.add.at(pulses, index + 1, fraction)
+    return pulses
+
+
+@lru_cache(maxsize=1)
+def _bins() -> tuple[np.ndarray, np.ndarray]:
+    """Frequencies in Hz of the FFT bins, and z^-1 at each."""
+    hertz = np.arange(_FFT // 2 + 1) * RATE / _FFT
+    return hertz, np.exp(-2j * np.pi * hertz / RATE).astype(np.complex64)
+
+
+def _tract_response(voice: Voice, resonances: np.ndarray) -> np.ndarray:
+    """The vocal tract over frequency for each frame, complex ``[frames, bins]``: glottal slope times resonators."""
+    hertz, delay = _bins()
+    octaves = np.log2(np.maximum(hertz, 80) / 200)
+    fixed = 10 ** (voice.slope * np.maximum(octaves, 0) / 20)
+    fixed = fixed * 10 ** (-voice.nasal_db / 20 * np.exp(-0.5 * ((hertz - voice.nasal) / 160) ** 2))
+    fixed = (fixed * _resonator(np.array([[voice.fifth]]), 250 * voice.sharpness, delay)[0]).astype(np.complex64)
+    response = np.broadcast_to(fixed, (len(resonances), len(fixed))).copy()
+    for k, width in enumerate((60, 90, 140, 200)):
+        response *= _resonator(resonances[:, k : k + 1], width * voice.sharpness, delay)
+    return response
+
+
+def _resonator(centre: np.ndarray, width: float, delay: np.ndarray) -> np.ndarray:
+    """A two-pole resonance at ``centre [frames, 1]`` Hz, ``width`` Hz wide, with gain 1 at 0 Hz; ``[frames, bins]``."""
+    radius = np.exp(-np.pi * width / RATE)
+    first = (-2 * radius * np.cos(2 * np.pi * np.minimum(centre, 0.48 * RATE) / RATE)).astype(np.complex64)
+    second = np.complex64(radius**2)
+    return np.asarray((1 + first + second) / (1 + delay * (first + delay * second)))
+
+
+def _friction_response(voice: Voice, fricative: np.ndarray) -> np.ndarray:
+    """The band of each frame's fricative, ``[frames, bins]``."""
+    hertz, _ = _bins()
+    distance = (hertz.astype(np.float32) - fricative[:, :1].astype(np.float32)) / fricative[:, 1:].astype(np.float32)
+    return np.asarray(np.exp(-0.5 * distance**2))
+
+
+def _filter_frames(signal: np.ndarray, response: np.ndarray, samples: int) -> np.ndarray:
+    """``signal [samples]`` through a filter that changes from frame to frame, by overlap-add of windowed spectra."""
+    frames, width = len(response), 2 * _HOP
+    padded = np.zeros((frames + 1) * _HOP, dtype=np.float32)
+    padded[_HOP : _HOP + samples] = signal
+    windows = np.lib.stride_tricks.sliding_window_view(padded, width)[::_HOP][:frames]
+    window = np.hanning(width + 1)[:width].astype(np.float32)
+    pieces = np.fft.irfft(np.fft.rfft(windows * window, _FFT) * response[: len(windows)], _FFT).astype(np.float32)
+    out = np.zeros((len(pieces) + _FFT // _HOP + 1) * _HOP, dtype=np.float32)
+    rows = out.reshape(-1, _HOP)
+    blocks = -(-_FFT // _HOP)
+    pieces = np.pad(pieces, ((0, 0), (0, blocks * _HOP - _FFT))).reshape(len(pieces), blocks, _HOP)
+    for k in range(blocks):
+        rows[k : k + len(pieces)] += pieces[:, k]
+    return out[_HOP : _HOP + samples]
+
+
+@lru_cache(maxsize=64)
+def _channel(seed: int, speaker: int, recording: int, strength: float) -> conditions.Condition:
+    return conditions.draw([seed, _CHANNEL, speaker, recording], strength)

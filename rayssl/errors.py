@@ -1,0 +1,27 @@
+"""What a user can mend: one sentence that names the key, URI or file, and the way out.
+
+The command line prints these without a traceback and exits with status 2. Everything else that escapes is a defect of
+rayssl and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A mistake in what the user gave; ``str(error)`` is one readable line."""
+
+
+class ConfigError(UserError, ValueError):
+    """A configuration that cannot be used: unknown key, wrong type, a value out of range, a bad override."""
+
+
+class StorageError(UserError, OSError):
+    """Object storage or a folder that cannot be used: missing bucket, wrong credentials, absent or damaged file."""
+
+
+class CorpusError(UserError, ValueError):
+    """A corpus that does not hold what it should: absent manifest, hash mismatch, too many rejects, unknown trials."""
+
+
+class CheckpointError(UserError, ValueError):
+    """A checkpoint that does not fit the run: another architecture, an incomplete or damaged file."""

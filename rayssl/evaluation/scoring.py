@@ -1,0 +1,121 @@
+"""Scores of verification trials from embeddings: cosine, and its adaptive symmetric normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayssl.errors import CorpusError
+
+Float32 = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+_BLOCK_BYTES = 64 << 20  # of any one temporary array
+
+
+class TrialList(Protocol):
+    """What is needed of a trial list: the names of both utterances of each of its n trials."""
+
+    @property
+    def enrol(self) -> Sequence[str]: ...
+
+    @property
+    def test(self) -> Sequence[str]: ...
+
+
+def score_trials(trials: TrialList, names: Sequence[str], embeddings: Float32) -> Float32:
+    """Cosine ``[n]`` in [-1, 1] of each trial, from ``embeddings [U, D]`` of the utterances ``names [U]``.
+
+    Raises `CorpusError` when trials name utterances that have no embedding, and `ValueError` when ``embeddings`` do
+    not fit ``names`` or are not finite.
+    """
+    enrol, test = trial_rows(trials, names)
+    rows = unit_rows(embeddings, len(names))
+    scores = np.empty(len(enrol), np.float32)
+    block = max(1, _BLOCK_BYTES // (8 * max(1, rows.shape[1])))
+    for start in range(0, len(enrol), block):
+        part = slice(start, start + block)
+        scores[part] = np.einsum("nd,nd->n", rows[enrol[part]], rows[test[part]])
+    return np.clip(scores, -1, 1, out=scores)
+
+
+def as_norm(
+    scores: Float32,
+    trials: TrialList,
+    names: Sequence[str],
+    embeddings: Float32,
+    cohort: Float32,
+    *,
+    top: int = 200,
+) -> Float32:
+    """Adaptive s-norm of cosine ``scores [n]`` with impostor embeddings ``cohort [C, D]``; unbounded, ``[n]``.
+
+    ``s' = ((s - mu_e) / sigma_e + (s - mu_t) / sigma_t) / 2``, where mu and sigma (population) are over the ``top``
+    highest cosines of the enrolment, respectively the test utterance, with the cohort; all of it where C is smaller.
+    Raises as `score_trials`, and `ValueError` for a cohort of fewer than two rows or without any spread.
+    """
+    enrol, test = trial_rows(trials, names)
+    rows = unit_rows(embeddings, len(names))
+    impostors = unit_rows(cohort, len(cohort))
+    if len(impostors) < 2 or top < 2:
+        raise ValueError(f"score normalisation needs a cohort and a top of at least 2, got {len(impostors)} and {top}")
+    if impostors.shape[1] != rows.shape[1]:
+        raise ValueError(f"cohort embeddings have {impostors.shape[1]} dimensions, those of the trials {rows.shape[1]}")
+    used, place = np.unique(np.concatenate([enrol, test]), return_inverse=True)
+    mean, spread = _cohort_statistics(rows[used], impostors, min(top, len(impostors)))
+    enrol, test = place[: len(enrol)], place[len(enrol) :]
+    values = scores.astype(np.float64)
+    normed = ((values - mean[enrol]) / spread[enrol] + (values - mean[test]) / spread[test]) / 2
+    return normed.astype(np.float32)
+
+
+def trial_rows(trials: TrialList, names: Sequence[str]) -> tuple[Ints, Ints]:
+    """Rows ``[n]`` in ``names`` of the enrolment and of the test utterance of each trial.
+
+    Raises `CorpusError` naming the first utterances that are not among ``names``, and how many there are.
+    """
+    row = {name: index for index, name in enumerate(names)}
+    if len(row) != len(names):
+        raise CorpusError(f"{len(names) - len(row)} utterance names occur twice among the embeddings; names are unique")
+    unknown = list(dict.fromkeys(name for side in (trials.enrol, trials.test) for name in side if name not in row))
+    if unknown:
+        shown = ", ".join(f"'{name}'" for name in unknown[:3])
+        example = f" (embedded names look like '{names[0]}')" if len(names) else ""
+        raise CorpusError(
+            f"trials: {len(unknown)} utterances have no embedding, first {shown}{example}; "
+            "give the corpus that the trial list was made for"
+        )
+    return (
+        np.fromiter((row[name] for name in trials.enrol), np.int64, len(trials.enrol)),
+        np.fromiter((row[name] for name in trials.test), np.int64, len(trials.test)),
+    )
+
+
+def unit_rows(embeddings: Float32, count: int) -> Float32:
+    """``embeddings [U, D]`` with rows of length 1; `ValueError` unless U is ``count``, and all finite and not zero."""
+    matrix = np.asarray(embeddings, np.float32)
+    if matrix.ndim != 2 or len(matrix) != count:
+        raise ValueError(f"expected embeddings [{count}, D], got shape {list(matrix.shape)}")
+    norms = np.linalg.norm(matrix, axis=1, keepdims=True)
+    bad = np.flatnonzero(~(np.isfinite(norms[:, 0]) & (norms[:, 0] > 0)))
+    if len(bad):
+        raise ValueError(f"{len(bad)} of {count} embeddings are zero, NaN or infinite, first at row {bad[0]}")
+    return np.asarray(matrix / norms, np.float32)
+
+
+def _cohort_statistics(rows: Float32, impostors: Float32, top: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and population standard deviation ``[U]`` of the ``top`` highest cosines of each row with the impostors."""
+    mean, spread = np.empty(len(rows)), np.empty(len(rows))
+    block = max(1, _BLOCK_BYTES // (4 * len(impostors)))
+    for start in range(0, len(rows), block):
+        cosines = rows[start : start + block] @ impostors.T
+        cut = len(impostors) - top
+        highest = np.partition(cosines, cut, axis=1)[:, cut:].astype(np.float64) if cut else cosines.astype(np.float64)
+        mean[start : start + block] = highest.mean(axis=1)
+        spread[start : start + block] = highest.std(axis=1)
+    if spread.min(initial=np.inf) < 1e-6:
+        raise ValueError("the cohort's highest scores do not differ for some utterance; use a more varied cohort")
+    return mean, spread

@@ -1,0 +1,222 @@
+"""Speaker verification figures from scored trials: EER with its interval over speakers, minDCF, and the DET curve.
+
+A trial is accepted when its score is at or above a threshold. Lowering the threshold past one distinct score at a time
+gives the ROC staircase of points (P_fa, P_miss) from (0, 1) to (1, 0); tied scores move together. Everything here is
+computed from these points. Rates are fractions in [0, 1], never percent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rayssl.schema import Config
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+_BLOCK = 1 << 20  # weights held at once by the bootstrap: resamples in a block * trials
+
+
+class Result(Config):
+    """The figures of one scored trial list; the interval is absent where the speakers of the trials are not known."""
+
+    eer: float
+    eer_low: float | None = None
+    eer_high: float | None = None
+    min_dcf_001: float
+    min_dcf_005: float
+    trials: int
+    targets: int
+    norm: str = "none"
+    checkpoint: str | None = None
+
+
+def eer(target_scores: ArrayLike, nontarget_scores: ArrayLike) -> float:
+    """Equal error rate of ``target_scores [T]`` against ``nontarget_scores [N]``, on the ROC convex hull; in [0, 0.5].
+
+    The value at which the lower-left convex hull of the ROC staircase crosses P_miss = P_fa, linear between its
+    vertices: any point of the hull is reached by choosing at random between two thresholds. By duality
+    ``EER = max_p min_threshold (p P_miss + (1 - p) P_fa)``. It lies at or below the crossing of the staircase itself,
+    by at most one step's height where the staircase is nearly convex; scores worse than chance give 0.5.
+    Raises `ValueError` when either side is empty or holds a NaN or an infinity.
+    """
+    targets, nontargets = np.ravel(target_scores), np.ravel(nontarget_scores)
+    labels = np.concatenate([np.ones(len(targets), np.int8), np.zeros(len(nontargets), np.int8)])
+    stairs = _stairs(np.concatenate([targets, nontargets]), labels)
+    return float(_hull_eer(*stairs.rates(np.ones((1, len(labels)))))[0])
+
+
+def min_dcf(scores: ArrayLike, labels: ArrayLike, p_target: float, c_miss: float = 1.0, c_fa: float = 1.0) -> float:
+    """Normalised minimum detection cost of ``scores [n]`` with ``labels [n]`` (1 target, 0 non-target); in [0, 1].
+
+    ``min over thresholds (c_miss p P_miss + c_fa (1 - p) P_fa) / min(c_miss p, c_fa (1 - p))``; 1 is what accepting
+    everything or rejecting everything costs. Raises `ValueError` for unusable trials or a ``p_target`` outside (0, 1).
+    """
+    if not 0 < p_target < 1 or c_miss <= 0 or c_fa <= 0:
+        raise ValueError(f"p_target must lie in (0, 1) and costs above 0, got {p_target}, {c_miss}, {c_fa}")
+    false_alarm, miss, _ = det_curve(scores, labels)
+    cost = c_miss * p_target * miss + c_fa * (1 - p_target) * false_alarm
+    return float(cost.min() / min(c_miss * p_target, c_fa * (1 - p_target)))
+
+
+def det_curve(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, Floats, Floats]:
+    """The staircase of ``scores [n]``, ``labels [n]``: P_fa ``[k+1]`` rising, P_miss ``[k+1]`` falling, thresholds.
+
+    ``k`` is the number of distinct scores; the first threshold is +inf (nothing accepted), the others fall.
+    Raises `ValueError` for unusable trials.
+    """
+    stairs = _stairs(scores, labels)
+    false_alarm, miss = stairs.rates(np.ones((1, len(stairs.order))))
+    return false_alarm[0], miss[0], np.concatenate([[np.inf], stairs.thresholds])
+
+
+def bootstrap_interval(
+    scores: ArrayLike,
+    labels: ArrayLike,
+    enrol_speakers: ArrayLike,
+    test_speakers: ArrayLike,
+    *,
+    resamples: int = 1000,
+    seed: int,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile interval ``(low, high)`` of the EER when the *speakers* are drawn again with replacement.
+
+    Trials that share a speaker are not independent, so resampling trials gives intervals that are far too narrow. With
+    ``m_s`` the times speaker s is drawn, a trial between speakers s and t weighs ``m_s m_t``, and a trial of a speaker
+    with itself ``m_s``: every copy of the speaker brings its own target trials once. (The square would nearly triple
+    the targets' variance.) Resamples left without targets or without non-targets have no EER and are passed over.
+
+    All four arrays are ``[n]``; speakers are integers or strings. Raises `ValueError` for unusable trials, fewer than
+    two speakers, or when more than half of the resamples have no EER.
+    """
+    stairs = _stairs(scores, labels)
+    enrol, test = np.ravel(enrol_speakers), np.ravel(test_speakers)
+    if len(enrol) != len(stairs.order) or len(test) != len(stairs.order):
+        raise ValueError(f"{len(stairs.order)} trials but {len(enrol)} enrolment and {len(test)} test speakers")
+    if resamples < 1 or not 0 < level < 1:
+        raise ValueError(f"resamples must be positive and level lie in (0, 1), got {resamples} and {level}")
+    known, index = np.unique(np.concatenate([enrol, test]), return_inverse=True)
+    if len(known) < 2:
+        raise ValueError("an interval over speakers needs trials of at least two speakers")
+    first, second = index[: len(enrol)], index[len(enrol) :]
+    same = first == second
+
+    draw = np.random.default_rng([seed, len(known)])
+    rates = []
+    block = max(1, _BLOCK // len(enrol))
+    for start in range(0, resamples, block):
+        count = min(block, resamples - start)
+        times = draw.multinomial(len(known), np.full(len(known), 1 / len(known)), size=count).astype(np.float64)
+        weights = times[:, first]
+        weights *= np.where(same, 1.0, times[:, second])
+        rates.append(_hull_eer(*stairs.rates(weights)))
+    found = np.concatenate(rates)
+    found = found[np.isfinite(found)]
+    if len(found) * 2 < resamples:
+        raise ValueError(
+            f"only {len(found)} of {resamples} resamples of {len(known)} speakers have both kinds of trial"
+        )
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def verification_result(
+    scores: ArrayLike,
+    labels: ArrayLike,
+    enrol_speakers: ArrayLike | None = None,
+    test_speakers: ArrayLike | None = None,
+    *,
+    seed: int = 0,
+    resamples: int = 1000,
+    norm: str = "none",
+    checkpoint: str | None = None,
+) -> Result:
+    """All figures of one scored trial list; without the speakers (or with fewer than two) there is no interval."""
+    values, kinds = np.ravel(scores), np.ravel(labels)
+    low = high = None
+    if enrol_speakers is not None and test_speakers is not None:
+        low, high = bootstrap_interval(values, kinds, enrol_speakers, test_speakers, resamples=resamples, seed=seed)
+    return Result(
+        eer=eer(values[kinds == 1], values[kinds == 0]),
+        eer_low=low,
+        eer_high=high,
+        min_dcf_001=min_dcf(values, kinds, 0.01),
+        min_dcf_005=min_dcf(values, kinds, 0.05),
+        trials=len(values),
+        targets=int((kinds == 1).sum()),
+        norm=norm,
+        checkpoint=checkpoint,
+    )
+
+
+@dataclass(frozen=True)
+class _Stairs:
+    """Trials sorted by falling score, once for all weightings."""
+
+    order: Ints  # [n] trial at each place
+    is_target: NDArray[np.bool_]  # [n] at each place
+    last: Ints  # [k] place of the last trial of each distinct score
+    thresholds: Floats  # [k]
+
+    def rates(self, weights: Floats) -> tuple[Floats, Floats]:
+        """P_fa and P_miss ``[R, k+1]`` for trial weights ``[R, n]``; NaN rows where a kind of trial weighs nothing."""
+        placed = weights[:, self.order]
+        targets = np.cumsum(placed * self.is_target, axis=1)
+        others = np.cumsum(placed * ~self.is_target, axis=1)
+        nothing = np.zeros((len(weights), 1))
+        with np.errstate(invalid="ignore"):
+            accepted = np.concatenate([nothing, targets[:, self.last]], axis=1) / targets[:, -1:]
+            false_alarm = np.concatenate([nothing, others[:, self.last]], axis=1) / others[:, -1:]
+        return false_alarm, 1 - accepted
+
+
+def _stairs(scores: ArrayLike, labels: ArrayLike) -> _Stairs:
+    values = np.asarray(scores, np.float64).ravel()
+    kinds = np.asarray(labels).ravel()
+    if len(values) != len(kinds):
+        raise ValueError(f"{len(values)} scores but {len(kinds)} labels")
+    unusable = int((~np.isfinite(values)).sum())
+    if unusable:
+        first = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise ValueError(f"{unusable} of {len(values)} scores are NaN or infinite, first at trial {first}")
+    if not np.isin(kinds, (0, 1)).all():
+        raise ValueError("labels must be 1 (target) or 0 (non-target)")
+    targets = int((kinds == 1).sum())
+    if targets == 0 or targets == len(kinds):
+        raise ValueError(f"need target and non-target trials, got {targets} and {len(kinds) - targets}")
+    order = np.argsort(-values, kind="stable")
+    placed = values[order]
+    last = np.flatnonzero(np.append(placed[1:] != placed[:-1], True))
+    return _Stairs(order, kinds[order] == 1, last, placed[last])
+
+
+def _hull_eer(false_alarm: Floats, miss: Floats) -> Floats:
+    """EER ``[R]`` of the convex hulls of R staircases ``[R, k]``; NaN where the rates are.
+
+    Only the hull edge that crosses the diagonal is looked for: from the chord between an end above and an end below
+    it, go to the staircase point furthest beyond the chord, keep the chord that still crosses, until no point lies
+    beyond. Each round is one vectorised pass, and rounds are as few as the hull has vertices near the diagonal.
+    """
+    rows = np.arange(len(miss))
+    left, right = np.zeros(len(miss), np.int64), np.full(len(miss), miss.shape[1] - 1, np.int64)
+    active = np.isfinite(false_alarm[:, -1]) & np.isfinite(miss[:, 0])
+    while active.any():
+        todo = rows[active]
+        x0, y0 = false_alarm[todo, left[todo]], miss[todo, left[todo]]
+        down, along = y0 - miss[todo, right[todo]], false_alarm[todo, right[todo]] - x0
+        below = (x0[:, None] - false_alarm[todo]) * down[:, None] + (y0[:, None] - miss[todo]) * along[:, None]
+        best = below.argmax(axis=1)
+        beyond = below[np.arange(len(todo)), best] > 1e-14
+        above_diagonal = miss[todo, best] >= false_alarm[todo, best]
+        left[todo[beyond & above_diagonal]] = best[beyond & above_diagonal]
+        right[todo[beyond & ~above_diagonal]] = best[beyond & ~above_diagonal]
+        active[todo[~beyond]] = False
+    x0, y0 = false_alarm[rows, left], miss[rows, left]
+    x1, y1 = false_alarm[rows, right], miss[rows, right]
+    gap = (y0 - x0) - (y1 - x1)
+    with np.errstate(invalid="ignore"):
+        return np.where(gap > 0, x0 + (x1 - x0) * (y0 - x0) / np.where(gap > 0, gap, 1), x0) + 0 * gap

@@ -1,0 +1,160 @@
+"""The whole YAML of an experiment as one type, and from it the objects that train.
+
+`Experiment.method` is a union discriminated by ``name``: that union is the registry of methods.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from rayssl import draws
+from rayssl.data.shards import Manifest
+from rayssl.errors import ConfigError
+from rayssl.memory.speakers import SpeakerMemory
+from rayssl.methods.base import Method
+from rayssl.methods.simclr import SimCLR, SimCLRConfig
+from rayssl.methods.ssps import SSPS, SSPSConfig
+from rayssl.methods.supervised import Supervised, SupervisedConfig
+from rayssl.models.encoder import Encoder, EncoderConfig, build_encoder
+from rayssl.models.norm import set_sync
+from rayssl.schema import Config
+from rayssl.training.loop import TrainingConfig
+from rayssl.views.recipes import ViewsConfig
+
+MethodConfig = Annotated[SimCLRConfig | SSPSConfig | SupervisedConfig, Field(discriminator="name")]
+
+
+class CorpusConfig(Config):
+    """``uri`` of a prepared corpus; ``unit_rows``: utterances that one data task reads and decodes at the least."""
+
+    uri: str
+    unit_rows: int = Field(1024, ge=1)
+
+
+class MemoryConfig(Config):
+    """``sync``: ``strict`` applies what all ranks remember, in rank order, before the next recall, so that runs repeat
+    exactly; ``ahead`` answers at once. ``half``: references kept in fp16. ``threads`` of the clustering, 0 for all of its
+    node's cores. ``cpus``: what the actor reserves of its node in Ray's books.
+    """
+
+    sync: Literal["strict", "ahead"] = "strict"
+    half: bool = False
+    threads: int = Field(0, ge=0)
+    cpus: float = Field(0.1, ge=0)
+
+
+class RayConfig(Config):
+    """``workers``: DDP ranks; ``gpu``: one GPU a worker (auto: where the cluster has enough); ``cpus_per_worker`` also
+    bounds a worker's threads; ``max_failures``: restarts from the last checkpoint before giving up.
+    """
+
+    workers: int = Field(2, ge=1)
+    cpus_per_worker: float = Field(1.0, gt=0)
+    gpu: bool | Literal["auto"] = "auto"
+    max_failures: int = Field(3, ge=0)
+    collective_timeout_s: int = Field(1800, ge=1)
+
+
+class AsNormConfig(Config):
+    """Adaptive s-norm against ``cohort``, a prepared corpus: its ``utterances`` first ones, the ``top`` scores of each."""
+
+    cohort: str
+    utterances: int = Field(2000, ge=2)
+    top: int = Field(300, ge=2)
+
+
+class EvaluationConfig(Config):
+    """``corpus``: prepared test corpus; ``trials``: VoxCeleb list ``label enrol test`` over its utterance names."""
+
+    corpus: str
+    trials: str
+    as_norm: AsNormConfig | None = None
+    resamples: int = Field(1000, ge=0)
+    actors: int = Field(1, ge=1)
+    batch: int = Field(64, ge=1)
+
+
+class Experiment(Config):
+    """One YAML file: a run, its corpus, views, encoder, method, memory, training, evaluation and resources."""
+
+    run: str
+    seed: int = Field(0, ge=0)
+    corpus: CorpusConfig
+    views: ViewsConfig = ViewsConfig()
+    encoder: EncoderConfig
+    method: MethodConfig
+    memory: MemoryConfig = MemoryConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig | None = None
+    ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Experiment:
+        workers, batch = self.ray.workers, self.training.batch
+        if batch % workers:
+            raise ValueError(f"training.batch={batch} is not divisible by ray.workers={workers}; change one of them")
+        if isinstance(self.method, SSPSConfig) and self.method.start_epoch >= self.training.epochs:
+            raise ValueError(
+                f"method.start_epoch={self.method.start_epoch} is not before training.epochs={self.training.epochs}: "
+                "SSPS would never start; lower the one or raise the other"
+            )
+        return self
+
+    @property
+    def architecture(self) -> str:
+        """The model in one line, for messages about checkpoints that do not fit."""
+        backbone = self.encoder.backbone
+        sizes = ", ".join(f"{name}={value}" for name, value in backbone.model_dump().items() if name != "name")
+        return f"{self.method.name} over {backbone.name}({sizes})"
+
+
+def build_run_encoder(experiment: Experiment, rate: int) -> Encoder:
+    """The experiment's encoder, with weights drawn from its seed."""
+    torch.manual_seed(draws.fold(experiment.seed, 5) >> 1)
+    return build_encoder(experiment.encoder, rate, experiment.training.sync_batchnorm)
+
+
+def build_method(experiment: Experiment, manifest: Manifest) -> Method:
+    """The experiment's method, with weights drawn from its seed: the same on every rank."""
+    config, views = experiment.method, experiment.views
+    encoder = build_run_encoder(experiment, manifest.rate)
+    if isinstance(config, SupervisedConfig):
+        return Supervised(config, encoder, views, manifest.speakers)
+    base = SimCLR(config.over if isinstance(config, SSPSConfig) else config, encoder, views)
+    set_sync(base, experiment.training.sync_batchnorm)
+    return SSPS(config, base, views) if isinstance(config, SSPSConfig) else base
+
+
+def memory_settings(experiment: Experiment, manifest: Manifest) -> dict[str, Any] | None:
+    """Arguments of `SpeakerMemory` for this experiment, or None for a method without a memory."""
+    config = experiment.method
+    if not isinstance(config, SSPSConfig):
+        return None
+    if not config.neighbours < config.clusters <= manifest.rows:
+        raise ConfigError(
+            f"method.clusters={config.clusters} must be above method.neighbours={config.neighbours} and at most the "
+            f"{manifest.rows} utterances of {experiment.corpus.uri}"
+        )
+    dim = experiment.encoder.backbone.embedding_dim
+    return {
+        "utterances": manifest.rows,
+        "reference_dim": dim,
+        "positive_dim": config.over.projector.sizes[-1] if config.over.projector.sizes else dim,
+        "queue": config.queue or manifest.rows,
+        "clusters": config.clusters,
+        "neighbours": config.neighbours,
+        "sampling": config.sampling,
+        "iterations": config.iterations,
+        "seed": experiment.seed,
+        "skip_empty": config.skip_empty,
+        "reference_dtype": "float16" if experiment.memory.half else "float32",
+        "threads": experiment.memory.threads or None,
+    }
+
+
+def build_memory(settings: dict[str, Any]) -> SpeakerMemory:
+    """The memory of `memory_settings`."""
+    return SpeakerMemory(**settings)

@@ -1,0 +1,1 @@
+"""Tensors to a scalar: pure functions, one formula a file."""

@@ -1,0 +1,1 @@
+"""What is remembered between steps: pure, with a state_dict."""

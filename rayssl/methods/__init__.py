@@ -1,0 +1,1 @@
+"""One file a method: which views, heads, losses and memory it uses."""

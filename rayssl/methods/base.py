@@ -1,0 +1,116 @@
+"""The seam between a method and the loop: what goes in, what comes out, what is remembered.
+
+A method is an `nn.Module` whose ``forward`` is what DDP wraps. ``step`` gathers over ranks, calls the pure losses and
+says what the memory shall keep; it never touches the memory itself, so the loop can ask for the recall of the next
+batch while this one is still being computed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from rayssl.models.encoder import Encoder
+from rayssl.views.recipes import Segment
+
+Outputs: TypeAlias = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class View:
+    """One segment of each utterance of a batch, on the training device.
+
+    ``wave`` float32 ``[B, T]`` in [-1, 1]; ``keys`` int64 ``[B]`` seed the random masks, or None for an undistorted view.
+    """
+
+    wave: Tensor
+    keys: Tensor | None
+
+
+Views: TypeAlias = dict[str, View]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This rank's part of a global batch: ``ids`` int64 ``[B]``; labels int64 ``[B]``, -1 where unknown."""
+
+    ids: Tensor
+    speakers: Tensor
+    recordings: Tensor
+    labels: Tensor
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Recall:
+    """What the memory gives for a batch: ``rows`` ``[B, D]`` of other utterances, valid where ``found`` bool ``[B]``."""
+
+    rows: Tensor
+    found: Tensor
+
+
+@dataclass(frozen=True)
+class Remember:
+    """What the memory shall keep of a batch: ``references`` ``[B, D_repr]``, ``positives`` ``[B, D_emb]``, or None."""
+
+    references: Tensor | None
+    positives: Tensor | None
+
+
+@dataclass(frozen=True)
+class Step:
+    """``loss`` is this rank's scalar; the training loss is its mean over ranks. ``terms`` are for the metrics only."""
+
+    loss: Tensor
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    remember: Remember | None = None
+
+
+class Method(nn.Module):
+    """Base of all methods; ``encoder`` is what survives training."""
+
+    encoder: Encoder
+
+    #: Where the encoder's entries are in the method's ``state_dict``.
+    encoder_prefix: str = "encoder."
+
+    #: The entry of ``forward``'s outputs whose rows another utterance's may replace (SSPS); None where there is none.
+    replaceable: str | None = None
+
+    def segments(self, epoch: int) -> tuple[Segment, ...]:
+        """The segments cut from every utterance in ``epoch`` (from 0)."""
+        raise NotImplementedError
+
+    def forward(self, views: Views) -> Outputs:
+        """Embeddings of the views, ``[B, D]`` each."""
+        raise NotImplementedError
+
+    def step(self, out: Outputs, batch: Batch, recall: Recall | None) -> Step:
+        """The loss of this rank's batch."""
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        """Called after each optimiser step, for instance to move an average teacher."""
+
+    def recalls(self, epoch: int) -> bool:
+        """Whether ``step`` uses a recall in ``epoch``."""
+        return False
+
+    def remembers(self, epoch: int) -> bool:
+        """Whether ``step`` returns something to remember in ``epoch``."""
+        return False
+
+
+def embed_together(encoder: Encoder, views: list[View]) -> list[Tensor]:
+    """Embeddings of several distorted views, in one pass where their lengths agree.
+
+    One pass gives batch normalisation the statistics of all views together, which is the published SimCLR.
+    """
+    if len({view.wave.shape[1] for view in views}) > 1 or any(view.keys is None for view in views):
+        return [encoder(view.wave, view.keys) for view in views]
+    waves = torch.cat([view.wave for view in views])
+    keys = torch.cat([view.keys for view in views if view.keys is not None])
+    return list(encoder(waves, keys).chunk(len(views)))

@@ -1,0 +1,108 @@
+"""SSPS (Lepage and Dehak, Interspeech 2025): positives of another utterance, found by clustering a global memory.
+
+The wrapped method trains alone up to ``start_epoch``. One epoch earlier the memory begins to fill; from ``start_epoch``
+on, each epoch begins with one k-means over the references of the whole corpus, and a positive is replaced by the
+remembered embedding of an utterance that the clustering says is of the same speaker. Where nothing can be sampled the
+ordinary positive stays.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch.nn.functional import normalize
+
+from rayssl.methods.base import Batch, Method, Outputs, Recall, Remember, Step, View, Views
+from rayssl.methods.simclr import SimCLRConfig
+from rayssl.models.encoder import Encoder
+from rayssl.schema import Config
+from rayssl.views.recipes import Segment, ViewsConfig
+
+BaseConfig = Annotated[SimCLRConfig, Field()]
+
+
+class SSPSConfig(Config):
+    """``over``: the method whose positives are replaced; ``start_epoch``: the first epoch (from 0) that replaces them.
+
+    Sampling (``sampling: cluster``): with ``neighbours`` M = 0 an utterance of the anchor's own cluster (Eq. 3), with
+    M >= 1 one of a cluster drawn among the M with the nearest centroids, the own excluded (Eq. 4-5). ``clusters`` is K;
+    choose it so that utterances per recording < N/K < utterances per speaker. ``queue`` is |Q'| (0: every utterance);
+    keep it at 4 K or more, or a third of the anchors find nothing. ``skip_empty`` draws only among clusters that have an
+    utterance in the queue. ``iterations`` of k-means at each epoch.
+    """
+
+    name: Literal["ssps"]
+    over: BaseConfig = SimCLRConfig()
+    start_epoch: int = Field(ge=1)
+    sampling: Literal["cluster"] = "cluster"
+    clusters: int = Field(ge=2)
+    neighbours: int = Field(1, ge=0)
+    queue: int = Field(0, ge=0)
+    skip_empty: bool = False
+    iterations: int = Field(10, ge=1)
+
+
+class SSPS(Method):
+    """Wraps ``base``; ``base.replaceable`` names the output whose rows are replaced, detached (Eq. 6)."""
+
+    def __init__(self, config: SSPSConfig, base: Method, views: ViewsConfig) -> None:
+        assert base.replaceable is not None
+        super().__init__()
+        self.config = config
+        self.base = base
+        self.encoder_prefix = "base." + base.encoder_prefix
+        self.views = views
+
+    @property
+    def encoder(self) -> Encoder:  # type: ignore[override]
+        """The wrapped method's encoder."""
+        return self.base.encoder
+
+    def recalls(self, epoch: int) -> bool:
+        """From ``start_epoch`` on."""
+        return epoch >= self.config.start_epoch
+
+    def remembers(self, epoch: int) -> bool:
+        """One epoch earlier, so that every utterance has a reference when the first clustering begins."""
+        return epoch >= self.config.start_epoch - 1
+
+    def segments(self, epoch: int) -> tuple[Segment, ...]:
+        """The base method's segments and, while remembering, the longer undistorted reference."""
+        segments = self.base.segments(epoch)
+        if self.remembers(epoch):
+            segments += (Segment(name="reference", seconds=self.views.reference_s, distort=False),)
+        return segments
+
+    def forward(self, views: Views) -> Outputs:
+        """The base method's outputs, and ``reference`` ``[B, D_repr]`` where the batch has one."""
+        out = dict(self.base(views))
+        if "reference" in views:
+            out["reference"] = self._reference(views["reference"])
+        return out
+
+    def step(self, out: Outputs, batch: Batch, recall: Recall | None) -> Step:
+        """The base method's loss with replaced positives; remembers this batch's own, never the replacing rows."""
+        key = self.base.replaceable
+        assert key is not None
+        own = out[key]
+        if recall is not None:
+            rows = recall.rows.to(own.dtype)
+            out = {**out, key: torch.where(recall.found[:, None], rows, own)}
+        step = self.base.step(out, batch, None)
+        remember = Remember(out["reference"], own.detach()) if "reference" in out else None
+        return Step(step.loss, step.terms, remember)
+
+    def after_step(self) -> None:
+        """The base method's."""
+        self.base.after_step()
+
+    @torch.no_grad()
+    def _reference(self, view: View) -> torch.Tensor:
+        """L2-normalised, without gradient, batch normalisation in eval mode and its running statistics untouched."""
+        training = self.encoder.training
+        self.encoder.eval()
+        embedding = self.encoder(view.wave, None)
+        self.encoder.train(training)
+        return normalize(embedding.float(), dim=1)

@@ -1,0 +1,53 @@
+"""Speaker classification with an additive angular margin: the upper bound that self-supervision is measured against."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from torch.nn.functional import cross_entropy
+
+from rayssl.errors import ConfigError
+from rayssl.methods.base import Batch, Method, Outputs, Recall, Step, Views
+from rayssl.models.encoder import Encoder
+from rayssl.models.heads import AamHead
+from rayssl.schema import Config
+from rayssl.views.recipes import Segment, ViewsConfig
+
+
+class SupervisedConfig(Config):
+    """AAM-softmax: ``margin`` in radians, ``scale`` of the cosine logits."""
+
+    name: Literal["supervised"] = "supervised"
+    margin: float = Field(0.2, ge=0, lt=1.5)
+    scale: float = Field(30.0, gt=0)
+
+
+class Supervised(Method):
+    """Cross-entropy over the training speakers; needs a corpus in which every utterance has a speaker."""
+
+    def __init__(self, config: SupervisedConfig, encoder: Encoder, views: ViewsConfig, speakers: int) -> None:
+        if speakers < 2:
+            raise ConfigError(
+                f"method.name: 'supervised' needs a corpus with speaker labels, this one has {speakers} speakers; "
+                "prepare it with speakers, or choose a self-supervised method"
+            )
+        super().__init__()
+        self.views = views
+        self.encoder = encoder
+        self.head = AamHead(encoder.embedding_dim, speakers, margin=config.margin, scale=config.scale)
+
+    def segments(self, epoch: int) -> tuple[Segment, ...]:
+        """One distorted segment."""
+        return (Segment(name="anchor", seconds=self.views.segment_s, distort=True),)
+
+    def forward(self, views: Views) -> Outputs:
+        """``anchor`` ``[B, D]``."""
+        return {"anchor": self.encoder(views["anchor"].wave, views["anchor"].keys)}
+
+    def step(self, out: Outputs, batch: Batch, recall: Recall | None) -> Step:
+        """Mean cross-entropy of the margin logits."""
+        logits = self.head(out["anchor"], batch.speakers)
+        loss = cross_entropy(logits.float(), batch.speakers)
+        accuracy = (logits.detach().argmax(1) == batch.speakers).float().mean()
+        return Step(loss, {"aam": loss.detach(), "train_accuracy": accuracy})

@@ -1,0 +1,147 @@
+"""ECAPA-TDNN (Desplanques, Thienpondt and Demuynck, Interspeech 2020): features to speaker embedding.
+
+The same function, for the same weights, as speechbrain's `ECAPA_TDNN`, up to how it is evaluated. Blocks keep their
+time axis by reflecting it at both ends.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rayssl.models.norm import BatchNorm1d
+from rayssl.models.statistics import attended_moments, moments
+from rayssl.schema import Config
+
+_DILATIONS = (2, 3, 4)
+# On a CPU a batched product takes about 3/4 of a short convolution's time, as long as the weight's gradient, which it
+# forms once for each utterance before summing, stays in the cache (elements)
+_LARGEST_REPEATED = 1 << 22
+
+
+class EcapaConfig(Config):
+    """Published sizes: ``channels`` 512 or 1024.
+
+    ``mfa_channels`` is 3 * ``channels`` where not given, as in most public code; the paper has 1536 at both sizes.
+    """
+
+    name: Literal["ecapa"] = "ecapa"
+    channels: int = Field(default=512, ge=1)
+    embedding_dim: int = Field(default=192, ge=1)
+    mfa_channels: int | None = Field(default=None, ge=1)
+    attention_channels: int = Field(default=128, ge=1)
+    se_channels: int = Field(default=128, ge=1)
+    scale: int = Field(default=8, ge=2)
+
+    @model_validator(mode="after")
+    def _splits(self) -> EcapaConfig:
+        if self.channels % self.scale:
+            raise ValueError(f"'channels' ({self.channels}) must be a multiple of 'scale' ({self.scale})")
+        return self
+
+
+class Ecapa(nn.Module):
+    """``[B, F, T]`` features to ``[B, embedding_dim]``; T must exceed 4 frames (the reflection at the ends)."""
+
+    def __init__(self, config: EcapaConfig, features: int) -> None:
+        super().__init__()
+        channels, mfa = config.channels, config.mfa_channels or 3 * config.channels
+        self.stem = Tdnn(features, channels, kernel=5)
+        self.blocks = nn.ModuleList(SeRes2Net(config, dilation) for dilation in _DILATIONS)
+        self.mfa = Tdnn(len(_DILATIONS) * channels, mfa)
+        self.pool = AttentiveStatistics(mfa, config.attention_channels)
+        self.pool_norm = BatchNorm1d(2 * mfa)
+        self.project = nn.Linear(2 * mfa, config.embedding_dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        x = self.stem(features)
+        outputs = []
+        for block in self.blocks:
+            x = block(x)
+            outputs.append(x)
+        x = self.mfa(torch.cat(outputs, dim=1))
+        embedding: Tensor = self.project(self.pool_norm(self.pool(x)))
+        return embedding
+
+
+class Tdnn(nn.Module):
+    """Convolution over time, ReLU, batch normalisation: ``[B, inputs, T]`` to ``[B, outputs, T]``."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 1, dilation: int = 1) -> None:
+        super().__init__()
+        self.reflect = dilation * (kernel - 1) // 2
+        self.conv = nn.Conv1d(inputs, outputs, kernel, dilation=dilation)
+        self.norm = BatchNorm1d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.conv.kernel_size == (1,):
+            x = _pointwise(x, self.conv.weight[:, :, 0], self.conv.bias)
+        else:
+            x = self.conv(F.pad(x, (self.reflect, self.reflect), mode="reflect") if self.reflect else x)
+        y: Tensor = self.norm(F.relu(x, inplace=True))
+        return y
+
+
+class SeRes2Net(nn.Module):
+    """1x1, Res2Net over groups of channels, 1x1, squeeze and excitation, residual: ``[B, C, T]`` to the same."""
+
+    def __init__(self, config: EcapaConfig, dilation: int) -> None:
+        super().__init__()
+        channels, width = config.channels, config.channels // config.scale
+        self.scale = config.scale
+        self.before = Tdnn(channels, channels)
+        self.groups = nn.ModuleList(Tdnn(width, width, kernel=3, dilation=dilation) for _ in range(config.scale - 1))
+        self.after = Tdnn(channels, channels)
+        self.squeeze = nn.Linear(channels, config.se_channels)
+        self.excite = nn.Linear(config.se_channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, *rest = self.before(x).chunk(self.scale, dim=1)
+        outputs = [first]
+        for position, (group, part) in enumerate(zip(self.groups, rest, strict=True)):
+            outputs.append(group(part if position == 0 else part + outputs[-1]))
+        y = self.after(torch.cat(outputs, dim=1))
+        weight = torch.sigmoid(self.excite(F.relu(self.squeeze(y.mean(dim=2)))))
+        return torch.addcmul(x, y, weight[:, :, None].to(y.dtype))
+
+
+class AttentiveStatistics(nn.Module):
+    """Attention-weighted mean and standard deviation of each channel: ``[B, C, T]`` to ``[B, 2C]``.
+
+    The attention sees each frame beside the utterance's plain mean and deviation (global context).
+    """
+
+    def __init__(self, channels: int, attention_channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.context = nn.Conv1d(3 * channels, attention_channels, 1)
+        self.norm = BatchNorm1d(attention_channels)
+        self.score = nn.Conv1d(attention_channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, variance = moments(x)
+        # One convolution over cat(x, mean, deviation) is the sum of three, two of which are constant over time
+        weight = self.context.weight[:, :, 0]
+        of_frame, of_utterance = weight[:, : self.channels], weight[:, self.channels :]
+        constant = F.linear(torch.cat((mean, _deviation(variance)), dim=1), of_utterance, self.context.bias)
+        hidden = _pointwise(x, of_frame) + constant[:, :, None]
+        hidden = torch.tanh(self.norm(F.relu(hidden, inplace=True)))
+        mean, variance = attended_moments(x, _pointwise(hidden, self.score.weight[:, :, 0], self.score.bias))
+        return torch.cat((mean, _deviation(variance)), dim=1)
+
+
+def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A convolution of length 1 as a product: ``x [B, I, T]``, ``weight [O, I]``, ``bias [O]`` to ``[B, O, T]``."""
+    if x.device.type != "cpu" or len(x) * weight.numel() > _LARGEST_REPEATED:
+        return F.conv1d(x, weight[:, :, None], bias)
+    repeated = weight.expand(len(x), -1, -1)
+    return torch.bmm(repeated, x) if bias is None else torch.baddbmm(bias[:, None], repeated, x)
+
+
+def _deviation(variance: Tensor) -> Tensor:
+    # The square root's gradient has no bound at 0
+    return variance.clamp_min(1e-12).sqrt()

@@ -1,0 +1,114 @@
+"""Waveform to log-mel features, and masks over them.
+
+Features are always computed in float32: in bfloat16 the logarithm of a quiet band would be noise.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchaudio.functional import melscale_fbanks
+
+from rayssl.draws_torch import uniform_torch
+from rayssl.errors import ConfigError
+from rayssl.schema import Config
+
+# Streams of draws 300..399 belong to feature masks.
+_APPLY, _FREQ_WIDTH, _FREQ_START, _TIME_WIDTH, _TIME_START = range(300, 305)
+
+
+class LogMelConfig(Config):
+    """``n_mels`` bands between ``f_min`` and ``f_max`` Hz; ``win_ms`` windows every ``hop_ms``; see `LogMel`."""
+
+    n_mels: int = Field(default=40, ge=1)
+    win_ms: float = Field(default=25.0, gt=0.0)
+    hop_ms: float = Field(default=10.0, gt=0.0)
+    n_fft: int = Field(default=512, ge=2)
+    f_min: float = Field(default=20.0, ge=0.0)
+    f_max: float = Field(default=7600.0, gt=0.0)
+    normalise: bool = True
+
+
+class LogMel(nn.Module):
+    """``log(P + 1e-6)`` of the mel-band powers ``P`` (Hamming window, centred frames).
+
+    ``normalise`` subtracts each band's mean over the utterance's frames, which removes a fixed channel's colour. The
+    module holds no parameters and no saved state. Raises `ConfigError` where the bands do not fit ``rate`` (Hz).
+    """
+
+    window: Tensor
+    filters: Tensor
+
+    def __init__(self, config: LogMelConfig, rate: int) -> None:
+        super().__init__()
+        win, hop = round(rate * config.win_ms / 1000), round(rate * config.hop_ms / 1000)
+        if win > config.n_fft:
+            raise ConfigError(f"'frontend.n_fft': {config.n_fft} is shorter than the window of {win} samples; raise it")
+        if not config.f_min < config.f_max <= rate / 2:
+            bounds = f"above f_min and at most at {rate / 2:g} Hz"
+            raise ConfigError(f"'frontend.f_max': must lie {bounds}, got {config.f_max:g}")
+        self.n_mels, self.n_fft, self.hop = config.n_mels, config.n_fft, hop
+        self.normalise = config.normalise
+        before = (config.n_fft - win) // 2
+        window = F.pad(torch.hamming_window(win), (before, config.n_fft - win - before))
+        filters = melscale_fbanks(config.n_fft // 2 + 1, config.f_min, config.f_max, config.n_mels, rate)
+        # They follow from the configuration; saved in a checkpoint, they could only disagree with it
+        self.register_buffer("window", window, persistent=False)
+        self.register_buffer("filters", filters.repeat_interleave(2, dim=0), persistent=False)
+
+    def forward(self, wave: Tensor) -> Tensor:
+        """Samples ``wave [B, T]`` in [-1, 1] to features ``[B, n_mels, 1 + T // hop]``, float32; T > n_fft / 2."""
+        with torch.autocast(wave.device.type, enabled=False):
+            half = self.n_fft // 2
+            padded = F.pad(wave.float()[:, None], (half, half), mode="reflect")[:, 0]
+            spectrum = torch.fft.rfft(padded.unfold(1, self.n_fft, self.hop) * self.window)
+            # Real and imaginary parts lie side by side: each filter row stands twice in `filters`, and one product
+            # forms the powers and sums them into bands, in half the time of `torchaudio`'s complex modulus
+            power = torch.view_as_real(spectrum).flatten(-2).square() @ self.filters
+            features = torch.log(power.transpose(1, 2) + 1e-6)
+            if self.normalise:
+                features = features - features.mean(dim=-1, keepdim=True)
+            return features
+
+
+class FeatureMaskConfig(Config):
+    """SpecAugment (Park et al., 2019) without warping: bands and stretches of time set to 0, off while ``p`` is 0.
+
+    A mask's width is drawn uniformly from 0..``freq_width`` bands or 0..``time_width`` frames.
+    """
+
+    p: float = Field(default=0.0, ge=0.0, le=1.0)
+    freq_masks: int = Field(default=1, ge=0)
+    freq_width: int = Field(default=6, ge=0)
+    time_masks: int = Field(default=1, ge=0)
+    time_width: int = Field(default=10, ge=0)
+
+
+class FeatureMask(nn.Module):
+    """Masks rows of features by draws from each row's key; 0 is every band's mean after normalisation."""
+
+    def __init__(self, config: FeatureMaskConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, features: Tensor, keys: Tensor) -> Tensor:
+        """``features [B, F, T]``, ``keys [B]`` int64 to the same shape; the input is left as it is."""
+        config = self.config
+        if config.p == 0.0:
+            return features
+        bands = _covered(keys, features.shape[1], config.freq_masks, config.freq_width, _FREQ_WIDTH, _FREQ_START)
+        times = _covered(keys, features.shape[2], config.time_masks, config.time_width, _TIME_WIDTH, _TIME_START)
+        chosen = uniform_torch(keys, _APPLY) < config.p
+        masked = (bands[:, :, None] | times[:, None, :]) & chosen[:, None, None]
+        return features.masked_fill(masked, 0.0)
+
+
+def _covered(keys: Tensor, length: int, masks: int, width: int, width_stream: int, start_stream: int) -> Tensor:
+    """Bool ``[B, length]``: the positions under any of ``masks`` masks of at most ``width``."""
+    widths = torch.floor(uniform_torch(keys, width_stream, masks) * (min(width, length) + 1))
+    starts = torch.floor(uniform_torch(keys, start_stream, masks) * (length - widths + 1))
+    positions = torch.arange(length, device=keys.device)
+    inside = (positions >= starts[..., None]) & (positions < (starts + widths)[..., None])
+    return inside.any(dim=1)

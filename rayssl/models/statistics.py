@@ -1,0 +1,73 @@
+"""Means and variances over time, with gradients by hand: the same values as autograd's in a third of its passes.
+
+Pooling reads activations far larger than it returns, so its cost is the number of times it goes through memory;
+autograd keeps and revisits every intermediate product.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance over time: ``[B, C, T]`` to ``[B, C]`` each, in float32 at least."""
+    mean, variance = _Moments.apply(_wide(x))  # type: ignore[no-untyped-call]
+    return mean, variance
+
+
+def attended_moments(x: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of ``x [B, C, T]`` under the weights ``w = softmax(scores [B, C, T])`` over time.
+
+    ``m = sum_t w_t x_t`` and ``v = sum_t w_t (x_t - m)**2``, each ``[B, C]``, in float32 at least.
+    """
+    mean, variance = _AttendedMoments.apply(_wide(x), _wide(scores))  # type: ignore[no-untyped-call]
+    return mean, variance
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+class _Moments(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean = x.mean(dim=2)
+        centred = x - mean[:, :, None]
+        ctx.save_for_backward(centred)
+        return mean, centred.square().mean(dim=2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_mean: Tensor, of_variance: Tensor) -> Tensor:
+        # dm/dx_t = 1/T; dv/dx_t = 2 (x_t - m) / T, the share through m being the sum of deviations, 0
+        (centred,) = ctx.saved_tensors
+        frames = centred.shape[2]
+        of_x: Tensor = (centred * (2.0 / frames * of_variance)[:, :, None]).add_((of_mean / frames)[:, :, None])
+        return of_x
+
+
+class _AttendedMoments(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        weights = scores.softmax(dim=2)
+        mean = (weights * x).sum(dim=2)
+        centred = x - mean[:, :, None]
+        variance = centred.square().mul_(weights).sum(dim=2)
+        ctx.save_for_backward(weights, centred, variance)
+        return mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_mean: Tensor, of_variance: Tensor) -> tuple[Tensor, Tensor]:
+        # With d_t = x_t - m: dm/dx_t = w_t, dv/dx_t = 2 w_t d_t, and through the softmax
+        # dm/ds_t = w_t d_t, dv/ds_t = w_t (d_t**2 - v)
+        weights, centred, variance = ctx.saved_tensors
+        of_mean, of_variance = of_mean[:, :, None], of_variance[:, :, None]
+        of_x = (centred * (2.0 * of_variance)).add_(of_mean).mul_(weights)
+        of_scores = (centred * of_variance).add_(of_mean).mul_(centred)
+        of_scores.sub_(of_variance * variance[:, :, None]).mul_(weights)
+        return of_x, of_scores

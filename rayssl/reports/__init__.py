@@ -1,0 +1,1 @@
+"""Runs on disk to pictures and tables."""

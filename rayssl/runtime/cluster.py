@@ -1,0 +1,45 @@
+"""Connecting to Ray: the cluster in RAY_ADDRESS, or one started on this machine for this process alone."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+
+def connect(cpus: float = 0.0, dashboard: bool = False) -> None:
+    """Joins the cluster named by RAY_ADDRESS, or starts a local one with ``cpus`` logical CPUs on top of the cores.
+
+    The spare logical CPUs keep data tasks schedulable while training workers hold theirs: without them Ray Data waits
+    for ever, silently. A local cluster listens on loopback only, so it runs without token authentication. Credentials of
+    object storage come from each node's own environment: passing them on would show them in Ray's dashboard.
+    """
+    joined = bool(os.environ.get("RAY_ADDRESS"))
+    if not joined:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # read when ray is first imported
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0" if not joined else "1")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        return
+    if joined:
+        ray.init(logging_level=logging.WARNING)
+        return
+    ray.init(
+        address="local",
+        num_cpus=(os.cpu_count() or 1) + int(-(-cpus // 1)),
+        include_dashboard=dashboard,
+        dashboard_host="127.0.0.1",
+        logging_level=logging.WARNING,
+    )
+
+
+def disconnect() -> None:
+    """Leaves the cluster; ends it where `connect` started it."""
+    import ray
+
+    if ray.is_initialized():
+        ray.shutdown()
+

@@ -1,0 +1,168 @@
+"""`rayssl evaluate`: whole-utterance embeddings by Ray Data, scored trials, figures, written to the run's folder."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.data
+import torch
+import yaml
+from ray.data import DataContext
+
+from rayssl import storage
+from rayssl.data import decode, shards, trials
+from rayssl.errors import ConfigError, CorpusError, UserError
+from rayssl.evaluation.embeddings import embed_utterances
+from rayssl.evaluation.scoring import as_norm, score_trials
+from rayssl.evaluation.verification import Result, verification_result
+from rayssl.experiment import EvaluationConfig, Experiment, build_run_encoder
+from rayssl.models.encoder import Encoder
+from rayssl.runtime import cluster
+from rayssl.runtime.train import user_error
+from rayssl.schema import override, parse
+from rayssl.training import checkpoint
+
+
+def read_run(run: str, overrides: list[str]) -> Experiment:
+    """The experiment that a run's folder holds, with overrides on top; raises `ConfigError` where there is none."""
+    path = storage.join(run, "config.yaml")
+    if not storage.exists(path):
+        raise ConfigError(f"{run}: no config.yaml there; give the folder of a run that 'rayssl train' wrote")
+    return parse(Experiment, override(yaml.safe_load(storage.read_text(path)), overrides), path)
+
+
+def evaluate(run: str, which: str = "last", overrides: list[str] | None = None) -> Result:
+    """Evaluates a checkpoint of a run on its trials and returns the figures, which `report` shows.
+
+    Writes ``evaluation/embeddings.parquet``, ``scores.parquet`` and ``result.json`` for the last checkpoint, the same
+    below ``evaluation/<which>/`` for another. Raises `UserError` naming the run, corpus or trials that cannot be used.
+    """
+    experiment = read_run(run, overrides or [])
+    settings = experiment.evaluation
+    if settings is None:
+        raise ConfigError(f"{run}/config.yaml: no 'evaluation' section; add evaluation.corpus=URI evaluation.trials=URI")
+    uri = checkpoint.locate(run, which, experiment.training.checkpoints.best)
+    listed = trials.read(settings.trials)
+    table = embed(experiment, uri, settings.corpus)
+    names = table.column("name").to_pylist()
+    rows = _matrix(table)
+    scores = score_trials(listed, names, rows)
+    norm = "none"
+    if settings.as_norm is not None:
+        cohort = embed(experiment, uri, settings.as_norm.cohort, limit=settings.as_norm.utterances)
+        scores = as_norm(scores, listed, names, rows, _matrix(cohort), top=settings.as_norm.top)
+        norm = f"as-norm({cohort.num_rows}, top {settings.as_norm.top})"
+    speakers = dict(zip(names, table.column("speaker").to_pylist(), strict=True))
+    known = settings.resamples > 0 and all(speakers[name] >= 0 for name in {*listed.enrol, *listed.test})
+    result = verification_result(
+        scores,
+        listed.labels,
+        [speakers[name] for name in listed.enrol] if known else None,
+        [speakers[name] for name in listed.test] if known else None,
+        seed=experiment.seed,
+        resamples=max(1, settings.resamples),
+        norm=norm,
+        checkpoint=uri,
+    )
+    folder = storage.join(run, "evaluation") if which == "last" else storage.join(run, "evaluation", which)
+    _write(folder, table, listed, scores, result)
+    return result
+
+
+def embed(experiment: Experiment, checkpoint_uri: str, corpus: str, limit: int | None = None) -> pa.Table:
+    """Embeddings of the utterances of a corpus: ``name``, ``embedding`` (unit length), ``speaker``, ``recording``, ``label``.
+
+    ``limit``: only the first so many. The order is that of the corpus.
+    """
+    manifest = shards.read_manifest(corpus)
+    settings = experiment.evaluation
+    cluster.connect(cpus=1.0)
+    context = DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    count = len(manifest.shards)
+    if limit is not None:
+        count = next((k + 1 for k, shard in enumerate(manifest.shards) if shard.first_id + shard.rows >= limit), count)
+    source = ray.data.from_items([{"shard": k} for k in range(count)], override_num_blocks=max(1, count))
+    embedded = source.map_batches(
+        _Embedder,
+        fn_constructor_args=(experiment.model_dump(mode="json"), checkpoint_uri, corpus, manifest.model_dump(mode="json")),
+        batch_size=1,
+        concurrency=min(count, settings.actors if settings else 1),
+        num_cpus=1,
+        num_gpus=1 if ray.cluster_resources().get("GPU", 0) and experiment.ray.gpu is not False else 0,
+    )
+    try:
+        parts = [pa.ipc.open_stream(row["table"]).read_all() for row in embedded.iter_rows()]
+    except Exception as error:
+        mistake = user_error(error)
+        if mistake is None:
+            raise
+        raise mistake from None
+    if not parts:
+        raise CorpusError(f"{corpus}: the corpus has no utterances; prepare it again")
+    table = pa.concat_tables(parts)
+    return table.slice(0, limit) if limit is not None else table
+
+
+def load_encoder(experiment: Experiment, checkpoint_uri: str, rate: int) -> Encoder:
+    """The frozen encoder of a checkpoint; raises `CheckpointError` where it does not fit the run's configuration."""
+    loaded = checkpoint.load(checkpoint_uri)
+    prefix = loaded.state["encoder_prefix"]
+    encoder = build_run_encoder(experiment, rate)
+    weights = {name[len(prefix) :]: value for name, value in loaded.state["method"].items() if name.startswith(prefix)}
+    checkpoint.load_module(encoder, weights, checkpoint_uri, experiment.architecture)
+    return encoder.eval().requires_grad_(False)
+
+
+class _Embedder:
+    """A Ray Data actor: loads the encoder once, then embeds shard after shard."""
+
+    def __init__(self, tree: dict[str, Any], checkpoint_uri: str, corpus: str, manifest: dict[str, Any]) -> None:
+        self.experiment = Experiment(**tree)
+        self.corpus, self.manifest = corpus, shards.Manifest(**manifest)
+        torch.set_num_threads(1)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.encoder = load_encoder(self.experiment, checkpoint_uri, self.manifest.rate).to(self.device)
+
+    def __call__(self, items: dict[str, np.ndarray]) -> dict[str, list[bytes]]:
+        shard = self.manifest.shards[int(items["shard"][0])]
+        table = shards.read_shard(self.corpus, shard, columns=["name", "audio", "speaker", "recording", "label"])
+        waves = [decode.pcm(audio.as_py(), self.manifest.format) for audio in table.column("audio")]
+        settings = self.experiment.evaluation
+        rows = embed_utterances(self.encoder, waves, self.device, settings.batch if settings else 64)
+        values = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
+        result = table.drop_columns(["audio"]).add_column(1, "embedding", values)
+        sink = io.BytesIO()
+        with pa.ipc.new_stream(sink, result.schema) as writer:
+            writer.write_table(result)
+        return {"table": [sink.getvalue()]}
+
+
+def _matrix(table: pa.Table) -> np.ndarray:
+    column = table.column("embedding").combine_chunks()
+    return np.asarray(column.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(table.num_rows, -1)
+
+
+def _write(folder: str, table: pa.Table, listed: Any, scores: np.ndarray, result: Result) -> None:
+    scored = pa.table(
+        {
+            "enrol": pa.array(listed.enrol),
+            "test": pa.array(listed.test),
+            "label": pa.array(np.asarray(listed.labels), pa.int8()),
+            "score": pa.array(scores, pa.float32()),
+        }
+    )
+    for name, content in (("embeddings", table), ("scores", scored)):
+        sink = io.BytesIO()
+        pq.write_table(content, sink)
+        storage.write_bytes(storage.join(folder, f"{name}.parquet"), sink.getvalue())
+    storage.write_text(storage.join(folder, "result.json"), json.dumps(result.model_dump(mode="json"), indent=1))
+
+
+__all__ = ["UserError", "embed", "evaluate", "load_encoder", "read_run"]

@@ -1,0 +1,231 @@
+"""`rayssl train`: a TorchTrainer around the loop, resumed from the last checkpoint of the run's folder.
+
+rayssl keeps its checkpoints itself, in the run's folder, and reports only figures to Ray Train: one format with and
+without Ray, consistent with the memory, and readable by every other verb.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from rayssl import collectives, storage
+from rayssl.data import epochs, shards
+from rayssl.data.epochs import Cursor
+from rayssl.errors import ConfigError, UserError
+from rayssl.experiment import Experiment, build_method, memory_settings
+from rayssl.runtime import cluster
+from rayssl.training import checkpoint
+from rayssl.training.loop import Loop, Parts
+from rayssl.training.metrics import RunLog
+from rayssl.views.distort import build_distort
+
+
+def train(experiment: Experiment) -> dict[str, Any]:
+    """Trains, or goes on training, the run of ``experiment``; returns the last epoch's metrics.
+
+    Running it again on a finished run does nothing. Raises `UserError` for what a user can mend; anything else restarts
+    the workers from the last checkpoint, at most ``ray.max_failures`` times.
+    """
+    manifest = check(experiment)
+    if _cursor(experiment).epoch >= experiment.training.epochs:
+        meta = checkpoint.read_meta(checkpoint.locate(experiment.run, "last"))
+        print(f"{experiment.run}: already trained to epoch {meta.epoch}; raise training.epochs to go on", flush=True)
+        return meta.metrics
+    workers = experiment.ray.workers
+    cluster.connect(cpus=workers * experiment.ray.cpus_per_worker + experiment.memory.cpus)
+    for attempt in range(experiment.ray.max_failures + 1):
+        try:
+            return _fit(experiment, manifest)
+        except Exception as error:
+            mistake = user_error(error)
+            if mistake is not None:
+                raise mistake from None
+            if attempt == experiment.ray.max_failures:
+                raise
+            print(f"{experiment.run}: {_first_line(error)}; going on from the last checkpoint", flush=True)
+    raise AssertionError("unreachable")
+
+
+def check(experiment: Experiment) -> shards.Manifest:
+    """What can be found wrong before a single worker starts; returns the corpus's manifest."""
+    manifest = shards.read_manifest(experiment.corpus.uri)
+    epochs.steps_per_epoch(manifest.rows, experiment.training.batch)
+    method = build_method(experiment, manifest)
+    memory_settings(experiment, manifest)
+    known = checkpoint.steps(experiment.run)
+    if known:
+        loaded = checkpoint.load(checkpoint.locate(experiment.run, "last"))
+        checkpoint.load_module(method, loaded.state["method"], loaded.uri, experiment.architecture)
+    return manifest
+
+
+def user_error(error: BaseException) -> UserError | None:
+    """The `UserError` somewhere behind an error that Ray wrapped, or None."""
+    seen: set[int] = set()
+    queue: list[Any] = [error]
+    while queue:
+        current = queue.pop(0)
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        if isinstance(current, UserError):
+            return type(current)(str(current).splitlines()[0]) if hasattr(current, "as_instanceof_cause") else current
+        queue += [current.__cause__, current.__context__, getattr(current, "cause", None)]
+        failures = getattr(current, "worker_failures", None)
+        queue += list(failures.values()) if isinstance(failures, dict) else []
+    return None
+
+
+def _fit(experiment: Experiment, manifest: shards.Manifest) -> dict[str, Any]:
+    from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    gpu = _use_gpu(experiment)
+    tree = experiment.model_dump(mode="json")
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"experiment": tree, "manifest": manifest.model_dump(mode="json")},
+        torch_config=TorchConfig(
+            backend="nccl" if gpu else "gloo", timeout_s=experiment.ray.collective_timeout_s
+        ),
+        scaling_config=ScalingConfig(
+            num_workers=experiment.ray.workers,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": experiment.ray.cpus_per_worker, **({"GPU": 1} if gpu else {})},
+        ),
+        run_config=RunConfig(
+            name=experiment.run.rstrip("/").rsplit("/", 1)[-1] + "-" + os.urandom(3).hex(),
+            storage_path=tempfile.mkdtemp(prefix="rayssl-train-"),
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
+        ),
+        datasets={"train": lambda: _dataset(tree, manifest)},  # evaluated anew at each start: the plan of what remains
+        dataset_config=DataConfig(),
+    )
+    result = trainer.fit()
+    return dict(result.metrics or {})
+
+
+def _use_gpu(experiment: Experiment) -> bool:
+    import ray
+
+    available = ray.cluster_resources().get("GPU", 0.0)
+    wanted = experiment.ray.gpu
+    if wanted is True and available < experiment.ray.workers:
+        raise ConfigError(
+            f"ray.gpu=true: {experiment.ray.workers} workers need as many GPUs and the cluster has {available:g}; "
+            "set ray.gpu=false or ray.workers lower"
+        )
+    return available >= experiment.ray.workers if wanted == "auto" else wanted
+
+
+def _cursor(experiment: Experiment) -> Cursor:
+    """Where the run goes on: after its last checkpoint, or at the beginning."""
+    known = checkpoint.steps(experiment.run)
+    if not known:
+        return Cursor()
+    meta = checkpoint.read_meta(checkpoint.locate(experiment.run, "last"))
+    return Cursor(meta.epoch, meta.epoch_step)
+
+
+def _dataset(tree: dict[str, Any], manifest: shards.Manifest) -> Any:
+    from rayssl.runtime import ingest
+
+    experiment = Experiment(**tree)
+    method = build_method(experiment, manifest)
+    return ingest.dataset(
+        manifest,
+        experiment.corpus.uri,
+        seed=experiment.seed,
+        batch=experiment.training.batch,
+        epoch_count=experiment.training.epochs,
+        ranks=experiment.ray.workers,
+        segments=[method.segments(epoch) for epoch in range(experiment.training.epochs)],
+        start=_cursor(experiment),
+        unit_rows=experiment.corpus.unit_rows,
+    )
+
+
+class _RayContext:
+    """The loop's `Context` inside a Ray Train worker."""
+
+    def __init__(self) -> None:
+        import ray.train.torch
+
+        self.rank = collectives.rank()
+        self.world = collectives.world()
+        self.device: torch.device = ray.train.torch.get_device()
+
+    def report(self, metrics: dict[str, Any]) -> None:
+        """To Ray Train, for its dashboard and for Tune."""
+        import ray.train
+
+        ray.train.report(metrics)
+
+    def say(self, line: str) -> None:
+        """To the worker's output, which Ray forwards to the driver's terminal."""
+        print(line, flush=True)
+
+
+def _worker(config: dict[str, Any]) -> None:
+    import ray.train
+
+    from rayssl.runtime import ingest
+
+    experiment = Experiment(**config["experiment"])
+    manifest = shards.Manifest(**config["manifest"])
+    torch.set_num_threads(max(1, int(experiment.ray.cpus_per_worker)))
+    context = _RayContext()
+    loop = build_loop(experiment, manifest, context)
+    loop.fit(ingest.batches(ray.train.get_dataset_shard("train"), context.rank))
+    if loop.parts.log is not None:
+        loop.parts.log.close()
+
+
+def build_loop(experiment: Experiment, manifest: shards.Manifest, context: _RayContext) -> Loop:
+    """The loop of one rank, restored from the run's last checkpoint where there is one; called on all ranks together."""
+    from rayssl.runtime.memory import ActorMemory
+
+    method = build_method(experiment, manifest).to(context.device)
+    if experiment.training.compile:
+        method.encoder.compile()
+    settings = memory_settings(experiment, manifest)
+    memory = None if settings is None else ActorMemory(settings, experiment.memory, experiment.run)
+    known = checkpoint.steps(experiment.run)
+    loaded = checkpoint.load(checkpoint.locate(experiment.run, "last")) if known else None
+    wrapped: nn.Module = method
+    if context.world > 1:
+        devices = [context.device] if context.device.type == "cuda" else None
+        wrapped = DistributedDataParallel(method, device_ids=devices)
+    log = None
+    if context.rank == 0:
+        log = RunLog(experiment.run, resume_step=loaded.meta.step if loaded else None)
+    loop = Loop(
+        Parts(
+            config=experiment.training,
+            run=experiment.run,
+            seed=experiment.seed,
+            steps_per_epoch=epochs.steps_per_epoch(manifest.rows, experiment.training.batch),
+            architecture=experiment.architecture,
+            method=method,
+            wrapped=wrapped,
+            distort=build_distort(experiment.views.distort, manifest.rate, experiment.seed).to(context.device),
+            context=context,
+            memory=memory,
+            log=log,
+        )
+    )
+    if loaded is not None:
+        loop.restore(loaded)
+        context.say(f"rank {context.rank}: going on from {storage.join(loaded.uri)} (step {loaded.meta.step})")
+    return loop
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

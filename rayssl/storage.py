@@ -1,0 +1,327 @@
+"""Files on a local disk or in an object store, behind one set of functions and one kind of error.
+
+A URI is ``s3://bucket/key``, ``file:///absolute/path`` or a plain local path. The object store's address and keys come
+from the environment, never from a configuration file: ``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``,
+``AWS_SECRET_ACCESS_KEY``, ``AWS_SESSION_TOKEN``. Without keys the machine's own role is used.
+
+Every function raises `StorageError` with one line that names the URI and the way out. Connection resets, stalls and
+server errors are tried `ATTEMPTS` times first. No message holds a secret.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import io
+import os
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any, BinaryIO, TypeVar, cast
+from urllib.parse import unquote, urlsplit
+
+import botocore.exceptions
+import fsspec
+
+from rayssl.errors import StorageError
+
+ATTEMPTS = 4
+_FIRST_WAIT_S = 0.2
+_CONNECT_TIMEOUT_S = 5
+_READ_TIMEOUT_S = 30
+_DENIED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "InvalidToken", "ExpiredToken", "403", "401")
+ABSENT = (errno.ENOENT, errno.ENOTDIR)
+
+T = TypeVar("T")
+
+
+def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of ``uri`` and the path on it; raises `StorageError` for a scheme that is not supported."""
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return fsspec.filesystem("file"), os.path.abspath(os.path.expanduser(uri))
+    if scheme == "file":
+        path = unquote(urlsplit(uri).path)
+        if not path.startswith("/") or not rest.startswith("/"):
+            raise StorageError(f"{uri}: write a file URI with an absolute path, file:///folder/name")
+        return fsspec.filesystem("file"), os.path.abspath(path)
+    if scheme == "s3":
+        if not rest.partition("/")[0]:
+            raise StorageError(f"{uri}: names no bucket; write s3://bucket/key")
+        return _s3(), rest.rstrip("/")
+    raise StorageError(f"{uri}: '{scheme}://' is not supported; use s3://bucket/key, file:///path or a local path")
+
+
+def absolute(uri: str) -> str:
+    """``uri`` so that it means the same from any working folder: relative local paths become absolute ones."""
+    return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+
+
+def join(uri: str, *parts: str) -> str:
+    """``uri`` with ``parts`` appended, one slash between each."""
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def exists(uri: str) -> bool:
+    """Whether there is a file or folder at ``uri``; a missing bucket and refused credentials are errors, not False."""
+    fs, path = filesystem(uri)
+    try:
+        _attempt(uri, lambda: fs.info(path))
+    except StorageError as error:
+        if error.errno in ABSENT:
+            return False
+        raise
+    return True
+
+
+def list_files(uri: str, suffixes: Sequence[str] = ()) -> list[str]:
+    """Full URIs of all files below the folder ``uri``, sorted; only those that end in one of ``suffixes`` where given.
+
+    A folder that does not exist holds no files: the result is empty. Suffixes match in any case.
+    """
+    wanted = tuple(suffix.lower() for suffix in suffixes)
+    names = [name for name in _names(uri) if not _is_unfinished(name)]
+    return [join(uri, name) for name in names if not wanted or name.lower().endswith(wanted)]
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole content of the file at ``uri``."""
+    fs, path = filesystem(uri)
+    return cast(bytes, _attempt(uri, lambda: fs.cat_file(path)))
+
+
+def read_range(uri: str, start: int, size: int) -> bytes:
+    """``size`` bytes from offset ``start`` of the file at ``uri``; fewer, or none, where the file ends before."""
+    fs, path = filesystem(uri)
+
+    def read() -> bytes:
+        try:
+            return cast(bytes, fs.cat_file(path, start=start, end=start + size))
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # how s3fs reports a range that begins behind the end
+                return b""
+            raise
+
+    return _attempt(uri, read)
+
+
+def read_text(uri: str) -> str:
+    """The file at ``uri`` as UTF-8 text; `StorageError` when it is not."""
+    try:
+        return read_bytes(uri).decode()
+    except UnicodeDecodeError as error:
+        raise StorageError(f"{uri}: not UTF-8 text (byte {error.start})") from None
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """``data`` as the file at ``uri``, atomically: a reader sees the old content or the new, never a part.
+
+    Local folders on the way are created; buckets are not.
+    """
+    fs, path = filesystem(uri)
+    if _is_remote(uri):
+        _attempt(uri, lambda: fs.pipe_file(path, data))
+    else:
+        _attempt(uri, lambda: _replace(path, data))
+
+
+def write_text(uri: str, text: str) -> None:
+    """``text`` in UTF-8 as the file at ``uri``, atomically (see `write_bytes`)."""
+    write_bytes(uri, text.encode())
+
+
+def open_read(uri: str) -> BinaryIO:
+    """A seekable binary file on ``uri``, read in pieces; its errors are `StorageError` too."""
+    fs, path = filesystem(uri)
+    size = int(_attempt(uri, lambda: fs.info(path))["size"])
+    return cast(BinaryIO, io.BufferedReader(_Ranges(uri, size), buffer_size=1 << 20))
+
+
+def remove(uri: str, recursive: bool = False) -> None:
+    """Removes the file at ``uri``, or with ``recursive`` the folder and all below it; nothing there is fine."""
+    if recursive:
+        for name in _names(uri):
+            remove(join(uri, name))
+        if not _is_remote(uri):
+            _remove_empty_folders(filesystem(uri)[1])
+        return
+    fs, path = filesystem(uri)
+    try:
+        _attempt(uri, lambda: fs.rm_file(path))
+    except StorageError as error:
+        if error.errno not in ABSENT:
+            raise
+
+
+class _Ranges(io.RawIOBase):
+    """A file read by ranges, each with the retries and the errors of `read_range`."""
+
+    def __init__(self, uri: str, size: int) -> None:
+        self._uri, self._size, self._position = uri, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = min(len(buffer), max(0, self._size - self._position))
+        data = read_range(self._uri, self._position, wanted) if wanted else b""
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+def _names(uri: str) -> list[str]:
+    """Paths of all files below the folder ``uri``, relative to it, sorted."""
+    fs, path = filesystem(uri)
+    found = _attempt(uri, lambda: fs.find(path) if _is_remote(uri) or os.path.isdir(path) else [])
+    return sorted(str(name)[len(path.rstrip("/")) + 1 :] for name in found if str(name) != path)
+
+
+def _is_unfinished(name: str) -> bool:
+    """Whether ``name`` is what a killed `write_bytes` left behind."""
+    base = name.rpartition("/")[2]
+    return base.startswith(".") and base.endswith(".part")
+
+
+def _is_remote(uri: str) -> bool:
+    return uri.startswith("s3://")
+
+
+def _s3() -> fsspec.AbstractFileSystem:
+    # The keys are passed explicitly so that fsspec's instance cache follows the environment. Retries are counted here
+    # alone: the layers below would multiply them, and a refused connection would take a minute to be reported.
+    fs = fsspec.filesystem(
+        "s3",
+        key=os.environ.get("AWS_ACCESS_KEY_ID"),
+        secret=os.environ.get("AWS_SECRET_ACCESS_KEY"),
+        token=os.environ.get("AWS_SESSION_TOKEN"),
+        endpoint_url=os.environ.get("AWS_ENDPOINT_URL"),
+        use_listings_cache=False,
+        config_kwargs={
+            "retries": {"max_attempts": 0},
+            "connect_timeout": _CONNECT_TIMEOUT_S,
+            "read_timeout": _READ_TIMEOUT_S,
+        },
+    )
+    fs.retries = 1
+    return fs
+
+
+def _attempt(uri: str, action: Callable[[], T]) -> T:
+    """The result of ``action``, tried again after transient errors; every error leaves as a `StorageError`."""
+    wait = _FIRST_WAIT_S
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return action()
+        except Exception as error:
+            if not _is_storage_failure(error):
+                raise
+            if attempt == ATTEMPTS or not _is_transient(uri, error):
+                raise _explain(uri, error) from None
+        time.sleep(wait)
+        wait *= 3
+    raise AssertionError("unreachable")
+
+
+def _is_storage_failure(error: Exception) -> bool:
+    kinds = (OSError, botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError, asyncio.TimeoutError)
+    return isinstance(error, kinds) or type(error).__module__.startswith(("aiohttp", "aiobotocore", "fsspec", "s3fs"))
+
+
+def _is_transient(uri: str, error: Exception) -> bool:
+    if not _is_remote(uri) or isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError)):
+        return False
+    if isinstance(error, (botocore.exceptions.NoCredentialsError, botocore.exceptions.ParamValidationError)):
+        return False
+    status = int(_response(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    return status == 0 or status == 429 or status >= 500
+
+
+def _response(error: BaseException) -> dict[str, Any]:
+    """The server's answer behind an error of s3fs, which keeps botocore's as the cause; empty without one."""
+    for candidate in (error, error.__cause__):
+        response = getattr(candidate, "response", None)
+        if isinstance(response, dict):
+            return response
+    return {}
+
+
+def _explain(uri: str, error: Exception) -> StorageError:
+    if not _is_remote(uri):
+        return _explain_local(uri, error)
+    code = str(_response(error).get("Error", {}).get("Code", ""))
+    text = " ".join(str(error).split())
+    bucket = uri.removeprefix("s3://").partition("/")[0]
+    if isinstance(error, botocore.exceptions.ParamValidationError):
+        return _error(errno.EINVAL, f"{uri}: not the URI of a file; write s3://bucket/key")
+    if code == "NoSuchBucket" or "bucket does not exist" in text:
+        return _error(errno.ENXIO, f"{uri}: there is no bucket '{bucket}'; create it, or correct the URI")
+    if isinstance(error, botocore.exceptions.NoCredentialsError):
+        return _error(errno.EACCES, f"{uri}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    if isinstance(error, PermissionError) or code in _DENIED:
+        message = f"{uri}: access denied; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"
+        return _error(errno.EACCES, message)
+    if isinstance(error, FileNotFoundError):
+        return _explain_absent(uri, bucket)
+    if _response(error):
+        return _error(errno.EIO, f"{uri}: the object store answered '{text}'")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL") or "the default AWS endpoint (AWS_ENDPOINT_URL is not set)"
+    message = f"{uri}: no answer from {endpoint} in {ATTEMPTS} attempts ({type(error).__name__}); is it running?"
+    return _error(errno.EIO, message)
+
+
+def _explain_absent(uri: str, bucket: str) -> StorageError:
+    # A HEAD of an object has no body: only the bucket itself tells an absent key from an absent bucket.
+    try:
+        _s3().call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
+    except FileNotFoundError:
+        return _error(errno.ENXIO, f"{uri}: there is no bucket '{bucket}'; create it, or correct the URI")
+    except Exception:
+        pass  # the bucket may be readable only by key: the plain message still holds
+    return _error(errno.ENOENT, f"{uri}: no such file")
+
+
+def _error(number: int, message: str) -> StorageError:
+    # not passed to the constructor: OSError would print the number before the message
+    error = StorageError(message)
+    error.errno = number
+    return error
+
+
+def _explain_local(uri: str, error: Exception) -> StorageError:
+    number = getattr(error, "errno", None) or (errno.ENOENT if isinstance(error, FileNotFoundError) else errno.EIO)
+    if number in ABSENT:
+        return _error(number, f"{uri}: no such file")
+    return _error(number, f"{uri}: {os.strerror(number).lower()}")
+
+
+def _replace(path: str, data: bytes) -> None:
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f".{os.path.basename(path)}.{uuid.uuid4().hex[:12]}.part")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        raise
+
+
+def _remove_empty_folders(path: str) -> None:
+    for folder, _, _ in os.walk(path, topdown=False):
+        try:
+            os.rmdir(folder)
+        except OSError:
+            return

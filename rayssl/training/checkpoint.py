@@ -1,0 +1,185 @@
+"""Checkpoints: everything a run needs to go on as if it had not stopped, in one folder of three files.
+
+``checkpoints/step-0000001234/`` holds ``state.pt`` (model, optimiser, random states; read with ``weights_only=True``),
+``memory.npz`` (the memory's arrays; read with ``allow_pickle=False``) and, written last, ``meta.json`` with the cursor
+and the size and SHA-256 of the others. A folder without a valid ``meta.json`` is not a checkpoint: what a crash leaves
+behind is never taken for one. Object stores have no rename, so the order of writing is the commit protocol.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from rayssl import storage
+from rayssl.errors import CheckpointError
+from rayssl.schema import Config
+
+_STATE, _MEMORY, _META = "state.pt", "memory.npz", "meta.json"
+
+
+class CheckpointConfig(Config):
+    """``every_steps`` between checkpoints inside an epoch (0: only at epoch ends, where there always is one); ``keep``
+    the last so many; ``best``: also the one with the lowest epoch mean of this metric; ``milestones``: also those at the
+    end of these epochs (counted from 1), for ever.
+    """
+
+    every_steps: int = Field(0, ge=0)
+    keep: int = Field(2, ge=1)
+    best: str | None = "loss"
+    milestones: list[int] = []
+
+
+@dataclass(frozen=True)
+class Meta:
+    """``step``: optimiser steps done; ``epoch``, ``epoch_step``: the next batch; ``metrics`` of the last whole epoch."""
+
+    step: int
+    epoch: int
+    epoch_step: int
+    architecture: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint read back: ``state`` as `save` took it, ``memory`` None where there was none."""
+
+    uri: str
+    meta: Meta
+    state: dict[str, Any]
+    memory: dict[str, np.ndarray] | None
+
+
+def save(run: str, meta: Meta, state: dict[str, Any], memory: dict[str, np.ndarray] | None) -> str:
+    """Writes one checkpoint below the run's folder and returns its URI; complete once this returns."""
+    uri = storage.join(run, "checkpoints", f"step-{meta.step:010d}")
+    files = {_STATE: _torch_bytes(state)}
+    if memory is not None:
+        files[_MEMORY] = _npz_bytes(memory)
+    written = {}
+    for name, data in files.items():
+        storage.write_bytes(storage.join(uri, name), data)
+        written[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    text = json.dumps({**meta.__dict__, "files": written}, indent=1)
+    storage.write_bytes(storage.join(uri, _META), text.encode())
+    return uri
+
+
+def steps(run: str) -> list[int]:
+    """Steps of the complete checkpoints of a run, ascending."""
+    found = []
+    for uri in storage.list_files(storage.join(run, "checkpoints"), suffixes=(_META,)):
+        folder = uri.rsplit("/", 2)[-2]
+        if folder.startswith("step-") and folder[5:].isdigit():
+            found.append(int(folder[5:]))
+    return sorted(found)
+
+
+def locate(run: str, which: str, best: str | None = "loss") -> str:
+    """The URI of a run's checkpoint: ``last``, ``best``, ``epoch-N`` (the end of epoch N, from 1) or ``step-N``.
+
+    Raises `CheckpointError` naming the run and what it has instead.
+    """
+    known = steps(run)
+    if not known:
+        raise CheckpointError(f"{run}: no checkpoint there; train first, or give the folder of a run")
+    if which == "last":
+        chosen: int | None = known[-1]
+    elif which.startswith("step-") and which[5:].isdigit():
+        chosen = int(which[5:]) if int(which[5:]) in known else None
+    else:
+        metas = {step: read_meta(_uri(run, step)) for step in known}
+        ends = {step: meta for step, meta in metas.items() if meta.epoch_step == 0}
+        if which == "best":
+            scored = {step: meta.metrics[best] for step, meta in ends.items() if best in meta.metrics}
+            chosen = min(scored, key=lambda step: scored[step]) if scored else None
+        else:
+            chosen = next((step for step, meta in ends.items() if which == f"epoch-{meta.epoch}"), None)
+    if chosen is None:
+        have = ", ".join(f"step-{step}" for step in known)
+        raise CheckpointError(f"{run}: no checkpoint '{which}'; there are {have} (also: last, best, epoch-N)")
+    return _uri(run, chosen)
+
+
+def read_meta(uri: str) -> Meta:
+    """The meta data of the checkpoint at ``uri``."""
+    text = storage.read_text(storage.join(uri, _META))
+    try:
+        return Meta(**json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{uri}/{_META}: not a checkpoint's meta data; delete this folder and resume") from error
+
+
+def load(uri: str) -> Loaded:
+    """Reads a checkpoint and verifies it; raises `CheckpointError` naming the damaged file."""
+    meta = read_meta(uri)
+    data = {}
+    for name, expected in meta.files.items():
+        data[name] = storage.read_bytes(storage.join(uri, name))
+        if hashlib.sha256(data[name]).hexdigest() != expected["sha256"]:
+            raise CheckpointError(f"{uri}/{name}: damaged (its hash differs from {_META}); delete this folder and resume")
+    state = torch.load(io.BytesIO(data[_STATE]), map_location="cpu", weights_only=True)
+    memory = None
+    if _MEMORY in data:
+        with np.load(io.BytesIO(data[_MEMORY]), allow_pickle=False) as arrays:
+            memory = {name: arrays[name] for name in arrays.files}
+    return Loaded(uri, meta, state, memory)
+
+
+def load_module(module: torch.nn.Module, state: dict[str, torch.Tensor], where: str, architecture: str) -> None:
+    """Strictly; raises `CheckpointError` naming the first parameter that does not fit, and both architectures."""
+    own = module.state_dict()
+    for name in sorted(own.keys() | state.keys()):
+        if name not in state:
+            problem = f"it lacks '{name}'"
+        elif name not in own:
+            problem = f"it has '{name}', which this model lacks"
+        elif own[name].shape != state[name].shape:
+            problem = f"'{name}' is {list(state[name].shape)} there and {list(own[name].shape)} here"
+        else:
+            continue
+        raise CheckpointError(
+            f"{where}: the checkpoint is of another architecture: {problem}; "
+            f"this run's is {architecture}; use the run's own config.yaml or another run folder"
+        )
+    module.load_state_dict(state)
+
+
+def prune(run: str, config: CheckpointConfig) -> None:
+    """Removes the checkpoints that ``config`` does not keep; ``meta.json`` goes first, so none is half there."""
+    known = steps(run)
+    kept = set(known[-config.keep :])
+    metas = {step: read_meta(_uri(run, step)) for step in known}
+    ends = {step: meta for step, meta in metas.items() if meta.epoch_step == 0}
+    kept |= {step for step, meta in ends.items() if meta.epoch in config.milestones}
+    scored = {step: meta.metrics[config.best] for step, meta in ends.items() if config.best in meta.metrics}
+    if scored:
+        kept.add(min(scored, key=lambda step: scored[step]))
+    for step in set(known) - kept:
+        storage.remove(storage.join(_uri(run, step), _META))
+        storage.remove(_uri(run, step), recursive=True)
+
+
+def _uri(run: str, step: int) -> str:
+    return storage.join(run, "checkpoints", f"step-{step:010d}")
+
+
+def _torch_bytes(state: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def _npz_bytes(arrays: dict[str, np.ndarray]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()

@@ -1,0 +1,100 @@
+"""What the loop needs from where it runs: six names, with one implementation here and one in `rayssl.runtime.train`."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from rayssl import collectives
+from rayssl.memory.speakers import Recall, Remember, SpeakerMemory
+
+
+class Context(Protocol):
+    """Where a loop runs. ``report`` is called equally often on every rank, at each end of an epoch."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    def report(self, metrics: dict[str, Any]) -> None:
+        """Tells the runtime about an epoch."""
+
+    def say(self, line: str) -> None:
+        """One line of progress for a person."""
+
+
+class LocalContext:
+    """One process of a plain process group, or no group at all: tests, and a machine without Ray."""
+
+    def __init__(self, device: str | torch.device = "cpu") -> None:
+        self.rank = collectives.rank()
+        self.world = collectives.world()
+        self.device = torch.device(device)
+        self.reported: list[dict[str, Any]] = []
+
+    def report(self, metrics: dict[str, Any]) -> None:
+        """Kept in ``reported``."""
+        self.reported.append(metrics)
+
+    def say(self, line: str) -> None:
+        """To standard output, flushed."""
+        print(line, flush=True)
+
+
+class MemoryClient(Protocol):
+    """The loop's side of the memory. Every rank makes the same calls in the same order."""
+
+    def exchange(self, step: int, remember: Remember | None, ids: np.ndarray | None, epoch: int) -> Future[Recall | None]:
+        """Gives this rank's ``remember`` of ``step`` and asks for the recall of ``ids``, without waiting for it.
+
+        The memory answers after it has applied what every rank remembered at ``step`` (strict), or at once (ahead).
+        """
+
+    def refresh(self, epoch: int) -> dict[str, float]:
+        """One clustering for the whole job; returns on every rank when the new assignment is in use."""
+
+    def metrics(self) -> dict[str, float]:
+        """What was counted since the last call; to be called on rank 0 only."""
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """The whole memory; to be called on rank 0 only, between steps."""
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """Restores the memory; to be called on every rank."""
+
+
+class InProcessMemory:
+    """A replica in every process, kept equal by exchanging what all ranks remember: exact, and without Ray."""
+
+    def __init__(self, memory: SpeakerMemory) -> None:
+        self.memory = memory
+
+    def exchange(self, step: int, remember: Remember | None, ids: np.ndarray | None, epoch: int) -> Future[Recall | None]:
+        """See `MemoryClient.exchange`; strict."""
+        for part in collectives.gather_objects(remember):
+            if part is not None:
+                self.memory.remember(part)
+        answer: Future[Recall | None] = Future()
+        everyone = collectives.gather_objects(ids)
+        recalls = [None if part is None else self.memory.recall(part, epoch=epoch) for part in everyone]
+        answer.set_result(recalls[collectives.rank()])  # all are computed, so that every replica counts the same metrics
+        return answer
+
+    def refresh(self, epoch: int) -> dict[str, float]:
+        """See `MemoryClient.refresh`; computed by every replica, with the same result."""
+        return self.memory.refresh(epoch)
+
+    def metrics(self) -> dict[str, float]:
+        """See `MemoryClient.metrics`."""
+        return self.memory.metrics(reset=True)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """See `MemoryClient.state_dict`."""
+        return self.memory.state_dict()
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """See `MemoryClient.load_state_dict`."""
+        self.memory.load_state_dict(state)

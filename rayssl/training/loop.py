@@ -1,0 +1,332 @@
+"""The training loop: one class for every method, on one rank or many, with or without Ray.
+
+Order inside a step: forward, loss, hand over what is to be remembered together with the ids of the *next* batch, then
+backward and optimiser step, while the memory works. Where a checkpoint follows, the next recall is asked for only after
+the memory has been saved, so that a resumed run repeats it exactly once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from rayssl import collectives, draws, draws_torch
+from rayssl.data.epochs import Cursor
+from rayssl.errors import UserError
+from rayssl.memory import speakers
+from rayssl.methods.base import Batch, Method, Recall, Remember, Step, View, Views
+from rayssl.schema import Config
+from rayssl.training import checkpoint
+from rayssl.training.checkpoint import CheckpointConfig
+from rayssl.training.context import Context, MemoryClient
+from rayssl.training.metrics import RunLog
+from rayssl.training.optim import OptimiserConfig, build_optimiser
+from rayssl.training.schedules import learning_rate
+
+Raw = dict[str, Any]
+_VIEW = 17  # purpose of the draws made for distorting views
+
+
+class TrainingConfig(Config):
+    """``batch`` is global: the same figure on any number of ranks, which must divide it."""
+
+    epochs: int = Field(100, ge=1)
+    batch: int = Field(256, ge=2)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    sync_batchnorm: bool = False
+    optimiser: OptimiserConfig = OptimiserConfig()
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    log_every: int = Field(10, ge=1)
+
+
+@dataclass
+class Parts:
+    """What a run is made of. ``log`` is None on every rank but 0; ``memory`` None for methods without one."""
+
+    config: TrainingConfig
+    run: str
+    seed: int
+    steps_per_epoch: int
+    architecture: str
+    method: Method
+    wrapped: nn.Module
+    distort: nn.Module
+    context: Context
+    memory: MemoryClient | None = None
+    log: RunLog | None = None
+
+
+@dataclass
+class _Window:
+    """Sums since the last log line; tensors stay on the device until it is written."""
+
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    steps: int = 0
+    waited: float = 0.0
+    since: float = field(default_factory=time.perf_counter)
+
+    def add(self, step: Step, waited: float) -> None:
+        for name, value in {"loss": step.loss.detach(), **step.terms}.items():
+            self.terms[name] = self.terms[name] + value if name in self.terms else value.clone()
+        self.steps += 1
+        self.waited += waited
+
+    def means(self) -> dict[str, float]:
+        """Means over steps and ranks; every rank must call this."""
+        if not self.terms:
+            return {}
+        names = sorted(self.terms)
+        total = collectives.sum_over_ranks(torch.stack([self.terms[name].float() for name in names]))
+        values = (total / (self.steps * collectives.world())).tolist()
+        return dict(zip(names, values, strict=True))
+
+
+class Loop:
+    """Trains ``parts.method`` over batches; `restore` first when there is a checkpoint."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.optimiser = build_optimiser(parts.config.optimiser, parts.method)
+        self.step = 0  # optimiser steps done
+        self.cursor = Cursor()
+        self._asked: Future[speakers.Recall | None] | None = None
+        self._window, self._epoch = _Window(), _Window()
+
+    def restore(self, loaded: checkpoint.Loaded) -> None:
+        """Goes back to where ``loaded`` was saved; raises `CheckpointError` where it does not fit this run."""
+        parts = self.parts
+        checkpoint.load_module(parts.method, loaded.state["method"], loaded.uri, parts.architecture)
+        self.optimiser.load_state_dict(loaded.state["optimiser"])
+        states = loaded.state["rng"]
+        if len(states) == collectives.world():  # another number of ranks has no states to go back to
+            torch.set_rng_state(states[collectives.rank()])
+        if parts.memory is not None and loaded.memory is not None:
+            parts.memory.load_state_dict(loaded.memory)
+        self._epoch.terms = {name: value.to(parts.context.device) for name, value in loaded.state["epoch"].items()}
+        self._epoch.steps = loaded.meta.epoch_step
+        self.step = loaded.meta.step
+        self.cursor = Cursor(loaded.meta.epoch, loaded.meta.epoch_step)
+
+    def fit(self, batches: Iterator[Raw]) -> dict[str, float]:
+        """Trains to the last epoch and returns its metrics; ``batches`` start at the cursor."""
+        metrics: dict[str, float] = {}
+        batches = iter(batches)
+        self.parts.method.train()
+        waiting = time.perf_counter()
+        raw = next(batches, None)
+        while raw is not None:
+            if self.cursor.step == 0:
+                self._begin_epoch()
+            following = next(batches, None) if not self._last_of_epoch() else None
+            waited = time.perf_counter() - waiting
+            try:
+                self._train_step(raw, following, waited)
+            except Exception as error:
+                error.add_note(f"on rank {self.parts.context.rank} at step {self.step}, {self.cursor}")
+                raise
+            waiting = time.perf_counter()
+            if self.cursor.step == 0:
+                metrics = self._end_epoch()
+            elif self._checkpoint_due():
+                self._save(metrics)
+            raw = following if following is not None else next(batches, None)
+        if self.cursor.epoch < self.parts.config.epochs:
+            raise RuntimeError(f"the batches ended at {self.cursor}, before epoch {self.parts.config.epochs}")
+        return metrics
+
+    def _begin_epoch(self) -> None:
+        parts, epoch = self.parts, self.cursor.epoch
+        self._epoch, self._asked = _Window(), None
+        if parts.memory is None or not parts.method.recalls(epoch):
+            return
+        began = time.perf_counter()
+        metrics = parts.memory.refresh(epoch)
+        if parts.log is not None:
+            parts.log.write("refresh", self.step, epoch=epoch, **metrics)
+            seconds = time.perf_counter() - began
+            parts.context.say(f"epoch {epoch + 1}: clustered the memory in {seconds:.1f} s")
+        self._window = _Window()
+
+    def _train_step(self, raw: Raw, following: Raw | None, waited: float) -> None:
+        parts, epoch = self.parts, self.cursor.epoch
+        if (raw["epoch"], raw["step"]) != (epoch, self.cursor.step):
+            raise RuntimeError(f"expected the batch of {self.cursor}, got epoch {raw['epoch']} step {raw['step']}")
+        batch = _batch(raw, parts.context.device)
+        if self._asked is None and parts.memory is not None and parts.method.recalls(epoch):
+            self._asked = parts.memory.exchange(self.step, None, raw["id"], epoch)
+        views = make_views(raw, parts, epoch)
+        with torch.autocast(parts.context.device.type, torch.bfloat16, enabled=parts.config.precision == "bf16"):
+            out = parts.wrapped(views)
+        step = parts.method.step(out, batch, self._recalled())
+        lr = self._set_rate()
+        self._hand_over(step.remember, raw, following)
+        self.optimiser.zero_grad(set_to_none=True)
+        step.loss.backward()  # type: ignore[no-untyped-call]
+        if parts.config.optimiser.clip_norm is not None:
+            nn.utils.clip_grad_norm_(parts.method.parameters(), parts.config.optimiser.clip_norm)
+        self.optimiser.step()
+        parts.method.after_step()
+        self._window.add(step, waited)
+        self._epoch.add(step, waited)
+        self.step += 1
+        self._advance()
+        if self.step % parts.config.log_every == 0:
+            self._log(lr, epoch)
+
+    def _recalled(self) -> Recall | None:
+        answer = None if self._asked is None else self._asked.result()
+        if answer is None:
+            return None
+        device = self.parts.context.device
+        return Recall(torch.tensor(answer.rows).to(device), torch.tensor(answer.found).to(device))
+
+    def _hand_over(self, remember: Remember | None, raw: Raw, following: Raw | None) -> None:
+        parts, epoch = self.parts, self.cursor.epoch
+        self._asked = None
+        if parts.memory is None or not parts.method.remembers(epoch):
+            return
+        ask = parts.method.recalls(epoch) and following is not None and not self._checkpoint_due(self.cursor.step + 1)
+        ids = following["id"] if ask and following is not None else None
+        kept = None if remember is None else _to_memory(remember, raw)
+        answer = parts.memory.exchange(self.step, kept, ids, epoch)
+        if ids is None:
+            answer.result()  # applied before a checkpoint or a clustering looks at the memory
+        else:
+            self._asked = answer
+
+    def _end_epoch(self) -> dict[str, float]:
+        parts, epoch = self.parts, self.cursor.epoch
+        metrics = self._epoch.means()
+        elapsed = time.perf_counter() - self._epoch.since
+        metrics["utterances_per_s"] = self._epoch.steps * parts.config.batch / elapsed
+        metrics["data_wait"] = self._epoch.waited / elapsed
+        if parts.memory is not None and parts.method.remembers(epoch - 1) and parts.context.rank == 0:
+            metrics |= parts.memory.metrics()
+        self._save(metrics)
+        if parts.log is not None:
+            parts.log.write("epoch", self.step, epoch=epoch, **metrics)
+            parts.log.flush()
+            shown = "  ".join(f"{name} {value:.3g}" for name, value in metrics.items() if name in _SHOWN)
+            parts.context.say(f"epoch {epoch}/{parts.config.epochs}  {shown}")
+        parts.context.report({"epoch": epoch, "step": self.step, **metrics})
+        self._window = _Window()
+        return metrics
+
+    def _log(self, lr: float, epoch: int) -> None:
+        means = self._window.means()
+        if not np.isfinite(means["loss"]):
+            raise UserError(
+                f"the loss is {means['loss']} at step {self.step}: training has diverged; lower "
+                "training.optimiser.lr, set training.optimiser.clip_norm, or use training.precision=fp32"
+            )
+        parts, elapsed = self.parts, time.perf_counter() - self._window.since
+        rate = self._window.steps * parts.config.batch / elapsed
+        share = self._window.waited / elapsed
+        self._window = _Window()
+        if parts.log is None:
+            return
+        parts.log.write("step", self.step, epoch=epoch, lr=lr, utterances_per_s=rate, data_wait=share, **means)
+        left = (parts.config.epochs * parts.steps_per_epoch - self.step) * parts.config.batch / rate
+        parts.context.say(
+            f"epoch {epoch + 1}/{parts.config.epochs}  step {self.step}/{parts.config.epochs * parts.steps_per_epoch}  "
+            f"loss {means['loss']:.4f}  {rate:.0f} utterances/s  {share:.0%} waiting for data  ETA {_duration(left)}"
+        )
+
+    def _save(self, metrics: dict[str, float]) -> None:
+        parts = self.parts
+        means = self._epoch.means()
+        if not np.isfinite(means.get("loss", 0.0)):
+            raise UserError(f"the loss is not finite by step {self.step}: not saved; lower training.optimiser.lr")
+        states = collectives.gather_objects(torch.get_rng_state())
+        if parts.context.rank == 0:
+            state = {
+                "method": parts.method.state_dict(),
+                "encoder_prefix": parts.method.encoder_prefix,
+                "optimiser": self.optimiser.state_dict(),
+                "rng": states,
+                # sums, so that the mean of an interrupted epoch is the mean of all of it
+                "epoch": {name: torch.tensor(value * self._epoch.steps) for name, value in means.items()},
+            }
+            memory = parts.memory.state_dict() if parts.memory is not None else None
+            meta = checkpoint.Meta(self.step, self.cursor.epoch, self.cursor.step, parts.architecture, metrics)
+            checkpoint.save(parts.run, meta, state, memory)
+            checkpoint.prune(parts.run, parts.config.checkpoints)
+            if parts.log is not None:
+                parts.log.flush()
+
+    def _set_rate(self) -> float:
+        config = self.parts.config
+        lr = learning_rate(
+            config.optimiser.schedule,
+            config.optimiser.lr,
+            step=self.step,
+            steps_per_epoch=self.parts.steps_per_epoch,
+            epochs=config.epochs,
+        )
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def _advance(self) -> None:
+        epoch, step = self.cursor.epoch, self.cursor.step + 1
+        self.cursor = Cursor(epoch + 1, 0) if step == self.parts.steps_per_epoch else Cursor(epoch, step)
+
+    def _last_of_epoch(self) -> bool:
+        return self.cursor.step + 1 == self.parts.steps_per_epoch
+
+    def _checkpoint_due(self, step: int | None = None) -> bool:
+        """Whether a checkpoint follows when ``step`` batches of the epoch are done."""
+        every = self.parts.config.checkpoints.every_steps
+        done = self.cursor.step if step is None else step
+        return done == self.parts.steps_per_epoch or (every > 0 and done % every == 0)
+
+
+_SHOWN = ("loss", "coverage", "speaker_accuracy", "recording_accuracy", "train_accuracy", "utterances_per_s")
+
+
+def make_views(raw: Raw, parts: Parts, epoch: int) -> Views:
+    """The segments of a batch on the device, distorted where the recipe says so, under keys of (seed, epoch, id)."""
+    device = parts.context.device
+    ids = torch.tensor(raw["id"]).to(device)
+    views = {}
+    for index, segment in enumerate(parts.method.segments(epoch)):
+        wave = torch.tensor(raw[segment.name]).to(device).float() / 32768.0
+        keys = None
+        if segment.distort:
+            keys = draws_torch.keys_torch(draws.fold(parts.seed, _VIEW, epoch, index), ids)
+            wave = parts.distort(wave, keys)
+        views[segment.name] = View(wave, keys)
+    return views
+
+
+def _batch(raw: Raw, device: torch.device) -> Batch:
+    columns = {name: torch.tensor(raw[name]).to(device).long() for name in ("id", "speaker", "recording", "label")}
+    return Batch(columns["id"], columns["speaker"], columns["recording"], columns["label"], raw["epoch"])
+
+
+def _to_memory(remember: Remember, raw: Raw) -> speakers.Remember:
+    references, positives = (
+        None if rows is None else rows.detach().float().cpu().numpy()
+        for rows in (remember.references, remember.positives)
+    )
+    return speakers.Remember(
+        ids=raw["id"],
+        references=references,
+        positives=positives,
+        speakers=raw["speaker"],
+        recordings=raw["recording"],
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{rest:02d}s"

@@ -1,0 +1,180 @@
+"""A run's `metrics.jsonl`, one JSON object a line, and its mirror for TensorBoard, at any URI.
+
+Every line has ``kind`` ("step", "epoch", "event"), ``step`` and ``time`` (Unix seconds). A local file is appended to
+line by line; object stores cannot append, so for them lines are kept and the whole object is put again at each flush.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from rayssl import storage
+from rayssl.errors import StorageError
+
+Record = dict[str, Any]
+
+_log = logging.getLogger(__name__)
+
+
+def read_metrics(uri: str) -> list[Record]:
+    """The records of the ``metrics.jsonl`` at ``uri``, in order; a torn last line (a killed writer) is left out.
+
+    Raises `StorageError` naming the line when another one is no JSON object, or when there is no such file.
+    """
+    lines = storage.read_bytes(uri).split(b"\n")
+    records: list[Record] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if isinstance(record, dict):
+            records.append(record)
+        elif number < len(lines):
+            raise StorageError(f"{uri}: line {number} is not a JSON object; repair or remove this line")
+    return records
+
+
+class RunLog:
+    """Writes the metrics of the run at ``uri``; one process (rank 0) at a time.
+
+    ``resume_step`` is the step of the checkpoint that the run goes on from: later lines, which that checkpoint knows
+    nothing of, are dropped. None starts afresh, and drops all. With ``tensorboard`` the numbers are mirrored as
+    scalars ``<kind>/<name>`` to ``<uri>/tensorboard/``. For remote runs, `flush` uploads; `write` does so itself when
+    the last upload is ``upload_every_s`` seconds past, and then only warns when the store cannot be reached.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        resume_step: int | None,
+        tensorboard: bool = True,
+        *,
+        upload_every_s: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        filesystem, path = storage.filesystem(uri)
+        protocols = (filesystem.protocol,) if isinstance(filesystem.protocol, str) else filesystem.protocol
+        self._local = "file" in protocols
+        self._run, self._uri = uri, storage.join(uri, "metrics.jsonl")
+        self._upload_every_s, self._clock = upload_every_s, clock
+        self._lines = self._kept_lines(resume_step)
+        storage.write_bytes(self._uri, b"".join(self._lines))
+        self._uploaded_at, self._changed = clock(), False
+        self._file: BinaryIO | None = None
+        if self._local:
+            self._file = open(Path(path) / "metrics.jsonl", "ab")  # noqa: SIM115 - held until close()
+            self._lines = []
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._events: Any = None
+        if tensorboard:
+            self._events = self._open_events(path, resume_step)
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """Appends one line; numbers may be 0-dim tensors, which become Python numbers only here (one transfer).
+
+        NaN and infinities, which JSON does not have, are written as null. Raises `ValueError` for a tensor of more
+        than one element and `TypeError` for what JSON cannot hold.
+        """
+        record: Record = {"kind": kind, "step": int(step), "time": round(time.time(), 3), **_plain(values)}
+        line = json.dumps(record, allow_nan=False).encode() + b"\n"
+        if self._file is not None:
+            self._file.write(line)
+            self._file.flush()
+        else:
+            self._lines.append(line)
+        self._changed = True
+        if self._events is not None:
+            for name, value in record.items():
+                if name not in ("step", "time") and isinstance(value, (int, float)) and not isinstance(value, bool):
+                    self._events.add_scalar(f"{kind}/{name}", value, global_step=int(step), walltime=record["time"])
+        if not self._local and self._clock() - self._uploaded_at >= self._upload_every_s:
+            try:
+                self.flush()
+            except StorageError as error:
+                # training goes on: the lines are kept, and the checkpoint's own flush tells when it matters
+                self._uploaded_at = self._clock()
+                _log.warning("metrics not uploaded, will try again: %s", error)
+
+    def flush(self) -> None:
+        """Everything written so far is at the URI when this returns; raises `StorageError` when it cannot be."""
+        if self._events is not None:
+            self._events.flush()
+        if self._local or not self._changed:
+            return
+        storage.write_bytes(self._uri, b"".join(self._lines))
+        if self._scratch is not None:
+            for file in sorted(Path(self._scratch.name).iterdir()):
+                storage.write_bytes(storage.join(self._run, "tensorboard", file.name), file.read_bytes())
+        self._uploaded_at, self._changed = self._clock(), False
+
+    def close(self) -> None:
+        """Flushes and frees what is held; a second call does nothing."""
+        try:
+            self.flush()
+        finally:
+            if self._events is not None:
+                self._events.close()
+            if self._file is not None and not self._file.closed:
+                self._file.close()
+            if self._scratch is not None:
+                self._scratch.cleanup()
+            self._events = self._scratch = None
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _kept_lines(self, resume_step: int | None) -> list[bytes]:
+        if resume_step is None or not storage.exists(self._uri):
+            return []
+        kept = [record for record in read_metrics(self._uri) if record.get("step", 0) <= resume_step]
+        return [json.dumps(record).encode() + b"\n" for record in kept]
+
+    def _open_events(self, path: str, resume_step: int | None) -> Any:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only this wants it
+
+        if self._local:
+            folder = str(Path(path) / "tensorboard")
+        else:
+            self._scratch = tempfile.TemporaryDirectory(prefix="rayssl-tensorboard-")
+            folder = self._scratch.name
+        # earlier event files stay; TensorBoard hides their events from purge_step on
+        first = 0 if resume_step is None else resume_step + 1
+        return SummaryWriter(folder, purge_step=first)
+
+
+def _plain(values: Record) -> Record:
+    """The values as JSON has them, with all tensors of a device fetched at once."""
+    plain = dict(values)
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    if tensors:
+        device = next(iter(tensors.values())).device
+        numbers = [_one(name, tensor).to(device, torch.float64) for name, tensor in tensors.items()]
+        plain.update(zip(tensors, torch.stack(numbers).tolist(), strict=True))
+    for name, value in plain.items():
+        if hasattr(value, "item"):  # a NumPy scalar
+            plain[name] = value = value.item()
+        if isinstance(value, float) and not math.isfinite(value):
+            plain[name] = None
+    return plain
+
+
+def _one(name: str, tensor: Tensor) -> Tensor:
+    if tensor.numel() != 1:
+        raise ValueError(f"metric '{name}': expected one number, got a tensor of shape {list(tensor.shape)}")
+    return tensor.detach().reshape(())

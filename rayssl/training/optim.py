@@ -1,0 +1,37 @@
+"""Optimisers by name, with weight decay kept off biases and normalisation weights."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from rayssl.schema import Config
+from rayssl.training.schedules import ScheduleConfig
+
+
+class OptimiserConfig(Config):
+    """``lr`` is the rate at the configured global batch: it is never rescaled behind the user's back."""
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    clip_norm: float | None = Field(None, gt=0)
+    schedule: ScheduleConfig = ScheduleConfig()
+
+
+def build_optimiser(config: OptimiserConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """An optimiser over the trainable parameters of ``model``, in the order of their names."""
+    decayed, plain = [], []
+    for _, parameter in sorted(model.named_parameters()):
+        if parameter.requires_grad:
+            (decayed if parameter.ndim > 1 else plain).append(parameter)
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    return kind(groups, lr=config.lr)

@@ -1,0 +1,36 @@
+"""Learning-rate schedules as functions of the step alone: nothing to save, nothing to restore."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field
+
+from rayssl.schema import Config
+
+
+class ScheduleConfig(Config):
+    """``step``: the rate times ``factor`` every ``every_epochs`` (0.95 every 5 in the SSPS paper); ``cosine``: down to
+    ``final_lr`` at the last step; ``constant``. ``warmup_epochs`` rise linearly from zero before any of them.
+    """
+
+    name: Literal["step", "cosine", "constant"] = "step"
+    factor: float = Field(0.95, gt=0, le=1)
+    every_epochs: int = Field(5, ge=1)
+    warmup_epochs: float = Field(0.0, ge=0)
+    final_lr: float = Field(1e-5, ge=0)
+
+
+def learning_rate(config: ScheduleConfig, base: float, *, step: int, steps_per_epoch: int, epochs: int) -> float:
+    """The learning rate of global ``step`` (from 0) out of ``steps_per_epoch * epochs``."""
+    warmup = config.warmup_epochs * steps_per_epoch
+    if step < warmup:
+        return base * (step + 1) / warmup
+    if config.name == "step":
+        return base * config.factor ** (step // steps_per_epoch // config.every_epochs)
+    if config.name == "cosine":
+        total = max(1.0, steps_per_epoch * epochs - warmup)
+        progress = min(1.0, (step - warmup) / total)
+        return config.final_lr + (base - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+    return base

@@ -1,0 +1,1 @@
+"""What the encoder sees: segments and their distortion."""

@@ -1,0 +1,46 @@
+"""Segments cut from an utterance's samples. NumPy only: this runs in data tasks, which must start without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayssl.draws import uniform_np
+from rayssl.views.recipes import Segment
+
+# Streams 100..199 belong to crops; `distort` uses 200..299 and feature masks 300..399.
+FIRST_STREAM = 100
+
+
+def cut(pcm: NDArray[np.int16], samples: int, position: float) -> NDArray[np.int16]:
+    """``samples`` consecutive samples of ``pcm [n]``, as a copy of shape ``[samples]``.
+
+    ``position`` in [0, 1) chooses the start, uniformly over all possible ones. An utterance shorter than the segment is
+    repeated end to start; there the position turns it, so that two segments of it still differ. Raises `ValueError`
+    for an utterance without samples.
+    """
+    length = len(pcm)
+    if length == 0:
+        raise ValueError("an utterance without samples cannot be cut")
+    if length >= samples:
+        start = int(position * (length - samples + 1))
+        return pcm[start : start + samples].copy()
+    start = int(position * length)
+    return np.resize(np.concatenate((pcm[start:], pcm[:start])), samples)
+
+
+def cut_segments(
+    pcm: NDArray[np.int16], segments: Sequence[Segment], key: int | np.uint64, rate: int
+) -> dict[str, NDArray[np.int16]]:
+    """Every segment of the recipe, by name, each ``[samples(segment, rate)]``; ``rate`` in Hz.
+
+    ``key`` (64 bits) is the utterance's draw for this epoch. Segment ``j`` takes its own stream, so its position
+    depends neither on the other segments nor on who cuts it.
+    """
+    keys = np.array([key], dtype=np.uint64)
+    return {
+        segment.name: cut(pcm, segment.samples(rate), float(uniform_np(keys, FIRST_STREAM + j)[0]))
+        for j, segment in enumerate(segments)
+    }

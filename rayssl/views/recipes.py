@@ -1,0 +1,98 @@
+"""Which views a method sees, and how they are distorted: configuration only, no torch (data tasks read it too)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from rayssl.schema import Config
+
+NoiseKind = Literal["white", "pink", "brown", "babble", "corpus"]
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] > bounds[1]:
+        raise ValueError(f"the first bound must not exceed the second, got {list(bounds)}")
+    return bounds
+
+
+Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
+
+
+class Segment(Config):
+    """One stretch of an utterance that goes through the encoder; its ``name`` is its key in the batch."""
+
+    name: str = Field(min_length=1)
+    seconds: float = Field(gt=0.0)
+    distort: bool
+
+    def samples(self, rate: int) -> int:
+        """Length in samples at ``rate`` Hz, at least 1."""
+        return max(1, round(self.seconds * rate))
+
+
+class NoiseConfig(Config):
+    """Additive noise, mixed in at a signal-to-noise ratio drawn uniformly from ``snr_db``.
+
+    A kind is drawn first (each equally likely), then one of its clips, then a position. Kind ``corpus`` takes clips
+    from the rayssl corpus at ``corpus``; the others are generated from the seed, ``clips`` of ``clip_s`` seconds each.
+    """
+
+    p: Probability = 0.6
+    snr_db: Range = (0.0, 15.0)
+    kinds: tuple[NoiseKind, ...] = Field(default=("white", "pink", "brown", "babble"), min_length=1)
+    corpus: str | None = None
+    clips: int = Field(default=16, ge=1)
+    clip_s: float = Field(default=6.0, gt=0.0, le=60.0)
+
+    @model_validator(mode="after")
+    def _corpus_is_given(self) -> NoiseConfig:
+        if len(set(self.kinds)) < len(self.kinds):
+            raise ValueError("each of 'kinds' may be named once")
+        if ("corpus" in self.kinds) != (self.corpus is not None):
+            raise ValueError("give 'corpus' (a URI) together with the kind 'corpus', or neither")
+        return self
+
+
+class ReverbConfig(Config):
+    """Reverberation with one of ``rooms`` responses, generated from the seed or read from the rayssl corpus ``corpus``.
+
+    ``rt60_s`` is the range of times in which a generated room's sound falls by 60 dB; responses end at ``length_s``.
+    """
+
+    p: Probability = 0.4
+    rooms: int = Field(default=64, ge=1)
+    rt60_s: Range = (0.1, 0.5)
+    length_s: float = Field(default=0.3, gt=0.0, le=0.5)
+    corpus: str | None = None
+
+    @model_validator(mode="after")
+    def _decays(self) -> ReverbConfig:
+        if self.rt60_s[0] <= 0.0:
+            raise ValueError("'rt60_s' must be above 0")
+        return self
+
+
+class GainConfig(Config):
+    """A change of level, drawn uniformly from ``db``; a row whose peak would exceed 1 is scaled back to peak 1."""
+
+    p: Probability = 0.0
+    db: Range = (-10.0, 6.0)
+
+
+class DistortConfig(Config):
+    """Reverberation, then noise, then gain, each with its own probability for each row."""
+
+    noise: NoiseConfig = NoiseConfig()
+    reverb: ReverbConfig = ReverbConfig()
+    gain: GainConfig = GainConfig()
+
+
+class ViewsConfig(Config):
+    """Lengths of the segments that methods ask for, in seconds, and the distortion of those marked ``distort``."""
+
+    segment_s: float = Field(default=2.0, gt=0.0)
+    reference_s: float = Field(default=4.0, gt=0.0)
+    distort: DistortConfig = DistortConfig()

@@ -1,0 +1,96 @@
+"""Embeddings of whole utterances do not depend on what they are batched with."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rayssl.evaluation.embeddings import embed_utterances
+
+
+class Small(nn.Module):
+    """Sees everything that could leak between neighbours: time context, statistics pooling, BatchNorm, dropout."""
+
+    embedding_dim = 6
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv1d(1, 8, 11, padding=5)
+        self.norm = nn.BatchNorm1d(8)
+        self.drop = nn.Dropout(0.5)
+        self.out = nn.Linear(16, 6)
+        self.batches: list[tuple[int, int]] = []
+
+    def forward(self, wave: Tensor, keys: Tensor | None) -> Tensor:
+        assert keys is None and wave.dtype == torch.float32 and wave.abs().max() <= 1
+        assert not torch.is_grad_enabled()
+        self.batches.append((wave.shape[0], wave.shape[1]))
+        x = self.drop(self.norm(self.conv(wave[:, None])).relu())
+        return self.out(torch.cat([x.mean(2), x.std(2)], 1))
+
+
+def waves(lengths: list[int]) -> list[np.ndarray]:
+    draw = np.random.default_rng([1])
+    return [draw.integers(-32768, 32768, length).astype(np.int16) for length in lengths]
+
+
+LENGTHS = [400, 300, 400, 500, 400, 300, 400, 400]
+
+
+def test_result_is_independent_of_batching_and_order() -> None:
+    encoder, audio = Small(), waves(LENGTHS)
+    together = embed_utterances(encoder, audio, "cpu", batch=3)
+    singly = np.concatenate([embed_utterances(encoder, [wave], "cpu") for wave in audio])
+    assert together.shape == (8, 6) and together.dtype == np.float32
+    np.testing.assert_allclose(together, singly, atol=1e-5)
+    turned = embed_utterances(encoder, audio[::-1], "cpu", batch=8)[::-1]
+    np.testing.assert_allclose(together, turned, atol=1e-5)
+
+
+def test_only_equal_lengths_share_a_batch_within_the_limit() -> None:
+    encoder = Small()
+    embed_utterances(encoder, waves(LENGTHS), "cpu", batch=3)
+    assert encoder.batches == [(1, 500), (3, 400), (2, 400), (2, 300)]
+
+
+def test_normalised_rows_are_the_raw_ones_scaled() -> None:
+    encoder, audio = Small(), waves(LENGTHS)
+    raw = embed_utterances(encoder, audio, "cpu", normalise=False)
+    unit = embed_utterances(encoder, audio, "cpu")
+    np.testing.assert_allclose(unit, raw / np.linalg.norm(raw, axis=1, keepdims=True), atol=1e-6)
+    assert np.abs(np.linalg.norm(raw, axis=1) - 1).max() > 0.01
+
+
+def test_modes_and_statistics_are_left_as_they_were() -> None:
+    encoder = Small().train()
+    encoder.norm.eval()
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    embed_utterances(encoder, waves([300]), "cpu")
+    assert encoder.training and encoder.drop.training and not encoder.norm.training
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
+
+
+def test_autocast_around_does_not_reach_in() -> None:
+    encoder, audio = Small(), waves(LENGTHS)
+    expected = embed_utterances(encoder, audio, "cpu")
+    with torch.autocast("cpu", torch.bfloat16):
+        np.testing.assert_array_equal(embed_utterances(encoder, audio, "cpu"), expected)
+
+
+def test_nothing_gives_no_rows() -> None:
+    assert embed_utterances(Small(), [], "cpu").shape == (0, 6)
+
+
+def test_unusable_audio_and_embeddings_are_named() -> None:
+    with pytest.raises(ValueError, match="utterance 1: expected int16"):
+        embed_utterances(Small(), [*waves([300]), np.zeros(0, np.int16)], "cpu")
+    with pytest.raises(ValueError, match="utterance 0: expected int16"):
+        embed_utterances(Small(), [np.zeros(300, np.float32)], "cpu")  # type: ignore[list-item]
+    broken = Small()
+    with torch.no_grad():
+        broken.out.bias[0] = float("nan")
+    with pytest.raises(ValueError, match="2 of 2 embeddings are NaN or infinite, first of utterance 0"):
+        embed_utterances(broken, waves([300, 400]), "cpu")

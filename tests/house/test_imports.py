@@ -1,0 +1,118 @@
+"""What may import what, and that importing does nothing else."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted((ROOT / "rayssl").rglob("*.py"))
+ACTS = {"print", "open", "read_text", "read_bytes", "write_text", "write_bytes", "load", "safe_load", "getenv"}
+ACTS |= {"seed", "manual_seed", "set_num_threads", "set_start_method", "init", "init_process_group", "basicConfig"}
+
+
+def module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Dotted names of everything a file imports, wherever in the file, ``from a import b`` as ``a.b``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def files_importing(package: str) -> set[str]:
+    found = set()
+    for path in SOURCES:
+        names = imported(ast.parse(path.read_text()))
+        if any(name == package or name.startswith(package + ".") for name in names):
+            found.add(str(path.relative_to(ROOT / "rayssl")))
+    return found
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_arrows() -> None:
+    """The import-linter contracts of pyproject.toml."""
+    command = [str(Path(sys.executable).parent / "lint-imports"), "--no-logo", "--no-cache"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_ray_only_in_runtime() -> None:
+    assert {name for name in files_importing("ray") if not name.startswith("runtime/")} == set()
+
+
+def test_torch_distributed_only_where_ranks_are_known() -> None:
+    assert files_importing("torch.distributed") <= {"collectives.py", "runtime/train.py"}
+    uses = {
+        str(path.relative_to(ROOT / "rayssl"))
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr == "distributed"
+    }
+    assert uses <= {"collectives.py", "runtime/train.py"}
+
+
+def test_everything_below_runtime_imports_without_ray_and_in_silence() -> None:
+    """Also the command line, so that ``rayssl --help`` and ``show`` do not wait for Ray."""
+    names = [module(path) for path in SOURCES if path.parent.name != "runtime" and path.stem != "__main__"]
+    code = f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\nsys.exit('ray' in sys.modules)"
+    done = run(code)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_data_tasks_start_without_torch() -> None:
+    names = [module(path) for path in SOURCES if path.parent.name == "data"]
+    names += ["rayssl.views.crops", "rayssl.views.recipes"]
+    code = f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\n"
+    done = run(code + "print(sorted({'torch', 'torchaudio', 'ray'} & set(sys.modules)))")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module)
+def test_nothing_happens_at_import(path: Path) -> None:
+    """At module and class level there is no bare call, nothing is printed, read or seeded, no variable looked up."""
+    acts = []
+    for node in at_import(ast.parse(path.read_text())):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            acts.append(node.lineno)
+        elif isinstance(node, ast.Call):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            acts += [node.lineno] if called in ACTS else []
+        elif isinstance(node, ast.Attribute) and node.attr == "environ":
+            acts.append(node.lineno)
+    assert acts == [], f"{module(path)} acts when it is imported, on lines {acts}"
+
+
+def at_import(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes that run when the module is imported: everything outside function bodies and ``if __name__``."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Lambda) or (isinstance(child, ast.If) and "__name__" in ast.unparse(child.test)):
+            continue
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            for runs in (*child.decorator_list, child.args):
+                yield runs
+                yield from at_import(runs)
+            continue
+        yield child
+        yield from at_import(child)
+
+
+def test_the_acts_are_seen() -> None:
+    """The walk above finds what it looks for and leaves function bodies alone."""
+    source = "import os\nx = os.environ['A']\nclass C:\n    y = open('f')\ndef f():\n    print(1)\nf()\n"
+    seen = list(at_import(ast.parse(source)))
+    assert sorted(node.lineno for node in seen if isinstance(node, ast.Call)) == [4, 7]
+    assert [node.lineno for node in seen if isinstance(node, ast.Attribute)] == [2]

@@ -1,0 +1,99 @@
+"""Log-mel features against torchaudio, and feature masks."""
+
+import pytest
+import torch
+from torchaudio.transforms import MelSpectrogram
+
+from rayssl.draws import fold
+from rayssl.draws_torch import keys_torch
+from rayssl.errors import ConfigError
+from rayssl.models.frontends import FeatureMask, FeatureMaskConfig, LogMel, LogMelConfig
+
+
+@pytest.mark.parametrize(("rate", "n_fft", "f_max"), [(16000, 512, 7600.0), (16000, 400, 8000.0), (8000, 256, 3800.0)])
+def test_torchaudio_parity(rate: int, n_fft: int, f_max: float) -> None:
+    wave = torch.randn(3, rate) * 0.1
+    ours = LogMel(LogMelConfig(n_fft=n_fft, f_max=f_max, normalise=False), rate)(wave)
+    mel = MelSpectrogram(
+        rate, n_fft, rate // 40, rate // 100, 20.0, f_max, n_mels=40, window_fn=torch.hamming_window, power=2.0
+    )
+    assert ours.shape == (3, 40, 101)
+    torch.testing.assert_close(ours, torch.log(mel(wave) + 1e-6), rtol=1e-5, atol=1e-5)
+
+
+def test_a_tone_is_in_its_band() -> None:
+    wave = 0.5 * torch.sin(2 * torch.pi * 1000.0 * torch.arange(16000) / 16000)[None]
+    features = LogMel(LogMelConfig(normalise=False), 16000)(wave)
+    # 40 bands, equally spaced on the mel scale from 20 to 7600 Hz: centres at edge + (k + 1) * step
+    mel = [2595 * torch.log10(torch.tensor(1 + hertz / 700)).item() for hertz in (20.0, 7600.0, 1000.0)]
+    assert features[0, :, 50].argmax() == round((mel[2] - mel[0]) / ((mel[1] - mel[0]) / 41)) - 1
+
+
+def test_normalisation_removes_a_gain() -> None:
+    frontend = LogMel(LogMelConfig(), 16000)
+    wave = torch.randn(2, 16000) * 0.2
+    features = frontend(wave)
+    assert features.mean(dim=2).abs().max() < 1e-5
+    torch.testing.assert_close(frontend(3.0 * wave), features, rtol=0, atol=1e-3)
+
+
+def test_float32_under_autocast_and_no_state() -> None:
+    frontend = LogMel(LogMelConfig(), 16000)
+    wave = torch.randn(2, 8000)
+    with torch.autocast("cpu", torch.bfloat16):
+        features = frontend(wave)
+    assert features.dtype == torch.float32
+    assert torch.equal(features, frontend(wave))
+    assert not frontend.state_dict()
+
+
+def test_bands_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"frontend\.f_max.*4000 Hz"):
+        LogMel(LogMelConfig(), 8000)
+    with pytest.raises(ConfigError, match=r"frontend\.n_fft"):
+        LogMel(LogMelConfig(), 48000)
+
+
+def masked(config: FeatureMaskConfig, rows: int) -> torch.Tensor:
+    """Bool ``[rows, 40, 100]``: what the mask sets to 0."""
+    keys = keys_torch(fold(2), torch.arange(rows))
+    return FeatureMask(config)(torch.ones(rows, 40, 100), keys) == 0
+
+
+def test_masks_have_the_widths_asked_for() -> None:
+    hit = masked(FeatureMaskConfig(p=1.0, freq_masks=1, freq_width=6, time_masks=0), 2000)
+    assert (hit == hit[:, :, :1]).all()
+    widths = hit[:, :, 0].sum(1)
+    counts = torch.bincount(widths, minlength=7)
+    assert len(counts) == 7
+    assert counts.min() > 2000 / 7 * 0.8
+    edges = (hit[:, 1:, 0] != hit[:, :-1, 0]).sum(1)
+    assert edges.max() <= 2
+    assert hit[:, 0, 0].any()
+    assert hit[:, -1, 0].any()
+
+
+def test_time_masks_add_up() -> None:
+    hit = masked(FeatureMaskConfig(p=1.0, freq_masks=0, time_masks=3, time_width=10), 500)
+    assert (hit == hit[:, :1]).all()
+    assert 10 < hit[:, 0].sum(1).max() <= 30
+    assert (hit[:, 0, 1:] != hit[:, 0, :-1]).sum(1).max() > 2
+
+
+def test_mask_probability_rows_and_input() -> None:
+    config = FeatureMaskConfig(p=0.4)
+    rate = masked(config, 2000).any(dim=(1, 2)).float().mean().item()
+    # an applied pair of masks is empty in 1 of 7 * 11 cases
+    assert rate == pytest.approx(0.4 * (1 - 1 / 77), abs=0.04)
+    features = torch.randn(8, 40, 100)
+    before = features.clone()
+    keys = keys_torch(fold(2), torch.arange(8))
+    out = FeatureMask(config)(features, keys)
+    assert torch.equal(features, before)
+    assert torch.equal(FeatureMask(config)(features[5:6], keys[5:6])[0], out[5])
+    assert torch.equal(FeatureMask(FeatureMaskConfig())(features, keys), features)
+
+
+def test_masks_wider_than_the_features_cover_at_most_all() -> None:
+    config = FeatureMaskConfig(p=1.0, freq_width=500, time_width=500)
+    assert torch.isfinite(FeatureMask(config)(torch.ones(50, 5, 7), torch.arange(50))).all()
