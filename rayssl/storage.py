@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
-import botocore.exceptions
+import botocore.exceptions  # type: ignore[import-untyped, unused-ignore]
 import fsspec
 
 from rayssl.errors import StorageError
@@ -72,6 +72,12 @@ def exists(uri: str) -> bool:
             return False
         raise
     return True
+
+
+def is_file(uri: str) -> bool:
+    """Whether there is a file, and not a folder, at ``uri``."""
+    fs, path = filesystem(uri)
+    return exists(uri) and bool(_attempt(uri, lambda: fs.isfile(path)))
 
 
 def list_files(uri: str, suffixes: Sequence[str] = ()) -> list[str]:

@@ -43,8 +43,8 @@ install_servers
 cd "$root"
 export OMP_NUM_THREADS=1 RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0
 
-check ruff check
-check ruff format --check
+check ruff check --output-format concise
+check ruff format --check --quiet
 check mypy
 check lint-imports --no-logo
 if [ ${#failed[@]} -gt 0 ]; then

@@ -13,7 +13,6 @@ from typing import Literal
 
 import numpy as np
 import soundfile
-from scipy.signal import resample_poly
 
 from rayssl.errors import CorpusError
 
@@ -47,6 +46,8 @@ def decode(data: bytes, channels: Channels = "reject_above_2", rate: int = RATE)
         raise Unusable(f"{count} channels: set channels to 'mean' or 'first' to accept more than two")
     mono = samples[:, 0] if channels == "first" else samples.mean(axis=1)
     if source_rate != rate:
+        from scipy.signal import resample_poly  # a second to import, which tasks that read shards need not wait for
+
         divisor = math.gcd(source_rate, rate)
         mono = resample_poly(mono, rate // divisor, source_rate // divisor)
     return np.asarray(np.clip(mono, -1.0, 1.0), dtype=np.float32)

@@ -54,7 +54,7 @@ class Shard(Config):
 
 
 class Manifest(Config):
-    """What the corpus holds; ``speakers``, ``recordings``, ``labels`` count names, ``fingerprint`` names the content."""
+    """What the corpus holds; ``speakers``, ``recordings``, ``labels`` count names; ``fingerprint`` is the content's."""
 
     version: int
     rate: int = decode.RATE

@@ -1,8 +1,8 @@
 """Where audio comes from: folders, Parquet, WebDataset tars, or a generator. Listing is light, reading comes later.
 
-A source lists `Reference`s (names and a locator, no audio), part by part; a task that holds some of them asks for their
-audio. Names are unique in a corpus and are what trials refer to. Locators are relative to the source's URI, so that they
-mean the same on every machine.
+A source lists `Reference`s (names and a locator, no audio), part by part; a task that holds some of them asks for
+their audio. Names are unique in a corpus and are what trials refer to. Locators are relative to the source's URI, so
+that they mean the same on every machine.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import csv
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -96,6 +96,19 @@ class WebDatasetConfig(Config):
 SourceConfig = Annotated[FolderConfig | ParquetConfig | WebDatasetConfig | SyntheticConfig, Field(discriminator="name")]
 
 
+class Part(Config):
+    """One of a source's `parts`, as a task is asked for it."""
+
+    source: SourceConfig
+    part: str
+
+
+class Listing(Config):
+    """What a task answers to a `Part`."""
+
+    references: list[Reference]
+
+
 def describe(source: SourceConfig) -> str:
     """The source in a few words, for messages."""
     return "the synthetic source" if isinstance(source, SyntheticConfig) else source.uri
@@ -138,7 +151,7 @@ def list_part(source: SourceConfig, part: str) -> list[Reference]:
 def read(source: SourceConfig, references: Sequence[Reference]) -> Iterator[tuple[int, bytes | np.ndarray]]:
     """The audio of each reference with its position, in any order: encoded bytes, or float32 ``[T]`` at 16 kHz.
 
-    A file that is listed but absent gives no bytes, so that it becomes a reject; storage that fails is a `StorageError`.
+    A file that is listed but absent gives no bytes, so that it becomes a reject; failing storage is a `StorageError`.
     """
     if isinstance(source, SyntheticConfig):
         for position, reference in enumerate(references):
@@ -148,8 +161,8 @@ def read(source: SourceConfig, references: Sequence[Reference]) -> Iterator[tupl
         yield from _read_parquet(source, references)
     elif isinstance(source, WebDatasetConfig):
         for position, reference in enumerate(references):
-            path, offset, size = reference.locator
-            yield position, storage.read_range(_place(source.uri, str(path)), int(offset), int(size))
+            tar, offset, size = reference.locator
+            yield position, storage.read_range(_place(source.uri, str(tar)), int(offset), int(size))
     else:
         for position, reference in enumerate(references):
             yield position, _read_file(storage.join(source.uri, str(reference.locator[0])))
@@ -162,10 +175,15 @@ def place(source: SourceConfig, reference: Reference) -> str:
     return _place(source.uri, str(reference.locator[0]))
 
 
+def _reference(name: str, known: Mapping[str, Any], locator: tuple[str | int, ...]) -> Reference:
+    speaker, recording, label = (_text(known.get(field)) for field in _FIELDS)
+    return Reference(name, speaker, recording, label, locator)
+
+
 def _files(uri: str, pattern: str, suffixes: Sequence[str]) -> list[str]:
     """Paths below ``uri`` that match, sorted; a single empty path when ``uri`` is itself a file."""
     found = [name[len(uri.rstrip("/")) + 1 :] for name in storage.list_files(uri, suffixes)]
-    if not found and storage.exists(uri):
+    if not found and storage.is_file(uri):
         return [""]
     return [name for name in found if fnmatch(name, pattern)]
 
@@ -178,15 +196,15 @@ def _list_folder(source: FolderConfig) -> list[Reference]:
     if not storage.exists(source.uri):
         raise CorpusError(f"{source.uri}: no such folder; correct the source's uri")
     references = []
-    for path in _files(source.uri, source.files, AUDIO_SUFFIXES):
+    for path in filter(None, _files(source.uri, source.files, AUDIO_SUFFIXES)):
         folders = path.split("/")[:-1]
         if not path or len(folders) < len(source.layout):
             wanted = "/".join(source.layout)
             raise CorpusError(
                 f"{_place(source.uri, path)}: not below {wanted or 'a'} folders as the source's layout says"
             )
-        known = dict(zip(source.layout, folders, strict=False))
-        references.append(Reference(path, *(known.get(field) for field in _FIELDS), (path,)))
+        known: dict[str, str] = dict(zip(source.layout, folders, strict=False))
+        references.append(_reference(path, known, (path,)))
     return references
 
 
@@ -201,7 +219,8 @@ def _list_csv(source: FolderConfig, place: str) -> list[Reference]:
         if not path or None in row:
             raise CorpusError(f"{place}: line {rows.line_num}: expected {len(columns)} columns with a path")
         if fnmatch(path, source.files):
-            references.append(Reference(path, *((row.get(field) or "").strip() or None for field in _FIELDS), (path,)))
+            known = {field: (row.get(field) or "").strip() for field in _FIELDS}
+            references.append(_reference(path, known, (path,)))
     return references
 
 
@@ -231,10 +250,10 @@ def _list_parquet(source: ParquetConfig, path: str) -> Iterator[Reference]:
             raise CorpusError(f"{place}: no column '{column}' (the source's {key}); its columns are {known}")
     for group in range(file.num_row_groups):
         table = file.read_row_group(group, columns=sorted(set(wanted.values())))
-        values = {key: [_text(value) for value in table[column].to_pylist()] for key, column in wanted.items()}
+        values = {key: table[column].to_pylist() for key, column in wanted.items()}
         for row in range(table.num_rows):
-            fields = (values[field][row] if field in values else None for field in _FIELDS)
-            yield Reference(values["id"][row] or f"{path}#{group}.{row}", *fields, (path, group, row))
+            known = {field: values[field][row] for field in _FIELDS if field in values}
+            yield _reference(_text(values["id"][row]) or f"{path}#{group}.{row}", known, (path, group, row))
 
 
 def _read_parquet(source: ParquetConfig, references: Sequence[Reference]) -> Iterator[tuple[int, bytes]]:
@@ -257,8 +276,8 @@ def _read_parquet(source: ParquetConfig, references: Sequence[Reference]) -> Ite
             first += batch.num_rows
 
 
-def _list_tar(source: WebDatasetConfig, path: str) -> list[Reference]:
-    place = _place(source.uri, path)
+def _list_tar(source: WebDatasetConfig, part: str) -> list[Reference]:
+    place = _place(source.uri, part)
     audio: dict[str, tuple[str | int, ...]] = {}
     facts: dict[str, Any] = {}
     try:
@@ -268,16 +287,15 @@ def _list_tar(source: WebDatasetConfig, path: str) -> list[Reference]:
                 key = folder + slash + base.partition(".")[0]
                 suffix = "." + base.rpartition(".")[2].lower()
                 if member.isfile() and suffix in AUDIO_SUFFIXES:
-                    audio[key] = (path, member.offset_data, member.size)
+                    audio[key] = (part, member.offset_data, member.size)
                 elif member.isfile() and suffix == ".json":
                     facts[key] = _json_object(tar.extractfile(member), f"{place}: {member.name}")
     except tarfile.TarError as error:
         raise CorpusError(f"{place}: not a whole, uncompressed tar ({error}); correct the source's uri") from None
     references = []
     for key, locator in audio.items():
-        known = facts.get(key, {})
-        fields = (_text(known.get(getattr(source, field))) for field in _FIELDS)
-        references.append(Reference(key, *fields, locator))
+        given = facts.get(key, {})
+        references.append(_reference(key, {field: given.get(getattr(source, field)) for field in _FIELDS}, locator))
     return references
 
 

@@ -16,13 +16,14 @@ from typing import Literal
 
 import numpy as np
 from pydantic import Field
+from scipy import fft
 
 from rayssl.data import conditions
 from rayssl.data.decode import RATE
 from rayssl.schema import Config
 
 _SPEAKER, _UTTERANCE, _CHANNEL, _NOISE = 1, 2, 3, 4  # purposes of the seeds
-_HOP, _FFT = 160, 1024
+_HOP, _FFT = 160, 640
 # Resonances of ten vowels in Hz, an adult's average over published measurements, rounded.
 _VOWELS = np.array(
     [
@@ -118,8 +119,8 @@ def synthesise(voice: Voice, rng: np.random.Generator, samples: int) -> np.ndarr
     noise = rng.standard_normal(samples)
     breath = noise * np.repeat(voicing, _HOP)[:samples] * voice.breath
     friction = noise * np.repeat(1 - voicing, _HOP)[:samples] * 0.15
-    tract, mouth = _tract_response(voice, resonances), _friction_response(voice, fricative)
-    spoken = _filter_frames(source + breath, tract, samples) + _filter_frames(friction, mouth, samples)
+    tract, mouth = _tract_response(voice, resonances), _friction_response(fricative)
+    spoken = _filter_frames([(source + breath, tract), (friction, mouth)], samples)
     spoken *= np.interp(np.arange(samples) / _HOP, np.arange(frames), loudness)
     return np.asarray(spoken * (0.06 / max(float(np.sqrt(np.mean(spoken**2))), 1e-9)), dtype=np.float32).clip(-1, 1)
 
@@ -192,28 +193,32 @@ def _resonator(centre: np.ndarray, width: float, delay: np.ndarray) -> np.ndarra
     return np.asarray((1 + first + second) / (1 + delay * (first + delay * second)))
 
 
-def _friction_response(voice: Voice, fricative: np.ndarray) -> np.ndarray:
+def _friction_response(fricative: np.ndarray) -> np.ndarray:
     """The band of each frame's fricative, ``[frames, bins]``."""
     hertz, _ = _bins()
     distance = (hertz.astype(np.float32) - fricative[:, :1].astype(np.float32)) / fricative[:, 1:].astype(np.float32)
     return np.asarray(np.exp(-0.5 * distance**2))
 
 
-def _filter_frames(signal: np.ndarray, response: np.ndarray, samples: int) -> np.ndarray:
-    """``signal [samples]`` through a filter that changes from frame to frame, by overlap-add of windowed spectra."""
-    frames, width = len(response), 2 * _HOP
-    padded = np.zeros((frames + 1) * _HOP, dtype=np.float32)
-    padded[_HOP : _HOP + samples] = signal
-    windows = np.lib.stride_tricks.sliding_window_view(padded, width)[::_HOP][:frames]
-    window = np.hanning(width + 1)[:width].astype(np.float32)
-    pieces = np.fft.irfft(np.fft.rfft(windows * window, _FFT) * response[: len(windows)], _FFT).astype(np.float32)
-    out = np.zeros((len(pieces) + _FFT // _HOP + 1) * _HOP, dtype=np.float32)
-    rows = out.reshape(-1, _HOP)
-    blocks = -(-_FFT // _HOP)
-    pieces = np.pad(pieces, ((0, 0), (0, blocks * _HOP - _FFT))).reshape(len(pieces), blocks, _HOP)
-    for k in range(blocks):
+def _filter_frames(pairs: list[tuple[np.ndarray, np.ndarray]], samples: int) -> np.ndarray:
+    """The sum of signals ``[samples]``, each through a filter ``[frames, bins]`` that changes from frame to frame.
+
+    Overlap-add: each windowed frame of two hops is filtered in the frequency domain, and rings on for two more.
+    """
+    window = np.hanning(2 * _HOP + 1)[: 2 * _HOP].astype(np.float32)
+    spectra: np.ndarray | None = None
+    for signal, response in pairs:
+        padded = np.zeros((len(response) + 1) * _HOP, dtype=np.float32)
+        padded[_HOP : _HOP + samples] = signal
+        windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * _HOP)[::_HOP]
+        part = fft.rfft(windows * window, _FFT) * response
+        spectra = part if spectra is None else spectra + part
+    assert spectra is not None
+    pieces = fft.irfft(spectra, _FFT).reshape(len(spectra), _FFT // _HOP, _HOP)
+    rows = np.zeros((len(pieces) + pieces.shape[1], _HOP), dtype=np.float32)
+    for k in range(pieces.shape[1]):
         rows[k : k + len(pieces)] += pieces[:, k]
-    return out[_HOP : _HOP + samples]
+    return rows.reshape(-1)[_HOP : _HOP + samples]
 
 
 @lru_cache(maxsize=64)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rayssl.data.trials import Trial
 from rayssl.errors import CorpusError
 
 Float32 = NDArray[np.float32]
@@ -16,17 +16,7 @@ Ints = NDArray[np.int64]
 _BLOCK_BYTES = 64 << 20  # of any one temporary array
 
 
-class TrialList(Protocol):
-    """What is needed of a trial list: the names of both utterances of each of its n trials."""
-
-    @property
-    def enrol(self) -> Sequence[str]: ...
-
-    @property
-    def test(self) -> Sequence[str]: ...
-
-
-def score_trials(trials: TrialList, names: Sequence[str], embeddings: Float32) -> Float32:
+def score_trials(trials: Sequence[Trial], names: Sequence[str], embeddings: Float32) -> Float32:
     """Cosine ``[n]`` in [-1, 1] of each trial, from ``embeddings [U, D]`` of the utterances ``names [U]``.
 
     Raises `CorpusError` when trials name utterances that have no embedding, and `ValueError` when ``embeddings`` do
@@ -44,7 +34,7 @@ def score_trials(trials: TrialList, names: Sequence[str], embeddings: Float32) -
 
 def as_norm(
     scores: Float32,
-    trials: TrialList,
+    trials: Sequence[Trial],
     names: Sequence[str],
     embeddings: Float32,
     cohort: Float32,
@@ -72,7 +62,7 @@ def as_norm(
     return normed.astype(np.float32)
 
 
-def trial_rows(trials: TrialList, names: Sequence[str]) -> tuple[Ints, Ints]:
+def trial_rows(trials: Sequence[Trial], names: Sequence[str]) -> tuple[Ints, Ints]:
     """Rows ``[n]`` in ``names`` of the enrolment and of the test utterance of each trial.
 
     Raises `CorpusError` naming the first utterances that are not among ``names``, and how many there are.
@@ -80,7 +70,7 @@ def trial_rows(trials: TrialList, names: Sequence[str]) -> tuple[Ints, Ints]:
     row = {name: index for index, name in enumerate(names)}
     if len(row) != len(names):
         raise CorpusError(f"{len(names) - len(row)} utterance names occur twice among the embeddings; names are unique")
-    unknown = list(dict.fromkeys(name for side in (trials.enrol, trials.test) for name in side if name not in row))
+    unknown = list(dict.fromkeys(name for trial in trials for name in (trial.enrol, trial.test) if name not in row))
     if unknown:
         shown = ", ".join(f"'{name}'" for name in unknown[:3])
         example = f" (embedded names look like '{names[0]}')" if len(names) else ""
@@ -89,8 +79,8 @@ def trial_rows(trials: TrialList, names: Sequence[str]) -> tuple[Ints, Ints]:
             "give the corpus that the trial list was made for"
         )
     return (
-        np.fromiter((row[name] for name in trials.enrol), np.int64, len(trials.enrol)),
-        np.fromiter((row[name] for name in trials.test), np.int64, len(trials.test)),
+        np.fromiter((row[trial.enrol] for trial in trials), np.int64, len(trials)),
+        np.fromiter((row[trial.test] for trial in trials), np.int64, len(trials)),
     )
 
 

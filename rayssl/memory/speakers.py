@@ -163,7 +163,7 @@ class SpeakerMemory:
             assignment = np.full(len(bank.filled), -1, dtype=np.int32)
             assignment[filled] = found.assignment
             if self._neighbours:
-                self._nearest = nearest_centroids(found.centroids, self._neighbours, self._threads)
+                self._nearest = nearest_centroids(found.centroids, self._neighbours)
             self._centroids = found.centroids
             self._layout = Layout(assignment, self._clusters)
             result |= {"objective": found.objective, "repaired": float(found.repaired)}

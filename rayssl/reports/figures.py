@@ -179,7 +179,9 @@ def score_histogram(scores: Scores) -> str:
         axes.stairs(density, edges, color=colour, label=f"{text} ({len(values):,})", linewidth=1.4)
     false_alarm, miss, thresholds = det_curve(scores.label, scores.score)
     threshold = thresholds[np.abs(false_alarm - miss).argmin()]
-    axes.axvline(threshold, color=_INK, linestyle=":", linewidth=1.2, label=f"Threshold at EER ({threshold:.3f})")
+    axes.axvline(
+        threshold, ymax=0.78, color=_INK, linestyle=":", linewidth=1.2, label=f"Threshold at EER ({threshold:.3f})"
+    )
     axes.set(xlabel="Score", ylabel="Density")
     axes.set_ylim(0, axes.get_ylim()[1] * 1.28)  # room for the legend
     axes.legend(loc="upper left")
@@ -238,7 +240,7 @@ def _svg(figure: Figure, salt: str) -> str:
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r'\1 role="img"', text, count=1)
     text = re.sub(r'<g id="[^"]*"', "<g", text)  # the ids of groups repeat from picture to picture
-    return text.replace(_INK, "currentColor").replace(_FAINT, "var(--line)")
+    return text.replace(_INK, "currentColor").replace(_FAINT, "var(--line)").replace(BLUE.lower(), "var(--blue)")
 
 
 def _curve(axes: Any, steps: Floats, values: Floats, colour: str) -> None:

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
+import warnings
 
 
-def connect(cpus: float = 0.0, dashboard: bool = False) -> None:
+def connect(cpus: float = 0.0) -> None:
     """Joins the cluster named by RAY_ADDRESS, or starts a local one with ``cpus`` logical CPUs on top of the cores.
 
     The spare logical CPUs keep data tasks schedulable while training workers hold theirs: without them Ray Data waits
-    for ever, silently. A local cluster listens on loopback only, so it runs without token authentication. Credentials of
-    object storage come from each node's own environment: passing them on would show them in Ray's dashboard.
+    for ever, silently. Ray listens on more than loopback whatever it is told, so a local cluster demands a token that
+    only this process and its children know. Credentials of object storage come from each node's own environment: passing
+    them on would show them in Ray's dashboard.
     """
     joined = bool(os.environ.get("RAY_ADDRESS"))
-    if not joined:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # read when ray is first imported
+    if not joined and "RAY_AUTH_MODE" not in os.environ:  # both are read when ray is first imported
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0" if not joined else "1")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1" if joined else "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     if ray.is_initialized():
         return
     if joined:
@@ -30,7 +37,7 @@ def connect(cpus: float = 0.0, dashboard: bool = False) -> None:
     ray.init(
         address="local",
         num_cpus=(os.cpu_count() or 1) + int(-(-cpus // 1)),
-        include_dashboard=dashboard,
+        include_dashboard=True,  # Ray Train's cleaner and the State API need it
         dashboard_host="127.0.0.1",
         logging_level=logging.WARNING,
     )
@@ -42,4 +49,3 @@ def disconnect() -> None:
 
     if ray.is_initialized():
         ray.shutdown()
-

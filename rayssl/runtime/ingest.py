@@ -1,22 +1,24 @@
 """Ray Data streams shards from object storage to the ranks: one task reads, decodes and cuts a unit of an epoch.
 
 A row of the dataset is a whole batch of one rank, in a block of its own. With the order preserved the splitter deals
-blocks in turn, so rank `r` gets batch `r` of every step: what a rank sees is decided by `rayssl.data.epochs` alone, and
+blocks in turn, so rank `r` gets batch `r` of every step: what a rank sees is decided by `rayssl.views.epochs` alone, and
 each row says for which rank and step it was made, so that a splitter that dealt otherwise would be noticed at once.
 All remaining epochs are one dataset: no barrier at an epoch's end, and the next epoch is read while this one trains.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import ray.data
 from ray.data import DataContext
 
-from rayssl.data import epochs
-from rayssl.data.epochs import Cursor, Unit
+from rayssl.views import epochs
+from rayssl.views.epochs import Cursor, Piece, Unit
 from rayssl.data.shards import Manifest
 from rayssl.views.recipes import Segment
 
@@ -37,22 +39,21 @@ def dataset(
 ) -> ray.data.Dataset:
     """The batches from ``start`` to the end of the last epoch, as a lazy dataset to be split over ``ranks``.
 
-    ``segments[e]`` are those of epoch ``e``. Memory stays bounded: a task holds one unit, finished batches wait in the
+    The executor must preserve the order (Ray Train takes that from its DataConfig). ``segments[e]`` are those of epoch ``e``. Memory stays bounded: a task holds one unit, finished batches wait in the
     object store, and Ray Data stops starting tasks when their share of it is full.
     """
     context = DataContext.get_current()
     context.target_max_block_size = 1  # every row its own block, see above
-    context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     units = list(epochs.plan(manifest, seed=seed, batch=batch, epochs=epoch_count, start=start, unit_rows=unit_rows))
     reader = _Reader(manifest, uri, seed, batch, ranks, segments)
-    items = [{"unit": index} for index in range(len(units))]
+    items = [{"unit": json.dumps(asdict(unit))} for unit in units]
     source = ray.data.from_items(items, override_num_blocks=max(1, len(items)))
-    return source.map_batches(reader, fn_kwargs={"units": ray.put(units)}, batch_size=1, num_cpus=0.5)
+    return source.map_batches(reader, batch_size=1, num_cpus=0.5)
 
 
 def batches(iterator: ray.data.DataIterator, rank: int) -> Iterator[dict[str, Any]]:
-    """This rank's batches, as `rayssl.data.epochs.read` makes them."""
+    """This rank's batches, as `rayssl.views.epochs.read` makes them."""
     for row in iterator.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=_AHEAD):
         raw = {name: column[0] for name, column in row.items()}
         for name in ("epoch", "step", "rank"):
@@ -77,9 +78,10 @@ class _Reader:
         self.manifest, self.uri, self.seed = manifest, uri, seed
         self.batch, self.ranks, self.segments = batch, ranks, segments
 
-    def __call__(self, items: dict[str, np.ndarray], units: list[Unit]) -> Iterator[dict[str, Any]]:
-        for index in items["unit"]:
-            unit = units[int(index)]
+    def __call__(self, items: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+        for text in items["unit"]:
+            fields = json.loads(str(text))
+            unit = Unit(**{**fields, "pieces": tuple(Piece(**piece) for piece in fields["pieces"])})
             rows = epochs.read(
                 unit,
                 self.uri,

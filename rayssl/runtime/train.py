@@ -15,8 +15,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rayssl import collectives, storage
-from rayssl.data import epochs, shards
-from rayssl.data.epochs import Cursor
+from rayssl.data import shards
+from rayssl.views import epochs
+from rayssl.views.epochs import Cursor
 from rayssl.errors import ConfigError, UserError
 from rayssl.experiment import Experiment, build_method, memory_settings
 from rayssl.runtime import cluster
@@ -83,10 +84,13 @@ def user_error(error: BaseException) -> UserError | None:
 
 
 def _fit(experiment: Experiment, manifest: shards.Manifest) -> dict[str, Any]:
+    from ray.data import ExecutionOptions
     from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     gpu = _use_gpu(experiment)
+    options = ExecutionOptions()
+    options.preserve_order = True
     tree = experiment.model_dump(mode="json")
     trainer = TorchTrainer(
         _worker,
@@ -105,7 +109,7 @@ def _fit(experiment: Experiment, manifest: shards.Manifest) -> dict[str, Any]:
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
         ),
         datasets={"train": lambda: _dataset(tree, manifest)},  # evaluated anew at each start: the plan of what remains
-        dataset_config=DataConfig(),
+        dataset_config=DataConfig(execution_options=options),  # Train's own would drop those of the dataset
     )
     result = trainer.fit()
     return dict(result.metrics or {})

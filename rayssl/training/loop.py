@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rayssl import collectives, draws, draws_torch
-from rayssl.data.epochs import Cursor
+from rayssl.views.epochs import Cursor
 from rayssl.errors import UserError
 from rayssl.memory import speakers
 from rayssl.methods.base import Batch, Method, Recall, Remember, Step, View, Views

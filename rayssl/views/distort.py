@@ -6,37 +6,28 @@ it nor on the rank that computes it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rayssl.draws import fold
 from rayssl.draws_torch import uniform_torch
-from rayssl.errors import ConfigError
 from rayssl.views import noises, rooms
 from rayssl.views.recipes import DistortConfig, NoiseConfig, ReverbConfig
+from rayssl.views.recordings import read_recordings
 
 # Streams of draws 200..299 belong to distortion.
 _REVERB, _ROOM, _NOISE, _KIND, _CLIP, _OFFSET, _SNR, _GAIN, _DB = range(200, 209)
 
-# A corpus URI and the most recordings wanted, to their samples; `rayssl.data` may not be imported from views.
-Reader = Callable[[str, int], list[NDArray[np.int16]]]
-
-_MOST_RECORDINGS = 2048
 _TINY = 1e-9
 
 
-def build_distort(config: DistortConfig, rate: int, seed: int, read: Reader | None = None) -> Distort:
+def build_distort(config: DistortConfig, rate: int, seed: int) -> Distort:
     """The distortion with its banks, made from ``seed`` for ``rate`` Hz; rank-independent.
 
-    ``read`` fetches the recordings of a noise or room corpus; `ConfigError` where the configuration names one that
-    holds no sound, `ValueError` where it names one and ``read`` is missing.
+    Reads the noise or room corpus that the configuration names; raises `ConfigError` where one cannot serve.
     """
-    noise_banks = _noise_banks(config.noise, rate, seed, read) if config.noise.p > 0.0 else []
-    room_bank = _room_bank(config.reverb, rate, seed, read) if config.reverb.p > 0.0 else None
+    noise_banks = _noise_banks(config.noise, rate, seed) if config.noise.p > 0.0 else []
+    room_bank = _room_bank(config.reverb, rate, seed) if config.reverb.p > 0.0 else None
     return Distort(config, noise_banks, room_bank)
 
 
@@ -110,34 +101,26 @@ class Distort(nn.Module):
         return scaled.clamp(-1.0, 1.0)
 
 
-def _noise_banks(config: NoiseConfig, rate: int, seed: int, read: Reader | None) -> list[Tensor]:
+def _noise_banks(config: NoiseConfig, rate: int, seed: int) -> list[Tensor]:
     samples = round(config.clip_s * rate)
     banks = []
     for kind in config.kinds:
         if kind == "corpus":
             assert config.corpus is not None
-            recordings = _recordings(config.corpus, "views.distort.noise.corpus", read)
+            key = "views.distort.noise.corpus"
+            recordings = read_recordings(config.corpus, key, rate, samples, fold(seed, 203))
             banks.append(torch.from_numpy(noises.from_recordings(recordings, samples)))
         else:
             banks.append(torch.from_numpy(noises.generate(kind, config.clips, samples, rate, fold(seed, 201))))
     return banks
 
 
-def _room_bank(config: ReverbConfig, rate: int, seed: int, read: Reader | None) -> Tensor:
+def _room_bank(config: ReverbConfig, rate: int, seed: int) -> Tensor:
     samples = max(1, round(config.length_s * rate))
     if config.corpus is not None:
-        recordings = _recordings(config.corpus, "views.distort.reverb.corpus", read)
+        recordings = read_recordings(config.corpus, "views.distort.reverb.corpus", rate, None, fold(seed, 204))
         return torch.from_numpy(rooms.from_recordings(recordings, samples))
     return torch.from_numpy(rooms.generate(config.rooms, samples, rate, config.rt60_s, fold(seed, 202)))
-
-
-def _recordings(uri: str, key: str, read: Reader | None) -> list[NDArray[np.int16]]:
-    if read is None:
-        raise ValueError(f"'{key}' names a corpus, but build_distort was given no reader")
-    recordings = read(uri, _MOST_RECORDINGS)
-    if not any(np.any(pcm) for pcm in recordings):
-        raise ConfigError(f"'{key}': the corpus {uri} holds no sound; name another one")
-    return recordings
 
 
 def _level(wave: Tensor) -> Tensor:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from rayssl.data.trials import Trial, read
 from rayssl.errors import CorpusError
 from rayssl.evaluation import scoring
 from rayssl.evaluation.scoring import as_norm, score_trials
 
 
-@dataclass
-class Pairs:
-    enrol: list[str]
-    test: list[str]
+def listed(enrol: list[str], test: list[str]) -> list[Trial]:
+    return [Trial(0, a, b) for a, b in zip(enrol, test, strict=True)]
 
 
 NAMES = [f"u{index}" for index in range(12)]
@@ -25,9 +24,9 @@ def some(seed: int, rows: int = 12, dim: int = 7) -> np.ndarray:
     return np.random.default_rng([seed]).normal(size=(rows, dim)).astype(np.float32)
 
 
-def pairs(seed: int, count: int) -> Pairs:
+def pairs(seed: int, count: int) -> list[Trial]:
     draw = np.random.default_rng([seed, count])
-    return Pairs([NAMES[i] for i in draw.integers(0, 12, count)], [NAMES[i] for i in draw.integers(0, 12, count)])
+    return listed([NAMES[i] for i in draw.integers(0, 12, count)], [NAMES[i] for i in draw.integers(0, 12, count)])
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -40,30 +39,37 @@ def test_scores_are_cosines(block_bytes: int, monkeypatch: pytest.MonkeyPatch) -
     embeddings, trials = some(0), pairs(0, 30)
     scores = score_trials(trials, NAMES, embeddings)
     rows = dict(zip(NAMES, embeddings, strict=True))
-    expected = [cosine(rows[a], rows[b]) for a, b in zip(trials.enrol, trials.test, strict=True)]
+    expected = [cosine(rows[a], rows[b]) for _, a, b in trials]
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores, expected, atol=1e-6)
 
 
 def test_scores_stay_within_range_and_ignore_length() -> None:
     embeddings = some(1) * np.logspace(-3, 3, 12, dtype=np.float32)[:, None]
-    scores = score_trials(Pairs(NAMES, NAMES), NAMES, embeddings)
+    scores = score_trials(listed(NAMES, NAMES), NAMES, embeddings)
     assert scores.max() <= 1
     np.testing.assert_allclose(scores, 1, atol=1e-6)
 
 
+def test_trials_are_those_of_a_list_on_disk(tmp_path: Path) -> None:
+    (tmp_path / "trials.txt").write_text("1 u0 u0\n0 u0 u1\n")
+    embeddings = some(0)
+    scores = score_trials(read(str(tmp_path / "trials.txt")), NAMES, embeddings)
+    np.testing.assert_allclose(scores, [1, cosine(embeddings[0], embeddings[1])], atol=1e-6)
+
+
 def test_no_trials_have_no_scores() -> None:
-    assert score_trials(Pairs([], []), NAMES, some(0)).shape == (0,)
+    assert score_trials(listed([], []), NAMES, some(0)).shape == (0,)
 
 
 def test_unknown_utterances_are_named_and_counted() -> None:
     with pytest.raises(CorpusError, match=r"3 utterances have no embedding, first 'x', 'y', 'z' .*look like 'u0'"):
-        score_trials(Pairs(["u0", "x", "y", "x"], ["u1", "u1", "z", "z"]), NAMES, some(0))
+        score_trials(listed(["u0", "x", "y", "x"], ["u1", "u1", "z", "z"]), NAMES, some(0))
 
 
 def test_repeated_names_are_refused() -> None:
     with pytest.raises(CorpusError, match="1 utterance names occur twice"):
-        score_trials(Pairs(["u0"], ["u0"]), ["u0", "u0"], some(0, rows=2))
+        score_trials(listed(["u0"], ["u0"]), ["u0", "u0"], some(0, rows=2))
 
 
 @pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
@@ -82,7 +88,7 @@ def test_as_norm_is_the_naive_loop(top: int, block_bytes: int, monkeypatch: pyte
     plain = score_trials(trials, NAMES, embeddings)
     rows = dict(zip(NAMES, embeddings, strict=True))
     expected = []
-    for score, a, b in zip(plain, trials.enrol, trials.test, strict=True):
+    for score, (_, a, b) in zip(plain, trials, strict=True):
         sides = []
         for name in (a, b):
             highest = sorted((cosine(rows[name], other) for other in cohort), reverse=True)[:top]
@@ -95,7 +101,7 @@ def test_as_norm_is_the_naive_loop(top: int, block_bytes: int, monkeypatch: pyte
 
 def test_as_norm_is_symmetric() -> None:
     embeddings, cohort, trials = some(2), some(3, rows=20), pairs(4, 25)
-    swapped = Pairs(trials.test, trials.enrol)
+    swapped = [Trial(0, b, a) for _, a, b in trials]
     plain = score_trials(trials, NAMES, embeddings)
     one = as_norm(plain, trials, NAMES, embeddings, cohort, top=5)
     np.testing.assert_allclose(one, as_norm(plain, swapped, NAMES, embeddings, cohort, top=5), rtol=1e-6)

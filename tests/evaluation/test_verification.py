@@ -167,7 +167,7 @@ def test_bootstrap_width_is_the_spread_between_draws_of_speakers() -> None:
             low, high = bootstrap_interval(scores, labels, first, second, resamples=100, seed=0)
             widths.append(high - low)
     ratio = np.mean(widths) / (2 * 1.96 * np.std(estimates))
-    assert 0.7 < ratio < 1.5
+    assert 0.8 < ratio < 1.2  # resampling trials gives about a third, weights m_s m_s of targets a quarter too much
 
 
 def test_verification_result_gathers_the_figures() -> None:

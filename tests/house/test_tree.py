@@ -106,7 +106,13 @@ def test_every_loss_is_tested_alone_and_on_ranks(loss: str) -> None:
 def test_docstrings_and_lint() -> None:
     """Ruff's rules of pyproject.toml, among them: every public module, class and function has a docstring."""
     ruff = str(Path(sys.executable).parent / "ruff")
-    done = subprocess.run([ruff, "check", "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [ruff, "check", "--no-cache", "--output-format", "concise"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-4000:]
 
 

@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import normalized_mutual_info_score
 
 from rayssl.memory.bank import unit_rows
-from rayssl.memory.kmeans import nearest_centroids, normalized_mutual_information, spherical_kmeans
+from rayssl.memory.kmeans import _fill_empty, nearest_centroids, normalized_mutual_information, spherical_kmeans
 
 
 def _points(count: int, dim: int, seed: int = 0) -> np.ndarray:
@@ -92,11 +92,17 @@ def test_no_cluster_stays_empty(distinct: int, count: int, clusters: int) -> Non
 
 
 def test_the_largest_cluster_is_split_towards_its_outlier() -> None:
-    x = np.array([[1, 0.0], [1, 0.01], [1, 0.02], [1, 0.5], [1, 0.51], [1, 0.52], [-1, 0], [-1, 0.1]], dtype=np.float32)
-    far_away = np.array([[1, 0.2], [-1, 0], [0, -1]], dtype=np.float32)  # nobody is nearest to the third
-    result = spherical_kmeans(x, 3, iterations=1, seed=0, initial=far_away)
-    groups = {frozenset(np.flatnonzero(result.assignment == k).tolist()) for k in range(3)}
-    assert groups == {frozenset({0, 1, 2}), frozenset({3, 4, 5}), frozenset({6, 7})}
+    """The repair alone, since faiss fills most empty clusters on its way. Members of one group are not side by side."""
+    angles = np.array([0.0, 0.6, 0.01, 0.62, 0.02, 0.61, 3.0, 3.1])
+    points = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    centroids = unit_rows(np.array([[1, 0.2], [-1, 0], [0, -1]]))
+    assignment = np.array([0] * 6 + [1] * 2, dtype=np.int32)
+    assert _fill_empty(points, assignment, centroids) == 1
+    groups = {frozenset(np.flatnonzero(assignment == k).tolist()) for k in range(3)}
+    assert groups == {frozenset({0, 2, 4}), frozenset({1, 3, 5}), frozenset({6, 7})}
+    for k in (0, 2):
+        np.testing.assert_allclose(centroids[k], unit_rows(points[assignment == k].mean(axis=0)[None])[0], atol=1e-6)
+    np.testing.assert_allclose(centroids[1], [-1, 0])
 
 
 def test_as_many_clusters_as_points() -> None:

@@ -7,7 +7,6 @@ from scipy.signal import fftconvolve
 
 from rayssl.draws import fold
 from rayssl.draws_torch import keys_torch
-from rayssl.errors import ConfigError
 from rayssl.views.distort import Distort, build_distort
 from rayssl.views.recipes import DistortConfig
 
@@ -136,29 +135,3 @@ def test_crops_longer_than_the_clips_are_filled() -> None:
     wave = speech(4, 8000)
     noise = distort(noise={"p": 1.0, "clip_s": 0.2, "clips": 2, "kinds": ["white"]})(wave, keys(4)) - wave
     assert (noise[:, -100:].abs().amax(dim=1) > 0).all()
-
-
-def test_corpora_are_read_through_the_given_reader() -> None:
-    asked: list[tuple[str, int]] = []
-    tone = (np.sin(np.arange(4000) * 0.3) * 9000).astype(np.int16)
-
-    def read(uri: str, most: int) -> list[np.ndarray]:
-        asked.append((uri, most))
-        return [tone[:100]] if uri == "s3://rooms" else [tone, np.zeros(10, dtype=np.int16)]
-
-    config = DistortConfig.model_validate(
-        {
-            "noise": {"p": 1.0, "kinds": ["corpus"], "corpus": "s3://noises", "snr_db": [0, 0]},
-            "reverb": {"p": 0.0, "corpus": "s3://rooms"},
-        }
-    )
-    wave = speech(4)
-    noise = build_distort(config, RATE, 5, read)(wave, keys(4)) - wave
-    spectrum = torch.fft.rfft(noise).abs()
-    peak = spectrum.argmax(dim=1) / 8000 * 2 * torch.pi
-    torch.testing.assert_close(peak, torch.full((4,), 0.3), rtol=0, atol=2e-3)
-    assert [uri for uri, _ in asked] == ["s3://noises"]
-    with pytest.raises(ValueError, match=r"views\.distort\.noise\.corpus"):
-        build_distort(config, RATE, 5)
-    with pytest.raises(ConfigError, match="s3://noises holds no sound"):
-        build_distort(config, RATE, 5, lambda uri, most: [])

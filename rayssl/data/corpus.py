@@ -1,0 +1,232 @@
+"""From a source to a prepared corpus, in three pure steps: plan units of work, process one, finish.
+
+A unit becomes one shard, and is all a task needs to know: references, which of them to render under which condition,
+and the indices that the listing gave to speakers, recordings and labels. A finished unit leaves a small record under
+``<uri>/.work``; a restarted preparation skips it. The manifest is written last. What comes out depends on the settings
+and the listing only: not on how many tasks run, nor on how often the work was interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from rayssl import storage
+from rayssl.data import conditions, shards, sources
+from rayssl.data.shards import Manifest, Reject
+from rayssl.data.sources import Reference
+from rayssl.data.trials import TrialsConfig
+from rayssl.data.units import CLEAN, WORK, ContentConfig, Done, Job, Unit, recording_name
+from rayssl.errors import CorpusError
+from rayssl.schema import Config
+
+_ORDER = 21
+
+
+class CorpusConfig(ContentConfig):
+    """One corpus: utterances made from ``source``, prepared at the URI ``out``.
+
+    ``shard_utterances`` is how many utterances (after rendering, before joining) one shard takes. ``max_reject_share``
+    is the share of the source that may be unusable before preparation fails. ``trials``: lists to write, by name.
+    """
+
+    out: str
+    shard_utterances: int = Field(default=512, ge=1)
+    max_reject_share: float = Field(default=0.01, ge=0, le=1)
+    trials: dict[str, TrialsConfig] = {}
+
+    @model_validator(mode="after")
+    def _trials_fit(self) -> CorpusConfig:
+        for name, wanted in self.trials.items():
+            if wanted.source is not None and self.join is not None:
+                raise ValueError(f"trials.{name}.source names single utterances, which join dissolves; leave one out")
+        return self
+
+
+class PrepareConfig(Config):
+    """What ``rayssl prepare`` makes: corpora by name. ``seed`` shuffles utterances among shards."""
+
+    seed: int = 0
+    corpora: dict[str, CorpusConfig] = Field(min_length=1)
+
+
+class Plan(Config):
+    """A whole preparation: its units, and the names behind the indices."""
+
+    units: list[Unit]
+    names: dict[str, list[str]]
+    sources: int
+    digest: str
+
+
+def list_references(settings: CorpusConfig) -> list[Reference]:
+    """All utterances of the source; see `check_references`, which a caller that lists parts in parallel uses alone."""
+    source = sources.resolved(settings.source)
+    found = [reference for part in sources.parts(source) for reference in sources.list_part(source, part)]
+    return check_references(settings, found)
+
+
+def check_references(settings: CorpusConfig, found: list[Reference]) -> list[Reference]:
+    """``found`` in order of name; `CorpusError` when there are none, names repeat, or joining lacks recordings."""
+    where = sources.describe(settings.source)
+    if not found:
+        raise CorpusError(f"{where}: no utterances found; correct the source's uri or files")
+    found = sorted(found, key=lambda reference: reference.name)
+    for first, second in itertools.pairwise(found):
+        if first.name == second.name:
+            message = f"{where}: two utterances are named '{first.name}'; names must be unique (the source's id column)"
+            raise CorpusError(message)
+        if "#c" in first.name and settings.conditions is not None:
+            raise CorpusError(f"{where}: '{first.name}': '#c' is kept for the names of conditions; rename it")
+    if settings.join is not None:
+        unknown = [reference.name for reference in found if reference.recording is None]
+        if unknown:
+            message = f"{where}: join needs recordings, and {len(unknown)} utterances have none (first '{unknown[0]}')"
+            raise CorpusError(f"{message}; name the source's recording or leave join out")
+    return found
+
+
+def plan(settings: CorpusConfig, references: Sequence[Reference], seed: int) -> Plan:
+    """Divides the work. Renderings (whole recordings of a condition, where joined) are shuffled among the units.
+
+    Renderings of one clip go to different units by chance, so that a shard rarely holds the same words twice.
+    """
+    jobs = [(k, c) for k, reference in enumerate(references) for c in _conditions(settings, reference)]
+    recording = {job: recording_name(references[job[0]], job[1]) for job in jobs}
+    names = {
+        "speaker": _sorted_names(reference.speaker for reference in references),
+        "recording": _sorted_names(recording.values()),
+        "label": _sorted_names(reference.label for reference in references),
+    }
+    indices: dict[str, dict[str | None, int]] = {
+        kind: {name: index for index, name in enumerate(known)} | {None: -1} for kind, known in names.items()
+    }
+    groups: dict[Any, list[Job]] = {}
+    for job in jobs:
+        key = recording[job] if settings.join is not None else job
+        groups.setdefault(key, []).append((*job, indices["recording"][recording[job]]))
+    ordered = list(groups.values())
+    order = np.random.default_rng([seed, _ORDER]).permutation(len(ordered))
+    units = [
+        _unit(number, seed, settings, references, indices, [ordered[k] for k in chunk])
+        for number, chunk in enumerate(_chunks(order, [len(group) for group in ordered], settings.shard_utterances))
+    ]
+    digest = hashlib.sha256("\n".join(unit.digest for unit in units).encode()).hexdigest()[:16]
+    return Plan(units=units, names=names, sources=len(references), digest=digest)
+
+
+def finish(settings: CorpusConfig, plan: Plan, done: Sequence[Done]) -> Manifest:
+    """Completes the corpus from the records of all units; `CorpusError` when too much of the source was unusable."""
+    rejects = sorted({reject for record in done for reject in record.rejects}, key=lambda reject: reject.name)
+    unusable = {reject for record in done for reject in record.unusable()}
+    _check_rejects(settings, plan, [reject for reject in rejects if reject in unusable])
+    parts = [record.shard for record in done if record.shard is not None]
+    if not parts:
+        raise CorpusError(f"{settings.out}: nothing is left after {len(rejects)} rejects (first: {rejects[0].reason})")
+    shards.write_labels(settings.out, plan.names)
+    shards.write_rejects(settings.out, rejects)
+    manifest = shards.write_manifest(
+        settings.out,
+        parts,
+        format=settings.format,
+        names=plan.names,
+        rejected=len(rejects),
+        settings={**content_settings(settings), "plan": plan.digest},
+    )
+    listed = {storage.join(settings.out, shard.path) for shard in manifest.shards}
+    for stale in storage.list_files(storage.join(settings.out, shards.SHARDS)):
+        if stale not in listed:
+            storage.remove(stale)
+    storage.remove(storage.join(settings.out, WORK), recursive=True)
+    return manifest
+
+
+def prepared(settings: CorpusConfig, plan: Plan) -> Manifest | None:
+    """The corpus at ``settings.out`` if it is complete and was made by this very plan; None when nothing is there.
+
+    Raises `CorpusError` when a corpus made with other settings is there.
+    """
+    if not storage.exists(storage.join(settings.out, shards.MANIFEST)):
+        return None
+    manifest = shards.read_manifest(settings.out)
+    if manifest.settings.get("plan") != plan.digest:
+        message = f"{settings.out}: holds a corpus that was made with other settings or another source"
+        raise CorpusError(f"{message}; change 'out', or replace it with --overwrite")
+    return manifest
+
+
+def clear(settings: CorpusConfig) -> None:
+    """Removes the corpus at ``settings.out``, manifest first, so that nobody reads half of it."""
+    storage.remove(storage.join(settings.out, shards.MANIFEST))
+    for name in (shards.LABELS, shards.REJECTS):
+        storage.remove(storage.join(settings.out, name))
+    for folder in (shards.SHARDS, WORK):
+        storage.remove(storage.join(settings.out, folder), recursive=True)
+
+
+def _conditions(settings: CorpusConfig, reference: Reference) -> list[int]:
+    return [CLEAN] if settings.conditions is None else conditions.chosen(settings.conditions, reference.name)
+
+
+def _sorted_names(names: Iterable[str | None]) -> list[str]:
+    return sorted({name for name in names if name is not None})
+
+
+def _chunks(order: np.ndarray, sizes: Sequence[int], target: int) -> list[list[int]]:
+    """The groups in ``order``, cut into runs of about ``target`` utterances, as equal as whole groups allow."""
+    total = sum(sizes)
+    count = max(1, round(total / target))
+    chunks: list[list[int]] = [[] for _ in range(count)]
+    before = 0
+    for group in order:
+        chunks[min(count - 1, before * count // total)].append(int(group))
+        before += sizes[group]
+    return [chunk for chunk in chunks if chunk]
+
+
+def _unit(
+    number: int,
+    seed: int,
+    settings: CorpusConfig,
+    references: Sequence[Reference],
+    indices: dict[str, dict[str | None, int]],
+    groups: list[list[Job]],
+) -> Unit:
+    wanted = sorted({job[0] for group in groups for job in group})
+    position = {k: place for place, k in enumerate(wanted)}
+    held = [references[k] for k in wanted]
+    content: dict[str, Any] = {
+        "index": number,
+        "seed": seed,
+        "references": held,
+        "speakers": [indices["speaker"][reference.speaker] for reference in held],
+        "labels": [indices["label"][reference.label] for reference in held],
+        "jobs": [[(position[k], condition, recording) for k, condition, recording in group] for group in groups],
+    }
+    # from the settings as they were given: a moved project folder is still the same corpus
+    hashed = json.dumps([shards.VERSION, content_settings(settings), content], sort_keys=True)
+    made = {key: getattr(settings, key) for key in ContentConfig.model_fields}
+    resolved = ContentConfig(**{**made, "source": sources.resolved(settings.source)})
+    digest = hashlib.sha256(hashed.encode()).hexdigest()
+    return Unit(digest=digest, out=storage.absolute(settings.out), settings=resolved, **content)
+
+
+def content_settings(settings: CorpusConfig) -> dict[str, Any]:
+    """The settings that the corpus's content depends on, as plain values."""
+    return settings.model_dump(mode="json", include=set(ContentConfig.model_fields))
+
+
+def _check_rejects(settings: CorpusConfig, plan: Plan, rejects: Sequence[Reject]) -> None:
+    share = len(rejects) / plan.sources
+    if share > settings.max_reject_share:
+        first = rejects[0]
+        raise CorpusError(
+            f"{settings.out}: {len(rejects)} of {plan.sources} utterances ({share:.1%}) cannot be used, first "
+            f"'{first.name}' ({first.reason}); mend them or raise max_reject_share (now {settings.max_reject_share:g})"
+        )

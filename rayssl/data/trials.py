@@ -1,0 +1,166 @@
+"""Verification trials: read, expanded to renderings under simulated conditions, or generated from a corpus.
+
+A list is text, one trial a line: ``label enrol test``, label 1 for the same speaker and 0 for different ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from rayssl import draws, storage
+from rayssl.data import shards
+from rayssl.errors import CorpusError
+from rayssl.schema import Config
+
+_EXPAND, _GENERATE = 31, 32
+_DRAWS_A_PAIR = 50
+
+
+class Trial(NamedTuple):
+    """``label`` 1: ``enrol`` and ``test`` (names of utterances) are of one speaker; 0: they are not."""
+
+    label: int
+    enrol: str
+    test: str
+
+
+class TrialsConfig(Config):
+    """A list to write at ``out``.
+
+    With ``source`` (the URI of a list of source utterances) its trials are carried over to renderings, ``across``
+    conditions: both sides under different ones, the ``same`` one, or ``any``. Without, ``pairs`` target and as many
+    non-target trials are generated, targets from different recordings.
+    """
+
+    out: str
+    source: str | None = None
+    across: Literal["condition", "same", "any"] = "condition"
+    pairs: int = Field(default=2000, ge=1)
+    seed: int = 0
+
+
+def read(uri: str) -> list[Trial]:
+    """The trials of the list at ``uri``; `CorpusError` naming file and line for a malformed one."""
+    trials = []
+    for number, line in enumerate(storage.read_text(uri).splitlines(), 1):
+        fields = line.split()
+        if not fields:
+            continue
+        if len(fields) != 3 or fields[0] not in ("0", "1"):
+            raise CorpusError(f"{uri}: line {number}: expected 'label enrol test' with label 0 or 1, got '{line[:80]}'")
+        trials.append(Trial(int(fields[0]), fields[1], fields[2]))
+    if not trials:
+        raise CorpusError(f"{uri}: holds no trials")
+    return trials
+
+
+def write(uri: str, trials: Iterable[Trial]) -> None:
+    """Writes the list atomically."""
+    storage.write_text(uri, "".join(f"{trial.label} {trial.enrol} {trial.test}\n" for trial in trials))
+
+
+class Made(NamedTuple):
+    """A written list: its trials, how many are targets, and how many of the source's were left out."""
+
+    trials: int
+    targets: int
+    left_out: int
+
+
+def make(config: TrialsConfig, corpus: str) -> Made:
+    """Writes the list that ``config`` asks for over the prepared corpus at the URI ``corpus``."""
+    names, speakers, recordings = _columns(corpus)
+    if config.source is None:
+        base = trials = generate(names, speakers, recordings, config.pairs, config.seed, corpus)
+    else:
+        base = read(config.source)
+        renderings: dict[str, list[int]] = {}
+        for name in names:
+            source, mark, condition = name.rpartition("#c")
+            renderings.setdefault(source if mark else name, []).extend([int(condition)] if mark else [])
+        rejected = {reject.name for reject in shards.read_rejects(corpus)}
+        check(base, renderings.keys() | rejected, config.source, corpus)
+        if any(renderings.values()):
+            trials = expand(base, renderings, config.across, config.seed)
+        else:
+            trials = [trial for trial in base if trial.enrol in renderings and trial.test in renderings]
+        if not trials:
+            raise CorpusError(f"{config.source}: no trial has two renderings that fit across: {config.across}")
+    write(config.out, trials)
+    return Made(len(trials), sum(trial.label for trial in trials), len(base) - len(trials))
+
+
+def check(trials: Sequence[Trial], known: Iterable[str], where: str, corpus: str) -> None:
+    """`CorpusError` naming the line and the utterance when a trial of ``where`` names one that ``corpus`` lacks."""
+    names = set(known)
+    for number, trial in enumerate(trials, 1):
+        for name in (trial.enrol, trial.test):
+            if name not in names:
+                raise CorpusError(f"{where}: trial {number}: '{name}' is not an utterance of {corpus}")
+
+
+def expand(trials: Sequence[Trial], renderings: Mapping[str, Sequence[int]], across: str, seed: int) -> list[Trial]:
+    """Each trial with both sides replaced by renderings ``name#c<k>``, drawn by seed and place in the list.
+
+    ``renderings`` gives the conditions of each source utterance. A trial without a pair that fits is left out.
+    """
+    expanded = []
+    keys = draws.keys_np(draws.fold(seed, _EXPAND), np.arange(len(trials)))
+    for trial, position in zip(trials, draws.uniform_np(keys, _EXPAND), strict=True):
+        pairs = [
+            (first, second)
+            for first in renderings.get(trial.enrol, ())
+            for second in renderings.get(trial.test, ())
+            if across == "any" or (first == second) == (across == "same")
+        ]
+        if pairs:
+            first, second = pairs[int(position * len(pairs))]
+            expanded.append(Trial(trial.label, f"{trial.enrol}#c{first}", f"{trial.test}#c{second}"))
+    return expanded
+
+
+def generate(
+    names: Sequence[str], speakers: np.ndarray, recordings: np.ndarray, pairs: int, seed: int, where: str
+) -> list[Trial]:
+    """At most ``pairs`` target and ``pairs`` non-target trials, without repetition, in a drawn order.
+
+    ``speakers [N]`` and ``recordings [N]`` are indices, -1 for unknown. Targets are of one speaker and different
+    recordings. `CorpusError` naming ``where`` when the corpus has no such pair.
+    """
+    rng = np.random.default_rng([seed, _GENERATE])
+    known = np.flatnonzero(speakers >= 0)
+    members = [known[speakers[known] == speaker] for speaker in np.unique(speakers[known])]
+    several = [rows for rows in members if len(np.unique(recordings[rows])) > 1]
+    if len(members) < 2 or not several:
+        raise CorpusError(f"{where}: trials need two speakers, one of them with two recordings; give trials a source")
+    targets: set[tuple[int, int]] = set()
+    others: set[tuple[int, int]] = set()
+    for _ in range(_DRAWS_A_PAIR * pairs):
+        if len(targets) < pairs:
+            first, second = (int(k) for k in rng.choice(several[rng.integers(len(several))], 2, replace=False))
+            if recordings[first] != recordings[second]:
+                targets.add((min(first, second), max(first, second)))
+        if len(others) < pairs:
+            one, other = rng.choice(len(members), 2, replace=False)
+            first, second = int(rng.choice(members[one])), int(rng.choice(members[other]))
+            others.add((min(first, second), max(first, second)))
+        if len(targets) == len(others) == pairs:
+            break
+    trials = [Trial(1, names[a], names[b]) for a, b in sorted(targets)]
+    trials += [Trial(0, names[a], names[b]) for a, b in sorted(others)]
+    return [trials[k] for k in rng.permutation(len(trials))]
+
+
+def _columns(corpus: str) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Names, speaker and recording indices of all utterances, in order of id; the audio is not read."""
+    manifest = shards.read_manifest(corpus)
+    tables = [shards.read_shard(corpus, shard, ["name", "speaker", "recording"]) for shard in manifest.shards]
+    names = [name for table in tables for name in table["name"].to_pylist()]
+    speakers, recordings = (
+        np.concatenate([table[key].to_numpy() for table in tables]) for key in ("speaker", "recording")
+    )
+    return names, speakers, recordings

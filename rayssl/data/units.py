@@ -1,0 +1,202 @@
+"""One unit of preparation: some references decoded, checked, rendered, joined, and written as one shard.
+
+A finished unit leaves a record under ``<out>/.work``, so that a restarted preparation skips it. What a shard holds is a
+function of its unit alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from rayssl import storage
+from rayssl.data import conditions, decode, joining, shards, sources
+from rayssl.data.conditions import ConditionsConfig
+from rayssl.data.joining import JoinConfig
+from rayssl.data.shards import Reject, Shard
+from rayssl.data.sources import Reference, SourceConfig
+from rayssl.errors import StorageError
+from rayssl.schema import Config
+
+Job = tuple[int, int, int]
+CLEAN = -1  # the "condition" of an utterance that is not rendered
+WORK = ".work"
+DROPPED = "join: "  # how the reasons of clips begin that are sound but too short to join
+_ROWS = 22
+
+
+class ContentConfig(Config):
+    """How utterances are made from a source: all that their samples depend on.
+
+    ``channels`` says what to do with more than two channels, ``min_s`` refuses shorter audio.
+    """
+
+    source: SourceConfig
+    format: decode.Format = "flac"
+    channels: decode.Channels = "reject_above_2"
+    min_s: float = Field(default=0.1, ge=0)
+    conditions: ConditionsConfig | None = None
+    join: JoinConfig | None = None
+
+
+class Unit(Config):
+    """One task's work. ``jobs`` are (position in ``references``, condition, recording index), grouped where joined.
+
+    ``digest`` is a hash over all that the shard's content depends on.
+    """
+
+    digest: str
+    index: int
+    seed: int
+    out: str
+    settings: ContentConfig
+    references: list[Reference]
+    speakers: list[int]
+    labels: list[int]
+    jobs: list[list[Job]]
+
+    def count(self) -> int:
+        """How many utterances the unit makes, before joining."""
+        return sum(len(group) for group in self.jobs)
+
+
+class Done(Config):
+    """The record of a finished unit; ``shard`` is None when nothing in it was usable, ``utterances`` its `count`."""
+
+    digest: str
+    shard: Shard | None
+    utterances: int
+    rejects: list[Reject]
+
+    def unusable(self) -> list[Reject]:
+        """The rejects without those that `join` dropped, whose audio is sound."""
+        return [reject for reject in self.rejects if not reject.reason.startswith(DROPPED)]
+
+
+def process(unit: Unit) -> Done:
+    """Makes one shard, or finds that it is already made. A unit that had rejects is made anew: they may be mended."""
+    out = unit.out
+    record = storage.join(out, WORK, f"{unit.index:05d}.json")
+    done = _read_record(record)
+    if done is not None and done.digest == unit.digest and not done.unusable():
+        return done
+    # The record goes first: a crash between shard and record must not leave an old record beside a new shard.
+    storage.remove(record)
+    pieces, rejects = _pieces(unit)
+    columns, dropped = _columns(unit, pieces)
+    shard = shards.write_shard(out, unit.index, columns) if columns["name"] else None
+    done = Done(digest=unit.digest, shard=shard, utterances=unit.count(), rejects=rejects + dropped)
+    storage.write_text(record, done.model_dump_json())
+    return done
+
+
+def rendering_name(name: str, condition: int) -> str:
+    """How the rendering of a source utterance or recording under ``condition`` is called."""
+    return name if condition == CLEAN else f"{name}#c{condition}"
+
+
+def recording_name(reference: Reference, condition: int) -> str | None:
+    """The name of the recording that a rendering belongs to, None where it is unknown."""
+    name = reference.recording_name()
+    if name is None and condition != CLEAN and reference.speaker is not None:
+        name = reference.speaker  # the simulated channel is known even where the original recording is not
+    return None if name is None else rendering_name(name, condition)
+
+
+def _read_record(uri: str) -> Done | None:
+    try:
+        return Done.model_validate_json(storage.read_bytes(uri))
+    except StorageError as error:
+        if error.errno in storage.ABSENT:
+            return None
+        raise
+    except ValueError:
+        return None
+
+
+def _pieces(unit: Unit) -> tuple[dict[Job, np.ndarray], list[Reject]]:
+    """int16 samples for each job on a usable reference, and the reasons why the others are not."""
+    settings, pieces, rejects = unit.settings, dict[Job, np.ndarray](), list[Reject]()
+    channels = [] if settings.conditions is None else conditions.draw_all(settings.conditions)
+    wanted: dict[int, list[Job]] = {}
+    for job in (job for group in unit.jobs for job in group):
+        wanted.setdefault(job[0], []).append(job)
+    for position, audio in sources.read(settings.source, unit.references):
+        try:
+            clip = _usable(settings, audio)
+        except decode.Unusable as error:
+            reference = unit.references[position]
+            place = sources.place(settings.source, reference)
+            rejects.append(Reject(name=reference.name, source=place, reason=str(error)))
+            continue
+        for job in wanted[position]:
+            pieces[job] = decode.quantise(_heard(settings, unit.references[position].name, job[1], clip, channels))
+    return pieces, rejects
+
+
+def _usable(settings: ContentConfig, audio: bytes | np.ndarray) -> np.ndarray:
+    clip = decode.decode(audio, settings.channels) if isinstance(audio, bytes) else audio
+    if len(clip) < max(1, round(settings.min_s * decode.RATE)):
+        raise decode.Unusable(f"too short: {len(clip) / decode.RATE:.3f} s, min_s is {settings.min_s:g}")
+    if not decode.quantise(clip).any():
+        raise decode.Unusable("silent: every sample is zero")
+    return clip
+
+
+def _heard(
+    settings: ContentConfig, name: str, condition: int, clip: np.ndarray, channels: Sequence[conditions.Condition]
+) -> np.ndarray:
+    if settings.conditions is None or condition == CLEAN:
+        return clip
+    seed = conditions.rendering_seed(settings.conditions, name, condition)
+    return conditions.render(clip, channels[condition], seed)
+
+
+def _columns(unit: Unit, pieces: dict[Job, np.ndarray]) -> tuple[dict[str, list[Any]], list[Reject]]:
+    """The shard's columns, rows permuted by the seed; and the recordings that were too short to join."""
+    rows, dropped = list[tuple[Any, ...]](), list[Reject]()
+    for group in unit.jobs:
+        usable = [job for job in group if job in pieces]
+        lengths = [len(pieces[job]) for job in usable]
+        if not usable:
+            continue
+        if unit.settings.join is None:
+            joined = [[k] for k in range(len(usable))]
+        else:
+            minimum = round(unit.settings.join.min_s * decode.RATE)
+            if sum(lengths) < minimum and unit.settings.join.leftover == "reject":
+                dropped.append(_leftover(unit, usable[0], sum(lengths)))
+                continue
+            joined = joining.join(lengths, minimum)
+        rows += [_row(unit, [usable[k] for k in members], pieces, number) for number, members in enumerate(joined)]
+    rows.sort(key=lambda row: str(row[0]))
+    order = np.random.default_rng([unit.seed, _ROWS, unit.index]).permutation(len(rows))
+    columns = {field.name: [rows[k][place] for k in order] for place, field in enumerate(shards.SCHEMA)}
+    return columns, dropped
+
+
+def _row(unit: Unit, jobs: list[Job], pieces: dict[Job, np.ndarray], number: int) -> tuple[Any, ...]:
+    position, condition, recording = jobs[0]
+    reference = unit.references[position]
+    name = rendering_name(reference.name, condition)
+    if unit.settings.join is not None:
+        name = f"{recording_name(reference, condition)}/{number:03d}"
+    samples = np.concatenate([pieces[job] for job in jobs])
+    audio = decode.encode(samples, unit.settings.format)
+    # clips of different labels have none in common
+    label = unit.labels[position] if len({unit.labels[job[0]] for job in jobs}) == 1 else -1
+    return name, audio, len(samples), unit.speakers[position], recording, label
+
+
+def _leftover(unit: Unit, job: Job, total: int) -> Reject:
+    reference = unit.references[job[0]]
+    minimum = unit.settings.join.min_s if unit.settings.join is not None else 0.0
+    reason = f"{DROPPED}all clips together are {total / decode.RATE:.3f} s, join.min_s is {minimum:g}"
+    return Reject(
+        name=str(recording_name(reference, job[1])),
+        source=sources.place(unit.settings.source, reference),
+        reason=reason,
+    )
