@@ -59,7 +59,9 @@ def prepare(arguments: argparse.Namespace) -> int:
         for problem in problems:
             print(problem)
         if problems:
-            raise CorpusError(f"{arguments.config}: {len(problems)} problems; delete the damaged corpus and prepare it again")
+            raise CorpusError(
+                f"{arguments.config}: {len(problems)} problems; delete the damaged corpus and prepare it again"
+            )
         print("every corpus agrees with its manifest")
         return 0
     print(runtime.prepare(config, progress=not arguments.quiet))
@@ -75,7 +77,9 @@ def train(arguments: argparse.Namespace) -> int:
     runtime.check(experiment)
     record(experiment, origins(tree, arguments.overrides, experiment))
     metrics = runtime.train(experiment)
-    print(f"{experiment.run}: trained to epoch {experiment.training.epochs}, loss {metrics.get('loss', float('nan')):.4f}")
+    print(
+        f"{experiment.run}: trained to epoch {experiment.training.epochs}, loss {metrics.get('loss', float('nan')):.4f}"
+    )
     return 0
 
 
@@ -86,15 +90,16 @@ def evaluate(arguments: argparse.Namespace) -> int:
     result = runtime(arguments.run, arguments.checkpoint, arguments.overrides)
     interval = "" if result.eer_low is None else f" [{result.eer_low:.2%}, {result.eer_high:.2%}]"
     print(
-        f"{arguments.run} ({arguments.checkpoint}): EER {result.eer:.2%}{interval}, minDCF(0.01) {result.min_dcf_001:.3f}, "
-        f"minDCF(0.05) {result.min_dcf_005:.3f} over {result.trials} trials ({result.targets} of the same speaker)"
+        f"{arguments.run} ({arguments.checkpoint}): EER {result.eer:.2%}{interval}, "
+        f"minDCF(0.01) {result.min_dcf_001:.3f}, minDCF(0.05) {result.min_dcf_005:.3f} "
+        f"over {result.trials} trials ({result.targets} of the same speaker)"
     )
     return 0
 
 
 def report(arguments: argparse.Namespace) -> int:
     """Writes the HTML page of a run."""
-    from rayssl.reports.run import write_report
+    from rayssl.reports.page import write_report
 
     print(write_report(arguments.run))
     return 0
@@ -132,25 +137,22 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="rayssl",
         description="Self- and semi-supervised audio training on Ray.",
-        epilog="URIs may be local paths, file:// or s3:// (AWS_ENDPOINT_URL and AWS_* credentials from the environment).",
+        epilog="URIs: local paths, file:// or s3:// (AWS_ENDPOINT_URL and AWS_* credentials from the environment).",
     )
     parser.add_argument("--version", action="version", version=f"rayssl {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    over = ("overrides", {"nargs": "*", "metavar": "key.path=value", "help": "override any key, the value read as YAML"})
+    over = (
+        "overrides",
+        {"nargs": "*", "metavar": "key.path=value", "help": "override any key, the value read as YAML"},
+    )
     config = ("config", {"metavar": "CONFIG", "help": "YAML file or URI"})
     run = ("run", {"metavar": "RUN", "help": "folder or URI of a run (the 'run' of its configuration)"})
-    _add(verbs, show, "resolved configuration and where each value came from", "configs/synthetic_ssps.yaml seed=1", config, over)
-    made = _add(verbs, prepare, "raw audio to a corpus of shards", "configs/gsc_prepare.yaml --verify", config, over)
+    _add(verbs, show, "resolved configuration, with origins", "configs/synthetic_ssps.yaml seed=1", config, over)
+    made = _add(verbs, prepare, "raw audio to shards", "configs/gsc_prepare.yaml --verify", config, over)
     made.add_argument("--verify", action="store_true", help="check existing corpora against their manifests instead")
     made.add_argument("--quiet", action="store_true", help="no progress bar")
-    _add(
-        verbs,
-        train,
-        "train, or go on training after any interruption",
-        "configs/gsc_ssps_simclr.yaml method.clusters=500 training.epochs=30",
-        config,
-        over,
-    )
+    example = "configs/gsc_ssps_simclr.yaml method.clusters=500 training.epochs=30"
+    _add(verbs, train, "train, or go on training after any interruption", example, config, over)
     scored = _add(verbs, evaluate, "EER and minDCF on trials", "runs/synthetic/ssps --checkpoint best", run, over)
     scored.add_argument("--checkpoint", default="last", help="last (default), best, epoch-N or step-N")
     _add(verbs, report, "one self-contained HTML page", "runs/synthetic/ssps", run)
@@ -159,7 +161,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add(verbs: Any, function: _Verb, text: str, example: str, *arguments: tuple[str, dict[str, Any]]) -> Any:
     name = function.__name__
-    parser = verbs.add_parser(name, help=text, description=f"{function.__doc__}", epilog=f"example: rayssl {name} {example}")
+    parser = verbs.add_parser(
+        name, help=text, description=f"{function.__doc__}", epilog=f"example: rayssl {name} {example}"
+    )
     for argument, options in arguments:
         parser.add_argument(argument, **options)
     parser.set_defaults(verb_function=function)

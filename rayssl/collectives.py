@@ -26,12 +26,12 @@ def rank() -> int:
 
 def gather(x: Tensor) -> Tensor:
     """``x [B, ...]`` of every rank as ``[W*B, ...]`` in rank order, with gradient; all ranks give the same shape."""
-    return x if world() == 1 else _Gather.apply(x)
+    return x if world() == 1 else _Gather.apply(x)  # type: ignore[no-untyped-call]
 
 
 def sum_over_ranks(x: Tensor) -> Tensor:
     """The elementwise sum of ``x`` over ranks, with gradient (which is summed over ranks too)."""
-    return x if world() == 1 else _Sum.apply(x)
+    return x if world() == 1 else _Sum.apply(x)  # type: ignore[no-untyped-call]
 
 
 def gather_objects(value: Any) -> list[Any]:

@@ -1,14 +1,15 @@
 """Random numbers without a generator: every draw is a hash of what it is drawn for.
 
-A generator's state has to be saved, restored and divided among ranks; a hash of (seed, epoch, utterance, purpose) is the
-same whichever process asks, in whatever order, and after any resume. The mixing function is SplitMix64 (Steele, Lea and
-Flood, 2014), here for NumPy (data tasks must not import torch);
-`rayssl.draws_torch` gives identical results for tensors on any device.
+A generator's state has to be saved, restored and divided among ranks; a hash of (seed, epoch, utterance, purpose) is
+the same whichever process asks, in whatever order, and after any resume. The mixing function is SplitMix64 (Steele,
+Lea and Flood, 2014), here for NumPy (data tasks must not import torch); `rayssl.draws_torch` gives identical results
+for tensors on any device.
 """
 
 from __future__ import annotations
 
 import numpy as np
+
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
@@ -30,7 +31,8 @@ def keys_np(key: int, ids: np.ndarray) -> np.ndarray:
 
 def uniform_np(keys: np.ndarray, stream: int) -> np.ndarray:
     """Uniform float64 ``[B]`` in [0, 1) for each of ``keys [B]`` uint64; ``stream`` numbers the purpose."""
-    return (_splitmix_np(keys ^ np.uint64(fold(stream))) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    bits = np.right_shift(_splitmix_np(keys ^ np.uint64(fold(stream))), np.uint64(11))
+    return np.asarray(bits.astype(np.float64) * 2.0**-53)
 
 
 def _splitmix_int(x: int) -> int:

@@ -35,9 +35,9 @@ class CorpusConfig(Config):
 
 
 class MemoryConfig(Config):
-    """``sync``: ``strict`` applies what all ranks remember, in rank order, before the next recall, so that runs repeat
-    exactly; ``ahead`` answers at once. ``half``: references kept in fp16. ``threads`` of the clustering, 0 for all of its
-    node's cores. ``cpus``: what the actor reserves of its node in Ray's books.
+    """``sync``: ``strict`` applies what all ranks remember, in rank order, before the next recall, so that runs
+    repeat exactly; ``ahead`` answers at once. ``half``: references kept in fp16. ``threads`` of the clustering, 0 for
+    all of its node's cores. ``cpus``: what the actor reserves of its node in Ray's books.
     """
 
     sync: Literal["strict", "ahead"] = "strict"
@@ -59,7 +59,9 @@ class RayConfig(Config):
 
 
 class AsNormConfig(Config):
-    """Adaptive s-norm against ``cohort``, a prepared corpus: its ``utterances`` first ones, the ``top`` scores of each."""
+    """Adaptive s-norm against ``cohort``, a prepared corpus: its ``utterances`` first ones, the ``top`` scores of
+    each.
+    """
 
     cohort: str
     utterances: int = Field(2000, ge=2)

@@ -1,4 +1,4 @@
-"""What exactly ran: the resolved configuration and where it, the code and the machine came from, in the run's folder."""
+"""What exactly ran: the resolved configuration and where it, the code and the machine came from."""
 
 from __future__ import annotations
 
@@ -60,8 +60,10 @@ def commit() -> str | None:
     """The commit of the checkout that rayssl runs from, marked ``+changes`` where it has any; None outside of git."""
     folder = Path(__file__).parent
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=10)
-        status = subprocess.run(["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, timeout=10)
+        head, status = (
+            subprocess.run(["git", *verb], cwd=folder, capture_output=True, text=True, timeout=10, check=False)
+            for verb in (["rev-parse", "HEAD"], ["status", "--porcelain"])
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     if head.returncode:

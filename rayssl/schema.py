@@ -44,7 +44,7 @@ def override(tree: Tree, assignments: list[str]) -> Tree:
 
     Raises `ConfigError` for an assignment without ``=``, or one that goes below a value that is not a mapping.
     """
-    result = _copy(tree)
+    result: Tree = _copy(tree)
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals or not path:
@@ -56,7 +56,9 @@ def override(tree: Tree, assignments: list[str]) -> Tree:
             if child is None:
                 child = node[name] = {}
             if not isinstance(child, dict):
-                raise ConfigError(f"override '{assignment}': '{'.'.join(parents[: depth + 1])}' holds a value, not keys")
+                raise ConfigError(
+                    f"override '{assignment}': '{'.'.join(parents[: depth + 1])}' holds a value, not keys"
+                )
             node = child
         try:
             node[leaf] = yaml.safe_load(text)
@@ -119,7 +121,9 @@ def _explain(model: type[BaseModel], keys: list[str], problem: Any) -> str:
     if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
         expected = problem.get("ctx", {}).get("expected_tags", "")
         tag = problem.get("ctx", {}).get("tag")
-        return f"'{dotted}.name': {f'unknown name {tag!r}; ' if tag else ''}choose one of {expected or 'the known names'}"
+        return (
+            f"'{dotted}.name': {f'unknown name {tag!r}; ' if tag else ''}choose one of {expected or 'the known names'}"
+        )
     given = problem.get("input")
     shown = f", got {given!r}" if isinstance(given, (str, int, float, bool, type(None))) else ""
     return f"'{dotted}': {message[:1].lower()}{message[1:]}{shown}"

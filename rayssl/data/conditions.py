@@ -26,6 +26,8 @@ _ROOM_S = 0.5
 class ConditionsConfig(Config):
     """``count`` conditions exist; each utterance is rendered under ``per_utterance`` of them, chosen by its name.
 
+    Where clips are joined, all clips of a recording are rendered under the same ones, chosen by the recording's name.
+
     ``strength`` scales how far a condition is from a clean recording: 0 is clean, 1 is a mixture of near and far
     microphones, telephone bands, rooms with 0.15 to 0.6 s of reverberation and 15 to 36 dB of signal to noise.
     """

@@ -171,7 +171,11 @@ def clear(settings: CorpusConfig) -> None:
 
 
 def _conditions(settings: CorpusConfig, reference: Reference) -> list[int]:
-    return [CLEAN] if settings.conditions is None else conditions.chosen(settings.conditions, reference.name)
+    """The conditions to render ``reference`` under; clips that will be joined share those of their recording."""
+    if settings.conditions is None:
+        return [CLEAN]
+    whole = reference.recording_name() if settings.join is not None else None
+    return conditions.chosen(settings.conditions, whole or reference.name)
 
 
 def _sorted_names(names: Iterable[str | None]) -> list[str]:

@@ -198,11 +198,9 @@ def _list_folder(source: FolderConfig) -> list[Reference]:
     references = []
     for path in filter(None, _files(source.uri, source.files, AUDIO_SUFFIXES)):
         folders = path.split("/")[:-1]
-        if not path or len(folders) < len(source.layout):
+        if len(folders) < len(source.layout):
             wanted = "/".join(source.layout)
-            raise CorpusError(
-                f"{_place(source.uri, path)}: not below {wanted or 'a'} folders as the source's layout says"
-            )
+            raise CorpusError(f"{_place(source.uri, path)}: not below folders {wanted} as the source's layout says")
         known: dict[str, str] = dict(zip(source.layout, folders, strict=False))
         references.append(_reference(path, known, (path,)))
     return references
@@ -246,8 +244,8 @@ def _list_parquet(source: ParquetConfig, path: str) -> Iterator[Reference]:
     wanted = {"id": source.id} | {f: getattr(source, f) for f in _FIELDS if getattr(source, f) is not None}
     for key, column in {**wanted, "audio": source.audio}.items():
         if column not in file.schema_arrow.names:
-            known = ", ".join(file.schema_arrow.names)
-            raise CorpusError(f"{place}: no column '{column}' (the source's {key}); its columns are {known}")
+            columns = ", ".join(file.schema_arrow.names)
+            raise CorpusError(f"{place}: no column '{column}' (the source's {key}); its columns are {columns}")
     for group in range(file.num_row_groups):
         table = file.read_row_group(group, columns=sorted(set(wanted.values())))
         values = {key: table[column].to_pylist() for key, column in wanted.items()}

@@ -24,7 +24,7 @@ from rayssl.schema import Config
 Job = tuple[int, int, int]
 CLEAN = -1  # the "condition" of an utterance that is not rendered
 WORK = ".work"
-DROPPED = "join: "  # how the reasons of clips begin that are sound but too short to join
+DROPPED = "too short to join: "  # how the reasons of clips begin whose audio is sound
 _ROWS = 22
 
 

@@ -76,7 +76,9 @@ def spherical_kmeans(
         )
         run.train(points, init_centroids=start)
         centroids = unit_rows(np.asarray(run.centroids))
-        assignment = load_faiss().knn(points, centroids, 1, metric=load_faiss().METRIC_INNER_PRODUCT)[1][:, 0].astype(np.int32)
+        assignment = (
+            load_faiss().knn(points, centroids, 1, metric=load_faiss().METRIC_INNER_PRODUCT)[1][:, 0].astype(np.int32)
+        )
     repaired = _fill_empty(points, assignment, centroids)
     return KMeans(centroids, assignment, _mean_cosine(points, assignment, centroids), repaired)
 
@@ -100,7 +102,8 @@ def nearest_centroids(centroids: np.ndarray, count: int) -> np.ndarray:
 def most_similar(similarity: np.ndarray, count: int) -> np.ndarray:
     """Columns of the ``count`` largest values in each row of ``similarity [B, n]``, largest first: ``[B, count]``.
 
-    A partition by NumPy and its matrix product take a fifth of the time of ``load_faiss().knn`` for more than one neighbour.
+    A partition by NumPy and its matrix product take a fifth of the time of ``load_faiss().knn`` for more than one
+    neighbour.
     """
     columns = np.argpartition(similarity, -count, axis=1)[:, -count:]
     order = np.argsort(-np.take_along_axis(similarity, columns, axis=1), axis=1, kind="stable")

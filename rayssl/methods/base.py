@@ -23,7 +23,8 @@ Outputs: TypeAlias = dict[str, Tensor]
 class View:
     """One segment of each utterance of a batch, on the training device.
 
-    ``wave`` float32 ``[B, T]`` in [-1, 1]; ``keys`` int64 ``[B]`` seed the random masks, or None for an undistorted view.
+    ``wave`` float32 ``[B, T]`` in [-1, 1]; ``keys`` int64 ``[B]`` seed the random masks, or None for an undistorted
+    view.
     """
 
     wave: Tensor
@@ -46,7 +47,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Recall:
-    """What the memory gives for a batch: ``rows`` ``[B, D]`` of other utterances, valid where ``found`` bool ``[B]``."""
+    """What the memory gives for a batch: ``rows`` ``[B, D]`` of other utterances, valid where ``found [B]``."""
 
     rows: Tensor
     found: Tensor

@@ -27,10 +27,10 @@ class SSPSConfig(Config):
     """``over``: the method whose positives are replaced; ``start_epoch``: the first epoch (from 0) that replaces them.
 
     Sampling (``sampling: cluster``): with ``neighbours`` M = 0 an utterance of the anchor's own cluster (Eq. 3), with
-    M >= 1 one of a cluster drawn among the M with the nearest centroids, the own excluded (Eq. 4-5). ``clusters`` is K;
-    choose it so that utterances per recording < N/K < utterances per speaker. ``queue`` is |Q'| (0: every utterance);
-    keep it at 4 K or more, or a third of the anchors find nothing. ``skip_empty`` draws only among clusters that have an
-    utterance in the queue. ``iterations`` of k-means at each epoch.
+    M >= 1 one of a cluster drawn among the M with the nearest centroids, the own excluded (Eq. 4-5). ``clusters`` is
+    K; choose it so that utterances per recording < N/K < utterances per speaker. ``queue`` is |Q'| (0: every
+    utterance); keep it at 4 K or more, or a third of the anchors find nothing. ``skip_empty`` draws only among
+    clusters that have an utterance in the queue. ``iterations`` of k-means at each epoch.
     """
 
     name: Literal["ssps"]

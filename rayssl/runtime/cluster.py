@@ -13,8 +13,8 @@ def connect(cpus: float = 0.0) -> None:
 
     The spare logical CPUs keep data tasks schedulable while training workers hold theirs: without them Ray Data waits
     for ever, silently. Ray listens on more than loopback whatever it is told, so a local cluster demands a token that
-    only this process and its children know. Credentials of object storage come from each node's own environment: passing
-    them on would show them in Ray's dashboard.
+    only this process and its children know. Credentials of object storage come from each node's own environment:
+    passing them on would show them in Ray's dashboard.
     """
     joined = bool(os.environ.get("RAY_ADDRESS"))
     if not joined and "RAY_AUTH_MODE" not in os.environ:  # both are read when ray is first imported
@@ -22,6 +22,8 @@ def connect(cpus: float = 0.0) -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1" if joined else "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it prints every line of progress twice
+    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "WARNING")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray

@@ -16,11 +16,11 @@ from ray.data import DataContext
 
 from rayssl import storage
 from rayssl.data import decode, shards, trials
-from rayssl.errors import ConfigError, CorpusError, UserError
+from rayssl.errors import ConfigError, CorpusError
 from rayssl.evaluation.embeddings import embed_utterances
 from rayssl.evaluation.scoring import as_norm, score_trials
 from rayssl.evaluation.verification import Result, verification_result
-from rayssl.experiment import EvaluationConfig, Experiment, build_run_encoder
+from rayssl.experiment import Experiment, build_run_encoder
 from rayssl.models.encoder import Encoder
 from rayssl.runtime import cluster
 from rayssl.runtime.train import user_error
@@ -45,7 +45,9 @@ def evaluate(run: str, which: str = "last", overrides: list[str] | None = None) 
     experiment = read_run(run, overrides or [])
     settings = experiment.evaluation
     if settings is None:
-        raise ConfigError(f"{run}/config.yaml: no 'evaluation' section; add evaluation.corpus=URI evaluation.trials=URI")
+        raise ConfigError(
+            f"{run}/config.yaml: no 'evaluation' section; add evaluation.corpus=URI evaluation.trials=URI"
+        )
     uri = checkpoint.locate(run, which, experiment.training.checkpoints.best)
     listed = trials.read(settings.trials)
     table = embed(experiment, uri, settings.corpus)
@@ -58,12 +60,13 @@ def evaluate(run: str, which: str = "last", overrides: list[str] | None = None) 
         scores = as_norm(scores, listed, names, rows, _matrix(cohort), top=settings.as_norm.top)
         norm = f"as-norm({cohort.num_rows}, top {settings.as_norm.top})"
     speakers = dict(zip(names, table.column("speaker").to_pylist(), strict=True))
-    known = settings.resamples > 0 and all(speakers[name] >= 0 for name in {*listed.enrol, *listed.test})
+    enrol, test = [trial.enrol for trial in listed], [trial.test for trial in listed]
+    known = settings.resamples > 0 and all(speakers[name] >= 0 for name in {*enrol, *test})
     result = verification_result(
         scores,
-        listed.labels,
-        [speakers[name] for name in listed.enrol] if known else None,
-        [speakers[name] for name in listed.test] if known else None,
+        [trial.label for trial in listed],
+        [speakers[name] for name in enrol] if known else None,
+        [speakers[name] for name in test] if known else None,
         seed=experiment.seed,
         resamples=max(1, settings.resamples),
         norm=norm,
@@ -75,7 +78,8 @@ def evaluate(run: str, which: str = "last", overrides: list[str] | None = None) 
 
 
 def embed(experiment: Experiment, checkpoint_uri: str, corpus: str, limit: int | None = None) -> pa.Table:
-    """Embeddings of the utterances of a corpus: ``name``, ``embedding`` (unit length), ``speaker``, ``recording``, ``label``.
+    """Embeddings of the utterances of a corpus: ``name``, ``embedding`` (unit length), ``speaker``, ``recording``,
+    ``label``.
 
     ``limit``: only the first so many. The order is that of the corpus.
     """
@@ -91,7 +95,12 @@ def embed(experiment: Experiment, checkpoint_uri: str, corpus: str, limit: int |
     source = ray.data.from_items([{"shard": k} for k in range(count)], override_num_blocks=max(1, count))
     embedded = source.map_batches(
         _Embedder,
-        fn_constructor_args=(experiment.model_dump(mode="json"), checkpoint_uri, corpus, manifest.model_dump(mode="json")),
+        fn_constructor_args=(
+            experiment.model_dump(mode="json"),
+            checkpoint_uri,
+            corpus,
+            manifest.model_dump(mode="json"),
+        ),
         batch_size=1,
         concurrency=min(count, settings.actors if settings else 1),
         num_cpus=1,
@@ -149,12 +158,12 @@ def _matrix(table: pa.Table) -> np.ndarray:
     return np.asarray(column.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(table.num_rows, -1)
 
 
-def _write(folder: str, table: pa.Table, listed: Any, scores: np.ndarray, result: Result) -> None:
+def _write(folder: str, table: pa.Table, listed: list[trials.Trial], scores: np.ndarray, result: Result) -> None:
     scored = pa.table(
         {
-            "enrol": pa.array(listed.enrol),
-            "test": pa.array(listed.test),
-            "label": pa.array(np.asarray(listed.labels), pa.int8()),
+            "enrol": pa.array([trial.enrol for trial in listed]),
+            "test": pa.array([trial.test for trial in listed]),
+            "label": pa.array([trial.label for trial in listed], pa.int8()),
             "score": pa.array(scores, pa.float32()),
         }
     )
@@ -163,6 +172,3 @@ def _write(folder: str, table: pa.Table, listed: Any, scores: np.ndarray, result
         pq.write_table(content, sink)
         storage.write_bytes(storage.join(folder, f"{name}.parquet"), sink.getvalue())
     storage.write_text(storage.join(folder, "result.json"), json.dumps(result.model_dump(mode="json"), indent=1))
-
-
-__all__ = ["UserError", "embed", "evaluate", "load_encoder", "read_run"]

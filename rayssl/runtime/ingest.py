@@ -1,9 +1,10 @@
 """Ray Data streams shards from object storage to the ranks: one task reads, decodes and cuts a unit of an epoch.
 
 A row of the dataset is a whole batch of one rank, in a block of its own. With the order preserved the splitter deals
-blocks in turn, so rank `r` gets batch `r` of every step: what a rank sees is decided by `rayssl.views.epochs` alone, and
-each row says for which rank and step it was made, so that a splitter that dealt otherwise would be noticed at once.
-All remaining epochs are one dataset: no barrier at an epoch's end, and the next epoch is read while this one trains.
+blocks in turn, so rank `r` gets batch `r` of every step: what a rank sees is decided by `rayssl.views.epochs` alone,
+and each row says for which rank and step it was made, so that a splitter that dealt otherwise would be noticed at
+once. All remaining epochs are one dataset: no barrier at an epoch's end, and the next epoch is read while this one
+trains.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import numpy as np
 import ray.data
 from ray.data import DataContext
 
+from rayssl.data.shards import Manifest
 from rayssl.views import epochs
 from rayssl.views.epochs import Cursor, Piece, Unit
-from rayssl.data.shards import Manifest
 from rayssl.views.recipes import Segment
 
 _AHEAD = 2  # batches that a rank holds before it needs them
@@ -39,8 +40,9 @@ def dataset(
 ) -> ray.data.Dataset:
     """The batches from ``start`` to the end of the last epoch, as a lazy dataset to be split over ``ranks``.
 
-    The executor must preserve the order (Ray Train takes that from its DataConfig). ``segments[e]`` are those of epoch ``e``. Memory stays bounded: a task holds one unit, finished batches wait in the
-    object store, and Ray Data stops starting tasks when their share of it is full.
+    The executor must preserve the order (Ray Train takes that from its DataConfig). ``segments[e]`` are those of
+    epoch ``e``. Memory stays bounded: a task holds one unit, finished batches wait in the object store, and Ray Data
+    stops starting tasks when their share of it is full.
     """
     context = DataContext.get_current()
     context.target_max_block_size = 1  # every row its own block, see above
@@ -59,7 +61,9 @@ def batches(iterator: ray.data.DataIterator, rank: int) -> Iterator[dict[str, An
         for name in ("epoch", "step", "rank"):
             raw[name] = int(raw[name])
         if raw["rank"] != rank:
-            raise RuntimeError(f"the batch of rank {raw['rank']} (epoch {raw['epoch']}, step {raw['step']}) came to {rank}")
+            raise RuntimeError(
+                f"the batch of rank {raw['rank']} (epoch {raw['epoch']}, step {raw['step']}) came to {rank}"
+            )
         yield raw
 
 

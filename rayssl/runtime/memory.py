@@ -1,8 +1,8 @@
 """The memory actor: one `rayssl.memory.SpeakerMemory` for the whole job, and the loop's client of it.
 
 One call a step and rank carries what the rank remembers and the ids it will ask for next; its answer comes back while
-the rank computes. In strict mode the actor applies what all ranks remembered at a step, in rank order, before it answers
-any of them; ahead, it answers at once and counts by how many steps the slowest rank is behind.
+the rank computes. In strict mode the actor applies what all ranks remembered at a step, in rank order, before it
+answers any of them; ahead, it answers at once and counts by how many steps the slowest rank is behind.
 
 The actor belongs to rank 0: when the worker group restarts it goes too, and the next one starts from the checkpoint, so
 that model and memory never come from different steps.
@@ -98,7 +98,9 @@ class ActorMemory:
         if collectives.rank() != 0:
             self.actor = ray.get_actor(name)
 
-    def exchange(self, step: int, remember: Remember | None, ids: np.ndarray | None, epoch: int) -> Future[Recall | None]:
+    def exchange(
+        self, step: int, remember: Remember | None, ids: np.ndarray | None, epoch: int
+    ) -> Future[Recall | None]:
         """See `rayssl.training.context.MemoryClient.exchange`."""
         self.calls += 1
         answer = self.actor.exchange.remote(self.calls, collectives.rank(), remember, ids, epoch)

@@ -14,17 +14,17 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rayssl import collectives, storage
+from rayssl import collectives
 from rayssl.data import shards
-from rayssl.views import epochs
-from rayssl.views.epochs import Cursor
 from rayssl.errors import ConfigError, UserError
 from rayssl.experiment import Experiment, build_method, memory_settings
 from rayssl.runtime import cluster
 from rayssl.training import checkpoint
 from rayssl.training.loop import Loop, Parts
 from rayssl.training.metrics import RunLog
+from rayssl.views import epochs
 from rayssl.views.distort import build_distort
+from rayssl.views.epochs import Cursor
 
 
 def train(experiment: Experiment) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def user_error(error: BaseException) -> UserError | None:
 
 def _fit(experiment: Experiment, manifest: shards.Manifest) -> dict[str, Any]:
     from ray.data import ExecutionOptions
-    from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     gpu = _use_gpu(experiment)
@@ -95,9 +95,7 @@ def _fit(experiment: Experiment, manifest: shards.Manifest) -> dict[str, Any]:
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"experiment": tree, "manifest": manifest.model_dump(mode="json")},
-        torch_config=TorchConfig(
-            backend="nccl" if gpu else "gloo", timeout_s=experiment.ray.collective_timeout_s
-        ),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=experiment.ray.collective_timeout_s),
         scaling_config=ScalingConfig(
             num_workers=experiment.ray.workers,
             use_gpu=gpu,
@@ -106,13 +104,15 @@ def _fit(experiment: Experiment, manifest: shards.Manifest) -> dict[str, Any]:
         run_config=RunConfig(
             name=experiment.run.rstrip("/").rsplit("/", 1)[-1] + "-" + os.urandom(3).hex(),
             storage_path=tempfile.mkdtemp(prefix="rayssl-train-"),
+            logging_config=LoggingConfig(log_level="WARNING"),
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
         ),
         datasets={"train": lambda: _dataset(tree, manifest)},  # evaluated anew at each start: the plan of what remains
         dataset_config=DataConfig(execution_options=options),  # Train's own would drop those of the dataset
     )
-    result = trainer.fit()
-    return dict(result.metrics or {})
+    trainer.fit()
+    # Ray Train keeps no figures without a checkpoint of its own
+    return checkpoint.read_meta(checkpoint.locate(experiment.run, "last")).metrics
 
 
 def _use_gpu(experiment: Experiment) -> bool:
@@ -192,7 +192,7 @@ def _worker(config: dict[str, Any]) -> None:
 
 
 def build_loop(experiment: Experiment, manifest: shards.Manifest, context: _RayContext) -> Loop:
-    """The loop of one rank, restored from the run's last checkpoint where there is one; called on all ranks together."""
+    """The loop of one rank, restored from the run's last checkpoint where there is one; called on all ranks."""
     from rayssl.runtime.memory import ActorMemory
 
     method = build_method(experiment, manifest).to(context.device)
@@ -226,7 +226,7 @@ def build_loop(experiment: Experiment, manifest: shards.Manifest, context: _RayC
     )
     if loaded is not None:
         loop.restore(loaded)
-        context.say(f"rank {context.rank}: going on from {storage.join(loaded.uri)} (step {loaded.meta.step})")
+        context.say(f"rank {context.rank}: going on from {loaded.uri} (step {loaded.meta.step})")
     return loop
 
 

@@ -26,9 +26,9 @@ _STATE, _MEMORY, _META = "state.pt", "memory.npz", "meta.json"
 
 
 class CheckpointConfig(Config):
-    """``every_steps`` between checkpoints inside an epoch (0: only at epoch ends, where there always is one); ``keep``
-    the last so many; ``best``: also the one with the lowest epoch mean of this metric; ``milestones``: also those at the
-    end of these epochs (counted from 1), for ever.
+    """``every_steps`` between checkpoints inside an epoch (0: only at epoch ends, where there always is one);
+    ``keep`` the last so many; ``best``: also the one with the lowest epoch mean of this metric; ``milestones``: also
+    those at the end of these epochs (counted from 1), for ever.
     """
 
     every_steps: int = Field(0, ge=0)
@@ -39,7 +39,7 @@ class CheckpointConfig(Config):
 
 @dataclass(frozen=True)
 class Meta:
-    """``step``: optimiser steps done; ``epoch``, ``epoch_step``: the next batch; ``metrics`` of the last whole epoch."""
+    """``step``: optimiser steps done; ``epoch``, ``epoch_step``: the next batch; ``metrics`` of the last epoch."""
 
     step: int
     epoch: int
@@ -126,7 +126,9 @@ def load(uri: str) -> Loaded:
     for name, expected in meta.files.items():
         data[name] = storage.read_bytes(storage.join(uri, name))
         if hashlib.sha256(data[name]).hexdigest() != expected["sha256"]:
-            raise CheckpointError(f"{uri}/{name}: damaged (its hash differs from {_META}); delete this folder and resume")
+            raise CheckpointError(
+                f"{uri}/{name}: damaged (its hash differs from {_META}); delete this folder and resume"
+            )
     state = torch.load(io.BytesIO(data[_STATE]), map_location="cpu", weights_only=True)
     memory = None
     if _MEMORY in data:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
 
 from rayssl import collectives
 from rayssl.memory.speakers import Recall, Remember, SpeakerMemory
+
+Answer: TypeAlias = "Future[Recall | None]"
 
 
 class Context(Protocol):
@@ -47,7 +49,7 @@ class LocalContext:
 class MemoryClient(Protocol):
     """The loop's side of the memory. Every rank makes the same calls in the same order."""
 
-    def exchange(self, step: int, remember: Remember | None, ids: np.ndarray | None, epoch: int) -> Future[Recall | None]:
+    def exchange(self, step: int, remember: Remember | None, ids: np.ndarray | None, epoch: int) -> Answer:
         """Gives this rank's ``remember`` of ``step`` and asks for the recall of ``ids``, without waiting for it.
 
         The memory answers after it has applied what every rank remembered at ``step`` (strict), or at once (ahead).
@@ -72,7 +74,7 @@ class InProcessMemory:
     def __init__(self, memory: SpeakerMemory) -> None:
         self.memory = memory
 
-    def exchange(self, step: int, remember: Remember | None, ids: np.ndarray | None, epoch: int) -> Future[Recall | None]:
+    def exchange(self, step: int, remember: Remember | None, ids: np.ndarray | None, epoch: int) -> Answer:
         """See `MemoryClient.exchange`; strict."""
         for part in collectives.gather_objects(remember):
             if part is not None:
@@ -80,7 +82,8 @@ class InProcessMemory:
         answer: Future[Recall | None] = Future()
         everyone = collectives.gather_objects(ids)
         recalls = [None if part is None else self.memory.recall(part, epoch=epoch) for part in everyone]
-        answer.set_result(recalls[collectives.rank()])  # all are computed, so that every replica counts the same metrics
+        # all are computed, so that every replica counts the same metrics
+        answer.set_result(recalls[collectives.rank()])
         return answer
 
     def refresh(self, epoch: int) -> dict[str, float]:

@@ -19,7 +19,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rayssl import collectives, draws, draws_torch
-from rayssl.views.epochs import Cursor
 from rayssl.errors import UserError
 from rayssl.memory import speakers
 from rayssl.methods.base import Batch, Method, Recall, Remember, Step, View, Views
@@ -30,6 +29,7 @@ from rayssl.training.context import Context, MemoryClient
 from rayssl.training.metrics import RunLog
 from rayssl.training.optim import OptimiserConfig, build_optimiser
 from rayssl.training.schedules import learning_rate
+from rayssl.views.epochs import Cursor
 
 Raw = dict[str, Any]
 _VIEW = 17  # purpose of the draws made for distorting views
@@ -99,6 +99,7 @@ class Loop:
         self.step = 0  # optimiser steps done
         self.cursor = Cursor()
         self._asked: Future[speakers.Recall | None] | None = None
+        self._refreshed: dict[str, float] = {}  # figures of this epoch's clustering
         self._window, self._epoch = _Window(), _Window()
 
     def restore(self, loaded: checkpoint.Loaded) -> None:
@@ -151,9 +152,10 @@ class Loop:
         began = time.perf_counter()
         metrics = parts.memory.refresh(epoch)
         if parts.log is not None:
-            parts.log.write("refresh", self.step, epoch=epoch, **metrics)
+            parts.log.write("refresh", self.step, epoch=epoch + 1, **metrics)
             seconds = time.perf_counter() - began
             parts.context.say(f"epoch {epoch + 1}: clustered the memory in {seconds:.1f} s")
+        self._refreshed = metrics
         self._window = _Window()
 
     def _train_step(self, raw: Raw, following: Raw | None, waited: float) -> None:
@@ -170,7 +172,7 @@ class Loop:
         lr = self._set_rate()
         self._hand_over(step.remember, raw, following)
         self.optimiser.zero_grad(set_to_none=True)
-        step.loss.backward()  # type: ignore[no-untyped-call]
+        step.loss.backward()
         if parts.config.optimiser.clip_norm is not None:
             nn.utils.clip_grad_norm_(parts.method.parameters(), parts.config.optimiser.clip_norm)
         self.optimiser.step()
@@ -210,7 +212,7 @@ class Loop:
         metrics["utterances_per_s"] = self._epoch.steps * parts.config.batch / elapsed
         metrics["data_wait"] = self._epoch.waited / elapsed
         if parts.memory is not None and parts.method.remembers(epoch - 1) and parts.context.rank == 0:
-            metrics |= parts.memory.metrics()
+            metrics |= self._refreshed | parts.memory.metrics()
         self._save(metrics)
         if parts.log is not None:
             parts.log.write("epoch", self.step, epoch=epoch, **metrics)

@@ -58,7 +58,8 @@ def steps_per_epoch(rows: int, batch: int) -> int:
     """Whole global batches in an epoch; raises `CorpusError` when there is not even one (an empty epoch)."""
     if rows < batch:
         raise CorpusError(
-            f"the corpus has {rows} utterances and training.batch is {batch}: an epoch would be empty; lower training.batch"
+            f"the corpus has {rows} utterances and training.batch is {batch}: an epoch would be empty; "
+            "lower training.batch or prepare a larger corpus"
         )
     return rows // batch
 
@@ -68,8 +69,8 @@ def plan(
 ) -> Iterator[Unit]:
     """The units from ``start`` to the end of the last epoch, in training order.
 
-    A unit ends with the batch in which a shard ends, once it holds ``unit_rows`` rows: reading it touches its own shards
-    and at most one shard of its predecessor, whose last rows its first batch needs.
+    A unit ends with the batch in which a shard ends, once it holds ``unit_rows`` rows: reading it touches its own
+    shards and the first rows of the next one, which complete its last batch.
     """
     steps = steps_per_epoch(manifest.rows, batch)
     for epoch in range(start.epoch, epochs):
@@ -90,8 +91,8 @@ def read(
     """The batches of ``unit``, one dictionary for each step and rank, ranks innermost.
 
     Keys: ``epoch``, ``step``, ``rank`` (int), ``id`` int64 ``[B]``, ``speaker``, ``recording``, ``label`` int32 ``[B]``
-    (-1 where unknown) and each segment's name with int16 ``[B, samples]``. Raises `CorpusError` or `StorageError` naming
-    the shard when it cannot be read or decoded.
+    (-1 where unknown) and each segment's name with int16 ``[B, samples]``. Raises `CorpusError` or `StorageError`
+    naming the shard when it cannot be read or decoded.
     """
     size = batch // ranks
     names = [segment.name for segment in segments]

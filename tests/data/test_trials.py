@@ -1,0 +1,95 @@
+"""Trials: the VoxCeleb format, their expansion to renderings, and generated ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rayssl.data import trials
+from rayssl.data.trials import Trial, TrialsConfig
+from rayssl.errors import CorpusError
+from tests.data import corpora
+
+
+def test_a_list_is_read_as_it_was_written(tmp_path: Path) -> None:
+    listed = [Trial(1, "a/b.wav", "c"), Trial(0, "d", "e#c3")]
+    trials.write(str(tmp_path / "t.txt"), listed)
+    assert (tmp_path / "t.txt").read_text() == "1 a/b.wav c\n0 d e#c3\n"
+    assert trials.read(str(tmp_path / "t.txt")) == listed
+
+
+@pytest.mark.parametrize("line", ["1 a", "2 a b", "1 a b c", "target a b"])
+def test_a_malformed_line_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "t.txt").write_text(f"1 a b\n\n{line}\n")
+    with pytest.raises(CorpusError, match=r"t\.txt: line 3: expected 'label enrol test'"):
+        trials.read(str(tmp_path / "t.txt"))
+
+
+def test_an_empty_list_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("\n")
+    with pytest.raises(CorpusError, match="holds no trials"):
+        trials.read(str(tmp_path / "t.txt"))
+
+
+@pytest.mark.parametrize("across", ["condition", "same", "any"])
+def test_expansion_keeps_labels_and_respects_conditions(across: str) -> None:
+    rng = np.random.default_rng(0)
+    renderings = {f"u{k}": sorted(int(c) for c in rng.choice(8, 3, replace=False)) for k in range(40)}
+    base = [Trial(k % 2, f"u{rng.integers(40)}", f"u{rng.integers(40)}") for k in range(500)]
+    expanded = trials.expand(base, renderings, across, seed=0)
+    assert expanded == trials.expand(base, renderings, across, seed=0)
+    assert expanded != trials.expand(base, renderings, across, seed=1)
+    kept = iter(base)
+    conditions = set()
+    for trial in expanded:
+        (enrol, _, first), (test, _, second) = trial.enrol.partition("#c"), trial.test.partition("#c")
+        assert Trial(trial.label, enrol, test) in kept  # in order
+        assert int(first) in renderings[enrol]
+        assert int(second) in renderings[test]
+        conditions.add((first == second))
+        if across != "any":
+            assert (first == second) == (across == "same")
+    if across != "same":
+        assert len(expanded) == len(base)
+    if across == "any":
+        assert conditions == {True, False}
+
+
+def test_a_trial_without_a_fitting_pair_is_left_out() -> None:
+    base = [Trial(1, "a", "b"), Trial(1, "a", "c")]
+    assert trials.expand(base, {"a": [1], "b": [1], "c": [2]}, "condition", 0) == [Trial(1, "a#c1", "c#c2")]
+
+
+def test_generated_trials_cross_recordings_without_repetition() -> None:
+    speakers = np.repeat(np.arange(6), 8)
+    recordings = np.repeat(np.arange(24), 2)
+    names = [f"u{k}" for k in range(48)]
+    made = trials.generate(names, speakers, recordings, 100, 0, "corpus")
+    assert len(made) == len(set(made)) == 200
+    assert sum(trial.label for trial in made) == 100
+    place = {name: k for k, name in enumerate(names)}
+    for trial in made:
+        enrol, test = place[trial.enrol], place[trial.test]
+        assert (speakers[enrol] == speakers[test]) == bool(trial.label)
+        assert recordings[enrol] != recordings[test]
+
+
+def test_generation_needs_speakers_with_several_recordings() -> None:
+    with pytest.raises(CorpusError, match="corpus: trials need two speakers"):
+        trials.generate(["a", "b"], np.array([0, 1]), np.array([0, 1]), 5, 0, "corpus")
+
+
+def test_a_list_for_a_prepared_corpus(tmp_path: Path) -> None:
+    files = corpora.clips() | {"spk0/rec0/broken.flac": b"text"}
+    changes = {"conditions": {"count": 4, "per_utterance": 2}, "max_reject_share": 0.5}
+    corpora.prepare(corpora.folder_config(tmp_path / "in", tmp_path / "out", files, **changes))
+    source = tmp_path / "source.txt"
+    good, broken = "1 spk0/rec0/00.flac spk0/rec1/03.flac\n", "1 spk0/rec0/00.flac spk0/rec0/broken.flac\n"
+    source.write_text(good + broken)
+    config = TrialsConfig(out=str(tmp_path / "t.txt"), source=str(source))
+    assert trials.make(config, str(tmp_path / "out")) == (1, 1, 1)  # the rejected utterance's trial is left out
+    source.write_text(good + "0 spk0/rec0/00.flac spk9/nobody.flac\n")
+    with pytest.raises(CorpusError, match=r"source\.txt: trial 2: 'spk9/nobody\.flac' is not an utterance"):
+        trials.make(config, str(tmp_path / "out"))

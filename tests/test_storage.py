@@ -1,0 +1,171 @@
+"""Storage: atomic writes, listings, and errors that name the URI and the way out; the same calls on disk and on S3."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from rayssl import storage
+from rayssl.errors import StorageError
+from tests.data import corpora
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> str:
+    return str(tmp_path / "folder")
+
+
+def every_call(root: str) -> None:
+    """The contract, on any storage."""
+    place = storage.join(root, "a", "b.txt")
+    assert not storage.exists(place)
+    assert storage.list_files(root) == []
+    storage.write_text(place, "one\nzwei ü\n")
+    storage.write_bytes(storage.join(root, "c.WAV"), bytes(range(256)) * 20000)
+    assert storage.read_text(place) == "one\nzwei ü\n"
+    storage.write_text(place, "two")
+    assert storage.read_bytes(place) == b"two"
+    assert storage.list_files(root) == [place, storage.join(root, "c.WAV")]
+    assert storage.list_files(root, [".wav"]) == [storage.join(root, "c.WAV")]
+    assert storage.exists(place)
+    assert storage.exists(storage.join(root, "a"))
+    assert storage.is_file(place)
+    assert not storage.is_file(storage.join(root, "a"))
+    assert storage.read_range(storage.join(root, "c.WAV"), 255, 3) == bytes([255, 0, 1])
+    assert storage.read_range(place, 1, 100) == b"wo"
+    assert storage.read_range(place, 50, 10) == b""
+    with storage.open_read(storage.join(root, "c.WAV")) as file:
+        file.seek(-2, os.SEEK_END)
+        assert file.read() == bytes([254, 255])
+        file.seek(3_000_000)
+        assert file.read(3) == bytes([k % 256 for k in range(3_000_000, 3_000_003)])
+    storage.remove(place)
+    storage.remove(place)  # absent is fine
+    assert not storage.exists(place)
+    storage.remove(root, recursive=True)
+    assert storage.list_files(root) == []
+    for read in (storage.read_bytes, storage.read_text, storage.open_read):
+        with pytest.raises(StorageError, match="no such file") as caught:
+            read(place)
+        assert str(caught.value).startswith(place)
+        assert "\n" not in str(caught.value)
+
+
+def test_local_folder(local: str) -> None:
+    every_call(local)
+
+
+def test_file_uri(tmp_path: Path) -> None:
+    every_call(f"file://{tmp_path}/folder")
+
+
+def test_relative_paths_become_absolute_and_uris_stay() -> None:
+    assert storage.absolute("runs/x") == os.path.join(os.getcwd(), "runs/x")
+    assert storage.absolute("s3://bucket/x") == "s3://bucket/x"
+
+
+def test_a_failed_write_leaves_the_old_content_and_no_rest(local: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = storage.join(local, "file")
+    storage.write_text(place, "old")
+
+    def fail(_: int) -> None:
+        raise OSError(28, "disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StorageError, match="file: no space left on device"):
+        storage.write_text(place, "new")
+    assert storage.read_text(place) == "old"
+    assert os.listdir(local) == ["file"]
+
+
+def test_what_a_killed_writer_left_is_not_listed_but_removed(local: str) -> None:
+    storage.write_text(storage.join(local, "file"), "x")
+    (Path(local) / ".file.0123456789ab.part").write_text("half")
+    assert storage.list_files(local) == [storage.join(local, "file")]
+    storage.remove(local, recursive=True)
+    assert not Path(local).exists()
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("gs://bucket/key", "'gs://' is not supported; use s3://"),
+        ("file://relative/x", "absolute path, file:///"),
+        ("s3://", "names no bucket"),
+    ],
+)
+def test_uris_that_cannot_be_used(uri: str, message: str) -> None:
+    with pytest.raises(StorageError, match=message):
+        storage.read_bytes(uri)
+
+
+def test_local_mistakes_name_the_file(tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(StorageError, match=r"latin\.txt: not UTF-8 text \(byte 3\)"):
+        storage.read_text(str(tmp_path / "latin.txt"))
+    with pytest.raises(StorageError, match="is a directory"):
+        storage.read_bytes(str(tmp_path))
+    with pytest.raises(StorageError, match="no such file"):
+        storage.read_bytes(str(tmp_path / "latin.txt" / "below"))
+
+
+def test_an_endpoint_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret")
+    monkeypatch.setattr(storage, "_FIRST_WAIT_S", 0.01)
+    with pytest.raises(
+        StorageError, match=r"s3://bucket/key: no answer from http://127\.0\.0\.1:9 in 4 attempts"
+    ) as caught:
+        storage.read_bytes("s3://bucket/key")
+    assert "very-secret" not in str(caught.value)
+
+
+@pytest.mark.s3
+def test_object_store(s3_server: Any) -> None:
+    every_call(storage.join(s3_server.bucket("contract"), "deep", "prefix"))
+
+
+@pytest.mark.s3
+def test_a_missing_bucket_is_named(s3_server: Any) -> None:
+    place = "s3://not-there-at-all/key"
+    calls = [storage.read_bytes, storage.exists, storage.list_files, storage.open_read, storage.remove]
+    for call in (*calls, lambda uri: storage.write_bytes(uri, b"x")):
+        with pytest.raises(StorageError, match="no bucket 'not-there-at-all'; create it"):
+            call(place)
+
+
+@pytest.mark.s3
+def test_wrong_credentials_name_the_variables_and_no_secret(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = storage.join(s3_server.bucket("secrets"), "key")
+    storage.write_bytes(place, b"x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
+    calls = [storage.read_bytes, storage.exists, storage.list_files, storage.open_read, storage.remove]
+    for call in (*calls, lambda uri: storage.write_bytes(uri, b"x")):
+        with pytest.raises(StorageError, match="AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY") as caught:
+            call(place)
+        assert str(caught.value).startswith(place)
+        assert "not-the-secret" not in str(caught.value)
+
+
+@pytest.mark.s3
+def test_a_corpus_is_prepared_read_and_verified_on_s3(s3_server: Any, tmp_path: Path) -> None:
+    from rayssl.data import shards
+
+    bucket = s3_server.bucket("corpora")
+    for name, data in corpora.clips().items():
+        storage.write_bytes(storage.join(bucket, "in", name), data)
+    source = {"name": "folder", "uri": storage.join(bucket, "in"), "layout": ["speaker", "recording"]}
+    tree = {"source": source, "out": storage.join(bucket, "out"), "shard_utterances": 5}
+    manifest = corpora.prepare(corpora.CorpusConfig.model_validate(tree))
+    local = corpora.prepare(corpora.folder_config(tmp_path / "in", tmp_path / "out"))
+    assert manifest.fingerprint == local.fingerprint  # where it lies changes nothing
+    assert shards.verify(tree["out"]) == []
+    names = [storage.join(tree["out"], name) for name in corpora.files_below(tmp_path / "out")]
+    assert storage.list_files(tree["out"]) == names
+    columns = pq.ParquetFile(storage.open_read(storage.join(tree["out"], manifest.shards[0].path))).schema_arrow.names
+    assert columns == shards.SCHEMA.names
