@@ -20,7 +20,7 @@ _Verb = Callable[[argparse.Namespace], int]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit status."""
-    arguments = _parser().parse_args(argv)
+    arguments = _arguments(argv)
     verb: _Verb = arguments.verb_function
     try:
         return verb(arguments)
@@ -64,7 +64,7 @@ def prepare(arguments: argparse.Namespace) -> int:
             )
         print("every corpus agrees with its manifest")
         return 0
-    print(runtime.prepare(config, progress=not arguments.quiet))
+    print(runtime.prepare(config, progress=not arguments.quiet, overwrite=arguments.overwrite).text())
     return 0
 
 
@@ -74,9 +74,9 @@ def train(arguments: argparse.Namespace) -> int:
     from rayssl.runtime import train as runtime
 
     tree, experiment = _experiment(arguments)
-    runtime.check(experiment)
+    manifest = runtime.check(experiment)
     record(experiment, origins(tree, arguments.overrides, experiment))
-    metrics = runtime.train(experiment)
+    metrics = runtime.train(experiment, manifest)
     print(
         f"{experiment.run}: trained to epoch {experiment.training.epochs}, loss {metrics.get('loss', float('nan')):.4f}"
     )
@@ -133,6 +133,16 @@ def _leave_ray() -> None:
         disconnect()
 
 
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Overrides may also follow an option, which argparse alone would not take as such."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if not hasattr(arguments, "overrides") or any(argument.startswith("-") for argument in rest):
+        return parser.parse_args(argv)
+    arguments.overrides += rest
+    return arguments
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="rayssl",
@@ -150,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     _add(verbs, show, "resolved configuration, with origins", "configs/synthetic_ssps.yaml seed=1", config, over)
     made = _add(verbs, prepare, "raw audio to shards", "configs/gsc_prepare.yaml --verify", config, over)
     made.add_argument("--verify", action="store_true", help="check existing corpora against their manifests instead")
+    made.add_argument("--overwrite", action="store_true", help="replace corpora that were made with other settings")
     made.add_argument("--quiet", action="store_true", help="no progress bar")
     example = "configs/gsc_ssps_simclr.yaml method.clusters=500 training.epochs=30"
     _add(verbs, train, "train, or go on training after any interruption", example, config, over)

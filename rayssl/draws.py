@@ -31,7 +31,7 @@ def keys_np(key: int, ids: np.ndarray) -> np.ndarray:
 
 def uniform_np(keys: np.ndarray, stream: int) -> np.ndarray:
     """Uniform float64 ``[B]`` in [0, 1) for each of ``keys [B]`` uint64; ``stream`` numbers the purpose."""
-    bits = np.right_shift(_splitmix_np(keys ^ np.uint64(fold(stream))), np.uint64(11))
+    bits = _splitmix_np(keys ^ np.uint64(fold(stream))) >> np.uint64(11)
     return np.asarray(bits.astype(np.float64) * 2.0**-53)
 
 
@@ -47,4 +47,4 @@ def _splitmix_np(x: np.ndarray) -> np.ndarray:
         x = x + np.uint64(_GOLDEN)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(_MIX_1)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(_MIX_2)
-        return x ^ (x >> np.uint64(31))
+        return np.asarray(x ^ (x >> np.uint64(31)))

@@ -135,10 +135,12 @@ def memory_settings(experiment: Experiment, manifest: Manifest) -> dict[str, Any
     config = experiment.method
     if not isinstance(config, SSPSConfig):
         return None
-    if not config.neighbours < config.clusters <= manifest.rows:
+    batch = experiment.training.batch
+    seen = manifest.rows - manifest.rows % batch  # before the first clustering; the last rows of an epoch are left out
+    if not config.neighbours < config.clusters <= seen:
         raise ConfigError(
             f"method.clusters={config.clusters} must be above method.neighbours={config.neighbours} and at most the "
-            f"{manifest.rows} utterances of {experiment.corpus.uri}"
+            f"{seen} of {manifest.rows} utterances of {experiment.corpus.uri} in an epoch of batches of {batch}"
         )
     dim = experiment.encoder.backbone.embedding_dim
     return {

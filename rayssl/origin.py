@@ -15,15 +15,15 @@ import yaml
 
 from rayssl import __version__, storage
 from rayssl.experiment import Experiment
-from rayssl.schema import flatten
+from rayssl.schema import flatten, override
 
 _PACKAGES = ("torch", "torchaudio", "ray", "faiss-cpu", "pyarrow", "s3fs", "numpy")
 
 
 def origins(tree: dict[str, Any], overrides: list[str], experiment: Experiment) -> dict[str, str]:
     """For each dotted key of ``experiment``: ``file``, ``override`` or ``default``."""
-    given = set(flatten(tree))
-    changed = {assignment.partition("=")[0] for assignment in overrides}
+    given = _leaves(tree)
+    changed = {key for assignment in overrides for key in _leaves(override({}, [assignment]))}
     return {key: _origin(key, given, changed) for key in flatten(experiment.model_dump(mode="json"))}
 
 
@@ -69,6 +69,11 @@ def commit() -> str | None:
     if head.returncode:
         return None
     return head.stdout.strip() + ("+changes" if status.stdout.strip() else "")
+
+
+def _leaves(tree: dict[str, Any]) -> set[str]:
+    """Dotted keys with a value; an empty mapping gives none of its own."""
+    return {key for key, value in flatten(tree).items() if value != {}}
 
 
 def _origin(key: str, given: set[str], changed: set[str]) -> str:

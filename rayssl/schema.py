@@ -72,11 +72,12 @@ def parse(model: type[C], tree: Tree, where: str) -> C:
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        problems = error.errors(include_url=False)
-        first = problems[0]
-        keys = _readable_path(tree, first["loc"])
+        problems: dict[tuple[str, ...], list[Any]] = {}  # a plain union reports once for each of its members
+        for problem in error.errors(include_url=False):
+            problems.setdefault(_readable_path(tree, problem), []).append(problem)
+        keys, first = next(iter(problems.items()))
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise ConfigError(f"{where}: {_explain(model, keys, first)}{more}") from None
+        raise ConfigError(f"{where}: {_explain(model, tree, keys, first)}{more}") from None
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -93,54 +94,68 @@ def _copy(tree: Any) -> Any:
     return {key: _copy(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
 
 
-def _readable_path(tree: Any, location: tuple[Any, ...]) -> list[str]:
+def _readable_path(tree: Any, problem: Any) -> tuple[str, ...]:
     """Pydantic's location without the tags it inserts for members of a union, which are no keys of the YAML."""
     keys: list[str] = []
     node = tree
-    for position, part in enumerate(location):
-        if isinstance(node, dict) and part not in node and position < len(location) - 1:
+    for position, part in enumerate(problem["loc"]):
+        absent = problem["type"] == "missing" and position == len(problem["loc"]) - 1
+        if isinstance(node, dict) and (part in node or absent or problem["type"] == "invalid_key"):
+            node = node.get(part)
+        elif isinstance(node, list) and isinstance(part, int):
+            node = node[part] if part < len(node) else None
+        else:
             continue
         keys.append(str(part))
-        if isinstance(node, dict):
-            node = node.get(part)
-        elif isinstance(node, list) and isinstance(part, int) and part < len(node):
-            node = node[part]
-    return keys
+    return tuple(keys)
 
 
-def _explain(model: type[BaseModel], keys: list[str], problem: Any) -> str:
-    dotted = ".".join(keys)
+def _explain(model: type[BaseModel], tree: Tree, keys: tuple[str, ...], problems: list[Any]) -> str:
+    """One line about the ``problems`` that the value at ``keys`` has."""
+    dotted, problem = ".".join(keys), problems[0]
     if problem["type"] == "extra_forbidden":
-        known = sorted(_known_keys(model, keys[:-1]))
+        known = sorted({name for candidate in _models_at(model, tree, keys[:-1]) for name in candidate.model_fields})
         close = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean '{close[0]}'?" if close else f"known keys here: {', '.join(known)}"
         return f"unknown key '{dotted}'; {hint}"
     if problem["type"] == "missing":
         return f"'{dotted}' is required and not given"
-    message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        expected = problem.get("ctx", {}).get("expected_tags", "")
-        tag = problem.get("ctx", {}).get("tag")
-        return (
-            f"'{dotted}.name': {f'unknown name {tag!r}; ' if tag else ''}choose one of {expected or 'the known names'}"
-        )
+        unknown = f"unknown name {problem['ctx']['tag']!r}; " if problem["type"] == "union_tag_invalid" else ""
+        known = sorted({repr(name) for candidate in _models_at(model, tree, keys) for name in _names(candidate)})
+        return f"'{dotted}.name': {unknown}choose one of {', '.join(known)}"
     given = problem.get("input")
     shown = f", got {given!r}" if isinstance(given, (str, int, float, bool, type(None))) else ""
-    return f"'{dotted}': {message[:1].lower()}{message[1:]}{shown}"
+    message = " or ".join(_message(problem) for problem in problems)
+    return f"'{dotted}': {message}{shown}" if dotted else f"{message}{shown}"
 
 
-def _known_keys(model: type[BaseModel], path: list[str]) -> set[str]:
-    """Field names reachable at ``path`` below ``model``, over all members of unions on the way."""
-    models = {model}
+def _message(problem: Any) -> str:
+    if problem["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return "expected keys below it"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
+
+
+def _models_at(model: type[BaseModel], tree: Any, path: tuple[str, ...]) -> set[type[BaseModel]]:
+    """The classes that ``path`` below ``model`` may hold; of a union only the member that ``tree`` names, if any."""
+    models, node = {model}, tree
     for key in path:
-        following: set[type[BaseModel]] = set()
-        for candidate in models:
-            if key in candidate.model_fields:
-                following |= _models_in(candidate.model_fields[key].annotation)
-            elif key.isdigit():
-                following.add(candidate)
-        models = following or models
-    return {name for candidate in models for name in candidate.model_fields}
+        fields = [candidate.model_fields[key] for candidate in models if key in candidate.model_fields]
+        if (
+            fields
+        ):  # else an index, or a key of the user's choice: the models are those of the list's or mapping's items
+            models = {found for field in fields for found in _models_in(field.annotation)}
+        node = node.get(key) if isinstance(node, dict) else None
+        name = node.get("name") if isinstance(node, dict) else None
+        models = {candidate for candidate in models if name in _names(candidate)} or models
+    return models
+
+
+def _names(model: type[BaseModel]) -> tuple[Any, ...]:
+    """What the field ``name`` may be, which is how members of a union are told apart; empty for other models."""
+    field = model.model_fields.get("name")
+    return typing.get_args(field.annotation) if field is not None else ()
 
 
 def _models_in(annotation: Any) -> set[type[BaseModel]]:

@@ -30,7 +30,7 @@ _FIRST_WAIT_S = 0.2
 _CONNECT_TIMEOUT_S = 5
 _READ_TIMEOUT_S = 30
 _DENIED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "InvalidToken", "ExpiredToken", "403", "401")
-ABSENT = (errno.ENOENT, errno.ENOTDIR)
+ABSENT = (errno.ENOENT, errno.ENOTDIR)  # the ``errno`` of a `StorageError` that says "no such file"
 
 T = TypeVar("T")
 
@@ -176,6 +176,11 @@ class _Ranges(io.RawIOBase):
         self._position = max(0, base + offset)
         return self._position
 
+    def readall(self) -> bytes:
+        data = read_range(self._uri, self._position, max(0, self._size - self._position))
+        self._position += len(data)
+        return data
+
     def readinto(self, buffer: Any) -> int:
         wanted = min(len(buffer), max(0, self._size - self._position))
         data = read_range(self._uri, self._position, wanted) if wanted else b""
@@ -280,7 +285,10 @@ def _explain(uri: str, error: Exception) -> StorageError:
     if _response(error):
         return _error(errno.EIO, f"{uri}: the object store answered '{text}'")
     endpoint = os.environ.get("AWS_ENDPOINT_URL") or "the default AWS endpoint (AWS_ENDPOINT_URL is not set)"
-    message = f"{uri}: no answer from {endpoint} in {ATTEMPTS} attempts ({type(error).__name__}); is it running?"
+    failed = "no answer from" if "Connect" in type(error).__name__ else "no whole answer from"
+    message = (
+        f"{uri}: {failed} {endpoint} in {ATTEMPTS} attempts ({type(error).__name__}); is it running and reachable?"
+    )
     return _error(errno.EIO, message)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import secrets
 
-# Before torch, numpy and ray are imported: they read these once. Thread pools of two cores' tests fight otherwise,
-# and Ray would turn on token authentication and write a token into the home folder.
+# Before torch, numpy and ray are imported: they read these once. Thread pools of two cores' tests fight otherwise.
+# Ray listens on more than loopback: as in rayssl.runtime.cluster, only processes of this session know the token.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+if "RAY_AUTH_MODE" not in os.environ:
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import importlib.util

@@ -5,8 +5,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 
 ensure_venv
 cd "$root"
-# One thread for each worker; no token written into the home folder, no usage report sent.
-export OMP_NUM_THREADS=1 RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0
+# One thread for each worker; no usage report sent.
+export OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0
 
 run=runs/synthetic/ssps
 rayssl prepare configs/synthetic_prepare.yaml

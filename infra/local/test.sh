@@ -41,7 +41,7 @@ ensure_venv test
 layers=all
 install_servers
 cd "$root"
-export OMP_NUM_THREADS=1 RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0
+export OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0
 
 check ruff check --output-format concise
 check ruff format --check --quiet

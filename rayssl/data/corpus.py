@@ -27,6 +27,7 @@ from rayssl.errors import CorpusError
 from rayssl.schema import Config
 
 _ORDER = 21
+_RECIPE = 1  # raise it when the same settings come to make other samples: finished work is then made anew
 
 
 class CorpusConfig(ContentConfig):
@@ -214,7 +215,7 @@ def _unit(
         "jobs": [[(position[k], condition, recording) for k, condition, recording in group] for group in groups],
     }
     # from the settings as they were given: a moved project folder is still the same corpus
-    hashed = json.dumps([shards.VERSION, content_settings(settings), content], sort_keys=True)
+    hashed = json.dumps([shards.VERSION, _RECIPE, content_settings(settings), content], sort_keys=True)
     made = {key: getattr(settings, key) for key in ContentConfig.model_fields}
     resolved = ContentConfig(**{**made, "source": sources.resolved(settings.source)})
     digest = hashlib.sha256(hashed.encode()).hexdigest()

@@ -33,6 +33,7 @@ _VOWELS = np.array(
     ],
     dtype=float,
 )  # fmt: skip
+_FRICTION = 0.25  # of fricatives, relative to vowels
 _FRICATIVES = np.array([[5500, 900], [3200, 800], [4500, 2500], [2200, 1200]], dtype=float)  # centre and width in Hz
 
 
@@ -104,7 +105,7 @@ def draw_voice(seed: int, speaker: int) -> Voice:
         nasal=float(rng.uniform(700, 2600)),
         nasal_db=float(rng.uniform(3, 12)),
         slope=float(rng.uniform(-12, -5)),
-        breath=float(10 ** rng.uniform(-2.2, -0.9)),
+        breath=float(10 ** rng.uniform(-2.2, -0.7)),
         jitter=float(rng.uniform(0.002, 0.02)),
         rate=float(rng.uniform(7, 14)),
         hiss=float(2 ** rng.normal(0, 0.15)),
@@ -118,8 +119,9 @@ def synthesise(voice: Voice, rng: np.random.Generator, samples: int) -> np.ndarr
     source = _glottis(voice, rng, frames, samples) * np.repeat(voicing, _HOP)[:samples]
     noise = rng.standard_normal(samples)
     breath = noise * np.repeat(voicing, _HOP)[:samples] * voice.breath
-    friction = noise * np.repeat(1 - voicing, _HOP)[:samples] * 0.15
-    tract, mouth = _tract_response(voice, resonances), _friction_response(fricative)
+    friction = noise * np.repeat(1 - voicing, _HOP)[:samples] * _FRICTION
+    # equal power for every voice: otherwise a steep glottal slope would leave little but fricatives
+    tract, mouth = _unit_power(_tract_response(voice, resonances)), _unit_power(_friction_response(fricative))
     spoken = _filter_frames([(source + breath, tract), (friction, mouth)], samples)
     spoken *= np.interp(np.arange(samples) / _HOP, np.arange(frames), loudness)
     return np.asarray(spoken * (0.06 / max(float(np.sqrt(np.mean(spoken**2))), 1e-9)), dtype=np.float32).clip(-1, 1)
@@ -149,7 +151,7 @@ def _articulation(
 
 
 def _glottis(voice: Voice, rng: np.random.Generator, frames: int, samples: int) -> np.ndarray:
-    """Pulses ``[samples]`` at the fundamental frequency, one a period, placed between samples."""
+    """Pulses ``[samples]`` of unit power at the fundamental frequency, one a period, placed between samples."""
     knots = np.linspace(0, frames, max(3, frames // 25))
     melody = np.interp(np.arange(frames), knots, rng.normal(0, voice.pitch_range, len(knots)))
     fall = voice.pitch_fall * (0.5 - np.arange(frames) / frames)
@@ -162,7 +164,7 @@ def _glottis(voice: Voice, rng: np.random.Generator, frames: int, samples: int) 
     pulses = np.zeros(samples)
     np.add.at(pulses, index, 1 - fraction)
     np.add.at(pulses, index + 1, fraction)
-    return pulses
+    return np.asarray(pulses * np.sqrt(RATE / voice.pitch))
 
 
 @lru_cache(maxsize=1)
@@ -198,6 +200,10 @@ def _friction_response(fricative: np.ndarray) -> np.ndarray:
     hertz, _ = _bins()
     distance = (hertz.astype(np.float32) - fricative[:, :1].astype(np.float32)) / fricative[:, 1:].astype(np.float32)
     return np.asarray(np.exp(-0.5 * distance**2))
+
+
+def _unit_power(response: np.ndarray) -> np.ndarray:
+    return np.asarray(response / np.sqrt(np.mean(np.abs(response) ** 2)))
 
 
 def _filter_frames(pairs: list[tuple[np.ndarray, np.ndarray]], samples: int) -> np.ndarray:

@@ -101,8 +101,9 @@ class SSPS(Method):
     @torch.no_grad()
     def _reference(self, view: View) -> torch.Tensor:
         """L2-normalised, without gradient, batch normalisation in eval mode and its running statistics untouched."""
-        training = self.encoder.training
+        training = [module for module in self.encoder.modules() if module.training]
         self.encoder.eval()
         embedding = self.encoder(view.wave, None)
-        self.encoder.train(training)
+        for module in training:  # one by one: a part that was frozen in eval mode stays so
+            module.training = True
         return normalize(embedding.float(), dim=1)

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 from torch.nn.functional import cross_entropy
 
-from rayssl.errors import ConfigError
+from rayssl.errors import ConfigError, CorpusError
 from rayssl.methods.base import Batch, Method, Outputs, Recall, Step, Views
 from rayssl.models.encoder import Encoder
 from rayssl.models.heads import AamHead
@@ -46,7 +46,13 @@ class Supervised(Method):
         return {"anchor": self.encoder(views["anchor"].wave, views["anchor"].keys)}
 
     def step(self, out: Outputs, batch: Batch, recall: Recall | None) -> Step:
-        """Mean cross-entropy of the margin logits."""
+        """Mean cross-entropy of the margin logits; raises `CorpusError` for an utterance without a speaker."""
+        unknown = batch.ids[batch.speakers < 0].tolist()
+        if unknown:
+            raise CorpusError(
+                f"method.name: 'supervised' needs a speaker for every utterance, number {unknown[0]} of the corpus "
+                "has none; prepare it with speakers, or choose a self-supervised method"
+            )
         logits = self.head(out["anchor"], batch.speakers)
         loss = cross_entropy(logits.float(), batch.speakers)
         accuracy = (logits.detach().argmax(1) == batch.speakers).float().mean()

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
 import torch
-import yaml
 from ray.data import DataContext
 
 from rayssl import storage
@@ -24,7 +23,7 @@ from rayssl.experiment import Experiment, build_run_encoder
 from rayssl.models.encoder import Encoder
 from rayssl.runtime import cluster
 from rayssl.runtime.train import user_error
-from rayssl.schema import override, parse
+from rayssl.schema import load_yaml, override, parse
 from rayssl.training import checkpoint
 
 
@@ -33,7 +32,7 @@ def read_run(run: str, overrides: list[str]) -> Experiment:
     path = storage.join(run, "config.yaml")
     if not storage.exists(path):
         raise ConfigError(f"{run}: no config.yaml there; give the folder of a run that 'rayssl train' wrote")
-    return parse(Experiment, override(yaml.safe_load(storage.read_text(path)), overrides), path)
+    return parse(Experiment, override(load_yaml(storage.read_text(path), path), overrides), path)
 
 
 def evaluate(run: str, which: str = "last", overrides: list[str] | None = None) -> Result:
@@ -49,7 +48,7 @@ def evaluate(run: str, which: str = "last", overrides: list[str] | None = None) 
             f"{run}/config.yaml: no 'evaluation' section; add evaluation.corpus=URI evaluation.trials=URI"
         )
     uri = checkpoint.locate(run, which, experiment.training.checkpoints.best)
-    listed = trials.read(settings.trials)
+    listed = _read_trials(settings.trials, settings.corpus)
     table = embed(experiment, uri, settings.corpus)
     names = table.column("name").to_pylist()
     rows = _matrix(table)
@@ -77,6 +76,19 @@ def evaluate(run: str, which: str = "last", overrides: list[str] | None = None) 
     return result
 
 
+def _read_trials(uri: str, corpus: str) -> list[trials.Trial]:
+    """The trials, sure to be of both kinds and over utterances of ``corpus``: found out before anything is embedded."""
+    listed = trials.read(uri)
+    targets = sum(trial.label for trial in listed)
+    if targets in (0, len(listed)):
+        kind = "target" if targets else "non-target"
+        raise CorpusError(f"{uri}: holds only {kind} trials; an error rate needs labels 1 and 0")
+    manifest = shards.read_manifest(corpus)
+    tables = [shards.read_shard(corpus, shard, ["name"]) for shard in manifest.shards]
+    trials.check(listed, (name for table in tables for name in table["name"].to_pylist()), uri, corpus)
+    return listed
+
+
 def embed(experiment: Experiment, checkpoint_uri: str, corpus: str, limit: int | None = None) -> pa.Table:
     """Embeddings of the utterances of a corpus: ``name``, ``embedding`` (unit length), ``speaker``, ``recording``,
     ``label``.
@@ -84,15 +96,17 @@ def embed(experiment: Experiment, checkpoint_uri: str, corpus: str, limit: int |
     ``limit``: only the first so many. The order is that of the corpus.
     """
     manifest = shards.read_manifest(corpus)
+    if not manifest.shards:
+        raise CorpusError(f"{corpus}: the corpus has no utterances; prepare it again")
     settings = experiment.evaluation
-    cluster.connect(cpus=1.0)
+    cluster.connect(cpus=settings.actors if settings else 1)
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     count = len(manifest.shards)
     if limit is not None:
         count = next((k + 1 for k, shard in enumerate(manifest.shards) if shard.first_id + shard.rows >= limit), count)
-    source = ray.data.from_items([{"shard": k} for k in range(count)], override_num_blocks=max(1, count))
+    source = ray.data.from_items([{"shard": k} for k in range(count)], override_num_blocks=count)
     embedded = source.map_batches(
         _Embedder,
         fn_constructor_args=(
@@ -113,8 +127,6 @@ def embed(experiment: Experiment, checkpoint_uri: str, corpus: str, limit: int |
         if mistake is None:
             raise
         raise mistake from None
-    if not parts:
-        raise CorpusError(f"{corpus}: the corpus has no utterances; prepare it again")
     table = pa.concat_tables(parts)
     return table.slice(0, limit) if limit is not None else table
 

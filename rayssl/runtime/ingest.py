@@ -46,7 +46,7 @@ def dataset(
     """
     context = DataContext.get_current()
     context.target_max_block_size = 1  # every row its own block, see above
-    context.enable_progress_bars = False
+    context.enable_progress_bars = True  # off, it would say so; on, it logs below the level of cluster.connect
     units = list(epochs.plan(manifest, seed=seed, batch=batch, epochs=epoch_count, start=start, unit_rows=unit_rows))
     reader = _Reader(manifest, uri, seed, batch, ranks, segments)
     items = [{"unit": json.dumps(asdict(unit))} for unit in units]

@@ -19,6 +19,7 @@ import numpy as np
 import ray
 
 from rayssl import collectives
+from rayssl.errors import CheckpointError
 from rayssl.experiment import MemoryConfig, build_memory
 from rayssl.memory.speakers import Recall, Remember
 
@@ -88,6 +89,7 @@ class ActorMemory:
     """The loop's `MemoryClient` whose memory is an actor; made on all ranks together."""
 
     def __init__(self, settings: dict[str, Any], config: MemoryConfig, label: str) -> None:
+        self.label = label
         self.calls = 0
         name = f"memory:{label}:{os.urandom(4).hex()}"
         if collectives.rank() == 0:
@@ -122,5 +124,11 @@ class ActorMemory:
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """See `rayssl.training.context.MemoryClient.load_state_dict`; rank 0 sends, the others wait for it."""
         if collectives.rank() == 0:
-            ray.get(self.actor.load_state_dict.remote(state))
+            try:
+                ray.get(self.actor.load_state_dict.remote(state))
+            except ValueError as error:  # Ray's own, which poses as the one it wraps
+                raise CheckpointError(
+                    f"{self.label}: {getattr(error, 'cause', error)}: the method's settings or the corpus have changed "
+                    "since; put them back or use another run folder"
+                ) from None
         collectives.barrier()

@@ -6,6 +6,7 @@ without Ray, consistent with the memory, and readable by every other verb.
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from typing import Any
@@ -16,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rayssl import collectives
 from rayssl.data import shards
-from rayssl.errors import ConfigError, UserError
+from rayssl.errors import CheckpointError, ConfigError, UserError
 from rayssl.experiment import Experiment, build_method, memory_settings
 from rayssl.runtime import cluster
 from rayssl.training import checkpoint
@@ -27,13 +28,12 @@ from rayssl.views.distort import build_distort
 from rayssl.views.epochs import Cursor
 
 
-def train(experiment: Experiment) -> dict[str, Any]:
+def train(experiment: Experiment, manifest: shards.Manifest) -> dict[str, Any]:
     """Trains, or goes on training, the run of ``experiment``; returns the last epoch's metrics.
 
-    Running it again on a finished run does nothing. Raises `UserError` for what a user can mend; anything else restarts
-    the workers from the last checkpoint, at most ``ray.max_failures`` times.
+    ``manifest`` is what `check` returned. Running it again on a finished run does nothing. Raises `UserError` for what
+    a user can mend; anything else restarts the workers from the last checkpoint, at most ``ray.max_failures`` times.
     """
-    manifest = check(experiment)
     if _cursor(experiment).epoch >= experiment.training.epochs:
         meta = checkpoint.read_meta(checkpoint.locate(experiment.run, "last"))
         print(f"{experiment.run}: already trained to epoch {meta.epoch}; raise training.epochs to go on", flush=True)
@@ -63,7 +63,18 @@ def check(experiment: Experiment) -> shards.Manifest:
     if known:
         loaded = checkpoint.load(checkpoint.locate(experiment.run, "last"))
         checkpoint.load_module(method, loaded.state["method"], loaded.uri, experiment.architecture)
+        _check_cursor(loaded, epochs.steps_per_epoch(manifest.rows, experiment.training.batch))
     return manifest
+
+
+def _check_cursor(loaded: checkpoint.Loaded, steps: int) -> None:
+    """Inside an epoch the batches that remain are known only for the corpus and batch it began with."""
+    meta = loaded.meta
+    if meta.step != meta.epoch * steps + meta.epoch_step:
+        raise CheckpointError(
+            f"{loaded.uri}: step {meta.step} is not in epoch {meta.epoch + 1} of {steps} steps: training.batch or the "
+            "corpus has changed since; put them back or use another run folder"
+        )
 
 
 def user_error(error: BaseException) -> UserError | None:
@@ -75,9 +86,10 @@ def user_error(error: BaseException) -> UserError | None:
         if current is None or id(current) in seen:
             continue
         seen.add(id(current))
-        if isinstance(current, UserError):
-            return type(current)(str(current).splitlines()[0]) if hasattr(current, "as_instanceof_cause") else current
-        queue += [current.__cause__, current.__context__, getattr(current, "cause", None)]
+        inner = getattr(current, "cause", None)  # Ray's own error, which poses as a subclass of the one it wraps
+        if isinstance(current, UserError) and inner is None:
+            return type(current)(_first_line(current))  # Ray Data appends advice of its own
+        queue += [inner, current.__cause__, current.__context__]
         failures = getattr(current, "worker_failures", None)
         queue += list(failures.values()) if isinstance(failures, dict) else []
     return None
@@ -92,6 +104,7 @@ def _fit(experiment: Experiment, manifest: shards.Manifest) -> dict[str, Any]:
     options = ExecutionOptions()
     options.preserve_order = True
     tree = experiment.model_dump(mode="json")
+    scratch = tempfile.TemporaryDirectory(prefix="rayssl-train-")  # Ray Train's own notes, no checkpoints
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"experiment": tree, "manifest": manifest.model_dump(mode="json")},
@@ -103,14 +116,15 @@ def _fit(experiment: Experiment, manifest: shards.Manifest) -> dict[str, Any]:
         ),
         run_config=RunConfig(
             name=experiment.run.rstrip("/").rsplit("/", 1)[-1] + "-" + os.urandom(3).hex(),
-            storage_path=tempfile.mkdtemp(prefix="rayssl-train-"),
+            storage_path=scratch.name,
             logging_config=LoggingConfig(log_level="WARNING"),
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
         ),
         datasets={"train": lambda: _dataset(tree, manifest)},  # evaluated anew at each start: the plan of what remains
         dataset_config=DataConfig(execution_options=options),  # Train's own would drop those of the dataset
     )
-    trainer.fit()
+    with scratch:
+        trainer.fit()
     # Ray Train keeps no figures without a checkpoint of its own
     return checkpoint.read_meta(checkpoint.locate(experiment.run, "last")).metrics
 
@@ -181,6 +195,7 @@ def _worker(config: dict[str, Any]) -> None:
 
     from rayssl.runtime import ingest
 
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # its own level is set only for the driver
     experiment = Experiment(**config["experiment"])
     manifest = shards.Manifest(**config["manifest"])
     torch.set_num_threads(max(1, int(experiment.ray.cpus_per_worker)))

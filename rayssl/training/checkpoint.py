@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import pickle
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -129,7 +130,13 @@ def load(uri: str) -> Loaded:
             raise CheckpointError(
                 f"{uri}/{name}: damaged (its hash differs from {_META}); delete this folder and resume"
             )
-    state = torch.load(io.BytesIO(data[_STATE]), map_location="cpu", weights_only=True)
+    if _STATE not in data:
+        raise CheckpointError(f"{uri}/{_META}: names no {_STATE}; delete this folder and resume")
+    try:
+        state = torch.load(io.BytesIO(data[_STATE]), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        message = f"{uri}/{_STATE}: not a state that rayssl wrote (it holds more than tensors and plain values)"
+        raise CheckpointError(f"{message}; delete this folder and resume") from error
     memory = None
     if _MEMORY in data:
         with np.load(io.BytesIO(data[_MEMORY]), allow_pickle=False) as arrays:

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rayssl import collectives, draws, draws_torch
-from rayssl.errors import UserError
+from rayssl.errors import CheckpointError, UserError
 from rayssl.memory import speakers
 from rayssl.methods.base import Batch, Method, Recall, Remember, Step, View, Views
 from rayssl.schema import Config
@@ -71,6 +71,7 @@ class _Window:
 
     terms: dict[str, Tensor] = field(default_factory=dict)
     steps: int = 0
+    restored: int = 0  # of these steps, those that an earlier process timed
     waited: float = 0.0
     since: float = field(default_factory=time.perf_counter)
 
@@ -80,14 +81,29 @@ class _Window:
         self.steps += 1
         self.waited += waited
 
-    def means(self) -> dict[str, float]:
-        """Means over steps and ranks; every rank must call this."""
+    def sums(self) -> dict[str, Tensor]:
+        """Sums over steps of the means over ranks, on the CPU; every rank must call this."""
         if not self.terms:
             return {}
         names = sorted(self.terms)
         total = collectives.sum_over_ranks(torch.stack([self.terms[name].float() for name in names]))
-        values = (total / (self.steps * collectives.world())).tolist()
-        return dict(zip(names, values, strict=True))
+        return dict(zip(names, (total / collectives.world()).cpu().unbind(), strict=True))
+
+    def means(self) -> dict[str, float]:
+        """Means over steps and ranks; every rank must call this."""
+        return self.of_sums(self.sums())
+
+    def of_sums(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        """Means from `sums`."""
+        return {name: (value / self.steps).item() for name, value in sums.items()}
+
+    def speed(self, batch: int) -> dict[str, float]:
+        """Utterances a second, and the share of the time spent waiting for data."""
+        elapsed = time.perf_counter() - self.since
+        return {
+            "utterances_per_s": (self.steps - self.restored) * batch / elapsed,
+            "data_wait": self.waited / elapsed,
+        }
 
 
 class Loop:
@@ -100,26 +116,49 @@ class Loop:
         self.cursor = Cursor()
         self._asked: Future[speakers.Recall | None] | None = None
         self._refreshed: dict[str, float] = {}  # figures of this epoch's clustering
+        self._metrics: dict[str, float] = {}  # of the last epoch
         self._window, self._epoch = _Window(), _Window()
 
     def restore(self, loaded: checkpoint.Loaded) -> None:
         """Goes back to where ``loaded`` was saved; raises `CheckpointError` where it does not fit this run."""
-        parts = self.parts
+        parts, meta = self.parts, loaded.meta
         checkpoint.load_module(parts.method, loaded.state["method"], loaded.uri, parts.architecture)
-        self.optimiser.load_state_dict(loaded.state["optimiser"])
+        if meta.step != meta.epoch * parts.steps_per_epoch + meta.epoch_step:
+            raise CheckpointError(
+                f"{loaded.uri}: step {meta.step} is not at epoch {meta.epoch} with {parts.steps_per_epoch} steps an "
+                "epoch: the corpus or training.batch has changed; change it back or use another run folder"
+            )
+        self._restore_optimiser(loaded)
         states = loaded.state["rng"]
         if len(states) == collectives.world():  # another number of ranks has no states to go back to
             torch.set_rng_state(states[collectives.rank()])
         if parts.memory is not None and loaded.memory is not None:
-            parts.memory.load_state_dict(loaded.memory)
+            try:
+                parts.memory.load_state_dict(loaded.memory)
+            except ValueError as error:
+                reason = str(error).strip().splitlines()[-1]  # the last line where it comes from another process
+                raise CheckpointError(
+                    f"{loaded.uri}: {reason}; the corpus or the method's memory has changed: change it back or use "
+                    "another run folder"
+                ) from error
+        self._epoch = _Window(steps=meta.epoch_step, restored=meta.epoch_step)
         self._epoch.terms = {name: value.to(parts.context.device) for name, value in loaded.state["epoch"].items()}
-        self._epoch.steps = loaded.meta.epoch_step
-        self.step = loaded.meta.step
-        self.cursor = Cursor(loaded.meta.epoch, loaded.meta.epoch_step)
+        self._refreshed, self._metrics = dict(loaded.state.get("refreshed", {})), dict(meta.metrics)
+        self.step = meta.step
+        self.cursor = Cursor(meta.epoch, meta.epoch_step)
+
+    def _restore_optimiser(self, loaded: checkpoint.Loaded) -> None:
+        """The saved moments, under this run's own settings: a changed weight decay holds from here on."""
+        saved, groups = loaded.state["optimiser"], self.optimiser.state_dict()["param_groups"]
+        if saved["param_groups"] and saved["param_groups"][0].keys() != groups[0].keys():
+            raise CheckpointError(
+                f"{loaded.uri}: the state of another optimiser than {self.parts.config.optimiser.name}; change "
+                "training.optimiser.name back or use another run folder"
+            )
+        self.optimiser.load_state_dict({"state": saved["state"], "param_groups": groups})
 
     def fit(self, batches: Iterator[Raw]) -> dict[str, float]:
         """Trains to the last epoch and returns its metrics; ``batches`` start at the cursor."""
-        metrics: dict[str, float] = {}
         batches = iter(batches)
         self.parts.method.train()
         waiting = time.perf_counter()
@@ -136,13 +175,13 @@ class Loop:
                 raise
             waiting = time.perf_counter()
             if self.cursor.step == 0:
-                metrics = self._end_epoch()
+                self._end_epoch()
             elif self._checkpoint_due():
-                self._save(metrics)
+                self._save(self._finite_sums())
             raw = following if following is not None else next(batches, None)
         if self.cursor.epoch < self.parts.config.epochs:
             raise RuntimeError(f"the batches ended at {self.cursor}, before epoch {self.parts.config.epochs}")
-        return metrics
+        return self._metrics
 
     def _begin_epoch(self) -> None:
         parts, epoch = self.parts, self.cursor.epoch
@@ -152,7 +191,8 @@ class Loop:
         began = time.perf_counter()
         metrics = parts.memory.refresh(epoch)
         if parts.log is not None:
-            parts.log.write("refresh", self.step, epoch=epoch + 1, **metrics)
+            # of the step that comes: a run that goes on from the checkpoint before it clusters, and logs, once more
+            parts.log.write("refresh", self.step + 1, epoch=epoch + 1, **metrics)
             seconds = time.perf_counter() - began
             parts.context.say(f"epoch {epoch + 1}: clustered the memory in {seconds:.1f} s")
         self._refreshed = metrics
@@ -205,23 +245,20 @@ class Loop:
         else:
             self._asked = answer
 
-    def _end_epoch(self) -> dict[str, float]:
+    def _end_epoch(self) -> None:
         parts, epoch = self.parts, self.cursor.epoch
-        metrics = self._epoch.means()
-        elapsed = time.perf_counter() - self._epoch.since
-        metrics["utterances_per_s"] = self._epoch.steps * parts.config.batch / elapsed
-        metrics["data_wait"] = self._epoch.waited / elapsed
+        sums = self._finite_sums()
+        metrics = {**self._epoch.of_sums(sums), **self._epoch.speed(parts.config.batch)}
         if parts.memory is not None and parts.method.remembers(epoch - 1) and parts.context.rank == 0:
             metrics |= self._refreshed | parts.memory.metrics()
-        self._save(metrics)
+        self._metrics = metrics
         if parts.log is not None:
             parts.log.write("epoch", self.step, epoch=epoch, **metrics)
-            parts.log.flush()
             shown = "  ".join(f"{name} {value:.3g}" for name, value in metrics.items() if name in _SHOWN)
             parts.context.say(f"epoch {epoch}/{parts.config.epochs}  {shown}")
+        self._save(sums)
         parts.context.report({"epoch": epoch, "step": self.step, **metrics})
         self._window = _Window()
-        return metrics
 
     def _log(self, lr: float, epoch: int) -> None:
         means = self._window.means()
@@ -230,40 +267,49 @@ class Loop:
                 f"the loss is {means['loss']} at step {self.step}: training has diverged; lower "
                 "training.optimiser.lr, set training.optimiser.clip_norm, or use training.precision=fp32"
             )
-        parts, elapsed = self.parts, time.perf_counter() - self._window.since
-        rate = self._window.steps * parts.config.batch / elapsed
-        share = self._window.waited / elapsed
+        parts = self.parts
+        speed = self._window.speed(parts.config.batch)
+        rate, share = speed["utterances_per_s"], speed["data_wait"]
         self._window = _Window()
         if parts.log is None:
             return
-        parts.log.write("step", self.step, epoch=epoch, lr=lr, utterances_per_s=rate, data_wait=share, **means)
+        parts.log.write("step", self.step, epoch=epoch, lr=lr, **speed, **means)
         left = (parts.config.epochs * parts.steps_per_epoch - self.step) * parts.config.batch / rate
         parts.context.say(
             f"epoch {epoch + 1}/{parts.config.epochs}  step {self.step}/{parts.config.epochs * parts.steps_per_epoch}  "
             f"loss {means['loss']:.4f}  {rate:.0f} utterances/s  {share:.0%} waiting for data  ETA {_duration(left)}"
         )
 
-    def _save(self, metrics: dict[str, float]) -> None:
+    def _finite_sums(self) -> dict[str, Tensor]:
+        """The epoch's sums so far; raises `UserError` on every rank rather than let a diverged run be saved."""
+        sums = self._epoch.sums()
+        weights = nn.utils.get_total_norm([p.detach() for p in self.parts.method.parameters()])
+        if not torch.isfinite(weights) or not all(torch.isfinite(value) for value in sums.values()):
+            raise UserError(
+                f"the loss or the weights are not finite by step {self.step}: training has diverged, nothing was "
+                "saved; lower training.optimiser.lr, set training.optimiser.clip_norm, or use training.precision=fp32"
+            )
+        return sums
+
+    def _save(self, sums: dict[str, Tensor]) -> None:
         parts = self.parts
-        means = self._epoch.means()
-        if not np.isfinite(means.get("loss", 0.0)):
-            raise UserError(f"the loss is not finite by step {self.step}: not saved; lower training.optimiser.lr")
         states = collectives.gather_objects(torch.get_rng_state())
         if parts.context.rank == 0:
+            if parts.log is not None:
+                parts.log.flush()  # first: lines up to a checkpoint are never written again
             state = {
                 "method": parts.method.state_dict(),
                 "encoder_prefix": parts.method.encoder_prefix,
                 "optimiser": self.optimiser.state_dict(),
                 "rng": states,
                 # sums, so that the mean of an interrupted epoch is the mean of all of it
-                "epoch": {name: torch.tensor(value * self._epoch.steps) for name, value in means.items()},
+                "epoch": sums,
+                "refreshed": self._refreshed,
             }
             memory = parts.memory.state_dict() if parts.memory is not None else None
-            meta = checkpoint.Meta(self.step, self.cursor.epoch, self.cursor.step, parts.architecture, metrics)
+            meta = checkpoint.Meta(self.step, self.cursor.epoch, self.cursor.step, parts.architecture, self._metrics)
             checkpoint.save(parts.run, meta, state, memory)
             checkpoint.prune(parts.run, parts.config.checkpoints)
-            if parts.log is not None:
-                parts.log.flush()
 
     def _set_rate(self) -> float:
         config = self.parts.config

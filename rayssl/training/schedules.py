@@ -30,7 +30,7 @@ def learning_rate(config: ScheduleConfig, base: float, *, step: int, steps_per_e
     if config.name == "step":
         return base * config.factor ** (step // steps_per_epoch // config.every_epochs)
     if config.name == "cosine":
-        total = max(1.0, steps_per_epoch * epochs - warmup)
-        progress = min(1.0, (step - warmup) / total)
+        span = max(1.0, steps_per_epoch * epochs - 1 - warmup)
+        progress = min(1.0, (step - warmup) / span)
         return config.final_lr + (base - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
     return base

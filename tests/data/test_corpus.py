@@ -177,6 +177,6 @@ def test_mistakes_are_told_before_any_audio_is_read(tmp_path: Path) -> None:
     rows = {"name": "parquet", "uri": str(tmp_path / "rows")}
     with pytest.raises(CorpusError, match=r"two utterances are named 'spk0/rec0/00\.flac'"):
         corpus.list_references(CorpusConfig.model_validate({"source": rows, "out": "x"}))
+    trials = {"t": {"out": "y", "source": "z"}}
     with pytest.raises(ValidationError, match=r"trials\.t\.source"):
-        trials = {"t": {"out": "y", "source": "z"}}
         CorpusConfig.model_validate({"source": rows, "out": "x", "join": {"min_s": 1}, "trials": trials})

@@ -85,8 +85,13 @@ def test_verify_catches_a_missing_shard_and_wrong_ids(corpus: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "run rayssl prepare"), ("{half", "damaged"), ("[]", "damaged"), ('{"version": 99}', "version 99")]
-    + [('{"version": 1}', "damaged .key 'format'")],
+    [
+        (None, "run rayssl prepare"),
+        ("{half", "damaged"),
+        ("[]", "damaged"),
+        ('{"version": 99}', "version 99"),
+        ('{"version": 1}', "damaged .key 'format'"),
+    ],
 )
 def test_a_manifest_that_cannot_be_used_names_the_uri(tmp_path: Path, text: str | None, message: str) -> None:
     if text is not None:

@@ -48,7 +48,7 @@ def test_expansion_keeps_labels_and_respects_conditions(across: str) -> None:
         assert Trial(trial.label, enrol, test) in kept  # in order
         assert int(first) in renderings[enrol]
         assert int(second) in renderings[test]
-        conditions.add((first == second))
+        conditions.add(first == second)
         if across != "any":
             assert (first == second) == (across == "same")
     if across != "same":

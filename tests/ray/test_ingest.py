@@ -1,0 +1,143 @@
+"""What two consumers of Ray Data's split get is what `rayssl.views.epochs` says, from any cursor, in order."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rayssl.data import shards
+from rayssl.views import epochs
+from rayssl.views.epochs import Cursor
+from rayssl.views.recipes import Segment
+from tests.small_experiment import write_corpus
+
+pytestmark = pytest.mark.ray
+
+BATCH, EPOCHS, SEED, UNIT_ROWS = 16, 3, 5, 20
+SHORT = (Segment(name="anchor", seconds=0.2, distort=True),)
+LONG = (*SHORT, Segment(name="reference", seconds=0.4, distort=False))
+SEGMENTS = [SHORT, LONG, LONG]  # another recipe from the second epoch on, as SSPS has it
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, shards.Manifest]:
+    uri = str(tmp_path_factory.mktemp("ingest") / "corpus")
+    return uri, write_corpus(uri, 90)
+
+
+def expected(uri: str, manifest: shards.Manifest, start: Cursor, ranks: int) -> Iterator[dict[str, Any]]:
+    kept = {"seed": SEED, "batch": BATCH}
+    for unit in epochs.plan(manifest, epochs=EPOCHS, start=start, unit_rows=UNIT_ROWS, **kept):
+        yield from epochs.read(unit, uri, manifest, ranks=ranks, segments=SEGMENTS[unit.epoch], **kept)
+
+
+def consume(uri: str, manifest: shards.Manifest, start: Cursor, ranks: int, slow: int) -> list[list[dict[str, Any]]]:
+    """The batches that each of ``ranks`` concurrent consumers gets; number ``slow`` dawdles."""
+    from rayssl.runtime import ingest
+
+    found = ingest.dataset(
+        manifest, uri, seed=SEED, batch=BATCH, epoch_count=EPOCHS, ranks=ranks, segments=SEGMENTS, start=start,
+        unit_rows=UNIT_ROWS,
+    )  # fmt: skip
+    found.context.execution_options.preserve_order = True
+    iterators = found.streaming_split(ranks, equal=True)
+    taken: list[list[dict[str, Any]]] = [[] for _ in range(ranks)]
+    failures: list[BaseException] = []
+
+    def run(rank: int) -> None:
+        try:
+            for raw in ingest.batches(iterators[rank], rank):
+                taken[rank].append(raw)
+                time.sleep(0.03 if rank == slow else 0)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(ranks)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(90)
+        assert not thread.is_alive(), "a consumer hangs"
+    if failures:
+        raise failures[0]
+    return taken
+
+
+def same(left: dict[str, Any], right: dict[str, Any]) -> bool:
+    arrays = left.keys() - {"epoch", "step", "rank"}
+    return (
+        left.keys() == right.keys()
+        and [left[key] for key in ("epoch", "step", "rank")] == [right[key] for key in ("epoch", "step", "rank")]
+        and all(left[key].dtype == right[key].dtype and np.array_equal(left[key], right[key]) for key in arrays)
+    )
+
+
+@pytest.mark.parametrize(("start", "ranks", "slow"), [(Cursor(), 2, 1), (Cursor(1, 3), 2, 0), (Cursor(2, 4), 1, 0)])
+def test_every_rank_gets_its_batches_in_order(
+    ray_cluster: Any,
+    corpus: tuple[str, shards.Manifest],
+    monkeypatch: pytest.MonkeyPatch,
+    start: Cursor,
+    ranks: int,
+    slow: int,
+) -> None:
+    """Tasks take unequal time, so that they end in another order than they began; one consumer is slow."""
+    from rayssl.runtime import ingest
+
+    honest = ingest._Reader.__call__
+
+    def jittered(self: Any, items: Any) -> Iterator[Any]:
+        for row in honest(self, items):
+            time.sleep(0.1 * ((int(row["step"][0]) * 7 + int(row["rank"][0])) % 3 == 0))
+            yield row
+
+    class Reader(ingest._Reader):
+        __call__ = jittered
+
+    Reader.__module__ = "__main__"  # so that the tasks are sent its code instead of this module's name
+    monkeypatch.setattr(ingest, "_Reader", Reader)
+    uri, manifest = corpus
+    wanted: list[list[dict[str, Any]]] = [[] for _ in range(ranks)]
+    for raw in expected(uri, manifest, start, ranks):
+        wanted[raw["rank"]].append(raw)
+    taken = consume(uri, manifest, start, ranks, slow)
+    steps = epochs.steps_per_epoch(manifest.rows, BATCH) * (EPOCHS - start.epoch) - start.step
+    assert [len(part) for part in taken] == [steps] * ranks
+    assert (taken[0][0]["epoch"], taken[0][0]["step"]) == (start.epoch, start.step)
+    for got, due in zip(taken, wanted, strict=True):
+        assert [same(a, b) for a, b in zip(got, due, strict=True)] == [True] * steps
+
+
+def test_damaged_audio_is_the_users_one_line(ray_cluster: Any, tmp_path: Path) -> None:
+    from rayssl.errors import CorpusError
+    from rayssl.runtime.train import user_error
+
+    uri = str(tmp_path / "corpus")
+    manifest = write_corpus(uri, 64, damaged=37)
+    with pytest.raises(Exception, match="utterance") as caught:
+        consume(uri, manifest, Cursor(), 2, 0)
+    mistake = user_error(caught.value)
+    assert isinstance(mistake, CorpusError)
+    assert f"{uri}/shards/00002.parquet: utterance 's5/r0/037': damaged audio" in str(mistake)
+    assert "rayssl prepare --verify" in str(mistake)
+    assert "\n" not in str(mistake)
+
+
+def test_an_absent_shard_is_the_users_one_line(ray_cluster: Any, tmp_path: Path) -> None:
+    from rayssl.errors import StorageError
+    from rayssl.runtime.train import user_error
+
+    uri = str(tmp_path / "corpus")
+    manifest = write_corpus(uri, 64)
+    (tmp_path / "corpus" / manifest.shards[1].path).unlink()
+    with pytest.raises(Exception, match="no such file") as caught:
+        consume(uri, manifest, Cursor(), 1, 0)
+    mistake = user_error(caught.value)
+    assert isinstance(mistake, StorageError)
+    assert str(mistake) == f"{uri}/shards/00001.parquet: no such file"

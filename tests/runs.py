@@ -1,0 +1,179 @@
+"""A corpus of a few short tones, and training loops over it without Ray: what the tests of training run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from rayssl.data import decode, shards
+from rayssl.data.shards import Manifest
+from rayssl.experiment import Experiment, build_memory, build_method, memory_settings
+from rayssl.methods.base import Batch, View, Views
+from rayssl.schema import override, parse
+from rayssl.training import checkpoint
+from rayssl.training.context import InProcessMemory, LocalContext
+from rayssl.training.loop import Loop, Parts
+from rayssl.training.metrics import RunLog, read_metrics
+from rayssl.views import epochs
+from rayssl.views.distort import build_distort
+from rayssl.views.recipes import ViewsConfig
+
+RATE = 16000
+VIEWS: dict[str, Any] = {
+    "segment_s": 0.2,
+    "reference_s": 0.3,
+    "distort": {"noise": {"clips": 2, "clip_s": 0.4}, "reverb": {"rooms": 4, "length_s": 0.05}},
+}
+ENCODER: dict[str, Any] = {
+    "frontend": {"n_mels": 20},
+    "backbone": {
+        "name": "ecapa",
+        "channels": 16,
+        "embedding_dim": 16,
+        "mfa_channels": 24,
+        "attention_channels": 8,
+        "se_channels": 8,
+    },
+}
+SSPS_METHOD: dict[str, Any] = {
+    "name": "ssps",
+    "over": {"name": "simclr", "temperature": 0.2},
+    "start_epoch": 1,
+    "clusters": 4,
+    "neighbours": 1,
+}
+
+
+def tone(number: int, speaker: int, samples: int) -> np.ndarray:
+    time = np.arange(samples) / RATE
+    noise = np.random.default_rng(number).normal(0, 0.02, samples)
+    return decode.quantise((0.3 * np.sin(2 * np.pi * (200 + 300 * speaker) * time) + noise).astype(np.float32))
+
+
+def write_corpus(
+    folder: Path, sizes: Sequence[int] = (9, 14, 4, 7), *, speakers: int = 4, corrupt: int | None = None
+) -> Manifest:
+    """One shard for each of ``sizes``; utterance k is of speaker k % speakers and lasts 0.25 to 0.5 s.
+
+    The audio of utterance ``corrupt`` is no FLAC. With ``speakers`` 0 nothing is labelled.
+    """
+    parts, first = [], 0
+    for index, size in enumerate(sizes):
+        numbers = range(first, first + size)
+        pcm = [tone(k, k % max(1, speakers), 4000 + 500 * (k % 9)) for k in numbers]
+        audio = [decode.encode(samples, "flac") for samples in pcm]
+        columns = {
+            "name": [f"utt{k:03d}" for k in numbers],
+            "audio": [b"noise" if k == corrupt else data for k, data in zip(numbers, audio, strict=True)],
+            "samples": [len(samples) for samples in pcm],
+            "speaker": [k % speakers if speakers else -1 for k in numbers],
+            "recording": [k % (2 * speakers) if speakers else -1 for k in numbers],
+            "label": [-1 for _ in numbers],
+        }
+        parts.append(shards.write_shard(str(folder), index, columns))
+        first += size
+    names = {
+        "speaker": [f"s{k}" for k in range(speakers)],
+        "recording": [f"r{k}" for k in range(2 * speakers)],
+        "label": [],
+    }
+    shards.write_labels(str(folder), names)
+    return shards.write_manifest(str(folder), parts, format="flac", names=names, rejected=0, settings={})
+
+
+def experiment(run: Path, corpus: Path, *overrides: str, method: dict[str, Any] | None = None) -> Experiment:
+    tree: dict[str, Any] = {
+        "run": str(run),
+        "seed": 3,
+        "corpus": {"uri": str(corpus), "unit_rows": 10},
+        "views": VIEWS,
+        "encoder": ENCODER,
+        "method": method or SSPS_METHOD,
+        "training": {"epochs": 3, "batch": 8, "log_every": 1},
+        "ray": {"workers": 1},
+    }
+    return parse(Experiment, override(tree, list(overrides)), "tests/runs.py")
+
+
+class Quiet(LocalContext):
+    def say(self, line: str) -> None:
+        pass
+
+
+def build(settings: Experiment, *, wrap: Any = None) -> Loop:
+    """The loop of this rank, gone back to the run's last checkpoint where there is one."""
+    manifest = shards.read_manifest(settings.corpus.uri)
+    method = build_method(settings, manifest)
+    memory = memory_settings(settings, manifest)
+    context = Quiet()
+    known = checkpoint.steps(settings.run)
+    loaded = checkpoint.load(checkpoint.locate(settings.run, "last")) if known else None
+    wrapped: nn.Module = method if wrap is None else wrap(method)
+    log = RunLog(settings.run, loaded.meta.step if loaded else None, tensorboard=False) if context.rank == 0 else None
+    loop = Loop(
+        Parts(
+            config=settings.training,
+            run=settings.run,
+            seed=settings.seed,
+            steps_per_epoch=epochs.steps_per_epoch(manifest.rows, settings.training.batch),
+            architecture=settings.architecture,
+            method=method,
+            wrapped=wrapped,
+            distort=build_distort(settings.views.distort, manifest.rate, settings.seed),
+            context=context,
+            memory=None if memory is None else InProcessMemory(build_memory(memory)),
+            log=log,
+        )
+    )
+    if loaded is not None:
+        loop.restore(loaded)
+    return loop
+
+
+def batches(settings: Experiment, loop: Loop) -> Iterator[dict[str, Any]]:
+    """This rank's batches from the loop's cursor on."""
+    manifest = shards.read_manifest(settings.corpus.uri)
+    common = {"seed": settings.seed, "batch": settings.training.batch}
+    rank, world = loop.parts.context.rank, loop.parts.context.world
+    units = epochs.plan(
+        manifest, **common, epochs=settings.training.epochs, start=loop.cursor, unit_rows=settings.corpus.unit_rows
+    )
+    for unit in units:
+        segments = loop.parts.method.segments(unit.epoch)
+        for raw in epochs.read(unit, settings.corpus.uri, manifest, **common, ranks=world, segments=segments):
+            if raw["rank"] == rank:
+                yield raw
+
+
+def records(run: str, kind: str) -> list[dict[str, Any]]:
+    """The run's metrics of one kind, without what the clock decides."""
+    timed = ("time", "seconds", "utterances_per_s", "data_wait")
+    lines = read_metrics(f"{run}/metrics.jsonl")
+    return [{k: v for k, v in line.items() if k not in timed} for line in lines if line["kind"] == kind]
+
+
+def views_config() -> ViewsConfig:
+    return ViewsConfig.model_validate(VIEWS)
+
+
+def random_views(names: Sequence[str], size: int = 6, seed: int = 0) -> Views:
+    """Noise as segments of 0.2 s, a ``reference`` of 0.3 s."""
+    generator = torch.Generator().manual_seed(seed)
+    views = {}
+    for number, name in enumerate(names):
+        samples = 4800 if name == "reference" else 3200
+        wave = 0.1 * torch.randn(size, samples, generator=generator)
+        keys = None if name == "reference" else torch.arange(size) + 100 * number
+        views[name] = View(wave, keys)
+    return views
+
+
+def batch_of(size: int = 6, speakers: Sequence[int] | None = None, epoch: int = 1) -> Batch:
+    unknown = torch.full((size,), -1)
+    known = unknown if speakers is None else torch.tensor(speakers)
+    return Batch(torch.arange(size), known, unknown, unknown, epoch)

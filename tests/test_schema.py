@@ -1,0 +1,191 @@
+"""What a user reads after a mistake in a configuration: one line, the dotted key, the way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayssl.data.corpus import PrepareConfig
+from rayssl.errors import ConfigError
+from rayssl.experiment import Experiment
+from rayssl.origin import origins
+from rayssl.schema import Config, flatten, load_yaml, override, parse
+from tests.runs import experiment
+
+SSPS = {"name": "ssps", "start_epoch": 1, "clusters": 4}
+
+
+def tree(**changes: Any) -> dict[str, Any]:
+    return {
+        "run": "r",
+        "corpus": {"uri": "c"},
+        "encoder": {"backbone": {"name": "ecapa"}},
+        "method": {"name": "simclr"},
+        **changes,
+    }
+
+
+def message(given: dict[str, Any], *overrides: str, model: type[Config] = Experiment) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse(model, override(given, list(overrides)), "x.yaml")
+    text = str(caught.value)
+    assert "\n" not in text and text.startswith("x.yaml: ")
+    return text.removeprefix("x.yaml: ")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("trainig={}", "unknown key 'trainig'; did you mean 'training'?"),
+        ("training.epoch=3", "unknown key 'training.epoch'; did you mean 'epochs'?"),
+        ("encoder.backbone.chanels=3", "unknown key 'encoder.backbone.chanels'; did you mean 'channels'?"),
+        ("method.temprature=1", "unknown key 'method.temprature'; did you mean 'temperature'?"),
+        ("ray.zzz=1", "unknown key 'ray.zzz'; known keys here: collective_timeout_s, cpus_per_worker, gpu, "),
+    ],
+)
+def test_unknown_key(change: str, expected: str) -> None:
+    assert message(tree(), change).startswith(expected)
+
+
+def test_unknown_key_below_a_union_member() -> None:
+    text = message(tree(method={**SSPS, "over": {"temprature": 1}}))
+    assert text == "unknown key 'method.over.temprature'; did you mean 'temperature'?"
+
+
+def test_suggestions_are_of_the_named_member_only() -> None:
+    """``temperature`` is SimCLR's; to a user of SSPS it must not be suggested, and the known keys are those of SSPS."""
+    text = message(tree(method={**SSPS, "temperature": 1}))
+    assert text.startswith("unknown key 'method.temperature'; ") and "mean 'temperature'" not in text
+    text = message(tree(method={**SSPS, "zzz": 1}))
+    assert "start_epoch" in text and "margin" not in text
+
+
+def test_unknown_key_below_a_key_of_the_users_choice() -> None:
+    source = {"name": "synthetic", "speekers": 3}
+    text = message({"corpora": {"mine": {"source": source, "out": "o"}}}, model=PrepareConfig)
+    assert text == "unknown key 'corpora.mine.source.speekers'; did you mean 'speakers'?"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("training.epochs=many", "'training.epochs': input should be a valid integer, "),
+        ("training.optimiser.lr=-1", "'training.optimiser.lr': input should be greater than 0, got -1"),
+        ("training.optimiser.lr=.nan", "'training.optimiser.lr': input should be a finite number, got nan"),
+        ("training=5", "'training': expected keys below it, got 5"),
+        ("method=simclr", "'method': expected keys below it, got 'simclr'"),
+        ("training.checkpoints.milestones=[1, a]", "'training.checkpoints.milestones.1': "),
+        ("ray.gpu=perhaps", "'ray.gpu': input should be a valid boolean, "),
+        ("encoder.backbone.channels=30", "'encoder.backbone': 'channels' (30) must be a multiple of 'scale' (8)"),
+        ("ray.workers=3", "training.batch=256 is not divisible by ray.workers=3; change one of them"),
+    ],
+)
+def test_wrong_value(change: str, expected: str) -> None:
+    text = message(tree(), change)
+    assert text.startswith(expected)
+    assert "more)" not in text  # a plain union's members are one problem, not several
+
+
+def test_a_value_of_two_kinds_names_both() -> None:
+    assert "boolean" in (text := message(tree(), "ray.gpu=perhaps")) and "'auto'" in text and "'perhaps'" in text
+
+
+def test_missing_key_and_how_many_follow() -> None:
+    without = {key: value for key, value in tree().items() if key != "corpus"}
+    assert message(without) == "'corpus' is required and not given"
+    assert message(tree(method={"name": "ssps"})) == "'method.start_epoch' is required and not given (and 1 more)"
+
+
+@pytest.mark.parametrize("method", [{}, {"name": "simclear"}])
+def test_union_tag(method: dict[str, str]) -> None:
+    unknown = "unknown name 'simclear'; " if method else ""
+    assert message(tree(method=method)) == f"'method.name': {unknown}choose one of 'simclr', 'ssps', 'supervised'"
+
+
+def test_overrides_are_yaml_and_make_what_is_absent() -> None:
+    given = {"a": {"b": 1}, "none": None}
+    changed = override(given, ["a.b=[1, x]", "a.c.d=true", "none.e=0.5", "f=", "a.b=2.0", "text=a=b"])
+    assert changed == {"a": {"b": 2.0, "c": {"d": True}}, "none": {"e": 0.5}, "f": None, "text": "a=b"}
+    assert given == {"a": {"b": 1}, "none": None}
+
+
+@pytest.mark.parametrize(
+    ("assignment", "expected"),
+    [
+        ("training.epochs", "override 'training.epochs': write it as key.path=value"),
+        ("=3", "override '=3': write it as key.path=value"),
+        ("run.name.x=3", "override 'run.name.x=3': 'run' holds a value, not keys"),
+        ("run=[1", "override 'run=[1': the value is not valid YAML"),
+    ],
+)
+def test_bad_override(assignment: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        override(tree(), [assignment])
+    assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: [1\nb: 2", "x.yaml: not valid YAML: "),
+        ("- 1", "x.yaml: expected a mapping of keys at the top level, found list"),
+        ("", "x.yaml: expected a mapping of keys at the top level, found NoneType"),
+    ],
+)
+def test_bad_yaml(text: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_yaml(text, "x.yaml")
+    assert str(caught.value).startswith(expected) and "\n" not in str(caught.value)
+
+
+def test_yaml_runs_no_code() -> None:
+    with pytest.raises(ConfigError, match=r"x\.yaml: not valid YAML"):
+        load_yaml("a: !!python/object/apply:os.getcwd []", "x.yaml")
+
+
+def test_flatten() -> None:
+    assert flatten({"a": {"b": 1, "c": {}}, "d": [1, {"e": 2}]}) == {"a.b": 1, "a.c": {}, "d": [1, {"e": 2}]}
+    assert flatten({}) == {}
+
+
+def test_configurations_are_frozen_and_read_back_equal(tmp_path: Path) -> None:
+    made = experiment(tmp_path, tmp_path)
+    with pytest.raises(ValueError, match="frozen"):
+        made.seed = 4  # type: ignore[misc]
+    assert parse(Experiment, made.model_dump(mode="json"), "x.yaml") == made
+
+
+def test_origins() -> None:
+    file = tree(views={}, training={"epochs": 5, "optimiser": {"lr": 1.0}})
+    overrides = ["training.optimiser.lr=2.0", "method={name: simclr, temperature: 0.5}", "memory={half: true}"]
+    changed = override(file, overrides)
+    where = origins(changed, overrides, parse(Experiment, changed, "x.yaml"))
+    expected = {
+        "run": "file",
+        "training.epochs": "file",
+        "training.optimiser.lr": "override",
+        "training.optimiser.momentum": "default",
+        "method.temperature": "override",
+        "method.projector.sizes": "default",
+        "memory.half": "override",
+        "memory.sync": "default",
+        "views.segment_s": "default",  # the file's empty mapping gives nothing
+        "encoder.backbone.name": "file",
+        "encoder.backbone.channels": "default",
+    }
+    assert {key: where[key] for key in expected} == expected
+
+
+def test_ssps_must_start_and_needs_enough_utterances(tmp_path: Path) -> None:
+    assert message(tree(method=SSPS), "training.epochs=1").startswith("method.start_epoch=1 is not before ")
+    from rayssl.experiment import memory_settings
+    from tests.runs import write_corpus
+
+    manifest = write_corpus(tmp_path, (6, 5))
+    # an epoch of batches of 8 leaves three out, so that no more than 8 references are there to be clustered
+    settings = experiment(tmp_path, tmp_path, "method.clusters=9")
+    with pytest.raises(ConfigError, match=r"method\.clusters=9 must be .* 8 of 11 utterances of .* batches of 8"):
+        memory_settings(settings, manifest)
+    assert memory_settings(experiment(tmp_path, tmp_path, "method.clusters=8"), manifest) is not None
