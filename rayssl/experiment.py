@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, model_validator
 
-from rayssl import draws
+from rayssl import draws, storage
 from rayssl.data.shards import Manifest
 from rayssl.errors import ConfigError
 from rayssl.memory.speakers import SpeakerMemory
@@ -111,6 +111,20 @@ class Experiment(Config):
         backbone = self.encoder.backbone
         sizes = ", ".join(f"{name}={value}" for name, value in backbone.model_dump().items() if name != "name")
         return f"{self.method.name} over {backbone.name}({sizes})"
+
+
+def located(experiment: Experiment) -> Experiment:
+    """The same with absolute paths: Ray's workers have working folders of their own."""
+    tree = experiment.model_dump(mode="json")
+    absolute = storage.absolute
+    tree["run"], tree["corpus"]["uri"] = absolute(tree["run"]), absolute(tree["corpus"]["uri"])
+    for stage in (tree["views"]["distort"]["noise"], tree["views"]["distort"]["reverb"]):
+        stage["corpus"] = stage["corpus"] and absolute(stage["corpus"])
+    if tree["evaluation"] is not None:
+        tree["evaluation"] |= {key: absolute(tree["evaluation"][key]) for key in ("corpus", "trials")}
+        if tree["evaluation"]["as_norm"] is not None:
+            tree["evaluation"]["as_norm"]["cohort"] = absolute(tree["evaluation"]["as_norm"]["cohort"])
+    return Experiment(**tree)
 
 
 def build_run_encoder(experiment: Experiment, rate: int) -> Encoder:

@@ -34,6 +34,7 @@ ENCODER: dict[str, Any] = {
     "backbone": {
         "name": "ecapa",
         "channels": 16,
+        "scale": 2,
         "embedding_dim": 16,
         "mfa_channels": 24,
         "attention_channels": 8,

@@ -38,10 +38,10 @@ class SimCLR(Method):
 
     def segments(self, epoch: int) -> tuple[Segment, ...]:
         """Anchor and positive, both distorted."""
-        seconds = self.views.segment_s
-        return (
-            Segment(name="anchor", seconds=seconds, distort=True),
-            Segment(name="positive", seconds=seconds, distort=True),
+        views = self.views
+        return tuple(
+            Segment(name=name, seconds=views.segment_s, distort=True, disjoint=views.disjoint)
+            for name in ("anchor", "positive")
         )
 
     def forward(self, views: Views) -> Outputs:

@@ -24,7 +24,6 @@ def connect(cpus: float = 0.0) -> None:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1" if joined else "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it prints every line of progress twice
     os.environ.setdefault("RAY_DATA_LOG_LEVEL", "WARNING")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
@@ -34,7 +33,9 @@ def connect(cpus: float = 0.0) -> None:
     if ray.is_initialized():
         return
     if joined:
-        ray.init(logging_level=logging.WARNING)
+        # its processes have an environment of their own
+        quiet = {"env_vars": {"RAY_DATA_LOG_LEVEL": os.environ["RAY_DATA_LOG_LEVEL"]}}
+        ray.init(logging_level=logging.WARNING, runtime_env=quiet)
         return
     ray.init(
         address="local",

@@ -13,16 +13,15 @@ import ray.data
 import torch
 from ray.data import DataContext
 
-from rayssl import storage
+from rayssl import errors, storage
 from rayssl.data import decode, shards, trials
 from rayssl.errors import ConfigError, CorpusError
 from rayssl.evaluation.embeddings import embed_utterances
 from rayssl.evaluation.scoring import as_norm, score_trials
 from rayssl.evaluation.verification import Result, verification_result
-from rayssl.experiment import Experiment, build_run_encoder
+from rayssl.experiment import Experiment, build_run_encoder, located
 from rayssl.models.encoder import Encoder
 from rayssl.runtime import cluster
-from rayssl.runtime.train import user_error
 from rayssl.schema import load_yaml, override, parse
 from rayssl.training import checkpoint
 
@@ -47,7 +46,9 @@ def evaluate(run: str, which: str = "last", overrides: list[str] | None = None) 
         raise ConfigError(
             f"{run}/config.yaml: no 'evaluation' section; add evaluation.corpus=URI evaluation.trials=URI"
         )
-    uri = checkpoint.locate(run, which, experiment.training.checkpoints.best)
+    experiment = located(experiment)
+    settings = experiment.evaluation or settings
+    uri = checkpoint.locate(storage.absolute(run), which, experiment.training.checkpoints.best)
     listed = _read_trials(settings.trials, settings.corpus)
     table = embed(experiment, uri, settings.corpus)
     names = table.column("name").to_pylist()
@@ -98,6 +99,7 @@ def embed(experiment: Experiment, checkpoint_uri: str, corpus: str, limit: int |
     manifest = shards.read_manifest(corpus)
     if not manifest.shards:
         raise CorpusError(f"{corpus}: the corpus has no utterances; prepare it again")
+    load_encoder(experiment, checkpoint_uri, manifest.rate)  # what does not fit is refused here, not in an actor
     settings = experiment.evaluation
     cluster.connect(cpus=settings.actors if settings else 1)
     context = DataContext.get_current()
@@ -120,13 +122,11 @@ def embed(experiment: Experiment, checkpoint_uri: str, corpus: str, limit: int |
         num_cpus=1,
         num_gpus=1 if ray.cluster_resources().get("GPU", 0) and experiment.ray.gpu is not False else 0,
     )
-    try:
-        parts = [pa.ipc.open_stream(row["table"]).read_all() for row in embedded.iter_rows()]
-    except Exception as error:
-        mistake = user_error(error)
-        if mistake is None:
-            raise
-        raise mistake from None
+    parts = []
+    for row in embedded.iter_rows():
+        if row["error"]:
+            raise getattr(errors, row["error"])(row["message"])
+        parts.append(pa.ipc.open_stream(row["table"]).read_all())
     table = pa.concat_tables(parts)
     return table.slice(0, limit) if limit is not None else table
 
@@ -151,8 +151,14 @@ class _Embedder:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.encoder = load_encoder(self.experiment, checkpoint_uri, self.manifest.rate).to(self.device)
 
-    def __call__(self, items: dict[str, np.ndarray]) -> dict[str, list[bytes]]:
-        shard = self.manifest.shards[int(items["shard"][0])]
+    def __call__(self, items: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        try:
+            return {"table": [self._embed(int(items["shard"][0]))], "error": [""], "message": [""]}
+        except errors.UserError as error:  # as values: exceptions bring tracebacks of every process that they pass
+            return {"table": [b""], "error": [type(error).__name__], "message": [str(error)]}
+
+    def _embed(self, index: int) -> bytes:
+        shard = self.manifest.shards[index]
         table = shards.read_shard(self.corpus, shard, columns=["name", "audio", "speaker", "recording", "label"])
         waves = [decode.pcm(audio.as_py(), self.manifest.format) for audio in table.column("audio")]
         settings = self.experiment.evaluation
@@ -162,7 +168,7 @@ class _Embedder:
         sink = io.BytesIO()
         with pa.ipc.new_stream(sink, result.schema) as writer:
             writer.write_table(result)
-        return {"table": [sink.getvalue()]}
+        return sink.getvalue()
 
 
 def _matrix(table: pa.Table) -> np.ndarray:

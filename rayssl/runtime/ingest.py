@@ -18,6 +18,7 @@ import numpy as np
 import ray.data
 from ray.data import DataContext
 
+from rayssl import errors
 from rayssl.data.shards import Manifest
 from rayssl.views import epochs
 from rayssl.views.epochs import Cursor, Piece, Unit
@@ -46,7 +47,8 @@ def dataset(
     """
     context = DataContext.get_current()
     context.target_max_block_size = 1  # every row its own block, see above
-    context.enable_progress_bars = True  # off, it would say so; on, it logs below the level of cluster.connect
+    # Without bars Ray Data would say that there are none; as log lines they are below the level of cluster.connect.
+    context.enable_progress_bars, context.use_ray_tqdm = True, False
     units = list(epochs.plan(manifest, seed=seed, batch=batch, epochs=epoch_count, start=start, unit_rows=unit_rows))
     reader = _Reader(manifest, uri, seed, batch, ranks, segments)
     items = [{"unit": json.dumps(asdict(unit))} for unit in units]
@@ -55,9 +57,11 @@ def dataset(
 
 
 def batches(iterator: ray.data.DataIterator, rank: int) -> Iterator[dict[str, Any]]:
-    """This rank's batches, as `rayssl.views.epochs.read` makes them."""
+    """This rank's batches, as `rayssl.views.epochs.read` makes them; raises the `UserError` that one could not be."""
     for row in iterator.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=_AHEAD):
         raw = {name: column[0] for name, column in row.items()}
+        if "error" in raw:
+            raise getattr(errors, str(raw["error"]))(str(raw["message"]))
         for name in ("epoch", "step", "rank"):
             raw[name] = int(raw[name])
         if raw["rank"] != rank:
@@ -86,14 +90,24 @@ class _Reader:
         for text in items["unit"]:
             fields = json.loads(str(text))
             unit = Unit(**{**fields, "pieces": tuple(Piece(**piece) for piece in fields["pieces"])})
-            rows = epochs.read(
-                unit,
-                self.uri,
-                self.manifest,
-                seed=self.seed,
-                batch=self.batch,
-                ranks=self.ranks,
-                segments=self.segments[unit.epoch],
-            )
-            for row in rows:
-                yield {name: np.asarray(value)[None] for name, value in row.items()}
+            done = 0
+            try:
+                for row in self._read(unit):
+                    done += 1
+                    yield {name: np.asarray(value)[None] for name, value in row.items()}
+            except errors.UserError as error:
+                # As values, one in place of each missing batch so that every rank gets its own: an exception would
+                # fill the terminal with the tracebacks of every process that it passes.
+                told = {"error": np.asarray([type(error).__name__]), "message": np.asarray([str(error)])}
+                yield from [told] * (unit.steps * self.ranks - done)
+
+    def _read(self, unit: Unit) -> Iterator[dict[str, Any]]:
+        return epochs.read(
+            unit,
+            self.uri,
+            self.manifest,
+            seed=self.seed,
+            batch=self.batch,
+            ranks=self.ranks,
+            segments=self.segments[unit.epoch],
+        )

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from rayssl import collectives
 from rayssl.data import shards
 from rayssl.errors import CheckpointError, ConfigError, UserError
-from rayssl.experiment import Experiment, build_method, memory_settings
+from rayssl.experiment import Experiment, build_method, located, memory_settings
 from rayssl.runtime import cluster
 from rayssl.training import checkpoint
 from rayssl.training.loop import Loop, Parts
@@ -38,7 +38,7 @@ def train(experiment: Experiment, manifest: shards.Manifest) -> dict[str, Any]:
         meta = checkpoint.read_meta(checkpoint.locate(experiment.run, "last"))
         print(f"{experiment.run}: already trained to epoch {meta.epoch}; raise training.epochs to go on", flush=True)
         return meta.metrics
-    workers = experiment.ray.workers
+    experiment, workers = located(experiment), experiment.ray.workers
     cluster.connect(cpus=workers * experiment.ray.cpus_per_worker + experiment.memory.cpus)
     for attempt in range(experiment.ray.max_failures + 1):
         try:
@@ -195,7 +195,8 @@ def _worker(config: dict[str, Any]) -> None:
 
     from rayssl.runtime import ingest
 
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # its own level is set only for the driver
+    logging.getLogger().setLevel(logging.WARNING)  # parts of Ray Train log each report to the root
+    logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # what is raised here the driver prints, once
     experiment = Experiment(**config["experiment"])
     manifest = shards.Manifest(**config["manifest"])
     torch.set_num_threads(max(1, int(experiment.ray.cpus_per_worker)))

@@ -135,17 +135,22 @@ def load(uri: str) -> Loaded:
     try:
         state = torch.load(io.BytesIO(data[_STATE]), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError) as error:
-        message = f"{uri}/{_STATE}: not a state that rayssl wrote (it holds more than tensors and plain values)"
-        raise CheckpointError(f"{message}; delete this folder and resume") from error
+        raise _foreign(uri, _STATE) from error
     memory = None
     if _MEMORY in data:
-        with np.load(io.BytesIO(data[_MEMORY]), allow_pickle=False) as arrays:
-            memory = {name: arrays[name] for name in arrays.files}
+        try:
+            with np.load(io.BytesIO(data[_MEMORY]), allow_pickle=False) as arrays:
+                memory = {name: arrays[name] for name in arrays.files}
+        except ValueError as error:
+            raise _foreign(uri, _MEMORY) from error
     return Loaded(uri, meta, state, memory)
 
 
-def load_module(module: torch.nn.Module, state: dict[str, torch.Tensor], where: str, architecture: str) -> None:
-    """Strictly; raises `CheckpointError` naming the first parameter that does not fit, and both architectures."""
+def load_module(module: torch.nn.Module, state: dict[str, torch.Tensor], uri: str, architecture: str) -> None:
+    """Strictly; ``state`` is of the checkpoint at ``uri``.
+
+    Raises `CheckpointError` naming the first parameter that does not fit, and both architectures.
+    """
     own = module.state_dict()
     for name in sorted(own.keys() | state.keys()):
         if name not in state:
@@ -157,7 +162,7 @@ def load_module(module: torch.nn.Module, state: dict[str, torch.Tensor], where: 
         else:
             continue
         raise CheckpointError(
-            f"{where}: the checkpoint is of another architecture: {problem}; "
+            f"{uri}: the checkpoint is of another architecture, {read_meta(uri).architecture}: {problem}; "
             f"this run's is {architecture}; use the run's own config.yaml or another run folder"
         )
     module.load_state_dict(state)
@@ -176,6 +181,12 @@ def prune(run: str, config: CheckpointConfig) -> None:
     for step in set(known) - kept:
         storage.remove(storage.join(_uri(run, step), _META))
         storage.remove(_uri(run, step), recursive=True)
+
+
+def _foreign(uri: str, name: str) -> CheckpointError:
+    return CheckpointError(
+        f"{uri}/{name}: not written by rayssl (it holds more than numbers and text); delete this folder and resume"
+    )
 
 
 def _uri(run: str, step: int) -> str:

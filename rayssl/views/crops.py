@@ -12,6 +12,7 @@ from rayssl.views.recipes import Segment
 
 # Streams 100..199 belong to crops; `distort` uses 200..299 and feature masks 300..399.
 FIRST_STREAM = 100
+_ORDER_STREAM = 150
 
 
 def cut(pcm: NDArray[np.int16], samples: int, position: float) -> NDArray[np.int16]:
@@ -37,10 +38,21 @@ def cut_segments(
     """Every segment of the recipe, by name, each ``[samples(segment, rate)]``; ``rate`` in Hz.
 
     ``key`` (64 bits) is the utterance's draw for this epoch. Segment ``j`` takes its own stream, so its position
-    depends neither on the other segments nor on who cuts it.
+    depends neither on the other segments nor on who cuts it; disjoint segments depend on each other alone.
     """
     keys = np.array([key], dtype=np.uint64)
-    return {
-        segment.name: cut(pcm, segment.samples(rate), float(uniform_np(keys, FIRST_STREAM + j)[0]))
-        for j, segment in enumerate(segments)
-    }
+    positions = [float(uniform_np(keys, FIRST_STREAM + j)[0]) for j in range(len(segments))]
+    cuts = {s.name: cut(pcm, s.samples(rate), position) for s, position in zip(segments, positions, strict=True)}
+    apart = [j for j, segment in enumerate(segments) if segment.disjoint]
+    lengths = np.array([segments[j].samples(rate) for j in apart])
+    spare = len(pcm) - int(lengths.sum())
+    if len(apart) < 2 or spare < 0:
+        return cuts
+    # their order is drawn; then the spare samples are divided at random before, between and after them
+    order = np.argsort([float(uniform_np(keys, _ORDER_STREAM + j)[0]) for j in apart])
+    gaps = np.floor(np.sort([positions[j] for j in apart]) * (spare + 1)).astype(int)
+    starts = gaps + np.concatenate([[0], np.cumsum(lengths[order])[:-1]])
+    for place, start in zip(order, starts, strict=True):
+        segment = segments[apart[place]]
+        cuts[segment.name] = pcm[start : start + segment.samples(rate)].copy()
+    return cuts

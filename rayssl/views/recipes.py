@@ -22,11 +22,15 @@ Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
 
 
 class Segment(Config):
-    """One stretch of an utterance that goes through the encoder; its ``name`` is its key in the batch."""
+    """One stretch of an utterance that goes through the encoder; its ``name`` is its key in the batch.
+
+    Segments marked ``disjoint`` share no sample with each other where the utterance is long enough for all of them.
+    """
 
     name: str = Field(min_length=1)
     seconds: float = Field(gt=0.0)
     distort: bool
+    disjoint: bool = False
 
     def samples(self, rate: int) -> int:
         """Length in samples at ``rate`` Hz, at least 1."""
@@ -91,8 +95,13 @@ class DistortConfig(Config):
 
 
 class ViewsConfig(Config):
-    """Lengths of the segments that methods ask for, in seconds, and the distortion of those marked ``distort``."""
+    """Lengths of the segments that methods ask for, in seconds, and the distortion of those marked ``distort``.
+
+    ``disjoint``: the distorted segments of an utterance do not overlap (where it is long enough), so that what was said
+    in both cannot tell utterances apart; the published methods let them overlap.
+    """
 
     segment_s: float = Field(default=2.0, gt=0.0)
     reference_s: float = Field(default=4.0, gt=0.0)
+    disjoint: bool = False
     distort: DistortConfig = DistortConfig()

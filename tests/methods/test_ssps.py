@@ -118,7 +118,7 @@ def test_without_anything_found_it_is_the_base_method(nothing: str) -> None:
 
 
 def test_reference() -> None:
-    """Unit length, without gradient, of the encoder in eval mode before the projector, whatever else is in the batch."""
+    """Unit length, without gradient, of the encoder in eval mode, before the projector."""
     method = ssps(sizes=[8])
     method.train()
     views = random_views(("anchor", "positive", "reference"))

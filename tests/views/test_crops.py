@@ -58,3 +58,37 @@ def test_segments_take_their_own_streams() -> None:
 def test_data_tasks_start_without_torch() -> None:
     code = "import sys, rayssl.views.crops, rayssl.views.recipes; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_disjoint_segments_share_no_sample_and_reach_every_part() -> None:
+    pcm = np.arange(1000, dtype=np.int16)
+    pair = [Segment(name=name, seconds=0.3, distort=True, disjoint=True) for name in ("a", "b")]
+    first, covered = [], set()
+    for key in range(400):
+        cuts = cut_segments(pcm, pair, key, 1000)
+        a, b = set(cuts["a"].tolist()), set(cuts["b"].tolist())
+        assert len(a) == len(b) == 300
+        assert not a & b
+        first.append(cuts["a"][0] < cuts["b"][0])
+        covered |= a | b
+    assert 0.4 < np.mean(first) < 0.6
+    assert len(covered) == 1000
+
+
+def test_disjoint_segments_of_a_short_utterance_fall_back_to_overlapping_ones() -> None:
+    pcm = np.arange(500, dtype=np.int16)
+    pair = [Segment(name=name, seconds=0.3, distort=True, disjoint=True) for name in ("a", "b")]
+    plain = [segment.model_copy(update={"disjoint": False}) for segment in pair]
+    for key in range(20):
+        cuts, expected = cut_segments(pcm, pair, key, 1000), cut_segments(pcm, plain, key, 1000)
+        for name in ("a", "b"):
+            np.testing.assert_array_equal(cuts[name], expected[name])
+
+
+def test_a_segment_that_is_not_disjoint_is_cut_as_without_the_others() -> None:
+    pcm = np.arange(2000, dtype=np.int16)
+    reference = Segment(name="reference", seconds=1.0, distort=False)
+    pair = [Segment(name=name, seconds=0.3, distort=True, disjoint=True) for name in ("a", "b")]
+    plain = [segment.model_copy(update={"disjoint": False}) for segment in pair]
+    together = cut_segments(pcm, [*pair, reference], 7, 1000)["reference"]
+    np.testing.assert_array_equal(together, cut_segments(pcm, [*plain, reference], 7, 1000)["reference"])

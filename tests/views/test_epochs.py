@@ -16,6 +16,7 @@ from rayssl.views.recipes import Segment
 from tests.runs import write_corpus
 
 SIZES = (9, 14, 4, 7)  # 34 utterances: four batches of 8 an epoch, two left out
+START = Cursor()
 SEGMENTS = (Segment(name="anchor", seconds=0.2, distort=True), Segment(name="long", seconds=0.4, distort=False))
 
 
@@ -31,7 +32,7 @@ def manifest_of(*sizes: int) -> Manifest:
     )
 
 
-def units_of(manifest: Manifest, start: Cursor = Cursor(), **changes: Any) -> list[Unit]:  # noqa: B008
+def units_of(manifest: Manifest, start: Cursor = START, **changes: Any) -> list[Unit]:
     knobs: dict[str, Any] = {"seed": 3, "batch": 8, "epochs": 3, "unit_rows": 10, **changes}
     return list(plan(manifest, start=start, **knobs))
 
@@ -44,7 +45,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Manifest]:
 
 def stream(
     corpus: tuple[str, Manifest],
-    start: Cursor = Cursor(),
+    start: Cursor = START,
     *,
     ranks: int = 1,
     **changes: Any,
@@ -83,18 +84,17 @@ def test_plan_covers_every_batch_once_in_order(sizes: tuple[int, ...], unit_rows
 
 
 def test_a_unit_touches_its_own_shards_and_one_more() -> None:
-    """With shards of at least a batch: what a task reads is bounded by ``unit_rows``, whatever the corpus."""
+    """What a task reads is bounded by ``unit_rows`` and the largest shard, whatever the corpus."""
     manifest = manifest_of(*([20, 11, 8, 31] * 10))
+    last_step = steps_per_epoch(manifest.rows, 8) - 1
     for unit_rows in (1, 40, 100):
         for unit in units_of(manifest, unit_rows=unit_rows, epochs=2):
-            rows = [manifest.shards[piece.shard].rows for piece in unit.pieces]
-            # without the last shard, of which it takes what completes a batch, and the last of its own
             assert unit.steps * 8 < unit_rows + 31 + 8
-            assert sum(rows[1:-2]) < max(unit_rows, 1)
-            complete = [manifest.shards[p.shard].rows == p.stop for p in unit.pieces[:-1]]
-            assert all(complete)
-            last = unit.pieces[-1]
-            assert last.stop == manifest.shards[last.shard].rows or last.stop - last.start < 8 or len(unit.pieces) == 1
+            *own, last = unit.pieces
+            assert all(piece.stop == manifest.shards[piece.shard].rows for piece in own)
+            assert all(piece.start == 0 for piece in (*own, last)[1:])
+            if last.stop < manifest.shards[last.shard].rows and unit.first_step + unit.steps <= last_step:
+                assert own and last.stop - last.start < 8  # the one more, which completes the last batch
 
 
 def test_shards_are_read_whole_by_few_units() -> None:

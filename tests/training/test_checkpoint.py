@@ -1,0 +1,215 @@
+"""Checkpoints: written whole or not at all, read back exactly, and what is said of one that cannot be used."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from rayssl import storage
+from rayssl.errors import CheckpointError, UserError
+from rayssl.training import checkpoint
+from rayssl.training.checkpoint import CheckpointConfig, Meta
+
+META = Meta(step=7, epoch=1, epoch_step=3, architecture="tiny", metrics={"loss": 0.1 + 0.2})
+
+
+def state() -> dict[str, Any]:
+    model = nn.Linear(3, 2)
+    optimiser = torch.optim.Adam(model.parameters())
+    model(torch.randn(4, 3)).sum().backward()
+    optimiser.step()
+    return {"method": model.state_dict(), "optimiser": optimiser.state_dict(), "rng": [torch.get_rng_state()]}
+
+
+def memory() -> dict[str, np.ndarray]:
+    rows = np.random.default_rng(0).normal(size=(5, 4))
+    return {
+        "references.rows": rows.astype(np.float16),
+        "ids": np.arange(5),
+        "filled": rows[:, 0] > 0,
+        "v": np.array(3),
+    }
+
+
+def fill(run: Path, *metas: Meta) -> None:
+    for meta in metas:
+        checkpoint.save(str(run), meta, {}, None)
+
+
+def end(epoch: int, loss: float = 1.0, **metrics: float) -> Meta:
+    return Meta(10 * epoch, epoch, 0, "tiny", {"loss": loss, **metrics})
+
+
+def one_line(error: BaseException) -> str:
+    assert isinstance(error, UserError) and "\n" not in str(error)
+    return str(error)
+
+
+@pytest.mark.parametrize("kept", [memory(), None])
+def test_round_trip(tmp_path: Path, kept: dict[str, np.ndarray] | None) -> None:
+    given = state()
+    uri = checkpoint.save(str(tmp_path), META, given, kept)
+    assert uri == checkpoint.locate(str(tmp_path), "last") and checkpoint.steps(str(tmp_path)) == [7]
+    loaded = checkpoint.load(uri)
+    assert replace(loaded.meta, files={}) == META and loaded.uri == uri
+    torch.testing.assert_close(loaded.state, given, rtol=0, atol=0)
+    assert (loaded.memory is None) == (kept is None)
+    for name, array in (kept or {}).items():
+        assert loaded.memory is not None and loaded.memory[name].dtype == array.dtype
+        np.testing.assert_array_equal(loaded.memory[name], array)
+
+
+def test_a_crash_before_the_last_file_leaves_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, replace(META, step=4))
+    write = storage.write_bytes
+    for crash_at in ("state.pt", "memory.npz", "meta.json"):
+
+        def crash(uri: str, data: bytes, at: str = crash_at) -> None:
+            if uri.endswith(at):
+                raise KeyboardInterrupt
+            write(uri, data)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(storage, "write_bytes", crash)
+            with pytest.raises(KeyboardInterrupt):
+                checkpoint.save(str(tmp_path), META, state(), memory())
+        assert checkpoint.steps(str(tmp_path)) == [4]
+        assert checkpoint.locate(str(tmp_path), "last").endswith("step-0000000004")
+    checkpoint.save(str(tmp_path), META, state(), memory())  # over what the crashes left
+    assert checkpoint.load(checkpoint.locate(str(tmp_path), "last")).meta.step == 7
+
+
+@pytest.mark.parametrize("file", ["state.pt", "memory.npz"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_a_damaged_file_is_named(tmp_path: Path, file: str, damage: str) -> None:
+    uri = checkpoint.save(str(tmp_path), META, state(), memory())
+    path = Path(uri) / file
+    data = bytearray(path.read_bytes())
+    if damage == "remove":
+        path.unlink()
+    else:
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data if damage == "flip" else data[:-1])
+    with pytest.raises(UserError) as caught:
+        checkpoint.load(uri)
+    assert f"{uri}/{file}" in one_line(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"step": 1}', '{"a": 1}'])
+def test_damaged_meta_is_named(tmp_path: Path, text: str) -> None:
+    uri = checkpoint.save(str(tmp_path), META, state(), None)
+    (Path(uri) / "meta.json").write_text(text)
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.load(uri)
+    assert f"{uri}/meta.json" in one_line(caught.value)
+
+
+def test_meta_without_a_state_is_named(tmp_path: Path) -> None:
+    uri = checkpoint.save(str(tmp_path), META, {}, None)
+    text = (Path(uri) / "meta.json").read_text()
+    (Path(uri) / "meta.json").write_text(text.replace("state.pt", "memory.npz"))
+    (Path(uri) / "state.pt").rename(Path(uri) / "memory.npz")
+    with pytest.raises(CheckpointError, match=r"names no state\.pt"):
+        checkpoint.load(uri)
+
+
+class Code:
+    """Unpickles to a call."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (os.environ["RAYSSL_TEST_TRACE"],)
+
+
+def test_a_pickle_with_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even one whose hash is right: the folder of a run may come from anybody."""
+    trace = tmp_path / "ran"
+    monkeypatch.setenv("RAYSSL_TEST_TRACE", str(trace))
+    uri = checkpoint.save(str(tmp_path), META, {"method": Code()}, None)
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.load(uri)
+    assert f"{uri}/state.pt: not written by rayssl" in one_line(caught.value)
+    assert not trace.exists()
+
+
+def test_a_memory_with_objects_is_refused(tmp_path: Path) -> None:
+    uri = checkpoint.save(str(tmp_path), META, {}, {"ids": np.array([{}], dtype=object)})
+    with pytest.raises(UserError) as caught:
+        checkpoint.load(uri)
+    assert f"{uri}/memory.npz" in one_line(caught.value)
+
+
+def test_state_is_not_a_plain_pickle(tmp_path: Path) -> None:
+    uri = checkpoint.save(str(tmp_path), META, state(), None)
+    with pytest.raises(pickle.UnpicklingError):
+        pickle.loads((Path(uri) / "state.pt").read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("config", "kept"),
+    [
+        (CheckpointConfig(keep=1, best=None), [60]),
+        (CheckpointConfig(keep=2), [30, 55, 60]),
+        (CheckpointConfig(keep=1, best="eer"), [20, 60]),
+        (CheckpointConfig(keep=3, best=None, milestones=[1, 4]), [10, 40, 50, 55, 60]),
+        (CheckpointConfig(keep=9), [10, 20, 30, 40, 45, 50, 55, 60]),
+        (CheckpointConfig(keep=1, best="absent", milestones=[99]), [60]),
+    ],
+)
+def test_prune_keeps_last_best_and_milestones(tmp_path: Path, config: CheckpointConfig, kept: list[int]) -> None:
+    fill(tmp_path, end(1, 3.0), end(2, 2.0, eer=0.1), end(3, 1.0), end(4, 2.0), end(5, 2.0, eer=0.2), end(6, 2.0))
+    # in mid-epoch, with the figures of the epoch before: neither is ever the best
+    fill(tmp_path, Meta(45, 4, 5, "tiny", {"loss": 0.5}), Meta(55, 5, 5, "tiny", {"loss": 0.5}))
+    checkpoint.prune(str(tmp_path), config)
+    assert checkpoint.steps(str(tmp_path)) == kept
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [f"step-{step:010d}" for step in kept]
+
+
+def test_locate(tmp_path: Path) -> None:
+    fill(tmp_path, end(1, 3.0), end(2, 1.0), Meta(25, 2, 5, "tiny", {"loss": 0.1}))
+    found = {
+        which: int(checkpoint.locate(str(tmp_path), which)[-10:]) for which in ("last", "best", "epoch-1", "step-25")
+    }
+    assert found == {"last": 25, "best": 20, "epoch-1": 10, "step-25": 25}
+
+
+@pytest.mark.parametrize("which", ["epoch-3", "step-11", "epoch-x", "newest", "step-"])
+def test_locate_says_what_there_is(tmp_path: Path, which: str) -> None:
+    fill(tmp_path, end(1), end(2))
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.locate(str(tmp_path), which)
+    expected = f"{tmp_path}: no checkpoint '{which}'; there are step-10, step-20 (also: last, best, epoch-N)"
+    assert str(caught.value) == expected
+
+
+def test_locate_in_an_empty_run(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.locate(str(tmp_path / "none"), "last")
+    assert one_line(caught.value).startswith(f"{tmp_path}/none: no checkpoint there; train first")
+
+
+@pytest.mark.parametrize(
+    ("there", "problem"),
+    [
+        (nn.Linear(3, 4), "'bias' is [4] there and [2] here"),
+        (nn.Linear(3, 2, bias=False), "it lacks 'bias'"),
+        (nn.Sequential(nn.Linear(3, 2)), "it has '0.bias', which this model lacks"),
+    ],
+)
+def test_another_architecture(tmp_path: Path, there: nn.Module, problem: str) -> None:
+    uri = checkpoint.save(str(tmp_path), replace(META, architecture="large"), {"method": there.state_dict()}, None)
+    here = nn.Linear(3, 2)
+    before = here.weight.detach().clone()
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.load_module(here, there.state_dict(), uri, "small")
+    text = one_line(caught.value)
+    assert text.startswith(f"{uri}: the checkpoint is of another architecture, large: {problem}; ")
+    assert "this run's is small" in text
+    assert torch.equal(here.weight, before)

@@ -1,0 +1,70 @@
+"""Optimisers: which parameters decay, which are there, and that the names mean what they say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from rayssl.training.optim import OptimiserConfig, build_optimiser
+
+
+def model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv1d(2, 3, 1), nn.BatchNorm1d(3), nn.Flatten(), nn.Linear(12, 2))
+
+
+def test_biases_and_normalisation_do_not_decay() -> None:
+    net = model()
+    groups = build_optimiser(OptimiserConfig(weight_decay=0.1), net).param_groups
+    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert len(decays) == len(list(net.parameters()))
+    expected = {"0.weight": 0.1, "0.bias": 0, "1.weight": 0, "1.bias": 0, "3.weight": 0.1, "3.bias": 0}
+    assert {name: decays[id(p)] for name, p in net.named_parameters()} == expected
+
+
+def test_decay_moves_weights_only() -> None:
+    net = model()
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    optimiser = build_optimiser(OptimiserConfig(name="sgd", lr=0.5, weight_decay=0.1), net)
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p)
+    optimiser.step()
+    for name, p in net.named_parameters():
+        factor = 0.95 if p.ndim > 1 else 1.0
+        torch.testing.assert_close(p.detach(), factor * before[name])
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adam", "Adam"), ("adamw", "AdamW"), ("sgd", "SGD")])
+def test_names(name: str, kind: str) -> None:
+    config = OptimiserConfig.model_validate({"name": name, "lr": 0.3, "momentum": 0.7})
+    optimiser = build_optimiser(config, model())
+    assert type(optimiser).__name__ == kind
+    assert {group["lr"] for group in optimiser.param_groups} == {0.3}
+    if name == "sgd":
+        assert {group["momentum"] for group in optimiser.param_groups} == {0.7}
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    net = model()
+    net[0].requires_grad_(False)
+    optimiser = build_optimiser(OptimiserConfig(), net)
+    assert sum(len(group["params"]) for group in optimiser.param_groups) == 4
+    only_biases = nn.BatchNorm1d(3)
+    assert len(build_optimiser(OptimiserConfig(), only_biases).param_groups) == 1  # no empty group
+
+
+def test_order_is_that_of_the_names() -> None:
+    """The optimiser's state is saved by position: the position must not depend on the order of construction."""
+
+    class Two(nn.Module):
+        def __init__(self, names: tuple[str, str]) -> None:
+            super().__init__()
+            for name in names:
+                setattr(self, name, nn.Linear(len(name), 1))
+
+    orders = []
+    for names in (("a", "bb"), ("bb", "a")):
+        groups = build_optimiser(OptimiserConfig(), Two(names)).param_groups
+        orders.append([p.shape for group in groups for p in group["params"]])
+    assert orders[0] == orders[1]
