@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray.data
 import torch
-from ray.data import DataContext
 
 from rayssl import errors, storage
 from rayssl.data import decode, shards, trials
@@ -70,7 +68,7 @@ def evaluate(run: str, which: str = "last", overrides: list[str] | None = None) 
         seed=experiment.seed,
         resamples=max(1, settings.resamples),
         norm=norm,
-        checkpoint=uri,
+        checkpoint=uri.rsplit("/", 1)[-1],
     )
     folder = storage.join(run, "evaluation") if which == "last" else storage.join(run, "evaluation", which)
     _write(folder, table, listed, scores, result)
@@ -101,8 +99,10 @@ def embed(experiment: Experiment, checkpoint_uri: str, corpus: str, limit: int |
         raise CorpusError(f"{corpus}: the corpus has no utterances; prepare it again")
     load_encoder(experiment, checkpoint_uri, manifest.rate)  # what does not fit is refused here, not in an actor
     settings = experiment.evaluation
-    cluster.connect(cpus=settings.actors if settings else 1)
-    context = DataContext.get_current()
+    cluster.connect(cpus=settings.actors if settings else 1)  # before ray is imported, which reads its environment
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     count = len(manifest.shards)
@@ -118,7 +118,7 @@ def embed(experiment: Experiment, checkpoint_uri: str, corpus: str, limit: int |
             manifest.model_dump(mode="json"),
         ),
         batch_size=1,
-        concurrency=min(count, settings.actors if settings else 1),
+        compute=ray.data.ActorPoolStrategy(size=min(count, settings.actors if settings else 1)),
         num_cpus=1,
         num_gpus=1 if ray.cluster_resources().get("GPU", 0) and experiment.ray.gpu is not False else 0,
     )
