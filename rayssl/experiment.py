@@ -28,10 +28,13 @@ MethodConfig = Annotated[SimCLRConfig | SSPSConfig | SupervisedConfig, Field(dis
 
 
 class CorpusConfig(Config):
-    """``uri`` of a prepared corpus; ``unit_rows``: utterances that one data task reads and decodes at the least."""
+    """``uri`` of a prepared corpus; ``unit_rows``: utterances that one data task reads and decodes at the least;
+    ``readers``: data tasks at once, 0 for as many as ranks.
+    """
 
     uri: str
     unit_rows: int = Field(1024, ge=1)
+    readers: int = Field(0, ge=0)
 
 
 class MemoryConfig(Config):

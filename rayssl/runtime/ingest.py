@@ -38,12 +38,13 @@ def dataset(
     segments: list[tuple[Segment, ...]],
     start: Cursor,
     unit_rows: int,
+    readers: int = 0,
 ) -> ray.data.Dataset:
     """The batches from ``start`` to the end of the last epoch, as a lazy dataset to be split over ``ranks``.
 
     The executor must preserve the order (Ray Train takes that from its DataConfig). ``segments[e]`` are those of
-    epoch ``e``. Memory stays bounded: a task holds one unit, finished batches wait in the object store, and Ray Data
-    stops starting tasks when their share of it is full.
+    epoch ``e``. At most ``readers`` tasks (0: as many as ranks) read at once. Memory stays bounded: a task holds one
+    unit, finished batches wait in the object store, and Ray Data starts no task when their share of it is full.
     """
     context = DataContext.get_current()
     context.target_max_block_size = 1  # every row its own block, see above
@@ -53,7 +54,7 @@ def dataset(
     reader = _Reader(manifest, uri, seed, batch, ranks, segments)
     items = [{"unit": json.dumps(asdict(unit))} for unit in units]
     source = ray.data.from_items(items, override_num_blocks=max(1, len(items)))
-    return source.map_batches(reader, batch_size=1, num_cpus=0.5)
+    return source.map_batches(reader, batch_size=1, num_cpus=0.5, concurrency=readers or ranks)
 
 
 def batches(iterator: ray.data.DataIterator, rank: int) -> Iterator[dict[str, Any]]:

@@ -27,6 +27,8 @@ from rayssl.views import epochs
 from rayssl.views.distort import build_distort
 from rayssl.views.epochs import Cursor
 
+_AHEAD_BYTES = 256 << 20  # decoded batches that wait in the object store for one rank
+
 
 def train(experiment: Experiment, manifest: shards.Manifest) -> dict[str, Any]:
     """Trains, or goes on training, the run of ``experiment``; returns the last epoch's metrics.
@@ -103,6 +105,8 @@ def _fit(experiment: Experiment, manifest: shards.Manifest) -> dict[str, Any]:
     gpu = _use_gpu(experiment)
     options = ExecutionOptions()
     options.preserve_order = True
+    # without a bound Ray Data reads epochs ahead, and its tasks take the cores that the first ones train on
+    options.resource_limits = options.resource_limits.copy(object_store_memory=_AHEAD_BYTES * experiment.ray.workers)
     tree = experiment.model_dump(mode="json")
     scratch = tempfile.TemporaryDirectory(prefix="rayssl-train-")  # Ray Train's own notes, no checkpoints
     trainer = TorchTrainer(
@@ -166,6 +170,7 @@ def _dataset(tree: dict[str, Any], manifest: shards.Manifest) -> Any:
         segments=[method.segments(epoch) for epoch in range(experiment.training.epochs)],
         start=_cursor(experiment),
         unit_rows=experiment.corpus.unit_rows,
+        readers=experiment.corpus.readers,
     )
 
 
