@@ -54,7 +54,8 @@ def dataset(
     reader = _Reader(manifest, uri, seed, batch, ranks, segments)
     items = [{"unit": json.dumps(asdict(unit))} for unit in units]
     source = ray.data.from_items(items, override_num_blocks=max(1, len(items)))
-    return source.map_batches(reader, batch_size=1, num_cpus=0.5, concurrency=readers or ranks)
+    pool = ray.data.TaskPoolStrategy(size=readers or ranks)
+    return source.map_batches(reader, batch_size=1, num_cpus=0.5, compute=pool)
 
 
 def batches(iterator: ray.data.DataIterator, rank: int) -> Iterator[dict[str, Any]]:
