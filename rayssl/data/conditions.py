@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -26,7 +27,9 @@ _ROOM_S = 0.5
 class ConditionsConfig(Config):
     """``count`` conditions exist; each utterance is rendered under ``per_utterance`` of them, chosen by its name.
 
-    Where clips are joined, all clips of a recording are rendered under the same ones, chosen by the recording's name.
+    Where clips are joined, ``per`` says what a draw is for: with ``recording`` all clips of a recording are rendered
+    under the same conditions, so that its renderings say the same words; with ``clip`` each clip has its own, and two
+    renderings of a recording share only some of their words. Without ``join`` every draw is for a clip.
 
     ``strength`` scales how far a condition is from a clean recording: 0 is clean, 1 is a mixture of near and far
     microphones, telephone bands, rooms with 0.15 to 0.6 s of reverberation and 15 to 36 dB of signal to noise.
@@ -34,6 +37,7 @@ class ConditionsConfig(Config):
 
     count: int = Field(default=8, ge=1, le=1000)
     per_utterance: int = Field(default=2, ge=1)
+    per: Literal["recording", "clip"] = "recording"
     seed: int = 1
     strength: float = Field(default=1.0, ge=0, le=2)
     codecs: bool = True

@@ -172,10 +172,11 @@ def clear(settings: CorpusConfig) -> None:
 
 
 def _conditions(settings: CorpusConfig, reference: Reference) -> list[int]:
-    """The conditions to render ``reference`` under; clips that will be joined share those of their recording."""
+    """The conditions to render ``reference`` under; clips that will be joined may share those of their recording."""
     if settings.conditions is None:
         return [CLEAN]
-    whole = reference.recording_name() if settings.join is not None else None
+    shared = settings.join is not None and settings.conditions.per == "recording"
+    whole = reference.recording_name() if shared else None
     return conditions.chosen(settings.conditions, whole or reference.name)
 
 

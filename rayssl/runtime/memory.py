@@ -100,9 +100,7 @@ class ActorMemory:
         if collectives.rank() != 0:
             self.actor = ray.get_actor(name)
 
-    def exchange(
-        self, step: int, remember: Remember | None, ids: np.ndarray | None, epoch: int
-    ) -> Future[Recall | None]:
+    def exchange(self, remember: Remember | None, ids: np.ndarray | None, epoch: int) -> Future[Recall | None]:
         """See `rayssl.training.context.MemoryClient.exchange`."""
         self.calls += 1
         answer = self.actor.exchange.remote(self.calls, collectives.rank(), remember, ids, epoch)

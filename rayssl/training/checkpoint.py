@@ -79,9 +79,9 @@ def steps(run: str) -> list[int]:
     """Steps of the complete checkpoints of a run, ascending."""
     found = []
     for uri in storage.list_files(storage.join(run, "checkpoints"), suffixes=(_META,)):
-        folder = uri.rsplit("/", 2)[-2]
-        if folder.startswith("step-") and folder[5:].isdigit():
-            found.append(int(folder[5:]))
+        step = _step_of(uri.rpartition("/")[0])
+        if step is not None:
+            found.append(step)
     return sorted(found)
 
 
@@ -169,8 +169,16 @@ def load_module(module: torch.nn.Module, state: dict[str, torch.Tensor], uri: st
 
 
 def prune(run: str, config: CheckpointConfig) -> None:
-    """Removes the checkpoints that ``config`` does not keep; ``meta.json`` goes first, so none is half there."""
+    """Removes the checkpoints that ``config`` does not keep, and what an interrupted `save` or `prune` left behind.
+
+    ``meta.json`` goes first, so that none is half there. To be called by the run's only writer, after `save`.
+    """
     known = steps(run)
+    written = storage.list_files(storage.join(run, "checkpoints"), suffixes=(_STATE, _MEMORY))
+    for folder in {uri.rpartition("/")[0] for uri in written}:
+        step = _step_of(folder)
+        if step is not None and step not in known:
+            storage.remove(folder, recursive=True)
     kept = set(known[-config.keep :])
     metas = {step: read_meta(_uri(run, step)) for step in known}
     ends = {step: meta for step, meta in metas.items() if meta.epoch_step == 0}
@@ -187,6 +195,12 @@ def _foreign(uri: str, name: str) -> CheckpointError:
     return CheckpointError(
         f"{uri}/{name}: not written by rayssl (it holds more than numbers and text); delete this folder and resume"
     )
+
+
+def _step_of(folder: str) -> int | None:
+    """The step that a checkpoint's folder is named after, None for any other folder."""
+    name = folder.rpartition("/")[2]
+    return int(name[5:]) if name.startswith("step-") and name[5:].isdigit() else None
 
 
 def _uri(run: str, step: int) -> str:

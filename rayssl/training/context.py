@@ -49,10 +49,10 @@ class LocalContext:
 class MemoryClient(Protocol):
     """The loop's side of the memory. Every rank makes the same calls in the same order."""
 
-    def exchange(self, step: int, remember: Remember | None, ids: np.ndarray | None, epoch: int) -> Answer:
-        """Gives this rank's ``remember`` of ``step`` and asks for the recall of ``ids``, without waiting for it.
+    def exchange(self, remember: Remember | None, ids: np.ndarray | None, epoch: int) -> Answer:
+        """Gives what this rank remembers of a step and asks for the recall of ``ids``, without waiting for it.
 
-        The memory answers after it has applied what every rank remembered at ``step`` (strict), or at once (ahead).
+        The memory answers after it has applied what every rank gave in the same call (strict), or at once (ahead).
         """
 
     def refresh(self, epoch: int) -> dict[str, float]:
@@ -74,7 +74,7 @@ class InProcessMemory:
     def __init__(self, memory: SpeakerMemory) -> None:
         self.memory = memory
 
-    def exchange(self, step: int, remember: Remember | None, ids: np.ndarray | None, epoch: int) -> Answer:
+    def exchange(self, remember: Remember | None, ids: np.ndarray | None, epoch: int) -> Answer:
         """See `MemoryClient.exchange`; strict."""
         for part in collectives.gather_objects(remember):
             if part is not None:

@@ -143,7 +143,7 @@ class Loop:
                 ) from error
         self._epoch = _Window(steps=meta.epoch_step, restored=meta.epoch_step)
         self._epoch.terms = {name: value.to(parts.context.device) for name, value in loaded.state["epoch"].items()}
-        self._refreshed, self._metrics = dict(loaded.state.get("refreshed", {})), dict(meta.metrics)
+        self._refreshed, self._metrics = dict(loaded.state["refreshed"]), dict(meta.metrics)
         self.step = meta.step
         self.cursor = Cursor(meta.epoch, meta.epoch_step)
 
@@ -204,7 +204,7 @@ class Loop:
             raise RuntimeError(f"expected the batch of {self.cursor}, got epoch {raw['epoch']} step {raw['step']}")
         batch = _batch(raw, parts.context.device)
         if self._asked is None and parts.memory is not None and parts.method.recalls(epoch):
-            self._asked = parts.memory.exchange(self.step, None, raw["id"], epoch)
+            self._asked = parts.memory.exchange(None, raw["id"], epoch)
         views = make_views(raw, parts, epoch)
         with torch.autocast(parts.context.device.type, torch.bfloat16, enabled=parts.config.precision == "bf16"):
             out = parts.wrapped(views)
@@ -239,7 +239,7 @@ class Loop:
         ask = parts.method.recalls(epoch) and following is not None and not self._checkpoint_due(self.cursor.step + 1)
         ids = following["id"] if ask and following is not None else None
         kept = None if remember is None else _to_memory(remember, raw)
-        answer = parts.memory.exchange(self.step, kept, ids, epoch)
+        answer = parts.memory.exchange(kept, ids, epoch)
         if ids is None:
             answer.result()  # applied before a checkpoint or a clustering looks at the memory
         else:

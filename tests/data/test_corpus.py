@@ -153,6 +153,20 @@ def test_joined_clips_share_their_condition(tmp_path: Path) -> None:
     assert sorted(str(row["name"]) for row in rows) == sorted(f"{name}/000" for name in names)
 
 
+def test_each_clip_has_conditions_of_its_own_where_they_are_drawn_per_clip(tmp_path: Path) -> None:
+    files = corpora.clips(30)
+    settings = folder_config(
+        tmp_path / "in", tmp_path / "out", files, join={"min_s": 0.5}, conditions={**CONDITIONS, "per": "clip"}
+    )
+    manifest = prepare(settings)
+    rows, names = rows_of(tmp_path / "out"), shards.read_labels(settings.out)["recording"]
+    assert manifest.rows == 30 * 2  # every clip is an utterance here, so each can be found again by its recording
+    per_recording = {name: sum(names[int(str(row["recording"]))] == name for row in rows) for name in names}
+    for recording in {name.split("#")[0] for name in names}:
+        counts = [count for name, count in per_recording.items() if name.startswith(f"{recording}#")]
+        assert sum(counts) == 2 * 5 and len(counts) > 2, "five clips under two each, not all under the same two"
+
+
 def test_unknown_facts_are_minus_one(tmp_path: Path) -> None:
     uri = corpora.write_folder(tmp_path / "in", corpora.clips())
     prepare(CorpusConfig.model_validate({"source": {"name": "folder", "uri": uri}, "out": str(tmp_path / "out")}))

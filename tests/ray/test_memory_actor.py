@@ -162,7 +162,7 @@ def test_client_of_one_rank_and_a_state_that_does_not_fit(ray_cluster: Any) -> N
     from rayssl.runtime.memory import ActorMemory
 
     client = ActorMemory({**SETTINGS, "utterances": 64}, MemoryConfig(threads=1), "runs/x")
-    answer = client.exchange(0, remembered(0, 0, 0), ids(0, 1, 0), 0).result(timeout=10)
+    answer = client.exchange(remembered(0, 0, 0), ids(0, 1, 0), 0).result(timeout=10)
     assert answer is not None and not answer.found.any()
     assert client.metrics()["reference_fill"] == pytest.approx(BATCH / 64)
     state = SpeakerMemory(**{**SETTINGS, "clusters": 9}).state_dict()

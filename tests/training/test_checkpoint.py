@@ -172,6 +172,16 @@ def test_prune_keeps_last_best_and_milestones(tmp_path: Path, config: Checkpoint
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [f"step-{step:010d}" for step in kept]
 
 
+def test_prune_clears_what_an_interrupted_save_left(tmp_path: Path) -> None:
+    fill(tmp_path, end(1, 3.0), end(2, 2.0))
+    folder = tmp_path / "checkpoints"
+    for name in ("step-0000000015", "notes"):
+        (folder / name).mkdir()
+        (folder / name / "state.pt").write_bytes(b"half")
+    checkpoint.prune(str(tmp_path), CheckpointConfig(keep=5))
+    assert sorted(path.name for path in folder.iterdir()) == ["notes", "step-0000000010", "step-0000000020"]
+
+
 def test_locate(tmp_path: Path) -> None:
     fill(tmp_path, end(1, 3.0), end(2, 1.0), Meta(25, 2, 5, "tiny", {"loss": 0.1}))
     found = {
