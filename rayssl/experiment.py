@@ -154,7 +154,9 @@ def memory_settings(experiment: Experiment, manifest: Manifest) -> dict[str, Any
         return None
     batch = experiment.training.batch
     seen = manifest.rows - manifest.rows % batch  # before the first clustering; the last rows of an epoch are left out
-    if not config.neighbours < config.clusters <= seen:
+    if config.sampling == "speaker" and not (manifest.speakers and manifest.recordings):
+        raise ConfigError(f"method.sampling=speaker: {experiment.corpus.uri} has no labels of speaker and recording")
+    if config.sampling == "cluster" and not config.neighbours < config.clusters <= seen:
         raise ConfigError(
             f"method.clusters={config.clusters} must be above method.neighbours={config.neighbours} and at most the "
             f"{seen} of {manifest.rows} utterances of {experiment.corpus.uri} in an epoch of batches of {batch}"
@@ -165,7 +167,7 @@ def memory_settings(experiment: Experiment, manifest: Manifest) -> dict[str, Any
         "reference_dim": dim,
         "positive_dim": config.over.projector.sizes[-1] if config.over.projector.sizes else dim,
         "queue": config.queue or manifest.rows,
-        "clusters": config.clusters,
+        "clusters": max(1, config.clusters),
         "neighbours": config.neighbours,
         "sampling": config.sampling,
         "iterations": config.iterations,

@@ -95,7 +95,9 @@ def test_a_value_of_two_kinds_names_both() -> None:
 def test_missing_key_and_how_many_follow() -> None:
     without = {key: value for key, value in tree().items() if key != "corpus"}
     assert message(without) == "'corpus' is required and not given"
-    assert message(tree(method={"name": "ssps"})) == "'method.start_epoch' is required and not given (and 1 more)"
+    assert message(tree(method={"name": "ssps"})) == "'method.start_epoch' is required and not given"
+    del without["run"]
+    assert message(without) == "'run' is required and not given (and 1 more)"
 
 
 @pytest.mark.parametrize("method", [{}, {"name": "simclear"}])
@@ -189,3 +191,17 @@ def test_ssps_must_start_and_needs_enough_utterances(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"method\.clusters=9 must be .* 8 of 11 utterances of .* batches of 8"):
         memory_settings(settings, manifest)
     assert memory_settings(experiment(tmp_path, tmp_path, "method.clusters=8"), manifest) is not None
+
+
+def test_the_bound_of_ssps_needs_labels_and_no_clusters(tmp_path: Path) -> None:
+    assert "set method.clusters" in message(tree(method={"name": "ssps", "start_epoch": 1}), "training.epochs=2")
+    from rayssl.experiment import build_memory, memory_settings
+    from tests.runs import write_corpus
+
+    settings = experiment(tmp_path, tmp_path, "method.sampling=speaker", "method.clusters=0")
+    manifest = write_corpus(tmp_path, (6, 5))
+    found = memory_settings(settings, manifest)
+    assert found is not None
+    assert build_memory(found).version == 0
+    with pytest.raises(ConfigError, match=r"method\.sampling=speaker: .* no labels of speaker and recording"):
+        memory_settings(settings, manifest.model_copy(update={"recordings": 0}))

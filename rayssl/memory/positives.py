@@ -115,6 +115,29 @@ def sample_nearest(
     return Sample(np.where(pool > 0, picked, -1), pool)
 
 
+def sample_speaker(
+    ids: np.ndarray, speakers: Layout, recordings: np.ndarray, queue: PositivesQueue, keys: np.ndarray
+) -> Sample:
+    """The bound of SSPS: uniform among the queue's utterances of the anchor's true speaker in other recordings.
+
+    ``ids, keys [B]``; ``speakers``: the utterances laid out by speaker; ``recordings [N]``, -1 where unknown: then any
+    utterance but the anchor will do. An anchor of unknown speaker finds nothing.
+    """
+    own = speakers.assignment[ids]
+    begin = np.where(own >= 0, speakers.starts[own], 0)
+    size = np.where(own >= 0, speakers.starts[own + 1] - begin, 0)
+    anchor = np.repeat(np.arange(len(ids)), size)
+    member = speakers.order[np.arange(int(size.sum())) + np.repeat(begin - (np.cumsum(size) - size), size)]
+    elsewhere = (recordings[member] != recordings[ids[anchor]]) | (recordings[member] < 0)
+    usable = elsewhere & (member != ids[anchor]) & (queue.slot[member] >= 0)
+    pool = np.bincount(anchor[usable], minlength=len(ids)).astype(np.int64)
+    found = pool > 0
+    nth = np.cumsum(pool) - pool + _pick(uniform_np(keys, _MEMBER), pool)
+    sampled = np.full(len(ids), -1, dtype=np.int64)
+    sampled[found] = member[usable][nth[found]]
+    return Sample(sampled, pool)
+
+
 class _Present:
     """Who of some clusters is in the queue. The members of a cluster are looked at once, however often it is asked."""
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from rayssl.draws import fold, keys_np
 from rayssl.memory.bank import PositivesQueue, References
 from rayssl.memory.kmeans import nearest_centroids, normalized_mutual_information, spherical_kmeans
-from rayssl.memory.positives import Layout, Sample, choose_cluster, sample_cluster, sample_nearest
+from rayssl.memory.positives import Layout, Sample, choose_cluster, sample_cluster, sample_nearest, sample_speaker
 
-Sampling = Literal["cluster", "nn", "centroid"]
+Sampling = Literal["cluster", "nn", "centroid", "speaker"]
+_UNCLUSTERED = ("nn", "speaker")
 _COUNTERS = (
     *("anchors", "found", "pool", "rejected"),
     *("speaker_known", "speaker_same", "recording_known", "recording_same"),
@@ -38,7 +39,7 @@ class Remember:
     """What B utterances leave behind; anything but the ids may be absent.
 
     ``ids [B]`` int64; ``references [B, Dr]`` and ``positives [B, De]`` float32; ``speakers, recordings [B]`` int32 with
-    -1 for unknown, used for metrics only.
+    -1 for unknown, used for metrics and by the sampling "speaker" only.
     """
 
     ids: np.ndarray
@@ -53,8 +54,9 @@ class SpeakerMemory:
 
     ``queue`` |Q'| positives (at least 4 K for good coverage); ``clusters`` K; ``neighbours`` M: 0 samples from the own
     cluster, else from one of the M nearest others, confined with ``skip_empty`` to those with anybody in the queue;
-    ``sampling``: "cluster", "nn" (one of the M nearest references in the queue; no clustering), or "centroid" (the
-    chosen cluster's centroid itself; needs reference_dim == positive_dim).
+    ``sampling``: "cluster", "nn" (one of the M nearest references in the queue; no clustering), "centroid" (the
+    chosen cluster's centroid itself; needs reference_dim == positive_dim), or "speaker" (the true speaker's other
+    recordings, by the labels: the bound that the others are compared with; no clustering).
     Draws depend on (seed, epoch, id) alone: asking twice, or in parts, gives the same. Raises ValueError naming the
     knob that cannot be.
     """
@@ -78,12 +80,12 @@ class SpeakerMemory:
         for name, value in (("utterances", utterances), ("queue", queue), ("clusters", clusters)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if sampling not in ("cluster", "nn", "centroid"):
-            raise ValueError(f"sampling must be cluster, nn or centroid, got {sampling!r}")
+        if sampling not in get_args(Sampling):
+            raise ValueError(f"sampling must be one of {', '.join(get_args(Sampling))}, got {sampling!r}")
         least = 1 if sampling == "nn" else 0
         if neighbours < least:
             raise ValueError(f"neighbours must be at least {least} for sampling {sampling}, got {neighbours}")
-        if sampling != "nn" and not neighbours < clusters <= utterances:
+        if sampling not in _UNCLUSTERED and not neighbours < clusters <= utterances:
             raise ValueError(
                 f"neighbours < clusters <= utterances must hold, got {neighbours}, {clusters} and {utterances}"
             )
@@ -97,7 +99,7 @@ class SpeakerMemory:
         self._seed = seed
         self._skip_empty = skip_empty
         self._threads = threads
-        self._clusters = 0 if sampling == "nn" else clusters
+        self._clusters = 0 if sampling in _UNCLUSTERED else clusters
         self.references = References(utterances, reference_dim, reference_dtype)
         self.positives = PositivesQueue(utterances, queue, positive_dim)
         self.version = 0  # of the clustering: 0 before the first refresh
@@ -105,6 +107,7 @@ class SpeakerMemory:
         self._nearest = np.zeros((self._clusters, neighbours), dtype=np.int32)
         self._layout = Layout(np.full(utterances, -1, dtype=np.int32), self._clusters)
         self._counters = np.zeros(len(_COUNTERS), dtype=np.int64)
+        self._speakers: Layout | None = None  # see _by_speaker
 
     def recall(self, ids: np.ndarray, *, epoch: int) -> Recall:
         """Sampled positives for the anchors ``ids [B]`` (any integers); nothing is found before the first refresh."""
@@ -122,6 +125,8 @@ class SpeakerMemory:
                 sample = Sample(sample.ids, found.astype(np.int64))
             elif self._sampling == "nn":
                 sample = sample_nearest(ids, self.references, self.positives, self._neighbours, keys)
+            elif self._sampling == "speaker":
+                sample = sample_speaker(ids, self._by_speaker(), self.references.recordings, self.positives, keys)
             else:
                 sample = sample_cluster(ids, self._layout, nearest, self.positives, keys, skip_empty=self._skip_empty)
             if self._sampling != "centroid":
@@ -153,7 +158,7 @@ class SpeakerMemory:
         """
         started = time.perf_counter()
         result: dict[str, float] = {}
-        if self._sampling != "nn":
+        if self._sampling not in _UNCLUSTERED:
             bank = self.references
             filled = np.flatnonzero(bank.filled)
             points = bank.rows if len(filled) == len(bank.rows) else bank.rows[filled]
@@ -226,7 +231,14 @@ class SpeakerMemory:
         self._nearest = state["clusters.nearest"].copy()
         self._layout = Layout(state["clusters.assignment"].copy(), self._clusters)
         self.version = int(state["clusters.version"])
+        self._speakers = None
         self._counters = state["counters"].copy()
+
+    def _by_speaker(self) -> Layout:
+        known = self.references.speakers
+        if self._speakers is None or not np.array_equal(self._speakers.assignment, known):
+            self._speakers = Layout(known.astype(np.int32), int(known.max(initial=-1)) + 1)
+        return self._speakers
 
     def _state(self) -> dict[str, np.ndarray]:
         ages = self.positives.by_age()

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch.nn.functional import normalize
 
 from rayssl.methods.base import Batch, Method, Outputs, Recall, Remember, Step, View, Views
@@ -28,20 +28,28 @@ class SSPSConfig(Config):
 
     Sampling (``sampling: cluster``): with ``neighbours`` M = 0 an utterance of the anchor's own cluster (Eq. 3), with
     M >= 1 one of a cluster drawn among the M with the nearest centroids, the own excluded (Eq. 4-5). ``clusters`` is
-    K; choose it so that utterances per recording < N/K < utterances per speaker. ``queue`` is |Q'| (0: every
-    utterance); keep it at 4 K or more, or a third of the anchors find nothing. ``skip_empty`` draws only among
-    clusters that have an utterance in the queue. ``iterations`` of k-means at each epoch.
+    K; choose it so that utterances per recording < N/K < utterances per speaker. ``sampling: speaker`` ignores both and
+    draws from the true speaker's other recordings: no method, for it needs the labels, but the bound to compare with.
+    ``queue`` is |Q'| (0: every utterance); keep it at 4 K or more, or a third of the anchors find nothing.
+    ``skip_empty`` draws only among clusters that have an utterance in the queue. ``iterations`` of k-means at each
+    epoch.
     """
 
     name: Literal["ssps"]
     over: BaseConfig = SimCLRConfig()
     start_epoch: int = Field(ge=1)
-    sampling: Literal["cluster"] = "cluster"
-    clusters: int = Field(ge=2)
+    sampling: Literal["cluster", "speaker"] = "cluster"
+    clusters: int = Field(0, ge=0)
     neighbours: int = Field(1, ge=0)
     queue: int = Field(0, ge=0)
     skip_empty: bool = False
     iterations: int = Field(10, ge=1)
+
+    @model_validator(mode="after")
+    def _has_clusters(self) -> SSPSConfig:
+        if self.sampling == "cluster" and self.clusters < 2:
+            raise ValueError("sampling: cluster needs clusters (K) of at least 2; set method.clusters")
+        return self
 
 
 class SSPS(Method):

@@ -8,6 +8,11 @@ import secrets
 import warnings
 
 
+def joins() -> bool:
+    """Whether `connect` joins a cluster rather than starting one."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
 def connect(cpus: float = 0.0) -> None:
     """Joins the cluster named by RAY_ADDRESS, or starts a local one with ``cpus`` logical CPUs on top of the cores.
 
@@ -16,7 +21,7 @@ def connect(cpus: float = 0.0) -> None:
     only this process and its children know. Credentials of object storage come from each node's own environment:
     passing them on would show them in Ray's dashboard.
     """
-    joined = bool(os.environ.get("RAY_ADDRESS"))
+    joined = joins()
     if not joined and "RAY_AUTH_MODE" not in os.environ:  # both are read when ray is first imported
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

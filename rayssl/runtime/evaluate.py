@@ -104,7 +104,8 @@ def embed(experiment: Experiment, checkpoint_uri: str, corpus: str, limit: int |
 
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
+    # Without bars Ray Data would say that there are none; as log lines they are below the level of cluster.connect.
+    context.enable_progress_bars, context.use_ray_tqdm = True, False
     count = len(manifest.shards)
     if limit is not None:
         count = next((k + 1 for k, shard in enumerate(manifest.shards) if shard.first_id + shard.rows >= limit), count)
@@ -120,6 +121,8 @@ def embed(experiment: Experiment, checkpoint_uri: str, corpus: str, limit: int |
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=min(count, settings.actors if settings else 1)),
         num_cpus=1,
+        # Nodes of a cluster may go away; on this machine alone Ray would only complain that a restart could fail.
+        max_restarts=-1 if cluster.joins() else 0,
         num_gpus=1 if ray.cluster_resources().get("GPU", 0) and experiment.ray.gpu is not False else 0,
     )
     parts = []

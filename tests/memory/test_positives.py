@@ -8,7 +8,7 @@ from scipy.stats import chisquare
 
 from rayssl.draws import fold, keys_np, uniform_np
 from rayssl.memory.bank import PositivesQueue, References
-from rayssl.memory.positives import Layout, sample_cluster, sample_nearest
+from rayssl.memory.positives import Layout, sample_cluster, sample_nearest, sample_speaker
 
 N, K = 300, 20
 
@@ -178,3 +178,23 @@ def test_nearest_with_hardly_anybody() -> None:
     sample = sample_nearest(np.array([0, 1]), bank, _queue(np.array([1]), 4), 2, keys)
     assert sample.ids.tolist() == [1, -1]
     assert sample.pool.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("fill", [0.02, 0.4, 1.0])
+def test_the_bound_draws_the_speakers_other_recordings(fill: float) -> None:
+    random = np.random.default_rng(2)
+    speakers = random.integers(-1, 30, N).astype(np.int32)
+    recordings = np.where(random.random(N) < 0.2, -1, speakers * 3 + random.integers(0, 3, N))
+    queue = _queue(random.permutation(N)[: int(fill * N)])
+    ids = random.integers(0, N, 500)
+    keys = keys_np(fold(1, 1), ids)
+    sample = sample_speaker(ids, Layout(speakers, 30), recordings, queue, keys)
+    for row, anchor in enumerate(ids.tolist()):
+        pool = [
+            j
+            for j in _candidates(anchor, int(speakers[anchor]), speakers, queue)
+            if speakers[anchor] >= 0 and (recordings[j] != recordings[anchor] or recordings[j] < 0)
+        ]
+        expected = pool[int(uniform_np(keys[row : row + 1], 1)[0] * len(pool))] if pool else -1
+        assert (sample.ids[row], sample.pool[row]) == (expected, len(pool))
+    assert (sample.ids >= 0).any()

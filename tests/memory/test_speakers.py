@@ -142,7 +142,7 @@ def test_draws_change_with_epoch_and_seed_only() -> None:
     assert (first.ids != other.recall(ids, epoch=1).ids).mean() > 0.5
 
 
-@pytest.mark.parametrize("sampling", ["cluster", "nn"])
+@pytest.mark.parametrize("sampling", ["cluster", "nn", "speaker"])
 def test_halves_in_rank_order_are_the_whole(sampling: Any) -> None:
     whole, halves = (_memory(queue=50, neighbours=2, sampling=sampling) for _ in range(2))
     random = np.random.default_rng(0)
@@ -162,7 +162,8 @@ def test_halves_in_rank_order_are_the_whole(sampling: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"neighbours": 2}, {"sampling": "nn", "neighbours": 3}, {"sampling": "centroid"}]
+    "changes",
+    [{}, {"neighbours": 2}, {"sampling": "nn", "neighbours": 3}, {"sampling": "centroid"}, {"sampling": "speaker"}],
 )
 @pytest.mark.parametrize("stop", [0, 3, 14, 25])
 def test_resume_to_the_bit(changes: dict[str, Any], stop: int) -> None:
