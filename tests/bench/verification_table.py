@@ -1,0 +1,93 @@
+"""The README's table: SimCLR, SimCLR for longer, SSPS, its bound and the supervised one, over seeds.
+
+    python tests/bench/verification_table.py [--seeds 0 1 2] [--rows simclr ssps bound supervised] [--into RUNS]
+
+Trains and evaluates what is missing, by the commands a user would type, and prints one Markdown row for each; a run
+that was interrupted goes on where it stopped. Needs the corpora of `configs/gsc_prepare.yaml` and access to them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from rayssl import storage
+from rayssl.training import checkpoint
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a checkpoint of the run that ``config`` with ``overrides`` makes."""
+
+    title: str
+    run: str
+    config: str
+    overrides: tuple[str, ...] = ()
+    which: str = "last"
+
+
+ROWS = (
+    Row("SimCLR, half of the epochs", "simclr", "gsc_simclr.yaml", which="epoch-12"),
+    Row("SimCLR, as many epochs more", "simclr", "gsc_simclr.yaml"),
+    Row("SimCLR + SSPS", "ssps", "gsc_ssps_simclr.yaml"),
+    Row("SimCLR + true speakers (bound)", "bound", "gsc_ssps_simclr.yaml", ("method.sampling=speaker",)),
+    Row("supervised (AAM-softmax)", "supervised", "gsc_supervised.yaml"),
+)
+
+
+def measure(row: Row, seed: int, into: str) -> dict[str, float]:
+    """The row's figures for one seed, trained and evaluated where that has not been done."""
+    run = storage.join(into, f"{row.run}-seed{seed}")
+    result = storage.join(run, "evaluation", *([] if row.which == "last" else [row.which]), "result.json")
+    if not storage.exists(result):
+        say = [str(Path(sys.executable).with_name("rayssl"))]
+        train = ["train", str(CONFIGS / row.config), f"run={run}", f"seed={seed}", *row.overrides]
+        subprocess.run([*say, *train], check=True)
+        subprocess.run([*say, "evaluate", run, "--checkpoint", row.which], check=True)
+    figures = json.loads(storage.read_text(result))
+    return {**checkpoint.read_meta(checkpoint.locate(run, row.which)).metrics, **figures}
+
+
+def line(row: Row, measured: list[dict[str, float]]) -> str:
+    """The row as Markdown: mean and standard deviation over seeds, percentages where a rate is meant."""
+
+    def cell(name: str, scale: float, digits: int) -> str:
+        values = [scale * figures[name] for figures in measured if name in figures]
+        if not values:
+            return "-"
+        spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+        return f"{statistics.mean(values):.{digits}f}{spread}"
+
+    rates = [cell(name, 100, 0) for name in ("coverage", "speaker_accuracy", "recording_accuracy")]
+    figures = [cell("eer", 100, 2), cell("min_dcf_001", 1, 3), cell("min_dcf_005", 1, 3), *rates]
+    return f"| {row.title} | {' | '.join(figures)} |"
+
+
+def main() -> None:
+    """Measures seed after seed, so that an early stop leaves whole seeds behind."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rows", nargs="+", default=sorted({row.run for row in ROWS}))
+    parser.add_argument("--into", default="s3://rayssl/runs/table")
+    arguments = parser.parse_args()
+    rows = [row for row in ROWS if row.run in arguments.rows]
+    measured: dict[Row, list[dict[str, float]]] = {row: [] for row in rows}
+    for seed in arguments.seeds:
+        for row in rows:
+            measured[row].append(measure(row, seed, arguments.into))
+            print(f"seed {seed}: {line(row, measured[row][-1:])}", flush=True)
+    print("| run | EER % | minDCF(0.01) | minDCF(0.05) | coverage % | right speaker % | same recording % |")
+    print("|---|---|---|---|---|---|---|")
+    for row in rows:
+        print(line(row, measured[row]))
+
+
+if __name__ == "__main__":
+    main()
