@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import torch
@@ -24,6 +25,7 @@ from rayssl.schema import Config
 from rayssl.training.loop import TrainingConfig
 from rayssl.views.recipes import ViewsConfig
 
+_BASES: dict[type[Config], Callable[[Any, Encoder, ViewsConfig], Method]] = {SimCLRConfig: SimCLR}
 MethodConfig = Annotated[SimCLRConfig | SSPSConfig | SupervisedConfig, Field(discriminator="name")]
 
 
@@ -142,7 +144,8 @@ def build_method(experiment: Experiment, manifest: Manifest) -> Method:
     encoder = build_run_encoder(experiment, manifest.rate)
     if isinstance(config, SupervisedConfig):
         return Supervised(config, encoder, views, manifest.speakers)
-    base = SimCLR(config.over if isinstance(config, SSPSConfig) else config, encoder, views)
+    over = config.over if isinstance(config, SSPSConfig) else config
+    base = _BASES[type(over)](over, encoder, views)
     set_sync(base, experiment.training.sync_batchnorm)
     return SSPS(config, base, views) if isinstance(config, SSPSConfig) else base
 
@@ -165,7 +168,7 @@ def memory_settings(experiment: Experiment, manifest: Manifest) -> dict[str, Any
     return {
         "utterances": manifest.rows,
         "reference_dim": dim,
-        "positive_dim": config.over.projector.sizes[-1] if config.over.projector.sizes else dim,
+        "positive_dim": config.over.positive_dim(dim),
         "queue": config.queue or manifest.rows,
         "clusters": max(1, config.clusters),
         "neighbours": config.neighbours,

@@ -78,9 +78,6 @@ class Method(nn.Module):
     #: Where the encoder's entries are in the method's ``state_dict``.
     encoder_prefix: str = "encoder."
 
-    #: The entry of ``forward``'s outputs whose rows another utterance's may replace (SSPS); None where there is none.
-    replaceable: str | None = None
-
     def segments(self, epoch: int) -> tuple[Segment, ...]:
         """The segments cut from every utterance in ``epoch`` (from 0)."""
         raise NotImplementedError
@@ -93,8 +90,27 @@ class Method(nn.Module):
         """The loss of this rank's batch."""
         raise NotImplementedError
 
-    def after_step(self) -> None:
-        """Called after each optimiser step, for instance to move an average teacher."""
+    def positives(self, out: Outputs) -> Tensor:
+        """``[B, D_emb]``: of each utterance, what SSPS may give to another one as its positive. Not detached."""
+        raise NotImplementedError
+
+    def with_positives(self, out: Outputs, recall: Recall) -> Outputs:
+        """The outputs with the recalled rows, detached, in place of `positives` where ``recall.found`` (Eq. 6)."""
+        raise NotImplementedError
+
+    @property
+    def reference_encoder(self) -> Encoder:
+        """What computes the references that SSPS clusters: the encoder, or its average where there is one."""
+        return self.encoder
+
+    def before_update(self, epoch: int) -> None:
+        """Called between backward and the optimiser's step, for instance to freeze a layer."""
+
+    def after_step(self, progress: float) -> None:
+        """Called after each optimiser step, for instance to move an average teacher.
+
+        ``progress``: the part of the whole training's steps that is done, above 0 and at most 1.
+        """
 
     def recalls(self, epoch: int) -> bool:
         """Whether ``step`` uses a recall in ``epoch``."""
@@ -103,6 +119,11 @@ class Method(nn.Module):
     def remembers(self, epoch: int) -> bool:
         """Whether ``step`` returns something to remember in ``epoch``."""
         return False
+
+
+def replaced(own: Tensor, recall: Recall) -> Tensor:
+    """``own [B, D]`` with the recalled rows, without gradient, where there are any."""
+    return torch.where(recall.found[:, None], recall.rows.detach().to(own.dtype), own)
 
 
 def embed_together(encoder: Encoder, views: list[View]) -> list[Tensor]:

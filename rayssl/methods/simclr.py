@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import Field
+from torch import Tensor
 
 from rayssl import collectives
 from rayssl.losses.ntxent import ntxent
-from rayssl.methods.base import Batch, Method, Outputs, Recall, Step, Views, embed_together
+from rayssl.methods.base import Batch, Method, Outputs, Recall, Step, Views, embed_together, replaced
 from rayssl.models.encoder import Encoder
 from rayssl.models.heads import Projector, ProjectorConfig
 from rayssl.schema import Config
@@ -22,11 +23,13 @@ class SimCLRConfig(Config):
     temperature: float = Field(0.03, gt=0)
     projector: ProjectorConfig = ProjectorConfig()
 
+    def positive_dim(self, embedding_dim: int) -> int:
+        """D_emb of `SimCLR.positives`."""
+        return self.projector.outputs(embedding_dim)
+
 
 class SimCLR(Method):
     """NT-Xent (SSPS paper, Eq. 1) over anchors and positives of the global batch."""
-
-    replaceable = "positive"
 
     def __init__(self, config: SimCLRConfig, encoder: Encoder, views: ViewsConfig) -> None:
         super().__init__()
@@ -48,6 +51,14 @@ class SimCLR(Method):
         """``anchor`` and ``positive`` ``[B, D_emb]``."""
         anchor, positive = embed_together(self.encoder, [views["anchor"], views["positive"]])
         return {"anchor": self.projector(anchor), "positive": self.projector(positive)}
+
+    def positives(self, out: Outputs) -> Tensor:
+        """The second segments' embeddings."""
+        return out["positive"]
+
+    def with_positives(self, out: Outputs, recall: Recall) -> Outputs:
+        """The recalled row is an anchor and everybody's negative too: the loss stays symmetric."""
+        return {**out, "positive": replaced(out["positive"], recall)}
 
     def step(self, out: Outputs, batch: Batch, recall: Recall | None) -> Step:
         """Every other row of the global batch, anchors and positives alike, is a negative."""

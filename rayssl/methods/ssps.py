@@ -53,10 +53,9 @@ class SSPSConfig(Config):
 
 
 class SSPS(Method):
-    """Wraps ``base``; ``base.replaceable`` names the output whose rows are replaced, detached (Eq. 6)."""
+    """Wraps ``base``, which says what its positives are and how others take their place, detached (Eq. 6)."""
 
     def __init__(self, config: SSPSConfig, base: Method, views: ViewsConfig) -> None:
-        assert base.replaceable is not None
         super().__init__()
         self.config = config
         self.base = base
@@ -92,26 +91,28 @@ class SSPS(Method):
 
     def step(self, out: Outputs, batch: Batch, recall: Recall | None) -> Step:
         """The base method's loss with replaced positives; remembers this batch's own, never the replacing rows."""
-        key = self.base.replaceable
-        assert key is not None
-        own = out[key]
+        own = self.base.positives(out)
         if recall is not None:
-            rows = recall.rows.to(own.dtype)
-            out = {**out, key: torch.where(recall.found[:, None], rows, own)}
+            out = self.base.with_positives(out, recall)
         step = self.base.step(out, batch, None)
         remember = Remember(out["reference"], own.detach()) if "reference" in out else None
         return Step(step.loss, step.terms, remember)
 
-    def after_step(self) -> None:
+    def before_update(self, epoch: int) -> None:
         """The base method's."""
-        self.base.after_step()
+        self.base.before_update(epoch)
+
+    def after_step(self, progress: float) -> None:
+        """The base method's."""
+        self.base.after_step(progress)
 
     @torch.no_grad()
     def _reference(self, view: View) -> torch.Tensor:
         """L2-normalised, without gradient, batch normalisation in eval mode and its running statistics untouched."""
-        training = [module for module in self.encoder.modules() if module.training]
-        self.encoder.eval()
-        embedding = self.encoder(view.wave, None)
+        encoder = self.base.reference_encoder
+        training = [module for module in encoder.modules() if module.training]
+        encoder.eval()
+        embedding = encoder(view.wave, None)
         for module in training:  # one by one: a part that was frozen in eval mode stays so
             module.training = True
         return normalize(embedding.float(), dim=1)

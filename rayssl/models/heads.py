@@ -19,6 +19,10 @@ class ProjectorConfig(Config):
     sizes: list[int] = Field(default_factory=list)
     batch_norm: bool = True
 
+    def outputs(self, inputs: int) -> int:
+        """The width of what comes out."""
+        return self.sizes[-1] if self.sizes else inputs
+
 
 class Projector(nn.Module):
     """A multilayer perceptron ``[B, inputs]`` to ``[B, outputs]``; the identity for empty ``sizes``."""

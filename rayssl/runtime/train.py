@@ -19,6 +19,7 @@ from rayssl import collectives
 from rayssl.data import shards
 from rayssl.errors import CheckpointError, ConfigError, UserError
 from rayssl.experiment import Experiment, build_method, located, memory_settings
+from rayssl.models.encoder import Encoder
 from rayssl.runtime import cluster
 from rayssl.training import checkpoint
 from rayssl.training.loop import Loop, Parts
@@ -218,7 +219,9 @@ def build_loop(experiment: Experiment, manifest: shards.Manifest, context: _RayC
 
     method = build_method(experiment, manifest).to(context.device)
     if experiment.training.compile:
-        method.encoder.compile()
+        for part in method.modules():
+            if isinstance(part, Encoder):  # a teacher's too
+                part.compile()
     settings = memory_settings(experiment, manifest)
     memory = None if settings is None else ActorMemory(settings, experiment.memory, experiment.run)
     known = checkpoint.steps(experiment.run)

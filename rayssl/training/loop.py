@@ -213,10 +213,11 @@ class Loop:
         self._hand_over(step.remember, raw, following)
         self.optimiser.zero_grad(set_to_none=True)
         step.loss.backward()
+        parts.method.before_update(epoch)
         if parts.config.optimiser.clip_norm is not None:
             nn.utils.clip_grad_norm_(parts.method.parameters(), parts.config.optimiser.clip_norm)
         self.optimiser.step()
-        parts.method.after_step()
+        parts.method.after_step((self.step + 1) / (parts.config.epochs * parts.steps_per_epoch))
         self._window.add(step, waited)
         self._epoch.add(step, waited)
         self.step += 1

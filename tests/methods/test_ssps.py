@@ -176,8 +176,10 @@ def test_encoder_prefix() -> None:
     assert method.encoder is method.base.encoder
 
 
-def test_after_step_reaches_the_base() -> None:
+def test_what_happens_around_an_update_reaches_the_base() -> None:
     method, calls = ssps(), []
-    method.base.after_step = lambda: calls.append(1)  # type: ignore[method-assign, assignment, return-value]
-    method.after_step()
-    assert calls == [1]
+    method.base.after_step = calls.append  # type: ignore[method-assign]
+    method.base.before_update = calls.append  # type: ignore[method-assign, assignment]
+    method.before_update(3)
+    method.after_step(0.25)
+    assert calls == [3, 0.25]
