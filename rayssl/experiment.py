@@ -16,17 +16,31 @@ from rayssl.data.shards import Manifest
 from rayssl.errors import ConfigError
 from rayssl.memory.speakers import SpeakerMemory
 from rayssl.methods.base import Method
+from rayssl.methods.dino import DINO, DINOConfig
+from rayssl.methods.moco import MoCo, MoCoConfig
 from rayssl.methods.simclr import SimCLR, SimCLRConfig
 from rayssl.methods.ssps import SSPS, SSPSConfig
 from rayssl.methods.supervised import Supervised, SupervisedConfig
+from rayssl.methods.swav import SwAV, SwAVConfig
+from rayssl.methods.vicreg import VICReg, VICRegConfig
 from rayssl.models.encoder import Encoder, EncoderConfig, build_encoder
 from rayssl.models.norm import set_sync
 from rayssl.schema import Config
+from rayssl.training import checkpoint
 from rayssl.training.loop import TrainingConfig
 from rayssl.views.recipes import ViewsConfig
 
-_BASES: dict[type[Config], Callable[[Any, Encoder, ViewsConfig], Method]] = {SimCLRConfig: SimCLR}
-MethodConfig = Annotated[SimCLRConfig | SSPSConfig | SupervisedConfig, Field(discriminator="name")]
+_BASES: dict[type[Config], Callable[[Any, Encoder, ViewsConfig], Method]] = {
+    SimCLRConfig: SimCLR,
+    DINOConfig: DINO,
+    MoCoConfig: MoCo,
+    SwAVConfig: SwAV,
+    VICRegConfig: VICReg,
+}
+MethodConfig = Annotated[
+    SimCLRConfig | DINOConfig | MoCoConfig | SwAVConfig | VICRegConfig | SSPSConfig | SupervisedConfig,
+    Field(discriminator="name"),
+]
 
 
 class CorpusConfig(Config):
@@ -125,6 +139,8 @@ def located(experiment: Experiment) -> Experiment:
     tree["run"], tree["corpus"]["uri"] = absolute(tree["run"]), absolute(tree["corpus"]["uri"])
     for stage in (tree["views"]["distort"]["noise"], tree["views"]["distort"]["reverb"]):
         stage["corpus"] = stage["corpus"] and absolute(stage["corpus"])
+    if tree["method"].get("start_from"):
+        tree["method"]["start_from"] = absolute(tree["method"]["start_from"])
     if tree["evaluation"] is not None:
         tree["evaluation"] |= {key: absolute(tree["evaluation"][key]) for key in ("corpus", "trials")}
         if tree["evaluation"]["as_norm"] is not None:
@@ -150,21 +166,40 @@ def build_method(experiment: Experiment, manifest: Manifest) -> Method:
     return SSPS(config, base, views) if isinstance(config, SSPSConfig) else base
 
 
+def begin_from(experiment: Experiment, method: Method) -> str | None:
+    """Loads the weights that ``method.start_from`` names, where it does, into the wrapped method; the checkpoint's URI.
+
+    Raises `CheckpointError` where there is none, or one of another architecture.
+    """
+    config = experiment.method
+    if not isinstance(config, SSPSConfig) or config.start_from is None:
+        return None
+    assert isinstance(method, SSPS)
+    return checkpoint.load_weights(method.base, config.start_from, experiment.architecture)
+
+
 def memory_settings(experiment: Experiment, manifest: Manifest) -> dict[str, Any] | None:
     """Arguments of `SpeakerMemory` for this experiment, or None for a method without a memory."""
     config = experiment.method
     if not isinstance(config, SSPSConfig):
         return None
     batch = experiment.training.batch
-    seen = manifest.rows - manifest.rows % batch  # before the first clustering; the last rows of an epoch are left out
+    # before the first clustering: the last rows of an epoch are left out, but not of a pass that fills the memory
+    whole = config.references == "fill" or config.start_from is not None
+    seen = manifest.rows - (0 if whole else manifest.rows % batch)
     if config.sampling == "speaker" and not (manifest.speakers and manifest.recordings):
         raise ConfigError(f"method.sampling=speaker: {experiment.corpus.uri} has no labels of speaker and recording")
-    if config.sampling == "cluster" and not config.neighbours < config.clusters <= seen:
+    if config.sampling in ("cluster", "centroid") and not config.neighbours < config.clusters <= seen:
         raise ConfigError(
             f"method.clusters={config.clusters} must be above method.neighbours={config.neighbours} and at most the "
             f"{seen} of {manifest.rows} utterances of {experiment.corpus.uri} in an epoch of batches of {batch}"
         )
     dim = experiment.encoder.backbone.embedding_dim
+    if config.sampling == "centroid" and config.over.positive_dim(dim) != dim:
+        raise ConfigError(
+            f"method.sampling=centroid: centroids have the encoder's {dim} dimensions, positives of {config.over.name} "
+            f"{config.over.positive_dim(dim)}; leave out its projector, or sample otherwise"
+        )
     return {
         "utterances": manifest.rows,
         "reference_dim": dim,
@@ -176,6 +211,7 @@ def memory_settings(experiment: Experiment, manifest: Manifest) -> dict[str, Any
         "iterations": config.iterations,
         "seed": experiment.seed,
         "skip_empty": config.skip_empty,
+        "whiten": config.whiten,
         "reference_dtype": "float16" if experiment.memory.half else "float32",
         "threads": experiment.memory.threads or None,
     }

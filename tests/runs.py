@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from rayssl.data import decode, shards
 from rayssl.data.shards import Manifest
-from rayssl.experiment import Experiment, build_memory, build_method, memory_settings
+from rayssl.experiment import Experiment, begin_from, build_memory, build_method, memory_settings
 from rayssl.methods.base import Batch, View, Views
 from rayssl.schema import override, parse
 from rayssl.training import checkpoint
@@ -47,6 +48,34 @@ SSPS_METHOD: dict[str, Any] = {
     "start_epoch": 1,
     "clusters": 4,
     "neighbours": 1,
+}
+DINO_METHOD: dict[str, Any] = {
+    "name": "dino",
+    "locals": 2,
+    "local_s": 0.1,
+    "head": {"hidden": [12], "bottleneck": 6, "prototypes": 10},
+    "student_temperature": 0.5,
+    "teacher_temperature": 0.2,
+    "teacher_momentum": 0.8,
+    "centre_momentum": 0.5,
+}
+# queues that go round within three epochs of three or four batches of eight, and start in the second
+MOCO_METHOD: dict[str, Any] = {"name": "moco", "temperature": 0.5, "queue": 20, "momentum": 0.8}
+SWAV_METHOD: dict[str, Any] = {
+    "name": "swav",
+    "projector": {"sizes": [12, 8]},
+    "prototypes": 10,
+    "temperature": 0.5,
+    "epsilon": 0.5,
+    "queue": 20,
+    "queue_start_epoch": 1,
+}
+VICREG_METHOD: dict[str, Any] = {
+    "name": "vicreg",
+    "projector": {"sizes": [12, 8], "last_bias": False},
+    "invariance": 1.0,
+    "variance": 1.0,
+    "covariance": 0.04,
 }
 
 
@@ -114,6 +143,8 @@ def build(settings: Experiment, *, wrap: Any = None) -> Loop:
     context = Quiet()
     known = checkpoint.steps(settings.run)
     loaded = checkpoint.load(checkpoint.locate(settings.run, "last")) if known else None
+    if loaded is None:
+        begin_from(settings, method)
     wrapped: nn.Module = method if wrap is None else wrap(method)
     log = RunLog(settings.run, loaded.meta.step if loaded else None, tensorboard=False) if context.rank == 0 else None
     loop = Loop(
@@ -141,14 +172,54 @@ def batches(settings: Experiment, loop: Loop) -> Iterator[dict[str, Any]]:
     manifest = shards.read_manifest(settings.corpus.uri)
     common = {"seed": settings.seed, "batch": settings.training.batch}
     rank, world = loop.parts.context.rank, loop.parts.context.world
+    method, last = loop.parts.method, settings.training.epochs
+    fills = {epoch for epoch in range(last) if method.fill_segments(epoch)}
     units = epochs.plan(
-        manifest, **common, epochs=settings.training.epochs, start=loop.cursor, unit_rows=settings.corpus.unit_rows
+        manifest, **common, epochs=last, start=loop.cursor, unit_rows=settings.corpus.unit_rows, fills=fills
     )
     for unit in units:
-        segments = loop.parts.method.segments(unit.epoch)
+        segments = (method.fill_segments if unit.fill else method.segments)(unit.epoch)
         for raw in epochs.read(unit, settings.corpus.uri, manifest, **common, ranks=world, segments=segments):
             if raw["rank"] == rank:
                 yield raw
+
+
+class Interrupted(Exception):
+    """What ends a run in the middle."""
+
+
+def cut_off(rows: Iterator[dict[str, Any]], after: int) -> Iterator[dict[str, Any]]:
+    for count, row in enumerate(rows):
+        if count == after:
+            raise Interrupted
+        yield row
+    raise Interrupted
+
+
+def fit(settings: Experiment, stop: int | None = None) -> Loop:
+    """One life of a run: from its last checkpoint to its end, or until the batches break off after ``stop``."""
+    loop = build(settings)
+    rows = batches(settings, loop)
+    try:
+        if stop is None:
+            loop.fit(rows)
+        else:
+            with suppress(Interrupted):
+                loop.fit(cut_off(rows, stop))
+                raise AssertionError("nothing interrupted it")
+    finally:
+        assert loop.parts.log is not None
+        loop.parts.log.close()
+    return loop
+
+
+def content(loop: Loop) -> dict[str, Any]:
+    assert loop.parts.memory is not None
+    return {
+        "weights": loop.parts.method.state_dict(),
+        "optimiser": loop.optimiser.state_dict(),
+        "memory": {name: torch.from_numpy(array) for name, array in loop.parts.memory.state_dict().items()},
+    }
 
 
 def records(run: str, kind: str) -> list[dict[str, Any]]:

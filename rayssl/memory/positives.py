@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rayssl.draws import uniform_np
-from rayssl.memory.bank import PositivesQueue, References
+from rayssl.memory.bank import PositivesQueue
 from rayssl.memory.kmeans import most_similar
 
 _CLUSTER, _MEMBER = 0, 1  # streams of the two choices
@@ -91,22 +91,22 @@ def sample_cluster(
 
 
 def sample_nearest(
-    ids: np.ndarray, references: References, queue: PositivesQueue, count: int, keys: np.ndarray
+    ids: np.ndarray, rows: np.ndarray, filled: np.ndarray, queue: PositivesQueue, count: int, keys: np.ndarray
 ) -> Sample:
     """SSPS-NN: uniform among the ``count`` utterances in the queue with the nearest references, anchor excluded.
 
-    ``ids, keys [B]``. Exact search over the queue: |Q'| * D multiplications and 4 |Q'| bytes an anchor. An anchor
-    without a reference finds nothing.
+    ``ids, keys [B]``; ``rows [N, D]`` of unit length where ``filled [N]``. Exact search over the queue: |Q'| * D
+    multiplications and 4 |Q'| bytes an anchor. An anchor without a reference finds nothing.
     """
     pool_ids = np.sort(queue.ids[: queue.size])
-    pool_ids = pool_ids[references.filled[pool_ids]]
+    pool_ids = pool_ids[filled[pool_ids]]
     nothing = Sample(np.full(len(ids), -1, dtype=np.int64), np.zeros(len(ids), dtype=np.int64))
     if not len(pool_ids) or not len(ids):
         return nothing
-    queries = references.rows[ids].astype(np.float32)
-    base = references.rows[pool_ids].astype(np.float32)
+    queries = rows[ids].astype(np.float32)
+    base = rows[pool_ids].astype(np.float32)
     near = pool_ids[most_similar(queries @ base.T, min(count + 1, len(pool_ids)))]
-    usable = (near != ids[:, None]) & references.filled[ids][:, None]
+    usable = (near != ids[:, None]) & filled[ids][:, None]
     usable &= np.cumsum(usable, axis=1) <= count
     pool = usable.sum(axis=1)
     # by id, so that the order of equally near ones does not matter

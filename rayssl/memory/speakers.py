@@ -13,6 +13,7 @@ from rayssl.draws import fold, keys_np
 from rayssl.memory.bank import PositivesQueue, References
 from rayssl.memory.kmeans import nearest_centroids, normalized_mutual_information, spherical_kmeans
 from rayssl.memory.positives import Layout, Sample, choose_cluster, sample_cluster, sample_nearest, sample_speaker
+from rayssl.memory.whitening import Whitening
 
 Sampling = Literal["cluster", "nn", "centroid", "speaker"]
 _UNCLUSTERED = ("nn", "speaker")
@@ -56,7 +57,8 @@ class SpeakerMemory:
     cluster, else from one of the M nearest others, confined with ``skip_empty`` to those with anybody in the queue;
     ``sampling``: "cluster", "nn" (one of the M nearest references in the queue; no clustering), "centroid" (the
     chosen cluster's centroid itself; needs reference_dim == positive_dim), or "speaker" (the true speaker's other
-    recordings, by the labels: the bound that the others are compared with; no clustering).
+    recordings, by the labels: the bound that the others are compared with; no clustering). ``whiten``: references are
+    compared and clustered after a `Whitening` fitted to them at each refresh.
     Draws depend on (seed, epoch, id) alone: asking twice, or in parts, gives the same. Raises ValueError naming the
     knob that cannot be.
     """
@@ -74,6 +76,7 @@ class SpeakerMemory:
         iterations: int = 10,
         seed: int = 0,
         skip_empty: bool = False,
+        whiten: bool = False,
         reference_dtype: str = "float16",
         threads: int | None = None,
     ) -> None:
@@ -93,7 +96,10 @@ class SpeakerMemory:
             raise ValueError(
                 f"sampling centroid needs reference_dim equal to positive_dim, got {reference_dim} and {positive_dim}"
             )
+        if whiten and sampling == "centroid":
+            raise ValueError("whiten: centroids of whitened references are no positives; use another sampling")
         self._sampling = sampling
+        self._whiten = whiten
         self._neighbours = neighbours
         self._iterations = iterations
         self._seed = seed
@@ -108,6 +114,9 @@ class SpeakerMemory:
         self._layout = Layout(np.full(utterances, -1, dtype=np.int32), self._clusters)
         self._counters = np.zeros(len(_COUNTERS), dtype=np.int64)
         self._speakers: Layout | None = None  # see _by_speaker
+        # until the first refresh nothing is whitened: the identity
+        self._whitening = Whitening(np.zeros(reference_dim, np.float32), np.eye(reference_dim, dtype=np.float32))
+        self._whitened: np.ndarray | None = None  # the references as they are compared, kept up with them
 
     def recall(self, ids: np.ndarray, *, epoch: int) -> Recall:
         """Sampled positives for the anchors ``ids [B]`` (any integers); nothing is found before the first refresh."""
@@ -124,7 +133,8 @@ class SpeakerMemory:
                 rows[found] = self._centroids[choose_cluster(own[found], nearest, keys[found])]
                 sample = Sample(sample.ids, found.astype(np.int64))
             elif self._sampling == "nn":
-                sample = sample_nearest(ids, self.references, self.positives, self._neighbours, keys)
+                compared = self.references.rows if self._whitened is None else self._whitened
+                sample = sample_nearest(ids, compared, self.references.filled, self.positives, self._neighbours, keys)
             elif self._sampling == "speaker":
                 sample = sample_speaker(ids, self._by_speaker(), self.references.recordings, self.positives, keys)
             else:
@@ -145,6 +155,8 @@ class SpeakerMemory:
         if what.references is not None:
             finite = self._finite(ids, what.references, self.references.rows.shape[1], "references")
             self.references.write(ids[finite], what.references[finite])
+            if self._whitened is not None:
+                self._whitened[ids[finite]] = self._whitening(self.references.rows[ids[finite]])
         if what.positives is not None:
             finite = self._finite(ids, what.positives, self.positives.rows.shape[1], "positives")
             self.positives.push(ids[finite], what.positives[finite])
@@ -158,10 +170,14 @@ class SpeakerMemory:
         """
         started = time.perf_counter()
         result: dict[str, float] = {}
+        bank = self.references
+        filled = np.flatnonzero(bank.filled)
+        if self._whiten:
+            self._whitening = Whitening.fit(bank.rows if len(filled) == len(bank.rows) else bank.rows[filled])
+            self._whitened = self._whitening(bank.rows)
         if self._sampling not in _UNCLUSTERED:
-            bank = self.references
-            filled = np.flatnonzero(bank.filled)
-            points = bank.rows if len(filled) == len(bank.rows) else bank.rows[filled]
+            compared = bank.rows if self._whitened is None else self._whitened
+            points = compared if len(filled) == len(compared) else compared[filled]
             found = spherical_kmeans(
                 points, self._clusters, iterations=self._iterations, seed=[self._seed, epoch], threads=self._threads
             )
@@ -231,6 +247,9 @@ class SpeakerMemory:
         self._nearest = state["clusters.nearest"].copy()
         self._layout = Layout(state["clusters.assignment"].copy(), self._clusters)
         self.version = int(state["clusters.version"])
+        if self._whiten:
+            self._whitening = Whitening(state["whitening.mean"].copy(), state["whitening.map"].copy())
+            self._whitened = self._whitening(self.references.rows) if self.version else None
         self._speakers = None
         self._counters = state["counters"].copy()
 
@@ -249,6 +268,7 @@ class SpeakerMemory:
             "clusters.assignment": self._layout.assignment,
             "clusters.centroids": self._centroids,
             "clusters.nearest": self._nearest,
+            **({"whitening.mean": self._whitening.mean, "whitening.map": self._whitening.map} if self._whiten else {}),
             "clusters.version": np.array(self.version, dtype=np.int64),
             "counters": self._counters,
         }

@@ -120,6 +120,14 @@ class Method(nn.Module):
         """Whether ``step`` returns something to remember in ``epoch``."""
         return False
 
+    def fill_segments(self, epoch: int) -> tuple[Segment, ...]:
+        """The segments for `fill`, which a pass of inference over the corpus calls before ``epoch``; none, no pass."""
+        return ()
+
+    def fill(self, views: Views) -> Remember:
+        """What the memory shall know of a batch before the epoch begins."""
+        raise NotImplementedError
+
 
 def replaced(own: Tensor, recall: Recall) -> Tensor:
     """``own [B, D]`` with the recalled rows, without gradient, where there are any."""

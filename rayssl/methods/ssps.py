@@ -14,13 +14,18 @@ import torch
 from pydantic import Field, model_validator
 from torch.nn.functional import normalize
 
+from rayssl.memory.speakers import Sampling
 from rayssl.methods.base import Batch, Method, Outputs, Recall, Remember, Step, View, Views
+from rayssl.methods.dino import DINOConfig
+from rayssl.methods.moco import MoCoConfig
 from rayssl.methods.simclr import SimCLRConfig
+from rayssl.methods.swav import SwAVConfig
+from rayssl.methods.vicreg import VICRegConfig
 from rayssl.models.encoder import Encoder
 from rayssl.schema import Config
 from rayssl.views.recipes import Segment, ViewsConfig
 
-BaseConfig = Annotated[SimCLRConfig, Field()]
+BaseConfig = Annotated[SimCLRConfig | DINOConfig | MoCoConfig | SwAVConfig | VICRegConfig, Field(discriminator="name")]
 
 
 class SSPSConfig(Config):
@@ -28,27 +33,46 @@ class SSPSConfig(Config):
 
     Sampling (``sampling: cluster``): with ``neighbours`` M = 0 an utterance of the anchor's own cluster (Eq. 3), with
     M >= 1 one of a cluster drawn among the M with the nearest centroids, the own excluded (Eq. 4-5). ``clusters`` is
-    K; choose it so that utterances per recording < N/K < utterances per speaker. ``sampling: speaker`` ignores both and
+    K; choose it so that utterances per recording < N/K < utterances per speaker. ``centroid`` gives the chosen
+    cluster's centroid itself, ``nn`` one of the M utterances with the nearest references, without clusters. ``speaker``
     draws from the true speaker's other recordings: no method, for it needs the labels, but the bound to compare with.
     ``queue`` is |Q'| (0: every utterance); keep it at 4 K or more, or a third of the anchors find nothing.
-    ``skip_empty`` draws only among clusters that have an utterance in the queue. ``iterations`` of k-means at each
-    epoch.
+    ``skip_empty`` draws only among clusters that have an utterance in the queue. ``whiten``: references are clustered
+    and compared after whitening (not in the paper; it helps where the encoder is still poor). ``iterations`` of k-means
+    at each epoch.
+
+    ``references: rolling`` keeps the reference computed when an utterance was last trained on, so that those of one
+    clustering come from the weights of a whole epoch; ``fill`` computes all of them anew, with the same weights, in a
+    pass of inference before each clustering. ``start_from``: a run's folder or checkpoint of the method of ``over``
+    whose weights to begin with; one pass fills the memory and SSPS begins in the first epoch (``start_epoch: 0``).
     """
 
     name: Literal["ssps"]
     over: BaseConfig = SimCLRConfig()
-    start_epoch: int = Field(ge=1)
-    sampling: Literal["cluster", "speaker"] = "cluster"
+    start_epoch: int = Field(0, ge=0)
+    start_from: str | None = None
+    references: Literal["rolling", "fill"] = "rolling"
+    sampling: Sampling = "cluster"
     clusters: int = Field(0, ge=0)
     neighbours: int = Field(1, ge=0)
     queue: int = Field(0, ge=0)
     skip_empty: bool = False
+    whiten: bool = False
     iterations: int = Field(10, ge=1)
 
     @model_validator(mode="after")
-    def _has_clusters(self) -> SSPSConfig:
-        if self.sampling == "cluster" and self.clusters < 2:
-            raise ValueError("sampling: cluster needs clusters (K) of at least 2; set method.clusters")
+    def _possible(self) -> SSPSConfig:
+        if self.sampling in ("cluster", "centroid") and self.clusters < 2:
+            raise ValueError(f"sampling: {self.sampling} needs clusters (K) of at least 2; set method.clusters")
+        if self.sampling == "nn" and self.neighbours < 1:
+            raise ValueError("sampling: nn draws among the M nearest; set method.neighbours to at least 1")
+        if self.sampling == "centroid" and self.whiten:
+            raise ValueError("sampling: centroid gives positives that whitening has moved; leave out method.whiten")
+        if (self.start_epoch == 0) != (self.start_from is not None):
+            raise ValueError(
+                "SSPS begins either at an epoch of this training (method.start_epoch of 1 or more) or with the weights "
+                "of another run (method.start_from, without start_epoch): give one of them"
+            )
         return self
 
 
@@ -76,11 +100,24 @@ class SSPS(Method):
         return epoch >= self.config.start_epoch - 1
 
     def segments(self, epoch: int) -> tuple[Segment, ...]:
-        """The base method's segments and, while remembering, the longer undistorted reference."""
+        """The base method's segments and, where references roll, the longer undistorted reference."""
         segments = self.base.segments(epoch)
-        if self.remembers(epoch):
-            segments += (Segment(name="reference", seconds=self.views.reference_s, distort=False),)
+        if self.remembers(epoch) and self.config.references == "rolling":
+            segments += (self._reference_segment(),)
         return segments
+
+    def fill_segments(self, epoch: int) -> tuple[Segment, ...]:
+        """Reference and positives where nothing has been remembered yet, the reference where only that is renewed."""
+        if epoch == 0 and self.config.start_from is not None:
+            return (*self.base.segments(epoch), self._reference_segment())
+        return (self._reference_segment(),) if self.recalls(epoch) and self.config.references == "fill" else ()
+
+    @torch.no_grad()
+    def fill(self, views: Views) -> Remember:
+        """References and, where the base method's segments are there, its positives."""
+        alone = set(views) == {"reference"}
+        positives = None if alone else self.base.positives(self.base(views))
+        return Remember(self._reference(views["reference"]), positives)
 
     def forward(self, views: Views) -> Outputs:
         """The base method's outputs, and ``reference`` ``[B, D_repr]`` where the batch has one."""
@@ -95,7 +132,7 @@ class SSPS(Method):
         if recall is not None:
             out = self.base.with_positives(out, recall)
         step = self.base.step(out, batch, None)
-        remember = Remember(out["reference"], own.detach()) if "reference" in out else None
+        remember = Remember(out.get("reference"), own.detach()) if self.remembers(batch.epoch) else None
         return Step(step.loss, step.terms, remember)
 
     def before_update(self, epoch: int) -> None:
@@ -105,6 +142,9 @@ class SSPS(Method):
     def after_step(self, progress: float) -> None:
         """The base method's."""
         self.base.after_step(progress)
+
+    def _reference_segment(self) -> Segment:
+        return Segment(name="reference", seconds=self.views.reference_s, distort=False)
 
     @torch.no_grad()
     def _reference(self, view: View) -> torch.Tensor:

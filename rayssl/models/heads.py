@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -14,10 +15,13 @@ from rayssl.schema import Config
 
 
 class ProjectorConfig(Config):
-    """Widths of the layers, the last one without normalisation or ReLU; no ``sizes`` means no projector."""
+    """Widths of the layers, the last one without normalisation or ReLU, and without bias where ``last_bias`` is false;
+    no ``sizes`` means no projector.
+    """
 
     sizes: list[int] = Field(default_factory=list)
     batch_norm: bool = True
+    last_bias: bool = True
 
     def outputs(self, inputs: int) -> int:
         """The width of what comes out."""
@@ -33,7 +37,7 @@ class Projector(nn.Module):
         width = inputs
         for position, size in enumerate(config.sizes):
             last = position == len(config.sizes) - 1
-            layers.append(nn.Linear(width, size, bias=last or not config.batch_norm))
+            layers.append(nn.Linear(width, size, bias=config.last_bias if last else not config.batch_norm))
             if not last:
                 layers += [BatchNorm1d(size)] if config.batch_norm else []
                 layers.append(nn.ReLU())
@@ -44,6 +48,70 @@ class Projector(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         projected: Tensor = self.layers(x)
         return projected
+
+
+class Prototypes(nn.Module):
+    """Cosines to learnt directions: ``[B, inputs]`` of unit length to ``[B, count]``, float32 at least.
+
+    A linear layer without bias whose rows are divided by their length: weight normalisation (Salimans and Kingma,
+    2016) with every gain fixed at 1, which is therefore no parameter here. Only the rows' directions matter.
+    """
+
+    def __init__(self, inputs: int, count: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(count, inputs))
+        nn.init.uniform_(self.weight, -(inputs**-0.5), inputs**-0.5)  # of length 0.58, as a linear layer's rows
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Divided by temperatures of a few hundredths, bfloat16's steps near 1 would be steps of 0.1 in the logits
+        with torch.autocast(x.device.type, enabled=False):
+            x = x if x.dtype == torch.float64 else x.float()
+            return F.linear(x, F.normalize(self.weight.to(x.dtype)))
+
+
+class DinoHeadConfig(Config):
+    """``hidden`` layers with GELU (``batch_norm`` before it, as in public code for speech; the original has none), then
+    ``bottleneck`` values of unit length, then ``prototypes``.
+    """
+
+    hidden: list[Annotated[int, Field(ge=1)]] = [2048, 2048]
+    bottleneck: int = Field(256, ge=1)
+    prototypes: int = Field(65536, ge=2)
+    batch_norm: bool = True
+
+
+class DinoHead(nn.Module):
+    """DINO's head in two parts (Caron et al., ICCV 2021): `bottleneck` and, over its rows, `prototypes`.
+
+    Calling the head is ``prototypes(bottleneck(x))``: ``[B, inputs]`` to ``[B, prototypes]``.
+    """
+
+    def __init__(self, config: DinoHeadConfig, inputs: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        width = inputs
+        for size in config.hidden:
+            layers.append(nn.Linear(width, size, bias=not config.batch_norm))
+            layers += [BatchNorm1d(size)] if config.batch_norm else []
+            layers.append(nn.GELU())
+            width = size
+        layers.append(nn.Linear(width, config.bottleneck))
+        for layer in layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+        self.layers = nn.Sequential(*layers)
+        self.prototypes = Prototypes(config.bottleneck, config.prototypes)
+
+    def bottleneck(self, x: Tensor) -> Tensor:
+        """``[B, inputs]`` to ``[B, bottleneck]`` of unit length, float32 at least."""
+        y: Tensor = self.layers(x)
+        return F.normalize(y if y.dtype == torch.float64 else y.float(), dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.prototypes(self.bottleneck(x))
+        return logits
 
 
 class AamHead(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from typing import Any
 
 import numpy as np
@@ -110,21 +111,24 @@ def embed(experiment: Experiment, checkpoint_uri: str, corpus: str, limit: int |
     if limit is not None:
         count = next((k + 1 for k, shard in enumerate(manifest.shards) if shard.first_id + shard.rows >= limit), count)
     source = ray.data.from_items([{"shard": k} for k in range(count)], override_num_blocks=count)
-    embedded = source.map_batches(
-        _Embedder,
-        fn_constructor_args=(
-            experiment.model_dump(mode="json"),
-            checkpoint_uri,
-            corpus,
-            manifest.model_dump(mode="json"),
-        ),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=min(count, settings.actors if settings else 1)),
-        num_cpus=1,
-        # Nodes of a cluster may go away; on this machine alone Ray would only complain that a restart could fail.
-        max_restarts=-1 if cluster.joins() else 0,
-        num_gpus=1 if ray.cluster_resources().get("GPU", 0) and experiment.ray.gpu is not False else 0,
-    )
+    gpu = ray.cluster_resources().get("GPU", 0) and experiment.ray.gpu is not False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of the way in which max_restarts has to be given
+        embedded = source.map_batches(
+            _Embedder,
+            fn_constructor_args=(
+                experiment.model_dump(mode="json"),
+                checkpoint_uri,
+                corpus,
+                manifest.model_dump(mode="json"),
+            ),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=min(count, settings.actors if settings else 1)),
+            num_cpus=1,
+            num_gpus=1 if gpu else 0,
+            # Nodes of a cluster may go away; on this machine alone Ray would only complain that a restart could fail.
+            max_restarts=-1 if cluster.joins() else 0,
+        )
     parts = []
     for row in embedded.iter_rows():
         if row["error"]:

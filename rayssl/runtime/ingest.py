@@ -36,6 +36,7 @@ def dataset(
     epoch_count: int,
     ranks: int,
     segments: list[tuple[Segment, ...]],
+    fill_segments: list[tuple[Segment, ...]],
     start: Cursor,
     unit_rows: int,
     readers: int = 0,
@@ -43,15 +44,19 @@ def dataset(
     """The batches from ``start`` to the end of the last epoch, as a lazy dataset to be split over ``ranks``.
 
     The executor must preserve the order (Ray Train takes that from its DataConfig). ``segments[e]`` are those of
-    epoch ``e``. At most ``readers`` tasks (0: as many as ranks) read at once. Memory stays bounded: a task holds one
-    unit, finished batches wait in the object store, and Ray Data starts no task when their share of it is full.
+    epoch ``e``, ``fill_segments[e]`` those of the pass before it (none: no pass). At most ``readers`` tasks (0: as many
+    as ranks) read at once. Memory stays bounded: a task holds one unit, finished batches wait in the object store, and
+    Ray Data starts no task when their share of it is full.
     """
     context = DataContext.get_current()
     context.target_max_block_size = 1  # every row its own block, see above
     # Without bars Ray Data would say that there are none; as log lines they are below the level of cluster.connect.
     context.enable_progress_bars, context.use_ray_tqdm = True, False
-    units = list(epochs.plan(manifest, seed=seed, batch=batch, epochs=epoch_count, start=start, unit_rows=unit_rows))
-    reader = _Reader(manifest, uri, seed, batch, ranks, segments)
+    fills = {epoch for epoch, wanted in enumerate(fill_segments) if wanted}
+    units = list(
+        epochs.plan(manifest, seed=seed, batch=batch, epochs=epoch_count, start=start, unit_rows=unit_rows, fills=fills)
+    )
+    reader = _Reader(manifest, uri, seed, batch, ranks, segments, fill_segments)
     items = [{"unit": json.dumps(asdict(unit))} for unit in units]
     source = ray.data.from_items(items, override_num_blocks=max(1, len(items)))
     pool = ray.data.TaskPoolStrategy(size=readers or ranks)
@@ -66,6 +71,7 @@ def batches(iterator: ray.data.DataIterator, rank: int) -> Iterator[dict[str, An
             raise getattr(errors, str(raw["error"]))(str(raw["message"]))
         for name in ("epoch", "step", "rank"):
             raw[name] = int(raw[name])
+        raw["fill"] = bool(raw["fill"])
         if raw["rank"] != rank:
             raise RuntimeError(
                 f"the batch of rank {raw['rank']} (epoch {raw['epoch']}, step {raw['step']}) came to {rank}"
@@ -84,9 +90,10 @@ class _Reader:
         batch: int,
         ranks: int,
         segments: list[tuple[Segment, ...]],
+        fill_segments: list[tuple[Segment, ...]],
     ) -> None:
         self.manifest, self.uri, self.seed = manifest, uri, seed
-        self.batch, self.ranks, self.segments = batch, ranks, segments
+        self.batch, self.ranks, self.segments, self.fill_segments = batch, ranks, segments, fill_segments
 
     def __call__(self, items: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         for text in items["unit"]:
@@ -111,5 +118,5 @@ class _Reader:
             seed=self.seed,
             batch=self.batch,
             ranks=self.ranks,
-            segments=self.segments[unit.epoch],
+            segments=(self.fill_segments if unit.fill else self.segments)[unit.epoch],
         )

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from rayssl import collectives
 from rayssl.data import shards
 from rayssl.errors import CheckpointError, ConfigError, UserError
-from rayssl.experiment import Experiment, build_method, located, memory_settings
+from rayssl.experiment import Experiment, begin_from, build_method, located, memory_settings
 from rayssl.models.encoder import Encoder
 from rayssl.runtime import cluster
 from rayssl.training import checkpoint
@@ -63,7 +63,9 @@ def check(experiment: Experiment) -> shards.Manifest:
     method = build_method(experiment, manifest)
     memory_settings(experiment, manifest)
     known = checkpoint.steps(experiment.run)
-    if known:
+    if not known:
+        begin_from(experiment, method)
+    else:
         loaded = checkpoint.load(checkpoint.locate(experiment.run, "last"))
         checkpoint.load_module(method, loaded.state["method"], loaded.uri, experiment.architecture)
         _check_cursor(loaded, epochs.steps_per_epoch(manifest.rows, experiment.training.batch))
@@ -169,6 +171,7 @@ def _dataset(tree: dict[str, Any], manifest: shards.Manifest) -> Any:
         epoch_count=experiment.training.epochs,
         ranks=experiment.ray.workers,
         segments=[method.segments(epoch) for epoch in range(experiment.training.epochs)],
+        fill_segments=[method.fill_segments(epoch) for epoch in range(experiment.training.epochs)],
         start=_cursor(experiment),
         unit_rows=experiment.corpus.unit_rows,
         readers=experiment.corpus.readers,
@@ -226,6 +229,7 @@ def build_loop(experiment: Experiment, manifest: shards.Manifest, context: _RayC
     memory = None if settings is None else ActorMemory(settings, experiment.memory, experiment.run)
     known = checkpoint.steps(experiment.run)
     loaded = checkpoint.load(checkpoint.locate(experiment.run, "last")) if known else None
+    source = begin_from(experiment, method) if loaded is None else None
     wrapped: nn.Module = method
     if context.world > 1:
         devices = [context.device] if context.device.type == "cuda" else None
@@ -251,6 +255,8 @@ def build_loop(experiment: Experiment, manifest: shards.Manifest, context: _RayC
     if loaded is not None:
         loop.restore(loaded)
         context.say(f"rank {context.rank}: going on from {loaded.uri} (step {loaded.meta.step})")
+    elif source is not None and context.rank == 0:
+        context.say(f"beginning with the weights of {source}")
     return loop
 
 

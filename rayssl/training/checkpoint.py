@@ -146,6 +146,19 @@ def load(uri: str) -> Loaded:
     return Loaded(uri, meta, state, memory)
 
 
+def load_weights(module: torch.nn.Module, source: str, architecture: str) -> str:
+    """Gives ``module`` the weights of a checkpoint, or of a run's last one; returns the checkpoint's URI.
+
+    What SSPS wraps is taken out of a run of SSPS. Raises `CheckpointError` where there is none or it does not fit.
+    """
+    uri = source if storage.exists(storage.join(source, _META)) else locate(source, "last")
+    state = load(uri).state["method"]
+    if all(name.startswith("base.") for name in state):
+        state = {name.removeprefix("base."): value for name, value in state.items()}
+    load_module(module, state, uri, architecture)
+    return uri
+
+
 def load_module(module: torch.nn.Module, state: dict[str, torch.Tensor], uri: str, architecture: str) -> None:
     """Strictly; ``state`` is of the checkpoint at ``uri``.
 

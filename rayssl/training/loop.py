@@ -11,28 +11,27 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from rayssl import collectives, draws, draws_torch
+from rayssl import collectives
 from rayssl.errors import CheckpointError, UserError
 from rayssl.memory import speakers
-from rayssl.methods.base import Batch, Method, Recall, Remember, Step, View, Views
+from rayssl.methods.base import Method, Recall, Remember, Step, Views
 from rayssl.schema import Config
 from rayssl.training import checkpoint
+from rayssl.training.batches import Raw, batch_of, make_views, to_memory
 from rayssl.training.checkpoint import CheckpointConfig
 from rayssl.training.context import Context, MemoryClient
 from rayssl.training.metrics import RunLog
 from rayssl.training.optim import OptimiserConfig, build_optimiser
 from rayssl.training.schedules import learning_rate
 from rayssl.views.epochs import Cursor
-
-Raw = dict[str, Any]
-_VIEW = 17  # purpose of the draws made for distorting views
+from rayssl.views.recipes import Segment
 
 
 class TrainingConfig(Config):
@@ -164,6 +163,8 @@ class Loop:
         waiting = time.perf_counter()
         raw = next(batches, None)
         while raw is not None:
+            if raw["fill"]:
+                raw, waiting = self._fill(raw, batches), time.perf_counter()
             if self.cursor.step == 0:
                 self._begin_epoch()
             following = next(batches, None) if not self._last_of_epoch() else None
@@ -182,6 +183,32 @@ class Loop:
         if self.cursor.epoch < self.parts.config.epochs:
             raise RuntimeError(f"the batches ended at {self.cursor}, before epoch {self.parts.config.epochs}")
         return self._metrics
+
+    @torch.no_grad()
+    def _fill(self, raw: Raw, batches: Iterator[Raw]) -> Raw:
+        """Remembers what one pass of inference over the corpus finds; returns the first batch to train on."""
+        parts, epoch, began, done = self.parts, self.cursor.epoch, time.perf_counter(), 0
+        if parts.memory is None or self.cursor.step != 0:
+            raise RuntimeError(f"a batch to fill a memory with came at {self.cursor}")
+        training = [module for module in parts.method.modules() if module.training]
+        parts.method.eval()
+        while raw["fill"]:
+            remember = parts.method.fill(self._views(raw, parts.method.fill_segments(epoch)))
+            parts.memory.exchange(to_memory(remember, raw), None, epoch).result()
+            raw, done = next(batches), done + 1
+            if parts.log is not None and done % (10 * parts.config.log_every) == 0:
+                parts.context.say(f"epoch {epoch + 1}: filling the memory, {done * parts.config.batch} utterances")
+        for module in training:  # one by one: a part that was frozen in eval mode stays so
+            module.training = True
+        if parts.log is not None:
+            parts.context.say(f"epoch {epoch + 1}: filled the memory in {time.perf_counter() - began:.1f} s")
+        return raw
+
+    def _views(self, raw: Raw, segments: tuple[Segment, ...]) -> Views:
+        parts = self.parts
+        return make_views(
+            raw, segments, parts.distort, seed=parts.seed, epoch=self.cursor.epoch, device=parts.context.device
+        )
 
     def _begin_epoch(self) -> None:
         parts, epoch = self.parts, self.cursor.epoch
@@ -202,10 +229,10 @@ class Loop:
         parts, epoch = self.parts, self.cursor.epoch
         if (raw["epoch"], raw["step"]) != (epoch, self.cursor.step):
             raise RuntimeError(f"expected the batch of {self.cursor}, got epoch {raw['epoch']} step {raw['step']}")
-        batch = _batch(raw, parts.context.device)
+        batch = batch_of(raw, parts.context.device)
         if self._asked is None and parts.memory is not None and parts.method.recalls(epoch):
             self._asked = parts.memory.exchange(None, raw["id"], epoch)
-        views = make_views(raw, parts, epoch)
+        views = self._views(raw, parts.method.segments(epoch))
         with torch.autocast(parts.context.device.type, torch.bfloat16, enabled=parts.config.precision == "bf16"):
             out = parts.wrapped(views)
         step = parts.method.step(out, batch, self._recalled())
@@ -239,7 +266,7 @@ class Loop:
             return
         ask = parts.method.recalls(epoch) and following is not None and not self._checkpoint_due(self.cursor.step + 1)
         ids = following["id"] if ask and following is not None else None
-        kept = None if remember is None else _to_memory(remember, raw)
+        kept = None if remember is None else to_memory(remember, raw)
         answer = parts.memory.exchange(kept, ids, epoch)
         if ids is None:
             answer.result()  # applied before a checkpoint or a clustering looks at the memory
@@ -340,40 +367,6 @@ class Loop:
 
 
 _SHOWN = ("loss", "coverage", "speaker_accuracy", "recording_accuracy", "train_accuracy", "utterances_per_s")
-
-
-def make_views(raw: Raw, parts: Parts, epoch: int) -> Views:
-    """The segments of a batch on the device, distorted where the recipe says so, under keys of (seed, epoch, id)."""
-    device = parts.context.device
-    ids = torch.tensor(raw["id"]).to(device)
-    views = {}
-    for index, segment in enumerate(parts.method.segments(epoch)):
-        wave = torch.tensor(raw[segment.name]).to(device).float() / 32768.0
-        keys = None
-        if segment.distort:
-            keys = draws_torch.keys_torch(draws.fold(parts.seed, _VIEW, epoch, index), ids)
-            wave = parts.distort(wave, keys)
-        views[segment.name] = View(wave, keys)
-    return views
-
-
-def _batch(raw: Raw, device: torch.device) -> Batch:
-    columns = {name: torch.tensor(raw[name]).to(device).long() for name in ("id", "speaker", "recording", "label")}
-    return Batch(columns["id"], columns["speaker"], columns["recording"], columns["label"], raw["epoch"])
-
-
-def _to_memory(remember: Remember, raw: Raw) -> speakers.Remember:
-    references, positives = (
-        None if rows is None else rows.detach().float().cpu().numpy()
-        for rows in (remember.references, remember.positives)
-    )
-    return speakers.Remember(
-        ids=raw["id"],
-        references=references,
-        positives=positives,
-        speakers=raw["speaker"],
-        recordings=raw["recording"],
-    )
 
 
 def _duration(seconds: float) -> str:

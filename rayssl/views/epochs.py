@@ -11,8 +11,10 @@ Neither torch nor ray is imported here: these functions run inside data tasks, w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -46,12 +48,16 @@ class Piece:
 
 @dataclass(frozen=True)
 class Unit:
-    """Consecutive global batches that one task reads: ``steps`` of them from ``first_step`` of ``epoch``."""
+    """Consecutive global batches that one task reads: ``steps`` of them from ``first_step`` of ``epoch``.
+
+    With ``fill`` they are not trained on: they belong to the pass over the corpus that comes before the epoch.
+    """
 
     epoch: int
     first_step: int
     steps: int
     pieces: tuple[Piece, ...]
+    fill: bool = False
 
 
 def steps_per_epoch(rows: int, batch: int) -> int:
@@ -65,24 +71,44 @@ def steps_per_epoch(rows: int, batch: int) -> int:
 
 
 def plan(
-    manifest: shards.Manifest, *, seed: int, batch: int, epochs: int, start: Cursor, unit_rows: int = 1024
+    manifest: shards.Manifest,
+    *,
+    seed: int,
+    batch: int,
+    epochs: int,
+    start: Cursor,
+    unit_rows: int = 1024,
+    fills: Collection[int] = (),
 ) -> Iterator[Unit]:
     """The units from ``start`` to the end of the last epoch, in training order.
 
-    A unit ends with the batch in which a shard ends, once it holds ``unit_rows`` rows: reading it touches its own
-    shards and the first rows of the next one, which complete its last batch.
+    Before an epoch of ``fills``, unless ``start`` is inside it, come units that hold every row of the corpus, and so
+    many of its first ones again that the last batch is whole. A unit ends with the batch in which a shard ends, once it
+    holds ``unit_rows`` rows: reading it touches its own shards and the first rows of the next one, which complete its
+    last batch.
     """
     steps = steps_per_epoch(manifest.rows, batch)
     for epoch in range(start.epoch, epochs):
         first = start.step if epoch == start.epoch else 0
-        order = np.random.default_rng([seed, _ORDER, epoch]).permutation(len(manifest.shards))
-        ends = np.cumsum([manifest.shards[k].rows for k in order])
-        for end in ends:
-            last = min(-(-int(end) // batch), steps)
-            enough = (last - first) * batch >= unit_rows or last == steps
-            if last > first and enough:
-                yield Unit(epoch, first, last - first, _pieces(order, ends, first * batch, last * batch))
-                first = last
+        order = [int(k) for k in np.random.default_rng([seed, _ORDER, epoch]).permutation(len(manifest.shards))]
+        ends = list(accumulate(manifest.shards[k].rows for k in order))
+        if epoch in fills and first == 0:
+            every, twice = -(-manifest.rows // batch), [*ends, *(manifest.rows + end for end in ends)]
+            for begin, end in _cut(twice, every, 0, batch, unit_rows):
+                pieces = _pieces(order + order, twice, begin * batch, end * batch)
+                yield Unit(epoch, begin, end - begin, pieces, fill=True)
+        for begin, end in _cut(ends, steps, first, batch, unit_rows):
+            yield Unit(epoch, begin, end - begin, _pieces(order, ends, begin * batch, end * batch))
+
+
+def _cut(ends: list[int], steps: int, first: int, batch: int, unit_rows: int) -> Iterator[tuple[int, int]]:
+    """Steps ``[begin, end)`` of each unit; ``ends``: how many rows there are up to the end of each shard in order."""
+    for shard_end in ends:
+        last = min(-(-shard_end // batch), steps)
+        enough = (last - first) * batch >= unit_rows or last == steps
+        if last > first and enough:
+            yield first, last
+            first = last
 
 
 def read(
@@ -90,9 +116,9 @@ def read(
 ) -> Iterator[dict[str, Any]]:
     """The batches of ``unit``, one dictionary for each step and rank, ranks innermost.
 
-    Keys: ``epoch``, ``step``, ``rank`` (int), ``id`` int64 ``[B]``, ``speaker``, ``recording``, ``label`` int32 ``[B]``
-    (-1 where unknown) and each segment's name with int16 ``[B, samples]``. Raises `CorpusError` or `StorageError`
-    naming the shard when it cannot be read or decoded.
+    Keys: ``epoch``, ``step``, ``rank`` (int), ``fill`` (bool), ``id`` int64 ``[B]``, ``speaker``, ``recording``,
+    ``label`` int32 ``[B]`` (-1 where unknown) and each segment's name with int16 ``[B, samples]``. Raises `CorpusError`
+    or `StorageError` naming the shard when it cannot be read or decoded.
     """
     size = batch // ranks
     names = [segment.name for segment in segments]
@@ -104,17 +130,20 @@ def read(
                 pending[name].append(value)
             if len(pending["id"]) == size:
                 where = {"epoch": unit.epoch, "step": unit.first_step + ready // ranks, "rank": ready % ranks}
+                where["fill"] = unit.fill
                 yield {**where, **{name: _column(name, values) for name, values in pending.items()}}
                 pending = {name: [] for name in pending}
                 ready += 1
 
 
-def _pieces(order: np.ndarray, ends: np.ndarray, start: int, stop: int) -> tuple[Piece, ...]:
+def _pieces(order: list[int], ends: list[int], start: int, stop: int) -> tuple[Piece, ...]:
+    """Rows ``[start, stop)`` of the shards of ``order``, one after the other; see `_cut` for ``ends``."""
     pieces = []
-    for shard, end, begin in zip(order, ends, np.concatenate([[0], ends[:-1]]), strict=True):
-        low, high = max(start, int(begin)), min(stop, int(end))
-        if low < high:
-            pieces.append(Piece(int(shard), low - int(begin), high - int(begin)))
+    for place in range(bisect_right(ends, start), len(order)):
+        begin = ends[place - 1] if place else 0
+        if begin >= stop:
+            break
+        pieces.append(Piece(order[place], max(start, begin) - begin, min(stop, ends[place]) - begin))
     return tuple(pieces)
 
 

@@ -24,6 +24,27 @@ QUICK = (
     *("views.segment_s=0.2", "views.reference_s=0.3", "training.compile=false"),
 )
 QUICK_SSPS = ("method.start_epoch=1", "method.clusters=4", "method.neighbours=1", "method.queue=0")
+SMALL_BACKBONE = ("channels=32", "mfa_channels=48", "embedding_dim=16")
+# Taken away again by the softmax over time and by a head's normalisation: only Adam moves them, by their rounding
+UNSEEN = ("pool.score.bias", "backbone.project.bias")
+# In four steps, two of them without the last layer, a teacher that follows as slowly as published stays within rounding
+QUICK_METHODS = {
+    "dino": ("local_s=0.1", "head={hidden: [16], bottleneck: 8, prototypes: 16}", "teacher_momentum=0.5"),
+    "moco": ("queue=20",),
+    "swav": ("projector.sizes=[16, 8]", "prototypes=10", "queue=12", "queue_start_epoch=1"),
+    "vicreg": ("projector.sizes=[16, 16, 8]",),
+}
+
+
+def made_small(tree: dict[str, Any]) -> list[str]:
+    """Overrides that shrink sizes and lengths, and leave everything else as the file has it."""
+    method: dict[str, Any] = tree["method"]
+    over = method.get("over", {}) if method["name"] == "ssps" else method
+    changes = [*QUICK, *(QUICK_SSPS if method["name"] == "ssps" else ())]
+    if tree["encoder"]["backbone"].get("channels", 512) > 64:
+        changes += [f"encoder.backbone.{change}" for change in SMALL_BACKBONE]
+    prefix = "method." if over is method else "method.over."
+    return changes + [prefix + change for change in QUICK_METHODS.get(over.get("name", "simclr"), ())]
 
 
 def test_there_are_some() -> None:
@@ -52,15 +73,15 @@ def test_experiments_run(name: str, tmp_path: Path) -> None:
     assert parse(Experiment, TREES[name], name).training.epochs > 1
     write_corpus(tmp_path / "corpus", (9, 8))
     method: dict[str, Any] = TREES[name]["method"]
-    changes = [*QUICK, *(QUICK_SSPS if method["name"] == "ssps" else ())]
-    changes += [f"run={tmp_path}/run", f"corpus.uri={tmp_path}/corpus"]
+    changes = [*made_small(TREES[name]), f"run={tmp_path}/run", f"corpus.uri={tmp_path}/corpus"]
     settings = parse(Experiment, override(TREES[name], changes), name)
     loop = build(settings)
     before = {name: p.detach().clone() for name, p in loop.parts.method.named_parameters()}
     loop.fit(batches(settings, loop))
     assert [line["step"] for line in records(settings.run, "step")] == [1, 2, 3, 4]
     unmoved = [name for name, p in loop.parts.method.named_parameters() if torch.equal(p, before[name])]
-    assert unmoved == []
+    unseen = UNSEEN if settings.training.optimiser.name == "sgd" else ()
+    assert [name for name in unmoved if not name.endswith(unseen)] == []
     if method["name"] == "ssps":
         assert records(settings.run, "epoch")[-1]["coverage"] > 0
 

@@ -160,7 +160,7 @@ def test_nearest_references_by_brute_force() -> None:
     ids = np.arange(60)
     seen: dict[int, set[int]] = {i: set() for i in range(60)}
     for epoch in range(80):
-        sample = sample_nearest(ids, bank, queue, 4, keys_np(fold(1, epoch), ids))
+        sample = sample_nearest(ids, bank.rows, bank.filled, queue, 4, keys_np(fold(1, epoch), ids))
         for i in ids.tolist():
             seen[i].add(int(sample.ids[i]))
     present = [j for j in queue.ids.tolist() if bank.filled[j]]
@@ -174,8 +174,11 @@ def test_nearest_with_hardly_anybody() -> None:
     bank = References(4, 2)
     bank.write(np.array([0, 1]), np.eye(2, dtype=np.float32))
     keys = keys_np(0, np.arange(2))
-    assert sample_nearest(np.array([0, 1]), bank, _queue(np.array([3]), 4), 2, keys).ids.tolist() == [-1, -1]
-    sample = sample_nearest(np.array([0, 1]), bank, _queue(np.array([1]), 4), 2, keys)
+    assert sample_nearest(np.array([0, 1]), bank.rows, bank.filled, _queue(np.array([3]), 4), 2, keys).ids.tolist() == [
+        -1,
+        -1,
+    ]
+    sample = sample_nearest(np.array([0, 1]), bank.rows, bank.filled, _queue(np.array([1]), 4), 2, keys)
     assert sample.ids.tolist() == [1, -1]
     assert sample.pool.tolist() == [1, 0]
 

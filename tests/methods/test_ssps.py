@@ -157,7 +157,55 @@ def test_epochs() -> None:
     assert method.segments(1)[:2] == method.segments(0)
 
 
-def test_nothing_to_remember_without_a_reference() -> None:
+def test_references_of_a_pass_before_each_epoch() -> None:
+    """Only the reference is read and computed then, with the encoder in eval mode; no step has one."""
+    config = SSPSConfig(name="ssps", start_epoch=2, clusters=4, references="fill")
+    method = SSPS(config, base(), views_config())
+    names = [[segment.name for segment in method.fill_segments(epoch)] for epoch in range(4)]
+    assert names == [[], [], ["reference"], ["reference"]]
+    assert [len(method.segments(epoch)) for epoch in range(4)] == [2] * 4
+    remember = method.fill(random_views(("reference",)))
+    assert remember.references is not None and remember.positives is None
+    plain = base().eval()
+    with torch.no_grad():
+        expected = torch.nn.functional.normalize(
+            plain.encoder(random_views(("reference",))["reference"].wave, None), dim=1
+        )
+    torch.testing.assert_close(remember.references, expected)
+    step = method.step(method(random_views(("anchor", "positive"))), batch_of(epoch=1), None)
+    assert step.remember is not None and step.remember.references is None and step.remember.positives is not None
+
+
+def test_from_another_run_the_first_pass_has_everything() -> None:
+    config = SSPSConfig(name="ssps", start_from="runs/a", clusters=4)
+    method = SSPS(config, base(), views_config())
+    names = [[segment.name for segment in method.fill_segments(epoch)] for epoch in range(2)]
+    assert names == [["anchor", "positive", "reference"], []]
+    assert method.recalls(0) and method.remembers(0)
+    method.eval()
+    views = random_views(("anchor", "positive", "reference"))
+    remember = method.fill(views)
+    out = method(views)
+    assert remember.positives is not None and not remember.positives.requires_grad
+    torch.testing.assert_close(remember.positives, out["positive"])
+    torch.testing.assert_close(remember.references, out["reference"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "give one of them"),
+        ({"start_epoch": 1, "start_from": "runs/a"}, "give one of them"),
+        ({"start_epoch": 1, "clusters": 0}, "set method.clusters"),
+        ({"start_epoch": 1, "sampling": "nn", "neighbours": 0}, "set method.neighbours"),
+    ],
+)
+def test_impossible_settings(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SSPSConfig.model_validate({"name": "ssps", "clusters": 4, **changes})
+
+
+def test_nothing_to_remember_before_its_time() -> None:
     method = ssps()
     out = method(random_views(("anchor", "positive")))
     assert "reference" not in out and method.step(out, batch_of(epoch=0), None).remember is None

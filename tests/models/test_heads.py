@@ -1,13 +1,15 @@
-"""Projector and the angular-margin head, against pytorch-metric-learning's ArcFace."""
+"""Projector, the angular-margin head against pytorch-metric-learning's ArcFace, DINO's head against lightly's."""
 
 import math
+import warnings
 
 import pytest
 import torch
+from lightly.models.modules.heads import DINOProjectionHead
 from pytorch_metric_learning.losses import ArcFaceLoss
 from torch.nn import functional as F
 
-from rayssl.models.heads import AamHead, Projector, ProjectorConfig
+from rayssl.models.heads import AamHead, DinoHead, DinoHeadConfig, Projector, ProjectorConfig, Prototypes
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.2, 0.5])
@@ -68,7 +70,75 @@ def test_projector() -> None:
     assert projector(torch.randn(3, 4)).shape == (3, projector.outputs) == (3, 5)
     plain = Projector(ProjectorConfig(sizes=[8, 5], batch_norm=False), 4)
     assert [type(layer).__name__ for layer in plain.layers] == ["Linear", "ReLU", "Linear"]
+    unbiased = Projector(ProjectorConfig(sizes=[8, 5], last_bias=False), 4)
+    assert [layer.bias is None for layer in unbiased.layers if isinstance(layer, torch.nn.Linear)] == [True, True]
+    assert [layer.bias is None for layer in projector.layers if isinstance(layer, torch.nn.Linear)] == [True, False]
     x = torch.randn(3, 4)
     identity = Projector(ProjectorConfig(), 4)
     assert torch.equal(identity(x), x)
     assert identity.outputs == 4
+
+
+def _dino_pair(batch_norm: bool) -> tuple[DinoHead, DINOProjectionHead]:
+    """Ours and lightly's with the same weights."""
+    torch.manual_seed(0)
+    config = DinoHeadConfig(hidden=[10, 10], bottleneck=6, prototypes=9, batch_norm=batch_norm)
+    ours = DinoHead(config, 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of its weight_norm
+        theirs = DINOProjectionHead(5, 10, 6, 9, batch_norm=batch_norm)
+    theirs.layers.load_state_dict(ours.layers.state_dict(), strict=True)
+    theirs.last_layer.weight_v.data = ours.prototypes.weight.detach().clone()
+    return ours.double(), theirs.double()
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_dino_head_is_lightlys(batch_norm: bool) -> None:
+    """In value and in every gradient, with the gain of the weight normalisation fixed at 1."""
+    ours, theirs = _dino_pair(batch_norm)
+    x, cotangent = 5 * torch.randn(8, 5).double(), torch.randn(8, 9).double()
+    y, z = x.clone().requires_grad_(), x.clone().requires_grad_()
+    mine, expected = ours(y), theirs(z)
+    torch.testing.assert_close(mine, expected)
+    mine.backward(cotangent)
+    expected.backward(cotangent)
+    torch.testing.assert_close(y.grad, z.grad)
+    for (name, parameter), other in zip(ours.layers.named_parameters(), theirs.layers.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, other.grad, msg=name)
+    torch.testing.assert_close(ours.prototypes.weight.grad, theirs.last_layer.weight_v.grad)
+
+
+def test_dino_head_in_parts() -> None:
+    head = DinoHead(DinoHeadConfig(hidden=[8], bottleneck=4, prototypes=7), 5)
+    x = torch.randn(6, 5)
+    bottleneck = head.eval().bottleneck(x)
+    torch.testing.assert_close(bottleneck.norm(dim=1), torch.ones(6))
+    assert torch.equal(head(x), head.prototypes(bottleneck)) and head(x).shape == (6, 7)
+    assert head(x).abs().max() <= 1 + 1e-6
+    assert {name for name, _ in head.named_parameters()} == {
+        *("layers.0.weight", "layers.1.weight", "layers.1.bias", "layers.3.weight", "layers.3.bias"),
+        "prototypes.weight",
+    }
+    none = DinoHead(DinoHeadConfig(hidden=[], bottleneck=4, prototypes=7), 5)
+    assert [type(layer).__name__ for layer in none.layers] == ["Linear"]
+
+
+def test_prototypes_are_directions() -> None:
+    """Their length changes nothing, and the gradient never asks for more or less of it."""
+    prototypes = Prototypes(4, 6)
+    x = F.normalize(torch.randn(5, 4), dim=1)
+    before = prototypes(x)
+    before.square().sum().backward()
+    weight = prototypes.weight
+    torch.testing.assert_close((weight.grad * weight).sum(1), torch.zeros(6), rtol=0, atol=1e-5)
+    with torch.no_grad():
+        weight.mul_(torch.linspace(0.1, 30, 6)[:, None])
+    torch.testing.assert_close(prototypes(x), before)
+
+
+def test_prototypes_stay_precise_under_autocast() -> None:
+    prototypes = Prototypes(4, 6)
+    x = F.normalize(torch.randn(5, 4), dim=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = prototypes(x)
+    assert cast.dtype == torch.float32 and torch.equal(cast, prototypes(x))

@@ -24,6 +24,7 @@ BATCH, EPOCHS, SEED, UNIT_ROWS = 16, 3, 5, 20
 SHORT = (Segment(name="anchor", seconds=0.2, distort=True),)
 LONG = (*SHORT, Segment(name="reference", seconds=0.4, distort=False))
 SEGMENTS = [SHORT, LONG, LONG]  # another recipe from the second epoch on, as SSPS has it
+FILLS = [(), (), LONG[1:]]  # and before the third a pass that fills the memory
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +35,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, shards.Manife
 
 def expected(uri: str, manifest: shards.Manifest, start: Cursor, ranks: int) -> Iterator[dict[str, Any]]:
     kept = {"seed": SEED, "batch": BATCH}
-    for unit in epochs.plan(manifest, epochs=EPOCHS, start=start, unit_rows=UNIT_ROWS, **kept):
-        yield from epochs.read(unit, uri, manifest, ranks=ranks, segments=SEGMENTS[unit.epoch], **kept)
+    for unit in epochs.plan(manifest, epochs=EPOCHS, start=start, unit_rows=UNIT_ROWS, fills=[2], **kept):
+        segments = (FILLS if unit.fill else SEGMENTS)[unit.epoch]
+        yield from epochs.read(unit, uri, manifest, ranks=ranks, segments=segments, **kept)
 
 
 def consume(uri: str, manifest: shards.Manifest, start: Cursor, ranks: int, slow: int) -> list[list[dict[str, Any]]]:
@@ -43,8 +45,8 @@ def consume(uri: str, manifest: shards.Manifest, start: Cursor, ranks: int, slow
     from rayssl.runtime import ingest
 
     found = ingest.dataset(
-        manifest, uri, seed=SEED, batch=BATCH, epoch_count=EPOCHS, ranks=ranks, segments=SEGMENTS, start=start,
-        unit_rows=UNIT_ROWS,
+        manifest, uri, seed=SEED, batch=BATCH, epoch_count=EPOCHS, ranks=ranks, segments=SEGMENTS,
+        fill_segments=FILLS, start=start, unit_rows=UNIT_ROWS,
     )  # fmt: skip
     found.context.execution_options.preserve_order = True
     iterators = found.streaming_split(ranks, equal=True)
@@ -71,10 +73,11 @@ def consume(uri: str, manifest: shards.Manifest, start: Cursor, ranks: int, slow
 
 
 def same(left: dict[str, Any], right: dict[str, Any]) -> bool:
-    arrays = left.keys() - {"epoch", "step", "rank"}
+    arrays = left.keys() - {"epoch", "step", "rank", "fill"}
     return (
         left.keys() == right.keys()
-        and [left[key] for key in ("epoch", "step", "rank")] == [right[key] for key in ("epoch", "step", "rank")]
+        and [left[key] for key in ("epoch", "step", "rank", "fill")]
+        == [right[key] for key in ("epoch", "step", "rank", "fill")]
         and all(left[key].dtype == right[key].dtype and np.array_equal(left[key], right[key]) for key in arrays)
     )
 

@@ -14,47 +14,10 @@ import torch
 from rayssl.errors import CheckpointError, UserError
 from rayssl.experiment import Experiment
 from rayssl.training import checkpoint
-from rayssl.training.loop import Loop
-from tests.runs import batches, build, experiment, records, write_corpus
+from rayssl.views.recipes import Segment
+from tests.runs import batches, build, content, experiment, fit, records, write_corpus
 
 STEPS = 9  # three epochs of three
-
-
-class Interrupted(Exception):
-    """What ends a run in the middle."""
-
-
-def cut_off(rows: Iterator[dict[str, Any]], after: int) -> Iterator[dict[str, Any]]:
-    for count, row in enumerate(rows):
-        if count == after:
-            raise Interrupted
-        yield row
-    raise Interrupted
-
-
-def fit(settings: Experiment, stop: int | None = None) -> Loop:
-    """One life of a run: from its last checkpoint to its end, or until the batches break off after ``stop``."""
-    loop = build(settings)
-    rows = batches(settings, loop)
-    try:
-        if stop is None:
-            loop.fit(rows)
-        else:
-            with pytest.raises(Interrupted):
-                loop.fit(cut_off(rows, stop))
-    finally:
-        assert loop.parts.log is not None
-        loop.parts.log.close()
-    return loop
-
-
-def content(loop: Loop) -> dict[str, Any]:
-    assert loop.parts.memory is not None
-    return {
-        "weights": loop.parts.method.state_dict(),
-        "optimiser": loop.optimiser.state_dict(),
-        "memory": {name: torch.from_numpy(array) for name, array in loop.parts.memory.state_dict().items()},
-    }
 
 
 @pytest.fixture(scope="module")
@@ -229,18 +192,20 @@ def test_batches_must_be_those_of_the_cursor(corpus: Path, tmp_path: Path) -> No
 
 def test_views_follow_seed_epoch_and_utterance(corpus: Path, tmp_path: Path) -> None:
     """Distorted where the recipe says so; the two views differently; never by the batch around an utterance."""
-    from rayssl.training.loop import make_views
+    from rayssl.training.batches import make_views
 
     settings = experiment(tmp_path, corpus, "views.distort.noise.p=1.0")
     loop = build(settings)
     raw = next(batches(settings, loop)) | {"reference": np.zeros((8, 4800), np.int16)}
     raw["positive"] = raw["anchor"]
-    views = make_views(raw, loop.parts, 1)
+    segments = (*loop.parts.method.segments(0), Segment(name="reference", seconds=0.3, distort=False))
+    common = {"distort": loop.parts.distort, "seed": loop.parts.seed, "device": torch.device("cpu")}
+    views = make_views(raw, segments, epoch=1, **common)
     plain = torch.tensor(raw["anchor"]).float() / 32768
     assert not torch.allclose(views["anchor"].wave, plain, atol=1e-3)
     assert not torch.allclose(views["anchor"].wave, views["positive"].wave, atol=1e-3)
     assert views["reference"].keys is None and not views["reference"].wave.any()
-    part = make_views({name: value[3:5] for name, value in raw.items() if np.ndim(value)}, loop.parts, 1)
+    part = make_views({k: v[3:5] for k, v in raw.items() if np.ndim(v)}, segments, epoch=1, **common)
     torch.testing.assert_close(part["anchor"].wave, views["anchor"].wave[3:5])
-    other = make_views(raw, loop.parts, 2)
+    other = make_views(raw, segments, epoch=2, **common)
     assert not torch.allclose(other["anchor"].wave, views["anchor"].wave, atol=1e-3)

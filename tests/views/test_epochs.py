@@ -83,6 +83,25 @@ def test_plan_covers_every_batch_once_in_order(sizes: tuple[int, ...], unit_rows
     assert units_of(manifest, Cursor(3, 0)) == []
 
 
+@pytest.mark.parametrize("sizes", [SIZES, (40,), (1,) * 34, (3, 40, 1, 1, 8)])
+def test_a_pass_that_fills_a_memory_has_every_row(sizes: tuple[int, ...]) -> None:
+    """Before its epoch and not for one that has begun; only the rows that make its last batch whole come twice."""
+    manifest = manifest_of(*sizes)
+    kept: dict[str, Any] = {"seed": 5, "batch": 8, "epochs": 3, "unit_rows": 10}
+    plain = list(plan(manifest, start=Cursor(), **kept))
+    units = list(plan(manifest, start=Cursor(), fills=[1], **kept))
+    fill = [unit for unit in units if unit.fill]
+    assert [unit for unit in units if not unit.fill] == plain
+    assert units.index(fill[0]) == sum(unit.epoch == 0 for unit in plain) and {unit.epoch for unit in fill} == {1}
+    assert [unit.first_step for unit in fill] == [sum(u.steps for u in fill[:k]) for k in range(len(fill))]
+    rows = [(p.shard, row) for unit in fill for p in unit.pieces for row in range(p.start, p.stop)]
+    assert len(rows) == 8 * -(-manifest.rows // 8) == 8 * sum(unit.steps for unit in fill)
+    assert len(set(rows[: manifest.rows])) == manifest.rows
+    assert rows[manifest.rows :] == rows[: len(rows) - manifest.rows]
+    assert list(plan(manifest, start=Cursor(1, 0), fills=[1], **kept)) == units[units.index(fill[0]) :]
+    assert not any(unit.fill for unit in plan(manifest, start=Cursor(1, 1), fills=[1], **kept))
+
+
 def test_a_unit_touches_its_own_shards_and_one_more() -> None:
     """What a task reads is bounded by ``unit_rows`` and the largest shard, whatever the corpus."""
     manifest = manifest_of(*([20, 11, 8, 31] * 10))
@@ -124,7 +143,7 @@ def test_ranks_share_the_batches_of_one(corpus: tuple[str, Manifest], ranks: int
     for k, expected in enumerate(whole):
         parts = shared[ranks * k : ranks * (k + 1)]
         for name, value in expected.items():
-            if name in ("epoch", "step"):
+            if name in ("epoch", "step", "fill"):
                 assert {part[name] for part in parts} == {value}
             elif name != "rank":
                 np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), value, err_msg=name)

@@ -1,0 +1,41 @@
+"""InfoNCE with a queue of negatives, the contrastive loss of MoCo (He et al., CVPR 2020, Eq. 1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def infonce(queries: Tensor, keys: Tensor, queue: Tensor, *, filled: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy of each query's own key among it and the queue, mean over this rank's B; a scalar >= 0, float32.
+
+    With all rows L2-normalised, ``k_i`` the key of query ``q_i`` and ``n_j`` the filled rows of the queue::
+
+        l_i = -log( exp(q_i . k_i / t) / (exp(q_i . k_i / t) + sum over j of exp(q_i . n_j / t)) )
+
+    ``queries, keys [B, D]`` and ``queue [Q, D]`` are of any norm; ``filled [Q]`` bool says which rows of the queue
+    count. Keys of other utterances in the batch are no negatives, as published. Where nothing is filled the loss is
+    zero. Gradient flows into whatever requires it: a key encoder that takes none is the caller's affair. No rank needs
+    another's rows; the mean of this value over ranks is the loss of the global batch if all have the same queue. The
+    arithmetic is float32 (float64 for float64 inputs) even under autocast. Raises `ValueError` for shapes that do not
+    fit each other, a mask that is not bool, and a temperature that is not positive.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    if queries.shape != keys.shape or queue.shape[1:] != keys.shape[1:]:
+        raise ValueError(
+            f"queries {tuple(queries.shape)}, keys {tuple(keys.shape)} and queue {tuple(queue.shape)} do not fit"
+        )
+    if filled.shape != queue.shape[:1] or filled.dtype != torch.bool:
+        raise ValueError(f"filled must be bool {tuple(queue.shape[:1])}, got {filled.dtype} {tuple(filled.shape)}")
+    with torch.autocast(device_type=queries.device.type, enabled=False):
+        q, k, negatives = _unit(queries), _unit(keys), _unit(queue)
+        own = (q * k).sum(dim=1, keepdim=True)
+        others = (q @ negatives.T).masked_fill(~filled, float("-inf"))
+        logits = torch.cat([own, others], dim=1) / temperature
+        return functional.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
+
+
+def _unit(x: Tensor) -> Tensor:
+    return functional.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1)

@@ -1,0 +1,77 @@
+"""Swapped prediction of cluster codes, the loss of SwAV (Caron et al., NeurIPS 2020, Eq. 1 to 5)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def swav(
+    a: Tensor,
+    b: Tensor,
+    *,
+    keys_a: Tensor,
+    keys_b: Tensor,
+    offset: int,
+    temperature: float,
+    epsilon: float,
+    iterations: int,
+    counted: Tensor | None = None,
+) -> Tensor:
+    """Cross-entropy of each view's prediction and the other view's code, mean over B rows and both ways; float32.
+
+    With ``q`` the codes that `sinkhorn` makes of the keys::
+
+        l_i = -1/2 sum over k of ( q_b[i, k] log softmax(a_i / t)[k] + q_a[i, k] log softmax(b_i / t)[k] )
+
+    ``a, b [B, K]`` are the scores of this rank's two views: products of L2-normalised embeddings and prototypes.
+    ``keys_a, keys_b [N, K]`` are the scores that the codes are made of: those of all ranks in rank order and then,
+    where there is a queue, of past embeddings; ``offset`` is the row of this rank's first utterance in them
+    (rank * B). With one rank and no queue the keys are ``a, b`` themselves. As every rank has all the keys, codes are
+    of the global batch exactly, and the mean of this value over ranks is its loss. Codes carry no gradient.
+    ``counted [N]``: see `sinkhorn`. The arithmetic is float32 (float64 for float64 inputs) even under autocast. Raises
+    `ValueError` for shapes that do not fit each other and for a temperature, an epsilon or a number of iterations that
+    is not positive.
+    """
+    rows, total = a.shape[0], keys_a.shape[0]
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    if a.shape != b.shape or keys_a.shape != keys_b.shape or not 0 <= offset <= total - rows:
+        raise ValueError(
+            f"a {tuple(a.shape)}, b {tuple(b.shape)} are no rows {offset}..{offset + rows} of keys "
+            f"{tuple(keys_a.shape)}, {tuple(keys_b.shape)}"
+        )
+    own = slice(offset, offset + rows)
+    code_a, code_b = (
+        sinkhorn(keys, epsilon=epsilon, iterations=iterations, counted=counted)[own] for keys in (keys_a, keys_b)
+    )
+    with torch.autocast(device_type=a.device.type, enabled=False):
+        predicted_a, predicted_b = ((_precise(x) / temperature).log_softmax(dim=1) for x in (a, b))
+        return -(code_b * predicted_a + code_a * predicted_b).sum(dim=1).mean() / 2
+
+
+@torch.no_grad()
+def sinkhorn(scores: Tensor, *, epsilon: float, iterations: int, counted: Tensor | None = None) -> Tensor:
+    """Soft codes ``[N, K]`` of ``scores [N, K]`` that use the prototypes about equally; each row sums to one.
+
+    Sinkhorn-Knopp (SwAV, Eq. 3 to 5) from ``exp(scores / epsilon)``: each iteration gives all prototypes the same
+    total, then all rows; after the last one the rows are exact and the prototypes nearly. In logarithms, where no
+    small ``epsilon`` overflows. Rows outside ``counted [N]`` bool (default: all) take no part in the prototypes'
+    totals, as if they were not there. No gradient. Raises `ValueError` where ``epsilon`` or ``iterations`` is not
+    positive or ``counted`` is not a bool for each row.
+    """
+    if epsilon <= 0 or iterations < 1:
+        raise ValueError(f"epsilon and iterations must be positive, got {epsilon} and {iterations}")
+    if counted is not None and (counted.shape != scores.shape[:1] or counted.dtype != torch.bool):
+        raise ValueError(f"counted must be bool {tuple(scores.shape[:1])}, got {counted.dtype} {tuple(counted.shape)}")
+    with torch.autocast(device_type=scores.device.type, enabled=False):
+        log = _precise(scores) / epsilon
+        for _ in range(iterations):
+            taking_part = log if counted is None else log.masked_fill(~counted[:, None], float("-inf"))
+            log = log - taking_part.logsumexp(dim=0, keepdim=True)
+            log = log - log.logsumexp(dim=1, keepdim=True)
+        return log.exp()
+
+
+def _precise(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,187 @@
+"""MoCo: queries and keys, the key encoder that follows, what the queue is fed with, and SSPS over it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from rayssl.losses.infonce import infonce
+from rayssl.methods.base import Outputs, Recall
+from rayssl.methods.moco import MoCo, MoCoConfig
+from rayssl.methods.ssps import SSPS, SSPSConfig
+from rayssl.models.encoder import EncoderConfig, build_encoder
+from tests.runs import ENCODER, batch_of, random_views, views_config
+
+FOUND = torch.tensor([True, False, True, True, False, False])
+
+
+def moco(**changes: object) -> MoCo:
+    torch.manual_seed(0)
+    encoder = build_encoder(EncoderConfig.model_validate(ENCODER))
+    settings = {"temperature": 0.2, "queue": 20, "momentum": 0.9} | changes
+    return MoCo(MoCoConfig.model_validate(settings), encoder, views_config())
+
+
+def with_queue(method: MoCo, rows: int = 9) -> MoCo:
+    method.queue.push(torch.randn(rows, method.embedding_dim, generator=torch.Generator().manual_seed(4)))
+    return method
+
+
+def forward(method: MoCo | SSPS, seed: int = 0) -> Outputs:
+    out: Outputs = method(random_views(("anchor", "positive"), seed=seed))
+    return out
+
+
+def recall(dim: int = 16) -> Recall:
+    rows = torch.randn(6, dim, generator=torch.Generator().manual_seed(9)) * 3
+    return Recall(rows.requires_grad_(), FOUND)
+
+
+def test_segments() -> None:
+    segments = moco().segments(0)
+    assert [(s.name, s.seconds, s.distort) for s in segments] == [("anchor", 0.2, True), ("positive", 0.2, True)]
+
+
+def test_loss_is_infonce_over_the_queue_as_it_was() -> None:
+    method = with_queue(moco())
+    before = method.queue.rows.clone()
+    out = forward(method)
+    step = method.step(out, batch_of(), None)
+    filled = torch.arange(20) < 9
+    expected = infonce(out["query"], out["key"], before, filled=filled, temperature=0.2)
+    torch.testing.assert_close(step.loss, expected, rtol=0, atol=0)
+    assert step.remember is None and not step.terms["infonce"].requires_grad and step.loss > 0.1
+    assert torch.equal(method.queue.rows, before)
+    assert method.positives(out) is out["key"]
+
+
+def test_only_the_query_encoder_learns() -> None:
+    method = with_queue(moco(projector={"sizes": [12, 7]}))
+    out = forward(method)
+    assert out["query"].shape == out["key"].shape == (6, 7) and not out["key"].requires_grad
+    method.step(out, batch_of(), None).loss.backward()
+    for name, parameter in method.named_parameters():
+        assert (parameter.grad is None) is name.startswith("key_"), name
+        assert parameter.requires_grad is not name.startswith("key_"), name
+
+
+def test_keys_are_of_the_positive_and_start_with_the_query_encoders_weights() -> None:
+    method = moco().eval()
+    views = random_views(("anchor", "positive"))
+    out = method(views)
+    torch.testing.assert_close(out["query"], method.encoder(views["anchor"].wave, None), rtol=0, atol=0)
+    torch.testing.assert_close(out["key"], method.encoder(views["positive"].wave, None), rtol=0, atol=0)
+
+
+def test_the_key_encoder_follows() -> None:
+    method = moco(projector={"sizes": [5]})
+    with torch.no_grad():
+        for parameter in (*method.encoder.parameters(), *method.projector.parameters()):
+            parameter.add_(1.0)
+    before = [p.clone() for p in (*method.key_encoder.parameters(), *method.key_projector.parameters())]
+    method.after_step(0.5)
+    after = (*method.key_encoder.parameters(), *method.key_projector.parameters())
+    for old, new in zip(before, after, strict=True):
+        torch.testing.assert_close(new, old + 0.1)
+
+
+def test_the_queue_takes_each_batch_once_after_its_step() -> None:
+    method = moco()
+    keys = []
+    for seed in range(4):
+        out = forward(method, seed)
+        method.step(out, batch_of(), None)
+        assert int(method.queue.pushed) == 6 * seed
+        method.after_step(0.1)
+        keys.append(out["key"])
+    assert torch.equal(method.queue.rows[4:], torch.cat(keys)[4:20])
+    assert torch.equal(method.queue.rows[:4], torch.cat(keys)[20:])
+    method.after_step(0.2)
+    assert int(method.queue.pushed) == 24
+
+
+def test_an_empty_queue_gives_a_loss_of_zero() -> None:
+    method = moco()
+    loss = method.step(forward(method), batch_of(), None).loss
+    loss.backward()
+    assert loss.item() == 0
+    assert all(p.grad is None or p.grad.isfinite().all() for p in method.parameters())
+
+
+def test_encoders() -> None:
+    """Queries' is evaluated; keys' makes the references of SSPS, in its own statistics."""
+    method = moco()
+    weights = {n.removeprefix("encoder."): v for n, v in method.state_dict().items() if n.startswith("encoder.")}
+    method.encoder.load_state_dict(weights, strict=True)
+    assert method.encoder_prefix == "encoder." and method.reference_encoder is method.key_encoder
+    statistics = [b.clone() for n, b in method.key_encoder.named_buffers() if "running" in n]
+    forward(method)
+    moved = [b for n, b in method.key_encoder.named_buffers() if "running" in n]
+    assert statistics and not any(torch.equal(a, b) for a, b in zip(statistics, moved, strict=True))
+
+
+def test_state_is_saved() -> None:
+    method, other = moco(), moco()
+    for seed in range(2):
+        method.step(forward(method, seed), batch_of(), None)
+        with torch.no_grad():
+            next(method.encoder.parameters()).add_(0.1)
+        method.after_step(0.1)
+    other.load_state_dict(method.state_dict(), strict=True)
+    losses = [m.step(forward(m, 5), batch_of(), None).loss for m in (method, other)]
+    assert torch.equal(losses[0], losses[1]) and losses[0] > 0
+
+
+def test_ssps_replaces_keys_in_the_loss_and_not_in_the_queue() -> None:
+    method = with_queue(moco())
+    over = SSPS(SSPSConfig(name="ssps", start_epoch=1, clusters=4), method, views_config())
+    out, given = forward(over), recall()
+    step = over.step(out, batch_of(), given)
+    rows = torch.stack([given.rows[i].detach() if FOUND[i] else out["key"][i] for i in range(6)])
+    queue, filled = method.queue.rows.clone(), method.queue.filled
+    expected = infonce(out["query"], rows, queue, filled=filled, temperature=0.2)
+    torch.testing.assert_close(step.loss, expected)
+    (ours,), (theirs,) = (torch.autograd.grad(x, out["query"], retain_graph=True) for x in (step.loss, expected))
+    torch.testing.assert_close(ours, theirs)
+    step.loss.backward()
+    assert given.rows.grad is None
+    assert step.remember is not None and step.remember.positives is not None
+    assert torch.equal(step.remember.positives, out["key"])
+    over.after_step(0.1)
+    assert torch.equal(method.queue.rows[9:15], out["key"])
+
+
+@pytest.mark.parametrize("found", [None, torch.zeros(6, dtype=torch.bool)])
+def test_ssps_without_anything_found_is_moco(found: Tensor | None) -> None:
+    plain = with_queue(moco())
+    over = SSPS(SSPSConfig(name="ssps", start_epoch=1, clusters=4), with_queue(moco()), views_config())
+    given = None if found is None else Recall(recall().rows, found)
+    loss = over.step(forward(over), batch_of(), given).loss
+    assert torch.equal(loss, plain.step(forward(plain), batch_of(), None).loss) and loss > 0
+
+
+def test_ssps_clusters_the_key_encoders_references() -> None:
+    method = moco()
+    over = SSPS(SSPSConfig(name="ssps", start_epoch=1, clusters=4), method, views_config())
+    with torch.no_grad():
+        for parameter in method.encoder.parameters():
+            parameter.mul_(1.5)
+    views = random_views(("anchor", "positive", "reference"))
+    reference = over(views)["reference"]
+    with torch.no_grad():
+        expected = torch.nn.functional.normalize(method.key_encoder.eval()(views["reference"].wave, None), dim=1)
+    torch.testing.assert_close(reference, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("sizes", "dim"), [([], 16), ([12, 7], 7)])
+def test_positive_dim(sizes: list[int], dim: int) -> None:
+    method = moco(projector={"sizes": sizes})
+    assert method.config.positive_dim(16) == method.embedding_dim == forward(method)["key"].shape[1] == dim
+
+
+def test_outputs_are_float32_under_autocast() -> None:
+    """What is stored, exchanged and divided by temperatures is no bfloat16."""
+    with torch.autocast("cpu", torch.bfloat16):
+        out = forward(moco(projector={"sizes": [12, 7]}))
+    assert {value.dtype for value in out.values()} == {torch.float32}

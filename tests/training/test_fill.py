@@ -1,0 +1,118 @@
+"""The pass that fills the memory: before each clustering, or once for SSPS that begins with another run's weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rayssl.errors import CheckpointError
+from rayssl.experiment import Experiment
+from rayssl.training import checkpoint
+from rayssl.training.context import InProcessMemory
+from tests.runs import SSPS_METHOD, batches, build, content, experiment, fit, records, write_corpus
+
+FILL: dict[str, Any] = {**SSPS_METHOD, "references": "fill"}
+SIMCLR: dict[str, Any] = SSPS_METHOD["over"]
+
+
+def started(source: str) -> dict[str, Any]:
+    return {key: value for key, value in SSPS_METHOD.items() if key != "start_epoch"} | {"start_from": source}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder, (9, 10, 6))  # 25 utterances: three batches of eight, and one that no epoch has
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    settings = experiment(tmp_path_factory.mktemp("source"), corpus, method=SIMCLR)
+    fit(settings)
+    return settings
+
+
+def methods(source: Experiment) -> dict[str, dict[str, Any]]:
+    return {"fill": FILL, "start": started(source.run), "both": started(source.run) | {"references": "fill"}}
+
+
+@pytest.mark.parametrize("kind", ["fill", "start", "both"])
+def test_interrupted_in_it_or_anywhere(corpus: Path, tmp_path: Path, source: Experiment, kind: str) -> None:
+    """Batches of the pass count among those after which the stream breaks off, the more at each try."""
+    method = methods(source)[kind]
+    whole = experiment(tmp_path / "whole", corpus, method=method)
+    expected = content(fit(whole))
+    settings = experiment(tmp_path / "run", corpus, "training.checkpoints.every_steps=1", method=method)
+    for lives in range(1, 30):
+        if checkpoint.steps(settings.run) and checkpoint.steps(settings.run)[-1] == 8:
+            break
+        fit(settings, 1 + lives % 6)
+    torch.testing.assert_close(content(fit(settings)), expected, rtol=0, atol=0)
+    for record in ("step", "epoch", "refresh"):
+        assert records(settings.run, record) == records(whole.run, record)
+
+
+def test_references_are_of_the_same_weights(corpus: Path, tmp_path: Path) -> None:
+    """Those of every utterance, the one that no epoch had too, are what the encoder finds at the clustering."""
+    settings = experiment(tmp_path, corpus, "training.epochs=2", method=FILL)
+    loop = build(settings)
+    rows = list(batches(settings, loop))
+    heard = {int(i): cut for row in rows if row["fill"] for i, cut in zip(row["id"], row["reference"], strict=True)}
+    memory, encoder = loop.parts.memory, loop.parts.method.encoder
+    assert isinstance(memory, InProcessMemory) and len(heard) == 25
+    refresh, seen = memory.refresh, list[np.ndarray]()
+
+    def watched(epoch: int) -> dict[str, float]:
+        encoder.eval()
+        with torch.no_grad():
+            waves = torch.tensor(np.stack([heard[i] for i in range(25)])).float() / 32768
+            seen.append(torch.nn.functional.normalize(encoder(waves, None), dim=1).numpy())
+        encoder.train()
+        return refresh(epoch)
+
+    memory.refresh = watched  # type: ignore[method-assign]
+    loop.fit(iter(rows))
+    assert len(seen) == 1 and memory.memory.references.filled.all()
+    np.testing.assert_allclose(memory.memory.references.rows, seen[0], atol=1e-5)
+
+
+def test_begins_with_the_other_runs_weights_and_recalls_at_once(
+    corpus: Path, tmp_path: Path, source: Experiment
+) -> None:
+    settings = experiment(tmp_path, corpus, method=started(source.run))
+    loop = build(settings)
+    state = checkpoint.load(checkpoint.locate(source.run, "last")).state["method"]
+    for name, value in loop.parts.method.state_dict().items():
+        assert torch.equal(value, state[name.removeprefix("base.")]), name
+    fit(settings)
+    epochs = records(settings.run, "epoch")
+    assert len(epochs) == 3 and all(line["coverage"] > 0.3 for line in epochs)
+    assert epochs[0]["queue_fill"] == epochs[0]["reference_fill"] == 1.0
+    assert [line["epoch"] for line in records(settings.run, "refresh")] == [1, 2, 3]
+    # and a run of SSPS may be begun with as well, by its checkpoint too
+    further = experiment(tmp_path / "more", corpus, method=started(checkpoint.locate(settings.run, "last")))
+    assert build(further).step == 0
+
+
+def test_what_cannot_be_begun_with(corpus: Path, tmp_path: Path, source: Experiment) -> None:
+    with pytest.raises(CheckpointError, match="nowhere: no checkpoint there"):
+        build(experiment(tmp_path, corpus, method=started(str(tmp_path / "nowhere"))))
+    other = experiment(tmp_path, corpus, "encoder.backbone.embedding_dim=24", method=started(source.run))
+    with pytest.raises(
+        CheckpointError, match=r"step-0000000009: the checkpoint is of another architecture, simclr over"
+    ):
+        build(other)
+
+
+def test_a_pass_belongs_before_its_epoch(corpus: Path, tmp_path: Path) -> None:
+    settings = experiment(tmp_path, corpus, method=FILL)
+    loop = build(settings)
+    rows = list(batches(settings, loop))
+    late = [rows[0], next(row for row in rows if row["fill"])]
+    with pytest.raises(RuntimeError, match="to fill a memory with came at"):
+        loop.fit(iter(late))

@@ -1,0 +1,101 @@
+"""Methods with a state of their own: interrupted after every step and resumed, they do what they would have done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rayssl.experiment import Experiment
+from rayssl.training import checkpoint
+from rayssl.training.loop import Loop
+from tests.runs import (
+    DINO_METHOD,
+    MOCO_METHOD,
+    SSPS_METHOD,
+    SWAV_METHOD,
+    batches,
+    build,
+    experiment,
+    records,
+    write_corpus,
+)
+
+STEPS = 9  # three epochs of three
+METHODS: dict[str, dict[str, Any]] = {
+    "dino": DINO_METHOD,
+    "ssps_dino": {**SSPS_METHOD, "over": DINO_METHOD},
+    "ssps_dino_output": {**SSPS_METHOD, "over": {**DINO_METHOD, "store": "output"}},
+    "moco": MOCO_METHOD,
+    "ssps_moco": {**SSPS_METHOD, "over": MOCO_METHOD},
+    "swav": SWAV_METHOD,
+    "ssps_swav": {**SSPS_METHOD, "over": SWAV_METHOD},
+}
+# What a resumed run would lack if it were not saved, by method
+STATE = {
+    **dict.fromkeys(("dino",), ("centre", "teacher.head.prototypes.weight", "teacher.encoder.backbone.project.weight")),
+    **dict.fromkeys(("ssps_dino", "ssps_dino_output"), ("base.centre", "base.teacher.head.prototypes.weight")),
+    "moco": ("queue.rows", "queue.pushed", "key_encoder.backbone.project.weight"),
+    "ssps_moco": ("base.queue.rows", "base.queue.pushed", "base.key_encoder.backbone.project.weight"),
+    "swav": ("queue.rows", "queue.pushed", "prototypes.weight"),
+    "ssps_swav": ("base.queue.rows", "base.queue.pushed", "base.prototypes.weight"),
+}
+
+
+class Interrupted(Exception):
+    """What ends a run in the middle."""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder, (9, 10, 6))
+    return folder
+
+
+def life(settings: Experiment, steps: int | None = None) -> Loop:
+    """A run from its last checkpoint on, to its end or for so many steps."""
+    loop = build(settings)
+
+    def cut_off() -> Any:
+        for count, row in enumerate(batches(settings, loop)):
+            if count == steps:
+                raise Interrupted
+            yield row
+
+    try:
+        loop.fit(cut_off())
+    except Interrupted:
+        assert steps is not None
+    finally:
+        assert loop.parts.log is not None
+        loop.parts.log.close()
+    return loop
+
+
+def content(loop: Loop) -> dict[str, Any]:
+    memory = {} if loop.parts.memory is None else loop.parts.memory.state_dict()
+    return {
+        "weights": loop.parts.method.state_dict(),
+        "optimiser": loop.optimiser.state_dict(),
+        "memory": {name: torch.from_numpy(array) for name, array in memory.items()},
+    }
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_interrupted_after_every_step(corpus: Path, tmp_path: Path, name: str) -> None:
+    whole = experiment(tmp_path / "whole", corpus, method=METHODS[name])
+    fresh = {key: value.clone() for key, value in build(whole).parts.method.state_dict().items()}
+    expected = content(life(whole))
+    assert [key for key in STATE[name] if torch.equal(fresh[key], expected["weights"][key])] == []
+    settings = experiment(tmp_path / "cut", corpus, "training.checkpoints.every_steps=1", method=METHODS[name])
+    lives = 0
+    while not checkpoint.steps(settings.run) or checkpoint.steps(settings.run)[-1] < STEPS - 1:
+        life(settings, 2)
+        lives += 1
+    assert lives > STEPS / 2
+    torch.testing.assert_close(content(life(settings)), expected, rtol=0, atol=0)
+    for kind in ("step", "epoch", "refresh"):
+        assert records(settings.run, kind) == records(whole.run, kind)
