@@ -112,6 +112,7 @@ def test_every_rank_gets_its_batches_in_order(
         wanted[raw["rank"]].append(raw)
     taken = consume(uri, manifest, start, ranks, slow)
     steps = epochs.steps_per_epoch(manifest.rows, BATCH) * (EPOCHS - start.epoch) - start.step
+    steps += -(-manifest.rows // BATCH) * (start.epoch < 2)  # the pass before the third epoch
     assert [len(part) for part in taken] == [steps] * ranks
     assert (taken[0][0]["epoch"], taken[0][0]["step"]) == (start.epoch, start.step)
     for got, due in zip(taken, wanted, strict=True):
