@@ -1,4 +1,4 @@
-"""The command line: ``rayssl show | prepare | train | evaluate | report``.
+"""The command line: ``rayssl show | prepare | train | evaluate | report | bench``.
 
 A user's mistake prints one line and exits with status 2; a defect keeps its traceback.
 """
@@ -105,6 +105,18 @@ def report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def kmeans(arguments: argparse.Namespace) -> int:
+    """Clusters made-up points as the memory of SSPS would its references, and says what that took."""
+    from rayssl.bench.kmeans import Job, measure, table
+
+    given = {name: value for name, value in vars(arguments).items() if name in Job.__dataclass_fields__}
+    figures = measure(Job(**given))
+    print(table(figures))
+    if arguments.json:
+        print(json.dumps(figures))
+    return 0
+
+
 def _leaves(experiment: Any) -> dict[str, Any]:
     from rayssl.schema import flatten
 
@@ -167,14 +179,41 @@ def _parser() -> argparse.ArgumentParser:
     scored = _add(verbs, evaluate, "EER and minDCF on trials", "runs/synthetic/ssps --checkpoint best", run, over)
     scored.add_argument("--checkpoint", default="last", help="last (default), best, epoch-N or step-N")
     _add(verbs, report, "one self-contained HTML page", "runs/synthetic/ssps", run)
+    text = "times parts of a job on this machine, before the job"
+    measured = verbs.add_parser("bench", help=text, description=text).add_subparsers(
+        dest="measured", required=True, metavar="WHAT"
+    )
+    _bench_kmeans(measured)
     return parser
+
+
+def _bench_kmeans(measured: Any) -> None:
+    example = "--rows 1092009 --dim 512 --clusters 25000 --mode fast --compare --json"
+    parser = _add(measured, kmeans, "clustering: seconds, objective, memory", example)
+    for name, value, text in (
+        ("rows", 100_000, "points"),
+        ("dim", 512, "of a point"),
+        ("clusters", 2_500, "to make of them"),
+        ("seed", 0, "of the points and of the clustering"),
+        ("iterations", 10, "of k-means"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=value, metavar="N", help=f"{text} (default {value})")
+    parser.add_argument("--mode", choices=("exact", "fast"), default="exact", help="default exact")
+    parser.add_argument("--device", default="cpu", help="cpu (default), or a GPU by torch's name for it: cuda, cuda:1")
+    planted = "planted clusters with noise around them (default), or noise alone"
+    parser.add_argument("--data", choices=("planted", "noise"), default="planted", help=planted)
+    parser.add_argument(
+        "--spread", type=float, default=1.0, help="norm of that noise, the centre's being 1 (default 1)"
+    )
+    compare = "also compare with the exact mode on clusters of about N points (50000 if no N is given)"
+    parser.add_argument("--compare", type=int, nargs="?", const=50_000, default=0, metavar="N", help=compare)
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON that holds every figure")
 
 
 def _add(verbs: Any, function: _Verb, text: str, example: str, *arguments: tuple[str, dict[str, Any]]) -> Any:
     name = function.__name__
-    parser = verbs.add_parser(
-        name, help=text, description=f"{function.__doc__}", epilog=f"example: rayssl {name} {example}"
-    )
+    parser = verbs.add_parser(name, help=text, description=f"{function.__doc__}")
+    parser.epilog = f"example: {parser.prog} {example}"
     for argument, options in arguments:
         parser.add_argument(argument, **options)
     parser.set_defaults(verb_function=function)

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tracemalloc
+
 import faiss
 import numpy as np
 import pytest
 from sklearn.metrics import normalized_mutual_info_score
 
+from rayssl.memory import kmeans
 from rayssl.memory.bank import unit_rows
-from rayssl.memory.kmeans import _fill_empty, nearest_centroids, normalized_mutual_information, spherical_kmeans
+from rayssl.memory.kmeans import (
+    assign,
+    cluster,
+    cluster_sums,
+    fill_empty,
+    nearest_centroids,
+    normalized_mutual_information,
+    spherical_kmeans,
+)
 
 
 def _points(count: int, dim: int, seed: int = 0) -> np.ndarray:
@@ -49,6 +62,38 @@ def test_faiss_from_the_same_start() -> None:
     result = spherical_kmeans(x, 30, seed=0, initial=start)
     np.testing.assert_allclose(result.centroids, plain.centroids, atol=1e-6)
     assert np.array_equal(result.assignment, plain.index.search(x, 1)[1][:, 0])
+
+
+def test_the_block_size_means_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = _points(500, 16)
+    whole = spherical_kmeans(x, 20, seed=0)
+    monkeypatch.setattr(kmeans, "_ROWS", 64)
+    parts = spherical_kmeans(x, 20, seed=0)
+    assert np.array_equal(whole.assignment, parts.assignment)
+    np.testing.assert_allclose(whole.centroids, parts.centroids, atol=1e-6)
+
+
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No copy of the points is made, whatever their type: less than a third of their own size is used besides."""
+    x = _points(20_000, 64).astype(np.float16)
+    monkeypatch.setattr(kmeans, "_ROWS", 1024)
+    spherical_kmeans(x[:100], 10, seed=0)  # imports what it needs
+    tracemalloc.start()
+    spherical_kmeans(x, 10, seed=0, iterations=1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < x.nbytes / 3 + 8 * len(x), f"{peak} bytes"  # labels, old and new
+
+
+def test_sums_of_parts_add_up() -> None:
+    """So that holders of parts of the points can share the work."""
+    x = _points(300, 8)
+    centroids = unit_rows(x[:10])
+    labels = np.concatenate([assign(part, centroids) for part in (x[:100], x[100:])])
+    assert np.array_equal(labels, (unit_rows(x) @ centroids.T).argmax(axis=1))
+    sums = cluster_sums(x[:100], labels[:100], 10) + cluster_sums(x[100:], labels[100:], 10)
+    np.testing.assert_allclose(sums, cluster_sums(x, labels, 10), rtol=1e-12)
+    np.testing.assert_allclose(sums[3], unit_rows(x)[labels == 3].sum(axis=0), atol=1e-5)
 
 
 def test_planted_clusters_are_found() -> None:
@@ -97,7 +142,7 @@ def test_the_largest_cluster_is_split_towards_its_outlier() -> None:
     points = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     centroids = unit_rows(np.array([[1, 0.2], [-1, 0], [0, -1]]))
     assignment = np.array([0] * 6 + [1] * 2, dtype=np.int32)
-    assert _fill_empty(points, assignment, centroids) == 1
+    assert fill_empty(points, assignment, centroids) == 1
     groups = {frozenset(np.flatnonzero(assignment == k).tolist()) for k in range(3)}
     assert groups == {frozenset({0, 2, 4}), frozenset({1, 3, 5}), frozenset({6, 7})}
     for k in (0, 2):
@@ -120,6 +165,24 @@ def test_what_cannot_be_clustered() -> None:
         spherical_kmeans(_points(5, 3), 2, seed=0, initial=_points(3, 3))
     with pytest.raises(ValueError, match="iterations"):
         spherical_kmeans(_points(5, 3), 2, seed=0, iterations=0)
+
+
+def test_cluster_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = _points(700, 16)
+    exact, fast, device = (cluster(x, 300, mode=m, device=d, iterations=1, seed=0) for m, d in CHOICES)
+    assert np.array_equal(exact.assignment, spherical_kmeans(x, 300, iterations=1, seed=0).assignment)
+    assert not np.array_equal(exact.assignment, fast.assignment)
+    assert np.array_equal(exact.assignment, device.assignment)
+    with pytest.raises(ValueError, match="mode must be exact or fast, got 'faster'"):
+        cluster(x, 2, mode="faster", seed=0)  # type: ignore[arg-type]
+
+
+CHOICES = (("exact", "cpu"), ("fast", "cpu"), ("exact", "cpu:0"))
+
+
+def test_the_memory_starts_without_torch() -> None:
+    code = "import sys, rayssl.memory.speakers, rayssl.memory.kmeans_fast; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_nearest_centroids_by_brute_force() -> None:

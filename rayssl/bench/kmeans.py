@@ -1,0 +1,134 @@
+"""How long k-means takes here, how good it is and how much memory it needs."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import numpy as np
+
+from rayssl.errors import UserError
+from rayssl.memory.bank import unit_rows
+from rayssl.memory.kmeans import KMeans, Mode, assign, cluster, normalized_mutual_information
+
+_TIMED = 4096  # points from which the time of a whole assignment is extrapolated
+_LEAST = 512  # clusters of a comparison: with fewer, the fast mode is the exact one
+
+
+@dataclass(frozen=True)
+class Job:
+    """One clustering of made-up points: ``rows`` N, ``dim`` D, ``clusters`` K; the rest goes to `cluster`.
+
+    ``data``: "planted" (K directions drawn evenly from the sphere, each point one of them plus noise of norm about
+    ``spread``) or "noise" (directions drawn evenly). ``compare``: rows of the comparison with the exact mode, 0: none.
+    """
+
+    rows: int
+    dim: int
+    clusters: int
+    mode: Mode = "exact"
+    device: str = "cpu"
+    seed: int = 0
+    iterations: int = 10
+    data: Literal["planted", "noise"] = "planted"
+    spread: float = 1.0
+    compare: int = 0
+
+
+def measure(job: Job) -> dict[str, int | float | str]:
+    """The job's own settings and what came of it.
+
+    seconds; objective (mean cosine to the own centroid); empty (clusters nobody is in); repaired; peak_bytes (resident,
+    of this process so far, the points included); nmi (with planted clusters); on a GPU peak_device_bytes. With
+    ``compare``: on all points of as many clusters as make up about that many rows (``compared_rows`` into
+    ``compared_clusters``), objective_compared by the job's mode and objective_exact by the exact one; and where that is
+    not the mode anyway, seconds_exact, extrapolated from the assignment of a few points to all centroids. Raises
+    UserError for a job that cannot be.
+    """
+    _check(job)
+    x, labels = points(job)
+    figures: dict[str, int | float | str] = asdict(job)
+    started = time.perf_counter()
+    found = _run(job, x, job.clusters, job.mode)
+    figures["seconds"] = time.perf_counter() - started
+    figures |= {"objective": found.objective, "repaired": found.repaired}
+    figures["empty"] = int(np.count_nonzero(np.bincount(found.assignment, minlength=job.clusters) == 0))
+    if job.data == "planted":
+        figures["nmi"] = normalized_mutual_information(found.assignment, labels)
+    figures["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
+    if job.device != "cpu":
+        import torch
+
+        figures["peak_device_bytes"] = torch.cuda.max_memory_allocated(job.device)
+    if job.compare:
+        figures |= _compared(job, x, labels, found)
+    return figures
+
+
+def points(job: Job) -> tuple[np.ndarray, np.ndarray]:
+    """The job's points, float16 ``[N, D]`` of norm 1, and which planted cluster each is of, int32 ``[N]``."""
+    random = np.random.default_rng(job.seed)
+    centres = unit_rows(random.standard_normal((job.clusters, job.dim), dtype=np.float32))
+    labels = random.integers(0, job.clusters, job.rows, dtype=np.int32)
+    x = np.empty((job.rows, job.dim), dtype=np.float16)
+    for start in range(0, job.rows, 65536):
+        part = labels[start : start + 65536]
+        noise = random.standard_normal((len(part), job.dim), dtype=np.float32)
+        if job.data == "planted":
+            noise *= job.spread / np.sqrt(job.dim)
+            noise += centres[part]
+        x[start : start + 65536] = unit_rows(noise)
+    return x, labels
+
+
+def table(figures: dict[str, int | float | str]) -> str:
+    """The figures as lines of a name and a value that a person can read."""
+    return "\n".join(f"{name:<20}  {_readable(name, value)}" for name, value in figures.items())
+
+
+def _readable(name: str, value: int | float | str) -> str:
+    if name.endswith("_bytes"):
+        return f"{float(value) / 2**30:.2f} GiB"
+    if name.startswith("seconds"):
+        return f"{value:.1f}"
+    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+
+
+def _check(job: Job) -> None:
+    if not 1 <= job.clusters <= job.rows:
+        raise UserError(f"--clusters {job.clusters} must lie in 1..{job.rows}, the --rows there are")
+    if job.dim < 1 or job.iterations < 1 or job.compare < 0 or job.spread < 0:
+        raise UserError("--dim and --iterations must be at least 1, --compare and --spread not negative")
+    if job.device != "cpu":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError(f"--device {job.device}: torch finds no GPU here; use --device cpu")
+        torch.cuda.reset_peak_memory_stats(job.device)
+
+
+def _run(job: Job, x: np.ndarray, clusters: int, mode: Mode) -> KMeans:
+    return cluster(x, clusters, mode=mode, device=job.device, iterations=job.iterations, seed=job.seed)
+
+
+def _compared(job: Job, x: np.ndarray, labels: np.ndarray, found: KMeans) -> dict[str, int | float | str]:
+    """The comparison with the exact mode on whole clusters, so that a cluster has as many points as in the job."""
+    share = min(1.0, job.compare / job.rows)
+    clusters = min(job.clusters, max(round(job.clusters * share), _LEAST))
+    part = x if clusters == job.clusters else x[labels < clusters]
+    mine = found if clusters == job.clusters else _run(job, part, clusters, job.mode)
+    exact = mine if job.mode == "exact" else _run(job, part, clusters, "exact")
+    figures: dict[str, int | float | str] = {"compared_rows": len(part), "compared_clusters": clusters}
+    figures |= {"objective_compared": mine.objective, "objective_exact": exact.objective}
+    if job.mode == "fast" and job.device == "cpu":
+        assign(x[:_TIMED], found.centroids)  # once before the clock, as threads start and caches fill
+        started = time.perf_counter()
+        assign(x[:_TIMED], found.centroids)
+        each = (time.perf_counter() - started) / min(_TIMED, len(x))
+        figures["seconds_exact"] = each * len(x) * (job.iterations + 1)
+    return figures
