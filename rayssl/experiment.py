@@ -209,6 +209,7 @@ def memory_settings(experiment: Experiment, manifest: Manifest) -> dict[str, Any
         "neighbours": config.neighbours,
         "sampling": config.sampling,
         "iterations": config.iterations,
+        "kmeans": config.kmeans,
         "seed": experiment.seed,
         "skip_empty": config.skip_empty,
         "whiten": config.whiten,

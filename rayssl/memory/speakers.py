@@ -11,7 +11,7 @@ import numpy as np
 
 from rayssl.draws import fold, keys_np
 from rayssl.memory.bank import PositivesQueue, References
-from rayssl.memory.kmeans import nearest_centroids, normalized_mutual_information, spherical_kmeans
+from rayssl.memory.kmeans import Mode, cluster, nearest_centroids, normalized_mutual_information
 from rayssl.memory.positives import Layout, Sample, choose_cluster, sample_cluster, sample_nearest, sample_speaker
 from rayssl.memory.whitening import Whitening
 
@@ -58,7 +58,8 @@ class SpeakerMemory:
     ``sampling``: "cluster", "nn" (one of the M nearest references in the queue; no clustering), "centroid" (the
     chosen cluster's centroid itself; needs reference_dim == positive_dim), or "speaker" (the true speaker's other
     recordings, by the labels: the bound that the others are compared with; no clustering). ``whiten``: references are
-    compared and clustered after a `Whitening` fitted to them at each refresh.
+    compared and clustered after a `Whitening` fitted to them at each refresh. ``kmeans``: the mode of
+    `rayssl.memory.kmeans.cluster`.
     Draws depend on (seed, epoch, id) alone: asking twice, or in parts, gives the same. Raises ValueError naming the
     knob that cannot be.
     """
@@ -74,6 +75,7 @@ class SpeakerMemory:
         neighbours: int = 0,
         sampling: Sampling = "cluster",
         iterations: int = 10,
+        kmeans: Mode = "fast",
         seed: int = 0,
         skip_empty: bool = False,
         whiten: bool = False,
@@ -102,6 +104,7 @@ class SpeakerMemory:
         self._whiten = whiten
         self._neighbours = neighbours
         self._iterations = iterations
+        self._kmeans: Mode = kmeans
         self._seed = seed
         self._skip_empty = skip_empty
         self._threads = threads
@@ -178,8 +181,13 @@ class SpeakerMemory:
         if self._sampling not in _UNCLUSTERED:
             compared = bank.rows if self._whitened is None else self._whitened
             points = compared if len(filled) == len(compared) else compared[filled]
-            found = spherical_kmeans(
-                points, self._clusters, iterations=self._iterations, seed=[self._seed, epoch], threads=self._threads
+            found = cluster(
+                points,
+                self._clusters,
+                mode=self._kmeans,
+                iterations=self._iterations,
+                seed=[self._seed, epoch],
+                threads=self._threads,
             )
             assignment = np.full(len(bank.filled), -1, dtype=np.int32)
             assignment[filled] = found.assignment

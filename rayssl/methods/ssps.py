@@ -14,6 +14,7 @@ import torch
 from pydantic import Field, model_validator
 from torch.nn.functional import normalize
 
+from rayssl.memory.kmeans import Mode
 from rayssl.memory.speakers import Sampling
 from rayssl.methods.base import Batch, Method, Outputs, Recall, Remember, Step, View, Views
 from rayssl.methods.dino import DINOConfig
@@ -39,7 +40,8 @@ class SSPSConfig(Config):
     ``queue`` is |Q'| (0: every utterance); keep it at 4 K or more, or a third of the anchors find nothing.
     ``skip_empty`` draws only among clusters that have an utterance in the queue. ``whiten``: references are clustered
     and compared after whitening (not in the paper; it helps where the encoder is still poor). ``iterations`` of k-means
-    at each epoch.
+    at each epoch; ``kmeans: exact`` is Lloyd's, ``fast`` looks at fewer centroids and moves clusters to where one is
+    missing (up to 256 clusters both are the same).
 
     ``references: rolling`` keeps the reference computed when an utterance was last trained on, so that those of one
     clustering come from the weights of a whole epoch; ``fill`` computes all of them anew, with the same weights, in a
@@ -59,6 +61,7 @@ class SSPSConfig(Config):
     skip_empty: bool = False
     whiten: bool = False
     iterations: int = Field(10, ge=1)
+    kmeans: Mode = "fast"
 
     @model_validator(mode="after")
     def _possible(self) -> SSPSConfig:
