@@ -5,6 +5,7 @@ Pure, vectorised functions of the anchors' ids and random keys, the current clus
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,14 @@ class Sample:
 
     ids: np.ndarray
     pool: np.ndarray
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """For B anchors: utterance ``ids [B, n]`` int64 (-1: nobody) and their ``similarity [B, n]`` float32."""
+
+    ids: np.ndarray
+    similarity: np.ndarray
 
 
 class Layout:
@@ -90,29 +99,41 @@ def sample_cluster(
     return Sample(sampled, pool)
 
 
-def sample_nearest(
-    ids: np.ndarray, rows: np.ndarray, filled: np.ndarray, queue: PositivesQueue, count: int, keys: np.ndarray
-) -> Sample:
+def sample_nearest(ids: np.ndarray, near: Nearest, count: int, keys: np.ndarray) -> Sample:
     """SSPS-NN: uniform among the ``count`` utterances in the queue with the nearest references, anchor excluded.
 
-    ``ids, keys [B]``; ``rows [N, D]`` of unit length where ``filled [N]``. Exact search over the queue: |Q'| * D
-    multiplications and 4 |Q'| bytes an anchor. An anchor without a reference finds nothing.
+    ``ids, keys [B]``; ``near``: at least the ``count + 1`` nearest of each anchor that has a reference, as
+    `nearest_rows` and `merge_nearest` find them. An anchor for which there are none finds nothing.
     """
-    pool_ids = np.sort(queue.ids[: queue.size])
-    pool_ids = pool_ids[filled[pool_ids]]
-    nothing = Sample(np.full(len(ids), -1, dtype=np.int64), np.zeros(len(ids), dtype=np.int64))
-    if not len(pool_ids) or not len(ids):
-        return nothing
-    queries = rows[ids].astype(np.float32)
-    base = rows[pool_ids].astype(np.float32)
-    near = pool_ids[most_similar(queries @ base.T, min(count + 1, len(pool_ids)))]
-    usable = (near != ids[:, None]) & filled[ids][:, None]
+    usable = (near.ids != ids[:, None]) & (near.ids >= 0)
     usable &= np.cumsum(usable, axis=1) <= count
     pool = usable.sum(axis=1)
     # by id, so that the order of equally near ones does not matter
-    ranked = np.sort(np.where(usable, near, np.iinfo(np.int64).max), axis=1)
+    ranked = np.sort(np.where(usable, near.ids, np.iinfo(np.int64).max), axis=1)
     picked = ranked[np.arange(len(ids)), _pick(uniform_np(keys, _MEMBER), pool)]
     return Sample(np.where(pool > 0, picked, -1), pool)
+
+
+def nearest_rows(queries: np.ndarray, rows: np.ndarray, ids: np.ndarray, count: int) -> Nearest:
+    """The ``count`` of ``rows [n, D]``, whose utterances are ``ids [n]``, most similar to each of ``queries [B, D]``.
+
+    All rows of norm 1. Exact: B * n * D multiplications and 4 B * n bytes.
+    """
+    similarity = queries @ rows.astype(np.float32).T
+    columns = most_similar(similarity, min(count, len(rows)))
+    return Nearest(ids[columns].astype(np.int64), np.take_along_axis(similarity, columns, axis=1))
+
+
+def merge_nearest(parts: Sequence[Nearest], anchors: int, count: int) -> Nearest:
+    """The ``count`` nearest for each of the ``anchors`` B among all ``parts``; of equal ones those of the lowest ids.
+
+    Places that nobody takes, fewer than ``count`` being there, have the id -1.
+    """
+    ids = np.concatenate([np.full((anchors, count), -1, dtype=np.int64), *(part.ids for part in parts)], axis=1)
+    nobody = np.full((anchors, count), -np.inf, dtype=np.float32)
+    similarity = np.concatenate([nobody, *(part.similarity for part in parts)], axis=1)
+    best = np.lexsort((ids, -similarity), axis=1)[:, :count]
+    return Nearest(np.take_along_axis(ids, best, axis=1), np.take_along_axis(similarity, best, axis=1))
 
 
 def sample_speaker(

@@ -7,14 +7,34 @@ small ones, which tell speakers apart, have their say. Not part of the SSPS pape
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from rayssl.memory.bank import unit_rows
 
-_BLOCK = 1 << 16  # rows held at once in double precision
+_BLOCK = 1 << 13  # rows held at once in double precision
 _FLOOR = 1e-3  # of the mean variance: a direction with less is noise, and is not blown up further
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of n rows: ``count`` n, ``total [D]`` and ``products [D, D]``, the sums of x and of x x^T, in float64."""
+
+    count: int
+    total: np.ndarray
+    products: np.ndarray
+
+    @classmethod
+    def of(cls, rows: np.ndarray) -> Moments:
+        """Those of ``rows [n, D]``, a block at a time."""
+        total, products = np.zeros(rows.shape[1]), np.zeros((rows.shape[1], rows.shape[1]))
+        for start in range(0, len(rows), _BLOCK):
+            block = rows[start : start + _BLOCK].astype(np.float64)
+            total += block.sum(axis=0)
+            products += block.T @ block
+        return cls(len(rows), total, products)
 
 
 @dataclass(frozen=True)
@@ -25,19 +45,33 @@ class Whitening:
     map: np.ndarray
 
     @classmethod
+    def identity(cls, dim: int) -> Whitening:
+        """Leaves rows of ``dim`` values as they are, but for their length."""
+        return cls(np.zeros(dim, np.float32), np.eye(dim, dtype=np.float32))
+
+    @classmethod
     def fit(cls, rows: np.ndarray) -> Whitening:
         """To the covariance of ``rows [n, D]``, n >= 2; along directions without variance next to nothing is left."""
-        if len(rows) < 2:
-            raise ValueError(f"a covariance needs at least 2 references, got {len(rows)}")
-        mean = rows.mean(axis=0, dtype=np.float64)
-        covariance = np.zeros((rows.shape[1], rows.shape[1]))
-        for start in range(0, len(rows), _BLOCK):
-            centred = rows[start : start + _BLOCK] - mean
-            covariance += centred.T @ centred
-        variances, directions = np.linalg.eigh(covariance / len(rows))
+        return cls.of_parts([Moments.of(rows)])
+
+    @classmethod
+    def of_parts(cls, parts: Iterable[Moments]) -> Whitening:
+        """To all the rows of which ``parts`` are the moments: the same bits however the same parts are held."""
+        parts = list(parts)
+        count = sum(part.count for part in parts)
+        if count < 2:
+            raise ValueError(f"a covariance needs at least 2 references, got {count}")
+        mean = sum((part.total for part in parts[1:]), parts[0].total) / count
+        covariance = sum((part.products for part in parts[1:]), parts[0].products) / count - np.outer(mean, mean)
+        variances, directions = np.linalg.eigh(covariance)
         scale = 1.0 / np.sqrt(np.maximum(variances, 0) + _FLOOR * max(float(variances.mean()), 1e-12))
         return cls(mean.astype(np.float32), (directions * scale).astype(np.float32))
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         """``[n, D]`` float32 of unit length."""
         return unit_rows((rows.astype(np.float32) - self.mean) @ self.map)
+
+    def into(self, out: np.ndarray, rows: np.ndarray) -> None:
+        """``rows [n, D]`` whitened into ``out [n, D]``, a block at a time, in the precision of ``out``."""
+        for start in range(0, len(rows), _BLOCK):
+            out[start : start + _BLOCK] = self(rows[start : start + _BLOCK])

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch.nn.functional import normalize
 
 from rayssl.memory.kmeans import Mode
-from rayssl.memory.speakers import Sampling
+from rayssl.memory.knobs import Sampling
 from rayssl.methods.base import Batch, Method, Outputs, Recall, Remember, Step, View, Views
 from rayssl.methods.dino import DINOConfig
 from rayssl.methods.moco import MoCoConfig

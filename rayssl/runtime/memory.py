@@ -21,7 +21,7 @@ import ray
 from rayssl import collectives
 from rayssl.errors import CheckpointError
 from rayssl.experiment import MemoryConfig, build_memory
-from rayssl.memory.speakers import Recall, Remember
+from rayssl.memory.exchange import Recall, Remember
 
 
 class Server:

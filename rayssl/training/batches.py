@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from rayssl import draws, draws_torch
-from rayssl.memory import speakers
+from rayssl.memory import exchange
 from rayssl.methods.base import Batch, Remember, View, Views
 from rayssl.views.recipes import Segment
 
@@ -39,13 +39,13 @@ def batch_of(raw: Raw, device: torch.device) -> Batch:
     return Batch(columns["id"], columns["speaker"], columns["recording"], columns["label"], raw["epoch"])
 
 
-def to_memory(remember: Remember, raw: Raw) -> speakers.Remember:
+def to_memory(remember: Remember, raw: Raw) -> exchange.Remember:
     """What a method wants remembered of the batch, as the memory takes it: NumPy, with ids and labels."""
     references, positives = (
         None if rows is None else rows.detach().float().cpu().numpy()
         for rows in (remember.references, remember.positives)
     )
-    return speakers.Remember(
+    return exchange.Remember(
         ids=raw["id"],
         references=references,
         positives=positives,

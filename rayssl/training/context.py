@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from rayssl import collectives
-from rayssl.memory.speakers import Recall, Remember, SpeakerMemory
+from rayssl.memory.exchange import Recall, Remember
+from rayssl.memory.speakers import SpeakerMemory
 
 Answer: TypeAlias = "Future[Recall | None]"
 

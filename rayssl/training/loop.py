@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from rayssl import collectives
 from rayssl.errors import CheckpointError, UserError
-from rayssl.memory import speakers
+from rayssl.memory import exchange
 from rayssl.methods.base import Method, Recall, Remember, Step, Views
 from rayssl.schema import Config
 from rayssl.training import checkpoint
@@ -113,7 +113,7 @@ class Loop:
         self.optimiser = build_optimiser(parts.config.optimiser, parts.method)
         self.step = 0  # optimiser steps done
         self.cursor = Cursor()
-        self._asked: Future[speakers.Recall | None] | None = None
+        self._asked: Future[exchange.Recall | None] | None = None
         self._refreshed: dict[str, float] = {}  # figures of this epoch's clustering
         self._metrics: dict[str, float] = {}  # of the last epoch
         self._window, self._epoch = _Window(), _Window()

@@ -7,15 +7,22 @@ import pytest
 from scipy.stats import chisquare
 
 from rayssl.draws import fold, keys_np, uniform_np
-from rayssl.memory.bank import PositivesQueue, References
-from rayssl.memory.positives import Layout, sample_cluster, sample_nearest, sample_speaker
+from rayssl.memory.bank import PositivesQueue, unit_rows
+from rayssl.memory.positives import (
+    Layout,
+    merge_nearest,
+    nearest_rows,
+    sample_cluster,
+    sample_nearest,
+    sample_speaker,
+)
 
 N, K = 300, 20
 
 
 def _queue(members: np.ndarray, utterances: int = N) -> PositivesQueue:
-    queue = PositivesQueue(utterances, max(1, len(members)), 1)
-    queue.push(members, np.zeros((len(members), 1), dtype=np.float32))
+    queue = PositivesQueue(utterances, max(1, len(members)))
+    queue.push(members)
     return queue
 
 
@@ -151,36 +158,41 @@ def test_layout_of_an_empty_assignment() -> None:
     assert (sample.ids == -1).all()
 
 
-def test_nearest_references_by_brute_force() -> None:
+@pytest.mark.parametrize("parts", [1, 3])
+def test_nearest_references_by_brute_force(parts: int) -> None:
     random = np.random.default_rng(0)
-    bank = References(60, 5, "float32")
-    filled = random.permutation(60)[:50]
-    bank.write(filled, random.standard_normal((50, 5)).astype(np.float32))
-    queue = _queue(random.permutation(60)[:30], 60)
+    rows = unit_rows(random.standard_normal((60, 5)))
+    pool = random.permutation(60)[:30]
+    found = [nearest_rows(rows, rows[own], own, 5) for own in np.array_split(pool, parts)]
+    near = merge_nearest(found, 60, 5)
     ids = np.arange(60)
     seen: dict[int, set[int]] = {i: set() for i in range(60)}
     for epoch in range(80):
-        sample = sample_nearest(ids, bank.rows, bank.filled, queue, 4, keys_np(fold(1, epoch), ids))
+        sample = sample_nearest(ids, near, 4, keys_np(fold(1, epoch), ids))
         for i in ids.tolist():
             seen[i].add(int(sample.ids[i]))
-    present = [j for j in queue.ids.tolist() if bank.filled[j]]
     for i in ids.tolist():
-        others = sorted((j for j in present if j != i), key=lambda j: -float(bank.rows[i] @ bank.rows[j]))
-        assert seen[i] == (set(others[:4]) if bank.filled[i] else {-1})
-        assert sample.pool[i] == (4 if bank.filled[i] else 0)
+        others = sorted((j for j in pool.tolist() if j != i), key=lambda j: -float(rows[i] @ rows[j]))
+        assert seen[i] == set(others[:4])
+        assert sample.pool[i] == 4
 
 
 def test_nearest_with_hardly_anybody() -> None:
-    bank = References(4, 2)
-    bank.write(np.array([0, 1]), np.eye(2, dtype=np.float32))
-    keys = keys_np(0, np.arange(2))
-    assert sample_nearest(np.array([0, 1]), bank.rows, bank.filled, _queue(np.array([3]), 4), 2, keys).ids.tolist() == [
-        -1,
-        -1,
-    ]
-    sample = sample_nearest(np.array([0, 1]), bank.rows, bank.filled, _queue(np.array([1]), 4), 2, keys)
+    rows = np.eye(2, dtype=np.float32)
+    ids, keys = np.array([0, 1]), keys_np(0, np.arange(2))
+    nobody = merge_nearest([], 2, 3)
+    assert (nobody.ids == -1).all()
+    sample = sample_nearest(ids, nobody, 2, keys)
+    assert sample.ids.tolist() == [-1, -1] and sample.pool.tolist() == [0, 0]
+    sample = sample_nearest(ids, merge_nearest([nearest_rows(rows, rows[1:], np.array([1]), 3)], 2, 3), 2, keys)
     assert sample.ids.tolist() == [1, -1]
     assert sample.pool.tolist() == [1, 0]
+
+
+def test_of_equally_near_ones_the_lowest_ids() -> None:
+    rows = np.ones((1, 1), dtype=np.float32)
+    parts = [nearest_rows(rows, np.ones((2, 1)), np.array(ids), 2) for ids in ([7, 8], [2, 9], [4, 5])]
+    assert merge_nearest(parts, 1, 3).ids.tolist() == [[2, 4, 5]]
 
 
 @pytest.mark.parametrize("fill", [0.02, 0.4, 1.0])

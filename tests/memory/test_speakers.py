@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from rayssl.memory.bank import unit_rows
-from rayssl.memory.speakers import Recall, Remember, SpeakerMemory
+from rayssl.memory.exchange import Recall, Remember
+from rayssl.memory.speakers import SpeakerMemory
 
 SPEAKERS, RECORDINGS, UTTERANCES = 10, 4, 6  # utterances of each recording, recordings of each speaker
 N = SPEAKERS * RECORDINGS * UTTERANCES
@@ -227,7 +228,7 @@ def test_strict_loading_names_what_is_wrong_and_changes_nothing() -> None:
     small = _memory(queue=30)
     small.remember(_everything(slice(0, 20)))
     state = small.state_dict()
-    twice, beyond = np.zeros(20, dtype=np.int64), state["positives.ids"] + N
+    twice, beyond = np.zeros(20, dtype=np.int32), state["positives.ids"] + np.int32(N)
     for wrong, message in [
         (_changed(state, "counters", None), "missing.*counters"),
         (_changed(state, "extra", np.zeros(1)), "unexpected.*extra"),

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from rayssl.memory import whitening
-from rayssl.memory.speakers import Remember, SpeakerMemory
+from rayssl.memory.exchange import Remember
+from rayssl.memory.speakers import SpeakerMemory
 from rayssl.memory.whitening import Whitening
 
 N, SPEAKERS, D = 240, 60, 16

@@ -12,7 +12,8 @@ import pytest
 
 from rayssl.errors import CheckpointError
 from rayssl.experiment import MemoryConfig
-from rayssl.memory.speakers import Recall, Remember, SpeakerMemory
+from rayssl.memory.exchange import Recall, Remember
+from rayssl.memory.speakers import SpeakerMemory
 
 pytestmark = pytest.mark.ray
 

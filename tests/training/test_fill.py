@@ -77,8 +77,9 @@ def test_references_are_of_the_same_weights(corpus: Path, tmp_path: Path) -> Non
 
     memory.refresh = watched  # type: ignore[method-assign]
     loop.fit(iter(rows))
-    assert len(seen) == 1 and memory.memory.references.filled.all()
-    np.testing.assert_allclose(memory.memory.references.rows, seen[0], atol=1e-5)
+    state = memory.memory.state_dict()
+    assert len(seen) == 1 and state["references.filled"].all()
+    np.testing.assert_allclose(state["references.rows"], seen[0], atol=1e-5)
 
 
 def test_begins_with_the_other_runs_weights_and_recalls_at_once(

@@ -1,0 +1,204 @@
+"""A memory whose rows are in several stores does what one with all of them does, whatever is asked of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rayssl.memory.exchange import Remember
+from rayssl.memory.knobs import Knobs, bytes_needed
+from rayssl.memory.pieces import Kind, Piece, cuts, limits, pieces_of
+from rayssl.memory.speakers import SpeakerMemory
+from rayssl.memory.store import Store
+
+N, D = 150, 6
+KNOBS: dict[str, Any] = {
+    "utterances": N, "reference_dim": D, "positive_dim": D, "queue": 61, "clusters": 12, "seed": 5,
+    "reference_dtype": "float32",
+}  # fmt: skip
+KINDS: dict[str, dict[str, Any]] = {
+    "own cluster": {},
+    "neighbours": {"neighbours": 3, "skip_empty": True},
+    "half": {"neighbours": 1, "reference_dtype": "float16", "positive_dtype": "float16"},
+    "centroid": {"sampling": "centroid", "neighbours": 2},
+    "speaker": {"sampling": "speaker"},
+    "nn": {"sampling": "nn", "neighbours": 4},
+    "nn whitened": {"sampling": "nn", "neighbours": 4, "whiten": True},
+    "whitened": {"whiten": True},
+    "warm": {"warm_start": True},
+    "overlapped": {"overlapped": True, "neighbours": 1},
+    "overlapped, warm": {"overlapped": True, "warm_start": True},
+    "overlapped, whitened": {"overlapped": True, "whiten": True},
+}
+
+
+def step(random: np.random.Generator) -> tuple[np.ndarray, Remember]:
+    """Ids to recall, with repeats, and what is remembered: at times one kind of row, some of them not finite."""
+    ids = random.integers(0, N, 20)
+    centres = np.random.default_rng(1).standard_normal((12, D))
+    rows = (centres[ids % 12] + 0.4 * random.standard_normal((20, D))).astype(np.float32)
+    positives = random.standard_normal((20, D)).astype(np.float32)
+    positives[random.integers(0, 20), 0] = random.choice([np.nan, np.inf, 1.0, 1.0])
+    has = random.integers(0, 4)
+    return random.integers(0, N, 16), Remember(
+        ids,
+        None if has == 1 else rows,
+        None if has == 2 else positives,
+        (ids % 12).astype(np.int32),
+        np.where(random.random(20) < 0.5, ids % 36, -1).astype(np.int32),
+    )
+
+
+def life(memory: SpeakerMemory, random: np.random.Generator, first: int, last: int) -> list[Any]:
+    """Steps, a refresh before every eighth; everything that can be seen of it."""
+    seen: list[Any] = []
+    for number in range(first, last):
+        ids, remember = step(random)
+        if number % 8 == 0 and number:
+            seen.append({k: v for k, v in memory.refresh(number).items() if k != "seconds"})
+        recall = memory.recall(ids, epoch=number // 8)
+        seen.append({name: value.tolist() for name, value in vars(recall).items()})
+        memory.remember(remember)
+        seen.append(memory.metrics(reset=number % 5 == 4))
+    return seen
+
+
+def same_state(one: SpeakerMemory, other: SpeakerMemory) -> None:
+    mine, theirs = one.state_dict(), other.state_dict()
+    assert mine.keys() == theirs.keys()
+    for name, array in mine.items():
+        assert array.dtype == theirs[name].dtype
+        np.testing.assert_array_equal(array, theirs[name], err_msg=name)
+
+
+def saved(memory: SpeakerMemory) -> list[Piece]:
+    """As on a disk."""
+    return [
+        Piece(piece.kind, piece.number, piece.first, piece.end, {k: v.copy() for k, v in piece.arrays.items()})
+        for piece in memory.pieces()
+    ]
+
+
+def restore(memory: SpeakerMemory, pieces: list[Piece]) -> None:
+    def read(kind: Kind, first: int, end: int) -> list[Piece]:
+        return [piece for piece in pieces if piece.kind == kind and piece.first < end and first < piece.end]
+
+    memory.restore(pieces[0].arrays, read)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("shards", [3])
+def test_any_number_of_stores(kind: str, shards: int) -> None:
+    one, several = (SpeakerMemory(**{**KNOBS, **KINDS[kind]}, shards=count) for count in (1, shards))
+    seen, also = (life(memory, np.random.default_rng(7), 0, 40) for memory in (one, several))
+    assert seen == also
+    same_state(one, several)
+    found = [i for entry in seen if "found" in entry for i in entry["found"]]
+    assert sum(found) > 150, "hardly anything was found: the test compares nothing"
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("shards", [(1, 3), (3, 2)])
+def test_saved_by_some_stores_and_restored_to_others(kind: str, shards: tuple[int, int]) -> None:
+    """The rest of its life is that of a memory that was never saved."""
+    whole, before, after = (SpeakerMemory(**{**KNOBS, **KINDS[kind]}, shards=count) for count in (1, *shards))
+    random = np.random.default_rng(7)
+    life(before, random, 0, 27)
+    state = random.bit_generator.state
+    life(after, np.random.default_rng(8), 0, 20)  # must vanish
+    restore(after, saved(before))
+    rest = life(after, random, 27, 50)
+    random = np.random.default_rng(7)
+    life(whole, random, 0, 27)
+    assert random.bit_generator.state == state
+    assert life(whole, random, 27, 50) == rest
+    same_state(whole, after)
+
+
+def test_pieces_do_not_depend_on_the_stores() -> None:
+    memories = [SpeakerMemory(**KNOBS, shards=shards) for shards in (1, 4)]
+    for memory in memories:
+        life(memory, np.random.default_rng(3), 0, 30)
+    one, other = (saved(memory) for memory in memories)
+    key = [(p.kind, p.number, p.first, p.end, sorted(p.arrays)) for p in one]
+    assert sorted(key) == sorted((p.kind, p.number, p.first, p.end, sorted(p.arrays)) for p in other)
+    by_name = {(p.kind, p.number): p for p in other}
+    for piece in one:
+        for name, array in piece.arrays.items():
+            np.testing.assert_array_equal(array, by_name[piece.kind, piece.number].arrays[name], err_msg=name)
+
+
+@pytest.mark.parametrize("total", [1, 3, 4, 150, 20_000, 70_001, 10_000_000])
+def test_pieces_and_shares_cover_everything_once(total: int) -> None:
+    bounds = cuts(total)
+    assert bounds[0] == 0 and bounds[-1] == total and (np.diff(bounds) > 0).all()
+    assert len(bounds) - 1 == min(total, max(4, min(64, total // 4096)))
+    for shards in (1, 2, 3, 4, 7, 64):
+        own = [pieces_of(bounds, shard, shards) for shard in range(shards)]
+        assert [number for pieces in own for number in pieces] == list(range(len(bounds) - 1))
+        starts = limits(total, shards)
+        assert [bounds[pieces.start] for pieces in own] == starts[:-1].tolist()
+
+
+def test_what_was_never_written_takes_no_room_in_a_piece() -> None:
+    memory = SpeakerMemory(**KNOBS)
+    memory.remember(Remember(np.array([1, 40]), np.ones((2, D), np.float32), np.ones((2, D), np.float32)))
+    lengths = {(p.kind, p.number): len(p.arrays["rows"]) for p in memory.pieces() if p.kind != "index"}
+    assert [lengths["references", k] for k in range(4)] == [2, 4, 0, 0]
+    assert [lengths["positives", k] for k in range(4)] == [2, 0, 0, 0]
+
+
+def test_half_precision_gives_float32_and_leaves_out_what_it_cannot_hold() -> None:
+    memory = SpeakerMemory(**{**KNOBS, "positive_dtype": "float16", "clusters": 1})
+    positives = np.full((3, D), [[1e-3], [7e4], [5.0]], dtype=np.float32)
+    memory.remember(Remember(np.arange(3), np.ones((3, D), np.float32), positives))
+    memory.refresh(0)
+    recall = memory.recall(np.array([0, 2]), epoch=0)
+    assert recall.rows.dtype == np.float32 and recall.ids.tolist() == [2, 0]
+    np.testing.assert_allclose(recall.rows[:, 0], [5, 1e-3], rtol=1e-3)
+    assert memory.metrics()["rejected"] == 1
+
+
+@pytest.mark.parametrize("wrong", ["rows", "dims", "dtype", "clusters"])
+def test_what_does_not_fit_changes_nothing(wrong: str) -> None:
+    changes: dict[str, dict[str, Any]] = {
+        "rows": {"utterances": N + 1}, "dims": {"reference_dim": D + 1}, "clusters": {"clusters": 13},
+        "dtype": {"positive_dtype": "float16"},
+    }  # fmt: skip
+    other, memory = SpeakerMemory(**{**KNOBS, **changes[wrong]}), SpeakerMemory(**KNOBS, shards=3)
+    if wrong != "dims":
+        life(other, np.random.default_rng(1), 0, 20)
+    life(memory, np.random.default_rng(2), 0, 20)
+    before = memory.state_dict()
+    with pytest.raises(ValueError, match=r"memory state: '[a-z]+\.\w+' is .*, expected"):
+        restore(memory, saved(other))
+    after = memory.state_dict()
+    assert [name for name in before if not np.array_equal(before[name], after[name])] == []
+
+
+def test_a_slot_with_anothers_row_is_not_taken_for_the_right_one() -> None:
+    store = Store(Knobs(**KNOBS))
+    store.write_positives(np.array([3, 4]), np.array([10, 11]), np.ones((2, D), np.float32))
+    rows, right = store.read(np.array([4, 3, 5]), np.array([11, 11, 12]))
+    assert right.tolist() == [True, False, False] and rows.shape == (3, D)
+
+
+def state_bytes(arrays: Mapping[str, np.ndarray]) -> int:
+    return sum(array.nbytes for array in arrays.values())
+
+
+def test_bytes_needed_are_those_of_the_arrays() -> None:
+    knobs = Knobs(**{**KNOBS, "utterances": 4000, "queue": 2000, "neighbours": 2})
+    index, store = bytes_needed(knobs, 2)
+    memory = SpeakerMemory(**vars(knobs), shards=2)
+    held = vars(memory.index.utterances), vars(memory.index.queue), vars(memory.index._layout)
+    arrays = {id(a): a.nbytes for names in held for a in names.values() if isinstance(a, np.ndarray)}
+    found = sum(arrays.values()) + memory.index.clustering.centroids.nbytes + memory.index.clustering.nearest.nbytes
+    # the order of the queue comes with its first eviction, that of the members with the first clustering, and as much
+    # again as a layout has is needed to sort it
+    assert found + 4 * 2000 + 4 * 4000 + 12 * 4000 == pytest.approx(index, rel=0.01)
+    rows = sum(array.nbytes for array in vars(memory.stores[0]._rows).values() if array is not None)
+    assert rows + memory.stores[0].rows()["references"].nbytes == store  # and a copy of them, to be clustered
