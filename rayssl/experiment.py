@@ -14,7 +14,8 @@ from pydantic import Field, model_validator
 from rayssl import draws, storage
 from rayssl.data.shards import Manifest
 from rayssl.errors import ConfigError
-from rayssl.memory.speakers import SpeakerMemory
+from rayssl.memory.knobs import Knobs, bytes_needed
+from rayssl.memory.pieces import cuts
 from rayssl.methods.base import Method
 from rayssl.methods.dino import DINO, DINOConfig
 from rayssl.methods.moco import MoCo, MoCoConfig
@@ -54,15 +55,37 @@ class CorpusConfig(Config):
 
 
 class MemoryConfig(Config):
-    """``sync``: ``strict`` applies what all ranks remember, in rank order, before the next recall, so that runs
-    repeat exactly; ``ahead`` answers at once. ``half``: references kept in fp16. ``threads`` of the clustering, 0 for
-    all of its node's cores. ``cpus``: what the actor reserves of its node in Ray's books.
+    """Where the memory of SSPS lives, and how. The results are the same for any number of shards.
+
+    ``sync``: ``strict`` applies what all ranks remember, in rank order, before the next recall, so that runs repeat
+    exactly; ``ahead`` answers at once. ``half``: references and positives are kept in fp16 (a positive beyond 65,504
+    is left out, and counted as ``rejected``); recalled rows are float32 in any case. ``shards`` S: 1 keeps all in one
+    actor, more put the rows into S actors spread over the nodes, and what decides who is sampled into one more.
+    ``clustering: blocking`` lets training wait for each epoch's clustering; ``overlapped`` clusters a copy of the
+    references during an epoch and brings the result into use at the beginning of the next one, so that assignments are
+    an epoch old (the first clustering blocks, and serves two epochs). A checkpoint waits for a clustering under way.
+
+    Of each actor: ``threads`` of the clustering, 0 for all of its node's cores; ``cpus`` and ``memory_bytes`` (0:
+    nothing) that it reserves of its node in Ray's books, ``gpus`` (0: none) that it reserves, and clusters on. With S
+    above 1 the last two are those of each store. Bytes needed, with N utterances, |Q'| positives, D_repr and D_emb
+    dimensions of h = 4 bytes each, or 2 with ``half``: a store N/S (h D_repr + 1) + |Q'|/S (h D_emb + 4), and N/S
+    h D_repr more while it clusters a copy (``overlapped``, ``method.whiten``); the index about 37 N + 16 |Q'| + 4 K
+    D_repr, which one actor with everything has as well. The k-means comes on top. `rayssl train` prints the sums.
     """
 
     sync: Literal["strict", "ahead"] = "strict"
     half: bool = False
+    shards: int = Field(1, ge=1, le=64)
+    clustering: Literal["blocking", "overlapped"] = "blocking"
     threads: int = Field(0, ge=0)
     cpus: float = Field(0.1, ge=0)
+    memory_bytes: int = Field(0, ge=0)
+    gpus: float = Field(0, ge=0)
+
+    @property
+    def actors(self) -> int:
+        """How many there are: the stores, and the index where it has an actor of its own."""
+        return self.shards + (self.shards > 1)
 
 
 class RayConfig(Config):
@@ -114,6 +137,12 @@ class Experiment(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
+        clustered = isinstance(self.method, SSPSConfig) and self.method.sampling in ("cluster", "centroid")
+        if self.memory.clustering == "overlapped" and not clustered:
+            raise ValueError(
+                "memory.clustering=overlapped needs a method that clusters (ssps, sampling cluster or centroid); "
+                "leave it out"
+            )
         workers, batch = self.ray.workers, self.training.batch
         if batch % workers:
             raise ValueError(f"training.batch={batch} is not divisible by ray.workers={workers}; change one of them")
@@ -179,11 +208,17 @@ def begin_from(experiment: Experiment, method: Method) -> str | None:
 
 
 def memory_settings(experiment: Experiment, manifest: Manifest) -> dict[str, Any] | None:
-    """Arguments of `SpeakerMemory` for this experiment, or None for a method without a memory."""
+    """Arguments of a `rayssl.memory.speakers.SpeakerMemory` for this experiment, None for a method without a memory."""
     config = experiment.method
     if not isinstance(config, SSPSConfig):
         return None
-    batch = experiment.training.batch
+    memory, batch = experiment.memory, experiment.training.batch
+    most = len(cuts(manifest.rows)) - 1
+    if memory.shards > most:
+        raise ConfigError(
+            f"memory.shards={memory.shards}: a memory of {manifest.rows} utterances has {most} pieces to be shared; "
+            f"set memory.shards to {most} at the most"
+        )
     # before the first clustering: the last rows of an epoch are left out, but not of a pass that fills the memory
     whole = config.references == "fill" or config.start_from is not None
     seen = manifest.rows - (0 if whole else manifest.rows % batch)
@@ -213,11 +248,22 @@ def memory_settings(experiment: Experiment, manifest: Manifest) -> dict[str, Any
         "seed": experiment.seed,
         "skip_empty": config.skip_empty,
         "whiten": config.whiten,
-        "reference_dtype": "float16" if experiment.memory.half else "float32",
-        "threads": experiment.memory.threads or None,
+        "warm_start": config.warm_start,
+        "overlapped": memory.clustering == "overlapped",
+        "device": "cuda" if memory.gpus else "cpu",
+        "reference_dtype": "float16" if memory.half else "float32",
+        "positive_dtype": "float16" if memory.half else "float32",
+        "threads": memory.threads or None,
     }
 
 
-def build_memory(settings: dict[str, Any]) -> SpeakerMemory:
-    """The memory of `memory_settings`."""
-    return SpeakerMemory(**settings)
+def describe_memory(settings: dict[str, Any], config: MemoryConfig) -> str:
+    """One line: how many bytes of memory the actors need."""
+    index, store = bytes_needed(Knobs(**settings), config.shards)
+    if config.shards == 1:
+        return f"memory: {_size(index + store)} in one actor"
+    return f"memory: {config.shards} shards of {_size(store)}, and an index of {_size(index)}"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 5e7 else f"{count / 1e6:.1f} MB"

@@ -13,10 +13,12 @@ from torch import nn
 
 from rayssl.data import decode, shards
 from rayssl.data.shards import Manifest
-from rayssl.experiment import Experiment, begin_from, build_memory, build_method, memory_settings
+from rayssl.experiment import Experiment, begin_from, build_method, memory_settings
+from rayssl.memory.pieces import Kind
+from rayssl.memory.speakers import SpeakerMemory
 from rayssl.methods.base import Batch, View, Views
 from rayssl.schema import override, parse
-from rayssl.training import checkpoint
+from rayssl.training import checkpoint, pieces
 from rayssl.training.context import InProcessMemory, LocalContext
 from rayssl.training.loop import Loop, Parts
 from rayssl.training.metrics import RunLog, read_metrics
@@ -158,7 +160,7 @@ def build(settings: Experiment, *, wrap: Any = None) -> Loop:
             wrapped=wrapped,
             distort=build_distort(settings.views.distort, manifest.rate, settings.seed),
             context=context,
-            memory=None if memory is None else InProcessMemory(build_memory(memory)),
+            memory=None if memory is None else InProcessMemory(SpeakerMemory(**memory)),
             log=log,
         )
     )
@@ -213,12 +215,38 @@ def fit(settings: Experiment, stop: int | None = None) -> Loop:
     return loop
 
 
+def remembered(loop: Loop) -> dict[str, np.ndarray]:
+    """The arrays of a loop's memory in this process, none without one."""
+    memory = loop.parts.memory
+    assert memory is None or isinstance(memory, InProcessMemory)
+    return {} if memory is None else memory.memory.state_dict()
+
+
+def memory_of(loaded: checkpoint.Loaded) -> dict[str, np.ndarray]:
+    """All arrays of a checkpoint's memory, positives oldest first."""
+    return arrays_of(loaded.uri, loaded.memory)
+
+
+def arrays_of(folder: str, records: pieces.Records) -> dict[str, np.ndarray]:
+    """A memory's arrays, as `SpeakerMemory.state_dict` has them, from its files, however many stores wrote them."""
+    index = pieces.read_index(folder, records)
+    read, parts = pieces.reader(folder, records), {}
+    kinds: tuple[Kind, ...] = ("references", "positives")
+    for kind in kinds:
+        rows = [(piece.end - piece.first, piece.arrays["rows"]) for piece in read(kind, 0, 1 << 60)]
+        whole = kind == "references"  # what was never written is no part of a file; slots are used in their order
+        parts[kind] = np.concatenate([np.pad(r, ((0, (n - len(r)) * whole), (0, 0))) for n, r in rows])
+    by_age = np.argsort(index.pop("positives.ages"))
+    index["positives.ids"] = index["positives.ids"][by_age]
+    return {**index, "references.rows": parts["references"], "positives.rows": parts["positives"][by_age]}
+
+
 def content(loop: Loop) -> dict[str, Any]:
     assert loop.parts.memory is not None
     return {
         "weights": loop.parts.method.state_dict(),
         "optimiser": loop.optimiser.state_dict(),
-        "memory": {name: torch.from_numpy(array) for name, array in loop.parts.memory.state_dict().items()},
+        "memory": {name: torch.from_numpy(array) for name, array in remembered(loop).items()},
     }
 
 

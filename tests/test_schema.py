@@ -195,13 +195,14 @@ def test_ssps_must_start_and_needs_enough_utterances(tmp_path: Path) -> None:
 
 def test_the_bound_of_ssps_needs_labels_and_no_clusters(tmp_path: Path) -> None:
     assert "set method.clusters" in message(tree(method={"name": "ssps", "start_epoch": 1}), "training.epochs=2")
-    from rayssl.experiment import build_memory, memory_settings
+    from rayssl.experiment import memory_settings
+    from rayssl.memory.speakers import SpeakerMemory
     from tests.runs import write_corpus
 
     settings = experiment(tmp_path, tmp_path, "method.sampling=speaker", "method.clusters=0")
     manifest = write_corpus(tmp_path, (6, 5))
     found = memory_settings(settings, manifest)
     assert found is not None
-    assert build_memory(found).version == 0
+    assert SpeakerMemory(**found).version == 0
     with pytest.raises(ConfigError, match=r"method\.sampling=speaker: .* no labels of speaker and recording"):
         memory_settings(settings, manifest.model_copy(update={"recordings": 0}))

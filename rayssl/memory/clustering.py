@@ -73,7 +73,12 @@ class Clusterer:
 
 def _begin(knobs: Knobs, ask: Ask, copy: bool) -> np.ndarray:
     """The stores hold on to the references there are; who has one, bool ``[N]``."""
-    filled: np.ndarray = np.concatenate(ask("begin", _whitening(ask) if knobs.whiten else None, copy))
+    whitening = _whitening(ask) if knobs.whiten else None
+    try:
+        filled: np.ndarray = np.concatenate(ask("begin", whitening, copy))
+    except BaseException:
+        ask("finish")  # where it has begun
+        raise
     return filled
 
 

@@ -41,7 +41,7 @@ class SSPSConfig(Config):
     ``skip_empty`` draws only among clusters that have an utterance in the queue. ``whiten``: references are clustered
     and compared after whitening (not in the paper; it helps where the encoder is still poor). ``iterations`` of k-means
     at each epoch; ``kmeans: exact`` is Lloyd's, ``fast`` looks at fewer centroids and moves clusters to where one is
-    missing (up to 256 clusters both are the same).
+    missing (up to 256 clusters both are the same). ``warm_start``: each clustering begins with the last centroids.
 
     ``references: rolling`` keeps the reference computed when an utterance was last trained on, so that those of one
     clustering come from the weights of a whole epoch; ``fill`` computes all of them anew, with the same weights, in a
@@ -62,6 +62,7 @@ class SSPSConfig(Config):
     whiten: bool = False
     iterations: int = Field(10, ge=1)
     kmeans: Mode = "fast"
+    warm_start: bool = False
 
     @model_validator(mode="after")
     def _possible(self) -> SSPSConfig:
@@ -71,6 +72,11 @@ class SSPSConfig(Config):
             raise ValueError("sampling: nn draws among the M nearest; set method.neighbours to at least 1")
         if self.sampling == "centroid" and self.whiten:
             raise ValueError("sampling: centroid gives positives that whitening has moved; leave out method.whiten")
+        if self.warm_start and (self.whiten or self.sampling not in ("cluster", "centroid")):
+            raise ValueError(
+                "warm_start: the last centroids are no start where nothing is clustered, nor for whitened references, "
+                "which have other axes each time; leave out method.warm_start"
+            )
         if (self.start_epoch == 0) != (self.start_from is not None):
             raise ValueError(
                 "SSPS begins either at an epoch of this training (method.start_epoch of 1 or more) or with the weights "

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from rayssl import collectives
 from rayssl.data import shards
 from rayssl.errors import CheckpointError, ConfigError, UserError
-from rayssl.experiment import Experiment, begin_from, build_method, located, memory_settings
+from rayssl.experiment import Experiment, begin_from, build_method, describe_memory, located, memory_settings
 from rayssl.models.encoder import Encoder
 from rayssl.runtime import cluster
 from rayssl.training import checkpoint
@@ -42,7 +42,10 @@ def train(experiment: Experiment, manifest: shards.Manifest) -> dict[str, Any]:
         print(f"{experiment.run}: already trained to epoch {meta.epoch}; raise training.epochs to go on", flush=True)
         return meta.metrics
     experiment, workers = located(experiment), experiment.ray.workers
-    cluster.connect(cpus=workers * experiment.ray.cpus_per_worker + experiment.memory.cpus)
+    cluster.connect(cpus=workers * experiment.ray.cpus_per_worker + _memory_cpus(experiment))
+    settings = memory_settings(experiment, manifest)
+    if settings is not None:
+        print(describe_memory(settings, experiment.memory), flush=True)
     for attempt in range(experiment.ray.max_failures + 1):
         try:
             return _fit(experiment, manifest)
@@ -54,6 +57,10 @@ def train(experiment: Experiment, manifest: shards.Manifest) -> dict[str, Any]:
                 raise
             print(f"{experiment.run}: {_first_line(error)}; going on from the last checkpoint", flush=True)
     raise AssertionError("unreachable")
+
+
+def _memory_cpus(experiment: Experiment) -> float:
+    return experiment.memory.actors * experiment.memory.cpus
 
 
 def check(experiment: Experiment) -> shards.Manifest:
@@ -218,7 +225,7 @@ def _worker(config: dict[str, Any]) -> None:
 
 def build_loop(experiment: Experiment, manifest: shards.Manifest, context: _RayContext) -> Loop:
     """The loop of one rank, restored from the run's last checkpoint where there is one; called on all ranks."""
-    from rayssl.runtime.memory import ActorMemory
+    from rayssl.runtime import memory as actors
 
     method = build_method(experiment, manifest).to(context.device)
     if experiment.training.compile:
@@ -226,7 +233,7 @@ def build_loop(experiment: Experiment, manifest: shards.Manifest, context: _RayC
             if isinstance(part, Encoder):  # a teacher's too
                 part.compile()
     settings = memory_settings(experiment, manifest)
-    memory = None if settings is None else ActorMemory(settings, experiment.memory, experiment.run)
+    memory = None if settings is None else actors.connect(settings, experiment.memory, experiment.run)
     known = checkpoint.steps(experiment.run)
     loaded = checkpoint.load(checkpoint.locate(experiment.run, "last")) if known else None
     source = begin_from(experiment, method) if loaded is None else None

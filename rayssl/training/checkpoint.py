@@ -1,29 +1,32 @@
-"""Checkpoints: everything a run needs to go on as if it had not stopped, in one folder of three files.
+"""Checkpoints: everything a run needs to go on as if it had not stopped, in one folder.
 
 ``checkpoints/step-0000001234/`` holds ``state.pt`` (model, optimiser, random states; read with ``weights_only=True``),
-``memory.npz`` (the memory's arrays; read with ``allow_pickle=False``) and, written last, ``meta.json`` with the cursor
-and the size and SHA-256 of the others. A folder without a valid ``meta.json`` is not a checkpoint: what a crash leaves
-behind is never taken for one. Object stores have no rename, so the order of writing is the commit protocol.
+``memory-*.npz`` (the memory, see `rayssl.training.pieces`; read with ``allow_pickle=False``) and, written last,
+``meta.json`` with the cursor and the size and SHA-256 of the others. A folder without a valid ``meta.json`` is not a
+checkpoint: what a crash leaves behind is never taken for one. Object stores have no rename, so the order of writing is
+the commit protocol.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import Field
 
 from rayssl import storage
 from rayssl.errors import CheckpointError
 from rayssl.schema import Config
+from rayssl.training import pieces
+from rayssl.training.pieces import Records
 
-_STATE, _MEMORY, _META = "state.pt", "memory.npz", "meta.json"
+_STATE, _META = "state.pt", "meta.json"
+_FORMER = "memory.npz"  # the whole memory, as rayssl wrote it once
 
 
 class CheckpointConfig(Config):
@@ -47,29 +50,37 @@ class Meta:
     epoch_step: int
     architecture: str
     metrics: dict[str, float] = field(default_factory=dict)
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    files: Records = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A checkpoint read back: ``state`` as `save` took it, ``memory`` None where there was none."""
+    """A checkpoint read back: ``state`` as `save` took it. The memory is left where it is, to be read by its stores."""
 
     uri: str
     meta: Meta
     state: dict[str, Any]
-    memory: dict[str, np.ndarray] | None
+
+    @property
+    def memory(self) -> Records:
+        """The records of the memory's files, none where there was no memory."""
+        if _FORMER in self.meta.files:
+            raise CheckpointError(
+                f"{self.uri}/{_FORMER}: a memory in one file, as rayssl wrote it before, cannot be gone on with; use "
+                "another run folder, with method.start_from to begin with these weights"
+            )
+        return {name: record for name, record in self.meta.files.items() if name.startswith(pieces.PREFIX)}
 
 
-def save(run: str, meta: Meta, state: dict[str, Any], memory: dict[str, np.ndarray] | None) -> str:
-    """Writes one checkpoint below the run's folder and returns its URI; complete once this returns."""
+def save(run: str, meta: Meta, state: dict[str, Any], memory: Callable[[str], Records] | None) -> str:
+    """Writes one checkpoint below the run's folder and returns its URI; complete once this returns.
+
+    ``memory`` writes the memory's own files into the folder it is given, and returns their records.
+    """
     uri = storage.join(run, "checkpoints", f"step-{meta.step:010d}")
-    files = {_STATE: _torch_bytes(state)}
+    written = {_STATE: pieces.recorded(uri, _STATE, _torch_bytes(state))}
     if memory is not None:
-        files[_MEMORY] = _npz_bytes(memory)
-    written = {}
-    for name, data in files.items():
-        storage.write_bytes(storage.join(uri, name), data)
-        written[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        written |= memory(uri)
     text = json.dumps({**meta.__dict__, "files": written}, indent=1)
     storage.write_bytes(storage.join(uri, _META), text.encode())
     return uri
@@ -123,27 +134,14 @@ def read_meta(uri: str) -> Meta:
 def load(uri: str) -> Loaded:
     """Reads a checkpoint and verifies it; raises `CheckpointError` naming the damaged file."""
     meta = read_meta(uri)
-    data = {}
-    for name, expected in meta.files.items():
-        data[name] = storage.read_bytes(storage.join(uri, name))
-        if hashlib.sha256(data[name]).hexdigest() != expected["sha256"]:
-            raise CheckpointError(
-                f"{uri}/{name}: damaged (its hash differs from {_META}); delete this folder and resume"
-            )
-    if _STATE not in data:
+    if _STATE not in meta.files:
         raise CheckpointError(f"{uri}/{_META}: names no {_STATE}; delete this folder and resume")
+    data = pieces.verified(uri, _STATE, meta.files[_STATE])
     try:
-        state = torch.load(io.BytesIO(data[_STATE]), map_location="cpu", weights_only=True)
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError) as error:
-        raise _foreign(uri, _STATE) from error
-    memory = None
-    if _MEMORY in data:
-        try:
-            with np.load(io.BytesIO(data[_MEMORY]), allow_pickle=False) as arrays:
-                memory = {name: arrays[name] for name in arrays.files}
-        except ValueError as error:
-            raise _foreign(uri, _MEMORY) from error
-    return Loaded(uri, meta, state, memory)
+        raise pieces.foreign(uri, _STATE) from error
+    return Loaded(uri, meta, state)
 
 
 def load_weights(module: torch.nn.Module, source: str, architecture: str) -> str:
@@ -187,7 +185,7 @@ def prune(run: str, config: CheckpointConfig) -> None:
     ``meta.json`` goes first, so that none is half there. To be called by the run's only writer, after `save`.
     """
     known = steps(run)
-    written = storage.list_files(storage.join(run, "checkpoints"), suffixes=(_STATE, _MEMORY))
+    written = storage.list_files(storage.join(run, "checkpoints"), suffixes=(_STATE, ".npz"))
     for folder in {uri.rpartition("/")[0] for uri in written}:
         step = _step_of(folder)
         if step is not None and step not in known:
@@ -204,12 +202,6 @@ def prune(run: str, config: CheckpointConfig) -> None:
         storage.remove(_uri(run, step), recursive=True)
 
 
-def _foreign(uri: str, name: str) -> CheckpointError:
-    return CheckpointError(
-        f"{uri}/{name}: not written by rayssl (it holds more than numbers and text); delete this folder and resume"
-    )
-
-
 def _step_of(folder: str) -> int | None:
     """The step that a checkpoint's folder is named after, None for any other folder."""
     name = folder.rpartition("/")[2]
@@ -223,10 +215,4 @@ def _uri(run: str, step: int) -> str:
 def _torch_bytes(state: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    return buffer.getvalue()
-
-
-def _npz_bytes(arrays: dict[str, np.ndarray]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()

@@ -11,6 +11,8 @@ import torch
 from rayssl import collectives
 from rayssl.memory.exchange import Recall, Remember
 from rayssl.memory.speakers import SpeakerMemory
+from rayssl.training import pieces
+from rayssl.training.pieces import Records
 
 Answer: TypeAlias = "Future[Recall | None]"
 
@@ -62,11 +64,17 @@ class MemoryClient(Protocol):
     def metrics(self) -> dict[str, float]:
         """What was counted since the last call; to be called on rank 0 only."""
 
-    def state_dict(self) -> dict[str, np.ndarray]:
-        """The whole memory; to be called on rank 0 only, between steps."""
+    def save(self, folder: str) -> Records:
+        """Writes the whole memory into the folder of a checkpoint; to be called on rank 0 only, between steps.
 
-    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
-        """Restores the memory; to be called on every rank."""
+        Returns the records of the files. Waits for a clustering that is under way, whose result belongs to it.
+        """
+
+    def load(self, folder: str, records: Records) -> None:
+        """Restores the memory from what `save` wrote; to be called on every rank.
+
+        Raises ValueError on all of them, with nothing changed, where it does not fit.
+        """
 
 
 class InProcessMemory:
@@ -95,10 +103,10 @@ class InProcessMemory:
         """See `MemoryClient.metrics`."""
         return self.memory.metrics(reset=True)
 
-    def state_dict(self) -> dict[str, np.ndarray]:
-        """See `MemoryClient.state_dict`."""
-        return self.memory.state_dict()
+    def save(self, folder: str) -> Records:
+        """See `MemoryClient.save`."""
+        return pieces.write(folder, self.memory.pieces())
 
-    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
-        """See `MemoryClient.load_state_dict`."""
-        self.memory.load_state_dict(state)
+    def load(self, folder: str, records: Records) -> None:
+        """See `MemoryClient.load`."""
+        self.memory.restore(pieces.read_index(folder, records), pieces.reader(folder, records))

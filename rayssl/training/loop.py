@@ -131,13 +131,14 @@ class Loop:
         states = loaded.state["rng"]
         if len(states) == collectives.world():  # another number of ranks has no states to go back to
             torch.set_rng_state(states[collectives.rank()])
-        if parts.memory is not None and loaded.memory is not None:
+        if parts.memory is not None and loaded.memory:
             try:
-                parts.memory.load_state_dict(loaded.memory)
+                parts.memory.load(loaded.uri, loaded.memory)
+            except UserError:
+                raise
             except ValueError as error:
-                reason = str(error).strip().splitlines()[-1]  # the last line where it comes from another process
                 raise CheckpointError(
-                    f"{loaded.uri}: {reason}; the corpus or the method's memory has changed: change it back or use "
+                    f"{loaded.uri}: {error}; the corpus or the method's memory has changed: change it back or use "
                     "another run folder"
                 ) from error
         self._epoch = _Window(steps=meta.epoch_step, restored=meta.epoch_step)
@@ -334,7 +335,7 @@ class Loop:
                 "epoch": sums,
                 "refreshed": self._refreshed,
             }
-            memory = parts.memory.state_dict() if parts.memory is not None else None
+            memory = parts.memory.save if parts.memory is not None else None
             meta = checkpoint.Meta(self.step, self.cursor.epoch, self.cursor.step, parts.architecture, self._metrics)
             checkpoint.save(parts.run, meta, state, memory)
             checkpoint.prune(parts.run, parts.config.checkpoints)

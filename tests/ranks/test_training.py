@@ -13,7 +13,6 @@ import pytest
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from rayssl.training.context import InProcessMemory
 from tests.runs import (
     DINO_METHOD,
     MOCO_METHOD,
@@ -24,6 +23,7 @@ from tests.runs import (
     build,
     experiment,
     records,
+    remembered,
     write_corpus,
 )
 
@@ -69,12 +69,10 @@ def _train(rank: int, world: int, corpus: str, method: str, sync: bool) -> Resul
     # smooth in place of ReLU: where its input is next to zero, rounding decides over a whole gradient
     with mock.patch.object(functional, "relu", lambda x, inplace=False: functional.softplus(x)):
         loop.fit(batches(settings, loop))
-    memory = loop.parts.memory
-    assert memory is None or isinstance(memory, InProcessMemory)
     return {
         "gradients": gradients,
         "weights": {name: value.numpy() for name, value in loop.parts.method.state_dict().items()},
-        "memory": {} if memory is None else memory.state_dict(),
+        "memory": remembered(loop),
         "steps": records(settings.run, "step") if rank == 0 else [],
         "epochs": records(settings.run, "epoch") if rank == 0 else [],
     }

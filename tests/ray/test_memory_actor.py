@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from rayssl.errors import CheckpointError
 from rayssl.experiment import MemoryConfig
 from rayssl.memory.exchange import Recall, Remember
 from rayssl.memory.speakers import SpeakerMemory
+from rayssl.training import pieces
+from tests.runs import arrays_of
 
 pytestmark = pytest.mark.ray
 
@@ -64,13 +67,13 @@ def in_process() -> tuple[dict[Any, Recall], list[dict[str, float]], dict[str, n
 @pytest.fixture(scope="module")
 def actors(ray_cluster: Any) -> Iterator[Any]:
     """Makes actors of `Server`, which end with the module."""
-    from rayssl.runtime.memory import Server
+    from rayssl.runtime.memory_servers import Server
 
     made: list[Any] = []
 
-    def make(**config: Any) -> Any:
+    def make(sync: str) -> Any:
         kind = ray_cluster.remote(Server).options(num_cpus=0.1, max_concurrency=100)
-        made.append(kind.remote(SETTINGS, WORLD, MemoryConfig(threads=1, **config).model_dump()))
+        made.append(kind.remote(SETTINGS, WORLD, sync == "strict"))
         return made[-1]
 
     yield make
@@ -116,7 +119,7 @@ def trained(ray_cluster: Any, actors: Any) -> tuple[Any, dict[Any, Recall], list
     return actor, recalls, metrics
 
 
-def test_strict_equals_the_memory_in_process(ray_cluster: Any, trained: Any) -> None:
+def test_strict_equals_the_memory_in_process(ray_cluster: Any, trained: Any, tmp_path: Path) -> None:
     actor, recalls, metrics = trained
     wanted, due, state = in_process()
     assert recalls.keys() == wanted.keys()
@@ -125,19 +128,19 @@ def test_strict_equals_the_memory_in_process(ray_cluster: Any, trained: Any) -> 
             assert np.array_equal(getattr(recalls[key], name), getattr(recall, name)), (key, name)
     assert sum(recall.found.sum() for recall in wanted.values()) > 20, "nothing was recalled: the test compares nothing"
     assert metrics == [{**figures, "staleness_steps": 0.0} for figures in due]
-    found = ray_cluster.get(actor.state_dict.remote())
+    found = arrays_of(str(tmp_path), ray_cluster.get(actor.save.remote(str(tmp_path))))
     assert found.keys() == state.keys()
     assert [name for name in state if not np.array_equal(found[name], state[name])] == []
 
 
 def test_state_goes_to_another_actor_and_nobody_is_answered_before_every_rank_has_called(
-    ray_cluster: Any, actors: Any, trained: Any
+    ray_cluster: Any, actors: Any, trained: Any, tmp_path: Path
 ) -> None:
-    other = actors(sync="strict")
-    state = ray_cluster.get(trained[0].state_dict.remote())
-    ray_cluster.get(other.load_state_dict.remote(state))
-    back = ray_cluster.get(other.state_dict.remote())
-    assert [name for name in state if not np.array_equal(back[name], state[name])] == []
+    other, folder = actors(sync="strict"), str(tmp_path)
+    records = ray_cluster.get(trained[0].save.remote(folder))
+    ray_cluster.get(other.load.remote(folder, records))
+    again = ray_cluster.get(other.save.remote(folder + "/again"))
+    assert again == records
     answers = []
     for actor in (trained[0], other):
         call = EPOCHS * STEPS + 1
@@ -159,14 +162,19 @@ def test_ahead_answers_at_once_and_counts_how_far_ranks_are_apart(ray_cluster: A
     assert ray_cluster.get(actor.metrics.remote())["staleness_steps"] == pytest.approx(0.0)
 
 
-def test_client_of_one_rank_and_a_state_that_does_not_fit(ray_cluster: Any) -> None:
+def test_client_of_one_rank_and_a_state_that_does_not_fit(ray_cluster: Any, tmp_path: Path) -> None:
     from rayssl.runtime.memory import ActorMemory
 
     client = ActorMemory({**SETTINGS, "utterances": 64}, MemoryConfig(threads=1), "runs/x")
     answer = client.exchange(remembered(0, 0, 0), ids(0, 1, 0), 0).result(timeout=10)
     assert answer is not None and not answer.found.any()
     assert client.metrics()["reference_fill"] == pytest.approx(BATCH / 64)
-    state = SpeakerMemory(**{**SETTINGS, "clusters": 9}).state_dict()
-    with pytest.raises(CheckpointError, match=r"^runs/x: memory state: 'clusters\.\w+' is .*another run folder$"):
-        client.load_state_dict(state)
+    records = pieces.write(str(tmp_path), SpeakerMemory(**{**SETTINGS, "clusters": 9}).pieces())
+    with pytest.raises(ValueError, match=r"^memory state: 'clusters\.\w+' is .*, expected [^\n]*$"):
+        client.load(str(tmp_path), records)
+    records = pieces.write(str(tmp_path), SpeakerMemory(**SETTINGS).pieces())
+    (tmp_path / "memory-positives-0001.npz").write_bytes(b"other")
+    with pytest.raises(CheckpointError, match=r"^\S+/memory-positives-0001\.npz: damaged"):
+        client.load(str(tmp_path), records)
+    assert client.metrics()["reference_fill"] == pytest.approx(BATCH / 64)
     ray_cluster.kill(client.actor)

@@ -21,6 +21,7 @@ from rayssl import storage
 from rayssl.cli import main
 from rayssl.training import checkpoint
 from rayssl.training.metrics import read_metrics
+from tests.runs import memory_of
 from tests.small_experiment import ROWS, tree, write_config, write_corpus, write_trials
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
@@ -62,9 +63,9 @@ def last(run: str) -> checkpoint.Loaded:
 
 def differences(left: checkpoint.Loaded, right: checkpoint.Loaded) -> list[str]:
     """Names of the weights, optimiser states and memory arrays that are not equal bit by bit."""
-    assert left.memory is not None and right.memory is not None
-    assert left.memory.keys() == right.memory.keys()
-    found = [name for name, array in left.memory.items() if not np.array_equal(array, right.memory[name])]
+    mine, theirs = memory_of(left), memory_of(right)
+    assert mine.keys() == theirs.keys()
+    found = [name for name, array in mine.items() if not np.array_equal(array, theirs[name])]
     for part in ("method", "optimiser"):
         one, other = flat(left.state[part]), flat(right.state[part])
         assert one.keys() == other.keys()

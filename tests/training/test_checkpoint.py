@@ -15,8 +15,10 @@ from torch import nn
 
 from rayssl import storage
 from rayssl.errors import CheckpointError, UserError
-from rayssl.training import checkpoint
+from rayssl.memory.pieces import Piece
+from rayssl.training import checkpoint, pieces
 from rayssl.training.checkpoint import CheckpointConfig, Meta
+from rayssl.training.pieces import Records
 
 META = Meta(step=7, epoch=1, epoch_step=3, architecture="tiny", metrics={"loss": 0.1 + 0.2})
 
@@ -29,14 +31,24 @@ def state() -> dict[str, Any]:
     return {"method": model.state_dict(), "optimiser": optimiser.state_dict(), "rng": [torch.get_rng_state()]}
 
 
-def memory() -> dict[str, np.ndarray]:
+def parts() -> list[Piece]:
     rows = np.random.default_rng(0).normal(size=(5, 4))
-    return {
-        "references.rows": rows.astype(np.float16),
-        "ids": np.arange(5),
-        "filled": rows[:, 0] > 0,
-        "v": np.array(3),
-    }
+    return [
+        Piece("index", 0, 0, 0, {"ids": np.arange(5), "v": np.array(3)}),
+        Piece("references", 0, 0, 3, {"rows": rows[:3].astype(np.float16), "filled": rows[:3, 0] > 0}),
+        Piece("references", 1, 3, 5, {"rows": rows[3:].astype(np.float16), "filled": rows[3:, 0] > 0}),
+    ]
+
+
+def memory(folder: str) -> Records:
+    return pieces.write(folder, parts())
+
+
+def whole(loaded: checkpoint.Loaded) -> list[dict[str, np.ndarray]]:
+    """What was written by `memory`, read back."""
+    index = pieces.read_index(loaded.uri, loaded.memory)
+    read = pieces.reader(loaded.uri, loaded.memory)
+    return [index, *(piece.arrays for piece in read("references", 0, 5))]
 
 
 def fill(run: Path, *metas: Meta) -> None:
@@ -53,24 +65,30 @@ def one_line(error: BaseException) -> str:
     return str(error)
 
 
-@pytest.mark.parametrize("kept", [memory(), None])
-def test_round_trip(tmp_path: Path, kept: dict[str, np.ndarray] | None) -> None:
+@pytest.mark.parametrize("kept", [memory, None])
+def test_round_trip(tmp_path: Path, kept: Any) -> None:
     given = state()
     uri = checkpoint.save(str(tmp_path), META, given, kept)
     assert uri == checkpoint.locate(str(tmp_path), "last") and checkpoint.steps(str(tmp_path)) == [7]
     loaded = checkpoint.load(uri)
     assert replace(loaded.meta, files={}) == META and loaded.uri == uri
     torch.testing.assert_close(loaded.state, given, rtol=0, atol=0)
-    assert (loaded.memory is None) == (kept is None)
-    for name, array in (kept or {}).items():
-        assert loaded.memory is not None and loaded.memory[name].dtype == array.dtype
-        np.testing.assert_array_equal(loaded.memory[name], array)
+    assert bool(loaded.memory) == (kept is not None)
+    if kept is not None:
+        for found, piece in zip(whole(loaded), parts(), strict=True):
+            assert found.keys() == piece.arrays.keys()
+            for name, array in piece.arrays.items():
+                assert found[name].dtype == array.dtype
+                np.testing.assert_array_equal(found[name], array)
+        read = pieces.reader(uri, loaded.memory)
+        spans = [[(p.first, p.end) for p in read("references", *asked)] for asked in ((0, 3), (2, 4), (3, 9))]
+        assert spans == [[(0, 3)], [(0, 3), (3, 5)], [(3, 5)]]
 
 
 def test_a_crash_before_the_last_file_leaves_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path, replace(META, step=4))
     write = storage.write_bytes
-    for crash_at in ("state.pt", "memory.npz", "meta.json"):
+    for crash_at in ("state.pt", "memory-index.npz", "memory-references-0001.npz", "meta.json"):
 
         def crash(uri: str, data: bytes, at: str = crash_at) -> None:
             if uri.endswith(at):
@@ -80,17 +98,17 @@ def test_a_crash_before_the_last_file_leaves_no_checkpoint(tmp_path: Path, monke
         with monkeypatch.context() as patch:
             patch.setattr(storage, "write_bytes", crash)
             with pytest.raises(KeyboardInterrupt):
-                checkpoint.save(str(tmp_path), META, state(), memory())
+                checkpoint.save(str(tmp_path), META, state(), memory)
         assert checkpoint.steps(str(tmp_path)) == [4]
         assert checkpoint.locate(str(tmp_path), "last").endswith("step-0000000004")
-    checkpoint.save(str(tmp_path), META, state(), memory())  # over what the crashes left
+    checkpoint.save(str(tmp_path), META, state(), memory)  # over what the crashes left
     assert checkpoint.load(checkpoint.locate(str(tmp_path), "last")).meta.step == 7
 
 
-@pytest.mark.parametrize("file", ["state.pt", "memory.npz"])
+@pytest.mark.parametrize("file", ["state.pt", "memory-index.npz", "memory-references-0001.npz"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_a_damaged_file_is_named(tmp_path: Path, file: str, damage: str) -> None:
-    uri = checkpoint.save(str(tmp_path), META, state(), memory())
+    uri = checkpoint.save(str(tmp_path), META, state(), memory)
     path = Path(uri) / file
     data = bytearray(path.read_bytes())
     if damage == "remove":
@@ -99,7 +117,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, file: str, damage: str) -> None
         data[len(data) // 2] ^= 1
         path.write_bytes(data if damage == "flip" else data[:-1])
     with pytest.raises(UserError) as caught:
-        checkpoint.load(uri)
+        whole(checkpoint.load(uri))
     assert f"{uri}/{file}" in one_line(caught.value)
 
 
@@ -115,8 +133,8 @@ def test_damaged_meta_is_named(tmp_path: Path, text: str) -> None:
 def test_meta_without_a_state_is_named(tmp_path: Path) -> None:
     uri = checkpoint.save(str(tmp_path), META, {}, None)
     text = (Path(uri) / "meta.json").read_text()
-    (Path(uri) / "meta.json").write_text(text.replace("state.pt", "memory.npz"))
-    (Path(uri) / "state.pt").rename(Path(uri) / "memory.npz")
+    (Path(uri) / "meta.json").write_text(text.replace("state.pt", "state.bin"))
+    (Path(uri) / "state.pt").rename(Path(uri) / "state.bin")
     with pytest.raises(CheckpointError, match=r"names no state\.pt"):
         checkpoint.load(uri)
 
@@ -140,10 +158,20 @@ def test_a_pickle_with_code_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_memory_with_objects_is_refused(tmp_path: Path) -> None:
-    uri = checkpoint.save(str(tmp_path), META, {}, {"ids": np.array([{}], dtype=object)})
+    objects = [Piece("index", 0, 0, 0, {"ids": np.array([{}], dtype=object)})]
+    uri = checkpoint.save(str(tmp_path), META, {}, lambda folder: pieces.write(folder, objects))
     with pytest.raises(UserError) as caught:
-        checkpoint.load(uri)
-    assert f"{uri}/memory.npz" in one_line(caught.value)
+        whole(checkpoint.load(uri))
+    assert f"{uri}/memory-index.npz: not written by rayssl" in one_line(caught.value)
+
+
+def test_a_memory_in_one_file_is_named_but_the_weights_are_read(tmp_path: Path) -> None:
+    given = state()
+    uri = checkpoint.save(str(tmp_path), META, given, lambda folder: {"memory.npz": {"bytes": 3, "sha256": "-"}})
+    loaded = checkpoint.load(uri)
+    torch.testing.assert_close(loaded.state, given, rtol=0, atol=0)
+    with pytest.raises(CheckpointError, match="to begin with these weights"):
+        _ = loaded.memory
 
 
 def test_state_is_not_a_plain_pickle(tmp_path: Path) -> None:
@@ -177,7 +205,7 @@ def test_prune_clears_what_an_interrupted_save_left(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     for name in ("step-0000000015", "notes"):
         (folder / name).mkdir()
-        (folder / name / "state.pt").write_bytes(b"half")
+        (folder / name / "memory-positives-0003.npz").write_bytes(b"half")
     checkpoint.prune(str(tmp_path), CheckpointConfig(keep=5))
     assert sorted(path.name for path in folder.iterdir()) == ["notes", "step-0000000010", "step-0000000020"]
 

@@ -20,6 +20,7 @@ from tests.runs import (
     build,
     experiment,
     records,
+    remembered,
     write_corpus,
 )
 
@@ -76,11 +77,10 @@ def life(settings: Experiment, steps: int | None = None) -> Loop:
 
 
 def content(loop: Loop) -> dict[str, Any]:
-    memory = {} if loop.parts.memory is None else loop.parts.memory.state_dict()
     return {
         "weights": loop.parts.method.state_dict(),
         "optimiser": loop.optimiser.state_dict(),
-        "memory": {name: torch.from_numpy(array) for name, array in memory.items()},
+        "memory": {name: torch.from_numpy(array) for name, array in remembered(loop).items()},
     }
 
 

@@ -1,0 +1,72 @@
+"""What the actors of a memory share: the order in which all ranks' calls are applied, and errors that come back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import ray
+
+from rayssl.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass
+class _Part:
+    apply: Callable[[], Any]
+    answer: Callable[[Any], Any]
+    done: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class Rounds:
+    """The calls of ``world`` ranks on one event loop.
+
+    Strict: what all ranks have to apply in one call is applied together, in rank order, before any of them is answered,
+    and all are answered before the next call. Ahead: each as it comes. ``lock`` is held meanwhile, and by whoever
+    wants no call to come in between.
+    """
+
+    def __init__(self, world: int, strict: bool) -> None:
+        self.world = world
+        self.strict = strict
+        self.lock = asyncio.Lock()
+        self._waiting: dict[int, dict[int, _Part]] = {}
+
+    async def take(self, call: int, rank: int, apply: Callable[[], T], answer: Callable[[T], Any]) -> Any:
+        """The ``call``-th call (from 1) of ``rank``: what `answer` makes of what `apply` returns."""
+        if not self.strict:
+            async with self.lock:
+                return answer(apply())
+        parts = self._waiting.setdefault(call, {})
+        parts[rank] = part = _Part(apply, answer)
+        if len(parts) == self.world:
+            del self._waiting[call]
+            async with self.lock:
+                _apply([parts[each] for each in sorted(parts)])
+        return await part.done
+
+
+def _apply(parts: list[_Part]) -> None:
+    try:
+        applied = [part.apply() for part in parts]
+    except Exception as error:
+        for part in parts:
+            part.done.set_exception(error)
+        return
+    for part, result in zip(parts, applied, strict=True):
+        try:
+            part.done.set_result(part.answer(result))
+        except Exception as error:
+            part.done.set_exception(error)
+
+
+def get(answers: Any) -> Any:
+    """`ray.get`; what a user can mend, and what does not fit, comes back as the error that the actor raised."""
+    try:
+        return ray.get(answers)
+    except (UserError, ValueError) as error:  # Ray's own, which poses as the one it wraps
+        cause = getattr(error, "cause", None)
+        raise error if cause is None else cause from None

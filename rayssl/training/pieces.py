@@ -1,0 +1,94 @@
+"""A memory's state in the folder of a checkpoint: one ``.npz`` for each piece, written by whoever holds its rows.
+
+``memory-index.npz``, ``memory-references-0007.npz``, ``memory-positives-0007.npz``. The pieces do not depend on how
+many stores the memory has, so that any number can read what any other has written. The record of each file, its size,
+its SHA-256 and its rows ``first`` to ``end - 1``, goes into the checkpoint's ``meta.json``, which is written last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from rayssl import storage
+from rayssl.errors import CheckpointError
+from rayssl.memory.pieces import Kind, Piece, Read
+
+Records: TypeAlias = dict[str, dict[str, Any]]  # of files, by name
+
+PREFIX = "memory-"
+_INDEX = "memory-index.npz"
+_AT_ONCE = 2  # pieces that are written at the same time: each is in memory once more meanwhile
+
+
+def write(folder: str, pieces: Iterable[Piece]) -> Records:
+    """Writes ``pieces`` into ``folder`` and returns the records of the files."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return dict(pool.map(lambda piece: _write(folder, piece), pieces))
+
+
+def read_index(folder: str, records: Records) -> dict[str, np.ndarray]:
+    """The arrays of the piece "index"; raises `CheckpointError` where there is none, or it is damaged."""
+    if _INDEX not in records:
+        raise CheckpointError(f"{folder}: names no {_INDEX}; delete this folder and resume")
+    return _read(folder, _INDEX, records[_INDEX])
+
+
+def reader(folder: str, records: Records) -> Read:
+    """Reads the pieces of ``records`` that are asked for, one at a time; each raises `CheckpointError` if damaged."""
+
+    def read(kind: Kind, first: int, end: int) -> Iterator[Piece]:
+        names = sorted(name for name in records if name.startswith(f"{PREFIX}{kind}-"))
+        for number, name in enumerate(names):
+            record = records[name]
+            if record["first"] < end and first < record["end"]:
+                yield Piece(kind, number, record["first"], record["end"], _read(folder, name, record))
+
+    return read
+
+
+def verified(folder: str, name: str, record: dict[str, Any]) -> bytes:
+    """The content of a file; raises `CheckpointError` where it is not what ``record`` says, or `StorageError`."""
+    data = storage.read_bytes(storage.join(folder, name))
+    if hashlib.sha256(data).hexdigest() != record["sha256"]:
+        raise CheckpointError(
+            f"{folder}/{name}: damaged (its hash differs from meta.json); delete this folder and resume"
+        )
+    return data
+
+
+def recorded(folder: str, name: str, data: bytes) -> dict[str, Any]:
+    """Writes a file; its record."""
+    storage.write_bytes(storage.join(folder, name), data)
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def foreign(folder: str, name: str) -> CheckpointError:
+    """The error that says that rayssl has not written a file."""
+    return CheckpointError(
+        f"{folder}/{name}: not written by rayssl (it holds more than numbers and text); delete this folder and resume"
+    )
+
+
+def _write(folder: str, piece: Piece) -> tuple[str, dict[str, Any]]:
+    buffer = io.BytesIO()
+    np.savez(buffer, **piece.arrays)  # type: ignore[arg-type]
+    if piece.kind == "index":
+        return _INDEX, recorded(folder, _INDEX, buffer.getvalue())
+    name = f"{PREFIX}{piece.kind}-{piece.number:04d}.npz"
+    return name, {**recorded(folder, name, buffer.getvalue()), "first": piece.first, "end": piece.end}
+
+
+def _read(folder: str, name: str, record: dict[str, Any]) -> dict[str, np.ndarray]:
+    try:
+        with np.load(io.BytesIO(verified(folder, name, record)), allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in arrays.files}
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise foreign(folder, name) from error

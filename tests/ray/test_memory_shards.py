@@ -1,0 +1,199 @@
+"""A memory over several actors does what one in a process does, and never gives another utterance's row."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rayssl.experiment import MemoryConfig
+from rayssl.memory.exchange import Recall, Remember
+from rayssl.memory.knobs import Knobs
+from rayssl.memory.speakers import SpeakerMemory
+from tests.ray.test_memory_actor import BATCH, EPOCHS, SETTINGS, STEPS, WORLD, following, ids, remembered
+from tests.runs import arrays_of
+
+pytestmark = pytest.mark.ray
+
+KINDS: dict[str, dict[str, Any]] = {
+    "cluster": {"overlapped": True, "warm_start": True},
+    "nn": {"sampling": "nn", "neighbours": 3, "whiten": True, "positive_dtype": "float16"},
+}
+
+
+class Job:
+    """Two ranks of one sharded memory, in two threads of this process."""
+
+    def __init__(self, ray: Any, settings: dict[str, Any], **config: Any) -> None:
+        from rayssl.runtime.memory_shards import Exchanger, start
+
+        self.ray, self.calls = ray, 0
+        name = f"test-{time.perf_counter_ns()}"
+        self.index, self.stores = start(settings, WORLD, MemoryConfig(threads=1, **config), name)
+        self.ranks = [Exchanger(Knobs(**settings), self.index, self.stores, rank) for rank in range(WORLD)]
+
+    def epoch(self, epoch: int, first: int = 0, last: int = STEPS) -> dict[Any, Recall]:
+        """Steps of an epoch, each rank as fast as a random walk lets it."""
+        recalls: dict[Any, Recall] = {}
+
+        def run(rank: int) -> None:
+            rng = np.random.default_rng([4, epoch, rank])
+            for step in range(first, last):
+                time.sleep(rng.uniform(0, 0.02))
+                call, what = self.calls + step - first + 1, remembered(epoch, step, rank)
+                answer = self.ranks[rank](call, what, following(epoch, step, rank), epoch)
+                if answer is not None:
+                    recalls[epoch, step, rank] = answer
+
+        threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(WORLD)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+            assert not thread.is_alive()
+        self.calls += last - first
+        return recalls
+
+    def refresh(self, epoch: int) -> dict[str, float]:
+        figures = self.ray.get(self.index.refresh.remote(epoch))
+        return {name: value for name, value in figures.items() if name != "seconds"}
+
+    def metrics(self) -> dict[str, float]:
+        lost = sum(self.ray.get([store.lost_rows.remote() for store in self.stores]))
+        return {k: v for k, v in self.ray.get(self.index.metrics.remote(lost)).items() if k != "staleness_steps"}
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        written = self.ray.get([actor.save.remote(str(folder)) for actor in (self.index, *self.stores)])
+        return {name: record for records in written for name, record in records.items()}
+
+    def load(self, folder: Path, records: dict[str, Any]) -> None:
+        self.ray.get([actor.restore.remote(str(folder), records) for actor in (self.index, *self.stores)])
+        whitening = self.ray.get(self.index.commit.remote())
+        self.ray.get([store.commit.remote(whitening) for store in self.stores])
+
+    def kill(self) -> None:
+        for actor in (self.index, *self.stores):
+            self.ray.kill(actor)
+
+
+def in_process(settings: dict[str, Any]) -> tuple[dict[Any, Recall], list[Any], dict[str, np.ndarray]]:
+    memory = SpeakerMemory(**settings)
+    recalls, seen = {}, []
+    for epoch in range(EPOCHS):
+        if epoch:
+            seen.append({k: v for k, v in memory.refresh(epoch).items() if k != "seconds"})
+        for step in range(STEPS):
+            for rank in range(WORLD):
+                memory.remember(remembered(epoch, step, rank))
+            for rank in range(WORLD):
+                wanted = following(epoch, step, rank)
+                if wanted is not None:
+                    recalls[epoch, step, rank] = memory.recall(wanted, epoch=epoch)
+        seen.append(memory.metrics())
+    return recalls, seen, memory.state_dict()
+
+
+@pytest.fixture
+def jobs(ray_cluster: Any) -> Iterator[Any]:
+    made: list[Job] = []
+
+    def make(settings: dict[str, Any], **config: Any) -> Job:
+        made.append(Job(ray_cluster, settings, **config))
+        return made[-1]
+
+    yield make
+    for job in made:
+        job.kill()
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_strict_equals_the_memory_in_process_and_goes_on_after_the_actors_died(
+    jobs: Any, kind: str, tmp_path: Path
+) -> None:
+    """Three stores, saved and killed in the middle of the last epoch; two go on."""
+    settings = {**SETTINGS, **KINDS[kind]}
+    job, recalls, seen = jobs(settings, shards=3), {}, []
+    for epoch in range(EPOCHS):
+        if epoch:
+            seen.append(job.refresh(epoch))
+        if epoch < EPOCHS - 1:
+            recalls |= job.epoch(epoch)
+            seen.append(job.metrics())
+    recalls |= job.epoch(EPOCHS - 1, last=4)
+    records = job.save(tmp_path)
+    job.kill()
+    job = jobs(settings, shards=2)
+    job.load(tmp_path, records)
+    recalls |= job.epoch(EPOCHS - 1, first=4)
+    seen.append(job.metrics())
+    wanted, due, state = in_process(settings)
+    assert recalls.keys() == wanted.keys()
+    for key, recall in wanted.items():
+        for name in ("rows", "found", "ids"):
+            np.testing.assert_array_equal(getattr(recalls[key], name), getattr(recall, name), err_msg=f"{key} {name}")
+    assert sum(recall.found.sum() for recall in wanted.values()) > 20, "nothing was recalled: nothing is compared"
+    assert seen == due
+    found = arrays_of(str(tmp_path / "end"), job.save(tmp_path / "end"))
+    assert found.keys() == state.keys()
+    assert [name for name in state if not np.array_equal(found[name], state[name])] == []
+
+
+def named(epoch: int, step: int, rank: int) -> Remember:
+    """As `remembered`, with positives that say whose they are."""
+    what = remembered(epoch, step, rank)
+    return Remember(what.ids, what.references, np.repeat(what.ids[:, None], 5, 1).astype(np.float32))
+
+
+def test_ahead_never_gives_anothers_row(jobs: Any) -> None:
+    """Both ranks write to few slots as fast as they can, so that the stores hear of them in another order."""
+    settings = {**SETTINGS, "queue": 6, "clusters": 2, "neighbours": 0}
+    job = jobs(settings, shards=2, sync="ahead")
+    everyone = np.arange(SETTINGS["utterances"])
+    rows = np.random.default_rng(0).standard_normal((len(everyone), 6)).astype(np.float32)
+    job.ranks[0](1, Remember(everyone, rows), None, 0)
+    job.refresh(1)
+    found: list[tuple[int, int]] = []
+
+    def run(rank: int) -> None:
+        for number in range(60):
+            recall = job.ranks[rank](number + 2, named(0, number % STEPS, rank), ids(1, number % STEPS, rank), 1)
+            assert (recall.ids[~recall.found] == -1).all() and not recall.rows[~recall.found].any()
+            found.extend(zip(recall.ids[recall.found].tolist(), recall.rows[recall.found, 0].tolist(), strict=True))
+
+    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(WORLD)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert len(found) > 100
+    assert [pair for pair in found if pair[0] != pair[1]] == []
+    metrics = job.metrics()
+    assert metrics["coverage"] * 2 * 60 * BATCH == pytest.approx(len(found))
+
+
+def test_client_answers_in_order_and_says_what_is_wrong(ray_cluster: Any, tmp_path: Path) -> None:
+    from rayssl.runtime.memory import connect
+    from rayssl.runtime.memory_shards import ShardedMemory
+    from rayssl.training import pieces
+
+    client = connect(SETTINGS, MemoryConfig(threads=1, shards=2), "runs/x")
+    assert isinstance(client, ShardedMemory)
+    futures = [client.exchange(remembered(0, step, 0), ids(0, step + 1, 0), 0) for step in range(4)]
+    assert all(not future.result(timeout=20).found.any() for future in futures)
+    with pytest.raises(ValueError, match="ids must lie in"):
+        client.exchange(None, np.array([1000]), 0).result(timeout=20)
+    assert client.metrics()["reference_fill"] == pytest.approx(4 * BATCH / SETTINGS["utterances"])
+    records = pieces.write(str(tmp_path), SpeakerMemory(**{**SETTINGS, "positive_dim": 4}).pieces())
+    before = client.save(str(tmp_path / "before"))
+    with pytest.raises(ValueError, match=r"^memory state: 'positives\.rows' is float32 \(0, 4\)"):
+        client.load(str(tmp_path), records)
+    after = client.save(str(tmp_path / "after"))
+    assert before == after
+    for actor in (client.index, *client.stores):
+        ray_cluster.kill(actor)
