@@ -193,6 +193,26 @@ def test_ssps_must_start_and_needs_enough_utterances(tmp_path: Path) -> None:
     assert memory_settings(experiment(tmp_path, tmp_path, "method.clusters=8"), manifest) is not None
 
 
+def test_a_memory_that_cannot_be_shared_or_overlap(tmp_path: Path) -> None:
+    from rayssl.experiment import describe_memory, memory_settings
+    from tests.runs import write_corpus
+
+    manifest = write_corpus(tmp_path, (6, 5))
+    with pytest.raises(ConfigError, match=r"^memory\.shards=5: .* 11 utterances has 4 pieces .* memory\.shards to 4"):
+        memory_settings(experiment(tmp_path, tmp_path, "memory.shards=5"), manifest)
+    settings = experiment(tmp_path, tmp_path, "memory.shards=4", "memory.half=true", "memory.gpus=0.5")
+    found = memory_settings(settings, manifest)
+    assert found is not None and found["device"] == "cuda"
+    assert found["reference_dtype"] == found["positive_dtype"] == "float16"
+    assert describe_memory(found, settings.memory) == "memory: 4 shards of 0.0 MB, and an index of 0.0 MB"
+    large = {**found, "utterances": 10_000_000, "queue": 10_000_000, "reference_dim": 256, "positive_dim": 256}
+    line = "memory: 4 shards of 2.6 GB, and an index of 0.5 GB"
+    assert describe_memory(large, settings.memory) == line
+    assert settings.memory.actors == 5
+    with pytest.raises(ConfigError, match=r"memory\.clustering=overlapped needs a method that clusters"):
+        experiment(tmp_path, tmp_path, "memory.clustering=overlapped", "method.sampling=speaker")
+
+
 def test_the_bound_of_ssps_needs_labels_and_no_clusters(tmp_path: Path) -> None:
     assert "set method.clusters" in message(tree(method={"name": "ssps", "start_epoch": 1}), "training.epochs=2")
     from rayssl.experiment import memory_settings

@@ -9,23 +9,35 @@ second keeps its result, for there is nothing newer by that rule. Both are repea
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from threading import Thread
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from rayssl.memory.index import Clustering, Index
-from rayssl.memory.kmeans import cluster, nearest_centroids
+from rayssl.memory.kmeans import cluster_parts, nearest_centroids
+from rayssl.memory.kmeans_parts import Ask
 from rayssl.memory.knobs import Knobs
 from rayssl.memory.whitening import Whitening
 
-Ask: TypeAlias = Callable[..., list[Any]]  # ask(method, *arguments): what each store's method answers, in their order
+
+class _Parts:
+    """The parts that the stores hold, as `rayssl.memory.kmeans.cluster_parts` asks them."""
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+
+    def __call__(self, method: str, /, *arguments: Any) -> list[Any]:
+        return self._ask("part", method, *arguments)
+
+    def each(self, method: str, /, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        return self._ask.each("part", [(method, *own) for own in arguments])
 
 
 class Clusterer:
-    """Refreshes ``index`` from the stores that ``ask`` reaches."""
+    """Refreshes ``index`` from the stores, whose methods ``ask`` calls, in their order."""
 
     def __init__(self, index: Index, ask: Ask) -> None:
         self._index = index
@@ -83,22 +95,22 @@ def _begin(knobs: Knobs, ask: Ask, copy: bool) -> np.ndarray:
 
 
 def _cluster(knobs: Knobs, ask: Ask, filled: np.ndarray, epoch: int, initial: np.ndarray | None) -> Clustering:
+    parts = _Parts(ask)
     try:
-        points = ask("points")
-        found = cluster(
-            points[0] if len(points) == 1 else np.concatenate(points),
+        found = cluster_parts(
+            parts,
             knobs.clusters,
-            mode=knobs.kmeans,
-            device=knobs.device,
+            mode=knobs.kmeans if knobs.device == "cpu" else "exact",
             iterations=knobs.iterations,
             seed=[knobs.seed, epoch],
             initial=initial,
             threads=knobs.threads,
         )
+        labels = np.concatenate(parts("assignment"))
     finally:
         ask("finish")
     assignment = np.full(len(filled), -1, dtype=np.int32)
-    assignment[filled] = found.assignment
+    assignment[filled] = labels
     nearest = np.zeros((knobs.clusters, 0), dtype=np.int32)
     if knobs.neighbours:
         nearest = nearest_centroids(found.centroids, knobs.neighbours)

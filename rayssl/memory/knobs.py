@@ -97,9 +97,9 @@ def bytes_needed(knobs: Knobs, shards: int) -> tuple[int, int]:
 
     Index: 13 N + 16 Q', and where utterances are laid out by cluster or speaker 24 N (half of it only while a new
     assignment is sorted) + K (4 D_repr + 4 M), overlapped twice that for K, and 4 N. Store, each figure divided by
-    ``shards``: N (h D_repr + 1) + Q' (h D_emb + 4), h = 2 or 4 bytes; once more N h D_repr for the copy of overlapped
-    clustering, for whitening, or where not every utterance has a reference. Blocks of rows and what k-means takes
-    besides its points (a quarter of them, and 30 K D_repr on each) are not counted.
+    ``shards``: N (h D_repr + 1) + Q' (h D_emb + 4), h = 2 or 4 bytes; once more N h D_repr for the copy of an
+    overlapped clustering, or for whitened rows. Blocks of rows and what k-means takes besides its points (about 20
+    bytes for each, 40 K D_repr for the index, and up to 256 MB of answers) are not counted.
     """
     rows, queue = knobs.utterances, knobs.capacity
     index = 13 * rows + 16 * queue
@@ -109,7 +109,7 @@ def bytes_needed(knobs: Knobs, shards: int) -> tuple[int, int]:
         centroids = knobs.clusters * (4 * knobs.reference_dim + 4 * knobs.neighbours)
         index += 2 * centroids + 4 * rows if knobs.overlapped else centroids
     reference = knobs.reference_dim * np.dtype(knobs.reference_dtype).itemsize
-    copies = 2 if knobs.clustered or knobs.compares_whitened else 1
+    copies = 2 if knobs.overlapped or knobs.whiten else 1
     store = rows * (copies * reference + 1)
     store += queue * (knobs.positive_dim * np.dtype(knobs.positive_dtype).itemsize + 4)
     return index, -(-store // shards)

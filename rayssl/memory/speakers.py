@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -28,7 +28,7 @@ class SpeakerMemory:
         self.index = Index(self.knobs)
         self.stores = [Store(self.knobs, shard, shards) for shard in range(shards)]
         self._shares = Shares(self.knobs, shards)
-        self._clusterer = Clusterer(self.index, self._ask)
+        self._clusterer = Clusterer(self.index, _Stores(self.stores))
 
     @property
     def version(self) -> int:
@@ -134,5 +134,15 @@ class SpeakerMemory:
 
         self.restore(index, read)
 
-    def _ask(self, method: str, *arguments: Any) -> list[Any]:
-        return [getattr(store, method)(*arguments) for store in self.stores]
+
+class _Stores:
+    """How the clustering reaches stores in this process."""
+
+    def __init__(self, stores: Sequence[Store]) -> None:
+        self._stores = stores
+
+    def __call__(self, method: str, /, *arguments: Any) -> list[Any]:
+        return [getattr(store, method)(*arguments) for store in self._stores]
+
+    def each(self, method: str, /, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        return [getattr(store, method)(*own) for store, own in zip(self._stores, arguments, strict=True)]

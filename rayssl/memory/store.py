@@ -6,10 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 
 from rayssl.memory.bank import unit_rows
+from rayssl.memory.kmeans import part_on
+from rayssl.memory.kmeans_parts import Part
 from rayssl.memory.knobs import Knobs
 from rayssl.memory.pieces import Kind, Piece, Read, cuts, pieces_of
 from rayssl.memory.positives import Nearest, merge_nearest, nearest_rows
@@ -80,7 +83,7 @@ class Store:
         self.first_slot, self.end_slot = self._range("positives")
         self._rows = self._empty()
         self._staged: _Rows | None = None
-        self._points = self._rows.references[:0]
+        self._part: Part | None = None
         self._whitening: Whitening | None = None
 
     # ---- rows
@@ -155,26 +158,27 @@ class Store:
     def begin(self, whitening: Whitening | None, copy: bool) -> np.ndarray:
         """Makes ready for a clustering of the references there are, whitened where asked; who has one, bool ``[n]``.
 
-        With ``copy`` what is written later is not seen by it, at the cost of as many bytes as the references have.
+        With ``copy`` what is written later is not seen by it. A copy, and whitened rows, take as many bytes as the
+        references.
         """
-        rows = self._rows
-        filled = rows.filled.copy()
+        points, filled = self._rows.references, self._rows.filled.copy()
         if whitening is not None:
-            points = self._whitened(rows.references, whitening)
-            self._points = points if filled.all() else points[filled]
-        elif filled.all():
-            self._points = rows.references.copy() if copy else rows.references
-        else:
-            self._points = rows.references[filled]
+            points = self._whitened(points, whitening)
+        elif copy:
+            points = points.copy()
+        if not filled.all():
+            points = _Chosen.of(points, np.flatnonzero(filled))
+        self._part = part_on(self.knobs.device, points, mode=self.knobs.kmeans, threads=self.knobs.threads)
         return filled
 
-    def points(self) -> np.ndarray:
-        """Those of the clustering that has begun."""
-        return self._points
+    def part(self, method: str, *arguments: Any) -> Any:
+        """Asks the `rayssl.memory.kmeans_parts.Part` of this store, from `begin` to `finish`."""
+        assert self._part is not None
+        return getattr(self._part, method)(*arguments)
 
     def finish(self) -> None:
         """Forgets what `begin` made."""
-        self._points = self._rows.references[:0]
+        self._part = None
 
     def _whitened(self, references: np.ndarray, whitening: Whitening) -> np.ndarray:
         out = np.empty_like(references)
@@ -242,6 +246,26 @@ class Store:
         first = int(bounds[own.start])
         for number in own:
             yield slice(int(bounds[number]) - first, int(bounds[number + 1]) - first)
+
+
+class _Chosen:
+    """``rows[places]``, taken a block at a time, where a copy of nearly all rows would be made for a few that lack."""
+
+    def __init__(self, rows: np.ndarray, places: np.ndarray) -> None:
+        self._rows, self._places = rows, places
+        self.shape, self.dtype = (len(places), *rows.shape[1:]), rows.dtype
+
+    @classmethod
+    def of(cls, rows: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """For a `Part`, which asks no more of its points than this."""
+        return cast(np.ndarray, cls(rows, places))
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, key: slice | np.ndarray) -> np.ndarray:
+        found: np.ndarray = self._rows[self._places[key]]
+        return found
 
 
 def _take(own: np.ndarray, first: int, piece: Piece, name: str) -> None:

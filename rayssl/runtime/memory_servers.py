@@ -184,14 +184,18 @@ class StoreServer:
 
 
 class _Stores:
-    """`rayssl.memory.clustering.Ask` for stores in actors."""
+    """How the clustering reaches stores in actors: all at once."""
 
     def __init__(self, actors: Sequence[Any]) -> None:
         self._actors = actors
 
-    def __call__(self, method: str, *arguments: Any) -> list[Any]:
+    def __call__(self, method: str, /, *arguments: Any) -> list[Any]:
         sent = [ray.put(each) if getattr(each, "nbytes", 0) > _SENT_ONCE else each for each in arguments]
         return get([actor.ask.remote(method, *sent) for actor in self._actors])  # type: ignore[no-any-return]
+
+    def each(self, method: str, /, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        asked = zip(self._actors, arguments, strict=True)
+        return get([actor.ask.remote(method, *own) for actor, own in asked])  # type: ignore[no-any-return]
 
 
 class IndexServer:

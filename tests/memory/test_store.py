@@ -100,6 +100,43 @@ def test_any_number_of_stores(kind: str, shards: int) -> None:
     assert sum(found) > 150, "hardly anything was found: the test compares nothing"
 
 
+def test_the_fast_clustering_of_references_of_which_some_are_missing() -> None:
+    rows = np.random.default_rng(0).standard_normal((1500, 16)).astype(np.float32)
+    ids = np.flatnonzero(np.arange(1500) % 100 < 97)
+    knobs = {**KNOBS, "utterances": 1500, "reference_dim": 16, "clusters": 300, "iterations": 3, "threads": 1}
+    memories = [SpeakerMemory(**knobs, shards=shards) for shards in (1, 4)]
+    for memory in memories:
+        memory.remember(Remember(ids, rows[ids]))
+        memory.refresh(0)
+    one, other = (memory.index.clustering for memory in memories)
+    # a product's last bit may depend on its shape, and the fast mode looks at blocks of each store's rows
+    assert one.objective == pytest.approx(other.objective, rel=1e-6)
+    np.testing.assert_array_equal(one.assignment, other.assignment)
+    np.testing.assert_array_equal(one.centroids, other.centroids)
+    assignment = one.assignment
+    assert np.array_equal(assignment >= 0, np.isin(np.arange(1500), ids)) and len(np.unique(assignment)) == 301
+
+
+def test_overlapped_brings_into_use_what_was_computed_from_the_epoch_before() -> None:
+    """By the definition: a blocking memory, refreshed with the references of each epoch's start."""
+    overlapped, used = SpeakerMemory(**KNOBS, overlapped=True), []
+    random, expected = np.random.default_rng(5), []
+    for epoch in range(5):
+        for _ in range(8):
+            what = step(random)[1]
+            overlapped.remember(what)
+        blocking = SpeakerMemory(**KNOBS)
+        state = {k: v for k, v in overlapped.state_dict().items() if not k.startswith("pending.")}
+        blocking.load_state_dict(state)
+        blocking.refresh(epoch)
+        expected.append(blocking.index.clustering.assignment)
+        version = overlapped.refresh(epoch)["version"]
+        used.append((version, overlapped.index.clustering.assignment))
+    assert [version for version, _ in used] == [1, 1, 2, 3, 4]
+    for epoch in range(5):
+        np.testing.assert_array_equal(used[epoch][1], expected[max(0, epoch - 1)])
+
+
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("shards", [(1, 3), (3, 2)])
 def test_saved_by_some_stores_and_restored_to_others(kind: str, shards: tuple[int, int]) -> None:
@@ -201,4 +238,6 @@ def test_bytes_needed_are_those_of_the_arrays() -> None:
     # again as a layout has is needed to sort it
     assert found + 4 * 2000 + 4 * 4000 + 12 * 4000 == pytest.approx(index, rel=0.01)
     rows = sum(array.nbytes for array in vars(memory.stores[0]._rows).values() if array is not None)
-    assert rows + memory.stores[0].rows()["references"].nbytes == store  # and a copy of them, to be clustered
+    assert rows == store
+    copied = bytes_needed(Knobs(**{**vars(knobs), "overlapped": True}), 2)[1]
+    assert rows + memory.stores[0].rows()["references"].nbytes == copied

@@ -84,6 +84,23 @@ def content(loop: Loop) -> dict[str, Any]:
     }
 
 
+@pytest.mark.parametrize("changes", [{}, {"warm_start": True}, {"whiten": True}])
+def test_interrupted_while_the_memory_is_clustered(corpus: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Overlapped: a checkpoint after any step holds what the next epoch will use."""
+    method = {**SSPS_METHOD, **changes}
+    overrides = ("training.epochs=5", "memory.clustering=overlapped")
+    whole = experiment(tmp_path / "whole", corpus, *overrides, method=method)
+    expected = content(life(whole))
+    versions = [line["version"] for line in records(whole.run, "refresh")]
+    assert versions == [1, 1, 2, 3]
+    settings = experiment(tmp_path / "cut", corpus, *overrides, "training.checkpoints.every_steps=1", method=method)
+    while not checkpoint.steps(settings.run) or checkpoint.steps(settings.run)[-1] < 14:
+        life(settings, 2)
+    torch.testing.assert_close(content(life(settings)), expected, rtol=0, atol=0)
+    for kind in ("step", "epoch", "refresh"):
+        assert records(settings.run, kind) == records(whole.run, kind)
+
+
 @pytest.mark.parametrize("name", list(METHODS))
 def test_interrupted_after_every_step(corpus: Path, tmp_path: Path, name: str) -> None:
     whole = experiment(tmp_path / "whole", corpus, method=METHODS[name])
