@@ -117,6 +117,22 @@ def kmeans(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def memory(arguments: argparse.Namespace) -> int:
+    """Fills a memory of SSPS in actors on the Ray cluster (or a local one), calls it as training would, saves it."""
+    from rayssl.bench.kmeans import table
+    from rayssl.runtime.cluster import connect
+
+    connect(2)
+    from rayssl.runtime.bench import Job, measure
+
+    given = {name: value for name, value in vars(arguments).items() if name in Job.__dataclass_fields__}
+    figures = measure(Job(**given), lambda line: print(line, file=sys.stderr, flush=True))
+    print(table(figures))
+    if arguments.json:
+        print(json.dumps(figures))
+    return 0
+
+
 def _leaves(experiment: Any) -> dict[str, Any]:
     from rayssl.schema import flatten
 
@@ -184,6 +200,7 @@ def _parser() -> argparse.ArgumentParser:
         dest="measured", required=True, metavar="WHAT"
     )
     _bench_kmeans(measured)
+    _bench_memory(measured)
     return parser
 
 
@@ -207,6 +224,26 @@ def _bench_kmeans(measured: Any) -> None:
     )
     compare = "also compare with the exact mode on clusters of about N points (50000 if no N is given)"
     parser.add_argument("--compare", type=int, nargs="?", const=50_000, default=0, metavar="N", help=compare)
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON that holds every figure")
+
+
+def _bench_memory(measured: Any) -> None:
+    example = "--rows 1092009 --dim 512 --batch 256 --ranks 2 --shards 1 --clusters 25000 --half --json"
+    parser = _add(measured, memory, "the memory's actors: rows/s, latency, bytes, saving and restoring", example)
+    for name, value, text in (
+        ("rows", 100_000, "utterances"),
+        ("dim", 512, "of a reference, and of a positive"),
+        ("batch", 256, "utterances of a step, all ranks together"),
+        ("ranks", 2, "that call at once"),
+        ("shards", 1, "actors that hold the rows"),
+        ("clusters", 0, "of the clustering; 0 for one for every 40 rows"),
+        ("iterations", 10, "of k-means"),
+        ("calls", 50, "exchanges of each rank"),
+        ("seed", 0, "of rows and draws"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=value, metavar="N", help=f"{text} (default {value})")
+    parser.add_argument("--half", action="store_true", help="keep the rows in fp16")
+    parser.add_argument("--into", default="", metavar="URI", help="where to save the state (default: a local folder)")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON that holds every figure")
 
 

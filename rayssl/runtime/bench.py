@@ -1,0 +1,260 @@
+"""What a memory of a job's size costs on this cluster: filling, exchanges, clustering, saving and restoring."""
+
+from __future__ import annotations
+
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import ray
+
+from rayssl import storage
+from rayssl.errors import UserError
+from rayssl.experiment import MemoryConfig
+from rayssl.memory.bank import unit_rows
+from rayssl.memory.exchange import Recall, Remember
+from rayssl.memory.knobs import Knobs, bytes_needed
+from rayssl.runtime.memory import options
+from rayssl.runtime.memory_servers import Server
+from rayssl.runtime.memory_shards import Exchanger, start
+from rayssl.runtime.rounds import get
+
+_POOL, _NOISE = 65521, 4093  # rows that all others are sums of; coprime, so that no sum comes twice
+_FILL = 4096  # rows of one call of a pass that fills the memory
+Figures = dict[str, int | float | str | bool]
+
+
+@dataclass(frozen=True)
+class Job:
+    """``rows`` N utterances, all in the queue; ``dim`` of references and of positives; ``batch`` of all ranks together;
+    ``clusters`` K (0: N/40); ``calls`` exchanges a rank; ``into`` a folder for the state (empty: a temporary one).
+    """
+
+    rows: int
+    dim: int
+    batch: int = 256
+    ranks: int = 2
+    shards: int = 1
+    clusters: int = 0
+    iterations: int = 10
+    half: bool = False
+    calls: int = 50
+    seed: int = 0
+    into: str = ""
+
+    @property
+    def knobs(self) -> dict[str, Any]:
+        """The memory's, sampling from the nearest other cluster."""
+        dtype = "float16" if self.half else "float32"
+        sizes = {"utterances": self.rows, "queue": self.rows, "reference_dim": self.dim, "positive_dim": self.dim}
+        kinds = {"reference_dtype": dtype, "positive_dtype": dtype}
+        clusters = self.clusters or max(2, self.rows // 40)
+        how = {"clusters": clusters, "neighbours": 1, "iterations": self.iterations, "seed": self.seed, "threads": None}
+        return {**sizes, **kinds, **how}
+
+
+def measure(job: Job, say: Callable[[str], None] = lambda _: None) -> Figures:
+    """The job's own settings and what came of it; joins or starts no cluster: `rayssl.runtime.cluster.connect` does.
+
+    index_bytes, store_bytes: what `bytes_needed` foretells, and peak_bytes the most that an actor had resident;
+    fill_seconds, fill_rows_per_s; refresh_seconds, objective of the clustering; exchange_ms_p50, _p95: one call of a
+    rank that remembers its part of a batch and recalls the next, all ranks calling at once and as fast as they can,
+    exchanges_per_s of whole batches, exchange_rows_per_s; with one shard inside_ms_p50, _p95: sampling and look-up for
+    ``batch`` anchors inside the actor; save_seconds, restore_seconds, state_bytes; restored_equal: whether the restored
+    memory gave the same rows. Raises UserError for a job that cannot be.
+    """
+    _check(job)
+    knobs = Knobs(**job.knobs)
+    index, store = bytes_needed(knobs, job.shards)
+    figures: Figures = {**asdict(job), "clusters": knobs.clusters, "index_bytes": index, "store_bytes": store}
+    memory = _Memory(job, job.ranks)
+    try:
+        say(f"filling {job.rows:,} rows of {job.dim}")
+        figures |= memory.fill()
+        say(f"clustering into {knobs.clusters:,}")
+        refreshed = memory.refresh()
+        figures |= {"refresh_seconds": refreshed["seconds"], "objective": refreshed["objective"]}
+        say(f"exchanging {job.calls} batches of {job.batch}")
+        figures |= memory.exchange()
+        with nullcontext(job.into) if job.into else tempfile.TemporaryDirectory() as folder:
+            say("saving")
+            began = time.perf_counter()
+            records = memory.save(folder)
+            figures["save_seconds"] = time.perf_counter() - began
+            figures["state_bytes"] = sum(int(record["bytes"]) for record in records.values())
+            before = memory.recalled()
+            figures["peak_bytes"] = memory.peak_bytes()
+            memory.end()  # before another one takes as many bytes
+            say("restoring")
+            memory = _Memory(job, 1)
+            began = time.perf_counter()
+            memory.load(folder, records)
+            figures["restore_seconds"] = time.perf_counter() - began
+            after = memory.recalled()
+            figures["restored_equal"] = np.array_equal(before.rows, after.rows) and bool(before.found.all())
+            if job.into:
+                for name in records:
+                    storage.remove(storage.join(folder, name))
+    finally:
+        memory.end()
+    return figures
+
+
+def _check(job: Job) -> None:
+    for name in ("rows", "dim", "batch", "ranks", "shards", "calls", "iterations"):
+        if getattr(job, name) < 1:
+            raise UserError(f"--{name} must be at least 1, got {getattr(job, name)}")
+    if job.batch % job.ranks or job.batch > job.rows:
+        raise UserError(f"--batch {job.batch} must be a multiple of --ranks {job.ranks} and at most --rows {job.rows}")
+    if not 0 <= job.clusters <= job.rows or job.clusters == 1:
+        raise UserError(f"--clusters {job.clusters} must lie in 2..{job.rows}, the --rows there are (0: a fortieth)")
+
+
+class _Memory:
+    """The actors of a memory, and a process for each rank that calls them, as in a job."""
+
+    def __init__(self, job: Job, ranks: int) -> None:
+        self._job, self._ranks = job, ranks
+        knobs, config = job.knobs, MemoryConfig(shards=job.shards, half=job.half)
+        prefix = f"bench:{os.urandom(4).hex()}"
+        if job.shards == 1:
+            self.index = ray.remote(_Timed).options(**options(config, prefix)).remote(knobs, ranks, True)
+            self.stores: list[Any] = []
+        else:
+            self.index, self.stores = start(knobs, ranks, config, prefix)
+        kind = ray.remote(_Rank).options(num_cpus=0.1, scheduling_strategy="SPREAD")
+        self._clients = [kind.remote(job, knobs, self.index, self.stores, rank, ranks) for rank in range(ranks)]
+        get([client.ready.remote() for client in self._clients])
+
+    def fill(self) -> Figures:
+        began = time.perf_counter()
+        get([client.fill.remote() for client in self._clients])
+        seconds = time.perf_counter() - began
+        return {"fill_seconds": seconds, "fill_rows_per_s": self._job.rows / seconds}
+
+    def refresh(self) -> dict[str, float]:
+        return get(self.index.refresh.remote(1))  # type: ignore[no-any-return]
+
+    def exchange(self) -> Figures:
+        get([client.exchange.remote(3) for client in self._clients])  # once before the clock
+        began = time.perf_counter()
+        taken = np.concatenate(get([client.exchange.remote(self._job.calls) for client in self._clients]))
+        seconds = time.perf_counter() - began
+        rate = self._job.calls / seconds
+        figures: Figures = {**_quantiles("exchange", taken), "exchanges_per_s": rate}
+        figures["exchange_rows_per_s"] = rate * self._job.batch
+        if not self.stores:
+            figures |= _quantiles("inside", get(self.index.inside.remote(self._job.batch, self._job.calls)))
+        return figures
+
+    def save(self, folder: str) -> dict[str, dict[str, Any]]:
+        written = get([actor.save.remote(folder) for actor in (self.index, *self.stores)])
+        return {name: record for records in written for name, record in records.items()}
+
+    def load(self, folder: str, records: dict[str, dict[str, Any]]) -> None:
+        if not self.stores:
+            get(self.index.load.remote(folder, records))
+            return
+        get(self.index.restore.remote(folder, records))
+        get([store.restore.remote(folder, records) for store in self.stores])
+        whitening = get(self.index.commit.remote())
+        get([store.commit.remote(whitening) for store in self.stores])
+
+    def recalled(self) -> Recall:
+        """One batch, by all ranks, as one; asked for in another epoch than those before."""
+        parts = get([client.recalled.remote() for client in self._clients])
+        return Recall(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("rows", "found", "ids")))
+
+    def peak_bytes(self) -> int:
+        asked = [actor.__ray_call__.remote(_peak) for actor in (self.index, *self.stores)]
+        return int(max(get(asked)))
+
+    def end(self) -> None:
+        for actor in (*self._clients, self.index, *self.stores):
+            ray.kill(actor)
+
+
+class _Timed(Server):
+    """The actor of a job, asked for the time of its own work."""
+
+    async def inside(self, batch: int, calls: int) -> np.ndarray:
+        """Seconds of each of ``calls`` recalls of ``batch`` anchors."""
+        random, taken = np.random.default_rng(0), []
+        for _ in range(calls):
+            ids = random.choice(self.memory.knobs.utterances, batch, replace=False)
+            began = time.perf_counter()
+            self.memory.recall(ids, epoch=1)
+            taken.append(time.perf_counter() - began)
+        return np.array(taken)
+
+
+class _Rank:
+    """The process of one rank: what a training worker does with its memory, and nothing else."""
+
+    def __init__(self, job: Job, knobs: dict[str, Any], index: Any, stores: list[Any], rank: int, ranks: int) -> None:
+        self._job, self._index, self._rank, self._ranks = job, index, rank, ranks
+        self._sharded = Exchanger(Knobs(**knobs), index, stores, rank) if stores else None
+        self._calls = 0
+        random = np.random.default_rng(job.seed)
+        size = min(_POOL, max(2, job.rows))
+        centres = random.standard_normal((max(1, size // 40), job.dim), dtype=np.float32)
+        self._pool = unit_rows(centres[np.arange(size) % len(centres)])
+        self._noise = 0.7 * unit_rows(random.standard_normal((_NOISE, job.dim), dtype=np.float32))
+        self._order = random.permutation(job.rows)
+
+    def ready(self) -> None:
+        """Alive."""
+
+    def fill(self) -> None:
+        """Remembers this rank's part of all rows; of the last ones some twice, since all ranks call equally often."""
+        for first in range(0, self._job.rows, _FILL * self._ranks):
+            ids = np.arange(first + self._rank * _FILL, first + (self._rank + 1) * _FILL) % self._job.rows
+            self._call(self._rows(ids), None)
+
+    def exchange(self, calls: int) -> np.ndarray:
+        """Seconds of each of ``calls`` exchanges."""
+        taken = []
+        for call in range(calls):
+            remember, ids = self._rows(self._batch(call)), self._batch(call + 1)
+            began = time.perf_counter()
+            self._call(remember, ids)
+            taken.append(time.perf_counter() - began)
+        return np.array(taken)
+
+    def recalled(self) -> Recall:
+        """What this rank's part of a batch is given; all of it where there is but one rank."""
+        recall = self._call(None, self._batch(0))
+        assert recall is not None
+        return recall
+
+    def _call(self, remember: Remember | None, ids: np.ndarray | None) -> Recall | None:
+        self._calls += 1
+        if self._sharded is not None:
+            return self._sharded(self._calls, remember, ids, 1)
+        return get(self._index.exchange.remote(self._calls, self._rank, remember, ids, 1))  # type: ignore[no-any-return]
+
+    def _batch(self, call: int) -> np.ndarray:
+        size = self._job.batch // self._ranks
+        first = call * self._job.batch + self._rank * size
+        ids: np.ndarray = self._order[np.arange(first, first + size) % len(self._order)]
+        return ids
+
+    def _rows(self, ids: np.ndarray) -> Remember:
+        rows = self._pool[ids % len(self._pool)] + self._noise[ids % _NOISE]
+        labels = (ids % 5000).astype(np.int32)
+        return Remember(ids, rows, rows, labels, labels)
+
+
+def _quantiles(name: str, seconds: np.ndarray) -> Figures:
+    middle, high = np.quantile(1000 * seconds, (0.5, 0.95))
+    return {f"{name}_ms_p50": float(middle), f"{name}_ms_p95": float(high)}
+
+
+def _peak(_: Any) -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
