@@ -42,10 +42,12 @@ def train(experiment: Experiment, manifest: shards.Manifest) -> dict[str, Any]:
         print(f"{experiment.run}: already trained to epoch {meta.epoch}; raise training.epochs to go on", flush=True)
         return meta.metrics
     experiment, workers = located(experiment), experiment.ray.workers
-    cluster.connect(cpus=workers * experiment.ray.cpus_per_worker + _memory_cpus(experiment))
+    memory = experiment.memory
+    cluster.connect(cpus=workers * experiment.ray.cpus_per_worker + memory.actors * memory.cpus)
     settings = memory_settings(experiment, manifest)
     if settings is not None:
-        print(describe_memory(settings, experiment.memory), flush=True)
+        _check_actors(experiment)
+        print(describe_memory(settings, memory), flush=True)
     for attempt in range(experiment.ray.max_failures + 1):
         try:
             return _fit(experiment, manifest)
@@ -57,10 +59,6 @@ def train(experiment: Experiment, manifest: shards.Manifest) -> dict[str, Any]:
                 raise
             print(f"{experiment.run}: {_first_line(error)}; going on from the last checkpoint", flush=True)
     raise AssertionError("unreachable")
-
-
-def _memory_cpus(experiment: Experiment) -> float:
-    return experiment.memory.actors * experiment.memory.cpus
 
 
 def check(experiment: Experiment) -> shards.Manifest:
@@ -143,15 +141,29 @@ def _fit(experiment: Experiment, manifest: shards.Manifest) -> dict[str, Any]:
     return checkpoint.read_meta(checkpoint.locate(experiment.run, "last")).metrics
 
 
+def _check_actors(experiment: Experiment) -> None:
+    """An actor for which no node has enough would wait for ever."""
+    import ray
+
+    config, cluster_has = experiment.memory, ray.cluster_resources()
+    for key, resource, wanted in (("gpus", "GPU", config.gpus), ("memory_bytes", "memory", config.memory_bytes)):
+        if wanted * config.shards > cluster_has.get(resource, 0.0):
+            raise ConfigError(
+                f"memory.{key}={wanted:g}: {config.shards} actors need {wanted * config.shards:g} and the cluster has "
+                f"{cluster_has.get(resource, 0.0):g}; set memory.{key} lower, or 0"
+            )
+
+
 def _use_gpu(experiment: Experiment) -> bool:
     import ray
 
-    available = ray.cluster_resources().get("GPU", 0.0)
+    config = experiment.memory
+    available = ray.cluster_resources().get("GPU", 0.0) - config.gpus * config.shards
     wanted = experiment.ray.gpu
     if wanted is True and available < experiment.ray.workers:
         raise ConfigError(
-            f"ray.gpu=true: {experiment.ray.workers} workers need as many GPUs and the cluster has {available:g}; "
-            "set ray.gpu=false or ray.workers lower"
+            f"ray.gpu=true: {experiment.ray.workers} workers need as many GPUs and the cluster has {available:g} for "
+            "them; set ray.gpu=false or ray.workers lower"
         )
     return available >= experiment.ray.workers if wanted == "auto" else wanted
 

@@ -46,6 +46,11 @@ def test_gpus_that_the_cluster_lacks(ray_cluster: Any, tmp_path: Path, capsys: p
     printed = capsys.readouterr()
     assert printed.err.count("\n") == 1, printed.err
     assert "ray.gpu=true: 2 workers need as many GPUs" in printed.err and "ray.gpu=false" in printed.err
+    for key, value in (("gpus", "1"), ("memory_bytes", "4000000000000000")):
+        assert main(["train", config, f"memory.{key}={value}", "memory.shards=2"]) == 2
+        printed = capsys.readouterr()
+        assert printed.err.startswith(f"rayssl train: memory.{key}=") and printed.err.endswith(" lower, or 0\n")
+        assert printed.err.count("\n") == 1, printed.err
 
 
 @pytest.mark.s3
