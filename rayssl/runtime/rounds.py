@@ -64,9 +64,14 @@ def _apply(parts: list[_Part]) -> None:
 
 
 def get(answers: Any) -> Any:
-    """`ray.get`; what a user can mend, and what does not fit, comes back as the error that the actor raised."""
+    """`ray.get`; what a user can mend, and what does not fit, comes back as the error that the actor raised.
+
+    By futures, for it is also called from threads of actors with an event loop: Ray would warn that this blocks it.
+    """
     try:
-        return ray.get(answers)
+        if isinstance(answers, ray.ObjectRef):
+            return answers.future().result()
+        return [future.result() for future in [answer.future() for answer in answers]]
     except (UserError, ValueError) as error:  # Ray's own, which poses as the one it wraps
         cause = getattr(error, "cause", None)
         raise error if cause is None else cause from None
