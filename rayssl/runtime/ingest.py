@@ -53,14 +53,17 @@ def dataset(
     # Without bars Ray Data would say that there are none; as log lines they are below the level of cluster.connect.
     context.enable_progress_bars, context.use_ray_tqdm = True, False
     fills = {epoch for epoch, wanted in enumerate(fill_segments) if wanted}
-    units = list(
-        epochs.plan(manifest, seed=seed, batch=batch, epochs=epoch_count, start=start, unit_rows=unit_rows, fills=fills)
+    epochs.steps_per_epoch(manifest.rows, batch)  # a corpus that is too small is the driver's error, not a task's
+    planner = _Planner(
+        manifest,
+        {"seed": seed, "batch": batch, "epochs": epoch_count, "start": start, "unit_rows": unit_rows, "fills": fills},
     )
     reader = _Reader(manifest, uri, seed, batch, ranks, segments, fill_segments)
-    items = [{"unit": json.dumps(asdict(unit))} for unit in units]
-    source = ray.data.from_items(items, override_num_blocks=max(1, len(items)))
     pool = ray.data.TaskPoolStrategy(size=readers or ranks)
-    return source.map_batches(reader, batch_size=1, num_cpus=0.5, compute=pool)
+    # A plan made beforehand would cost a block for each unit before anything is read: 100 epochs of VoxCeleb2 have
+    # 100,000, and 10,000 took over a minute. This task goes no further ahead than its readers let it.
+    plan = ray.data.from_items([{"whole": True}]).map_batches(planner, batch_size=1, num_cpus=0.01)
+    return plan.map_batches(reader, batch_size=1, num_cpus=0.5, compute=pool)
 
 
 def batches(iterator: ray.data.DataIterator, rank: int) -> Iterator[dict[str, Any]]:
@@ -77,6 +80,17 @@ def batches(iterator: ray.data.DataIterator, rank: int) -> Iterator[dict[str, An
                 f"the batch of rank {raw['rank']} (epoch {raw['epoch']}, step {raw['step']}) came to {rank}"
             )
         yield raw
+
+
+class _Planner:
+    """The task that lists the units, in order and one a block, as they are asked for."""
+
+    def __init__(self, manifest: Manifest, arguments: dict[str, Any]) -> None:
+        self.manifest, self.arguments = manifest, arguments
+
+    def __call__(self, _: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+        for unit in epochs.plan(self.manifest, **self.arguments):
+            yield {"unit": [json.dumps(asdict(unit))]}
 
 
 class _Reader:
