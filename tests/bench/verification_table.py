@@ -1,6 +1,6 @@
-"""The README's table: SimCLR, SimCLR for longer, SSPS in two ways, its bound, and supervised training, over seeds.
+"""The README's tables over seeds: SimCLR, SSPS in two ways, its bound, supervised training; other bases with SSPS.
 
-    python tests/bench/verification_table.py [--seeds 0 1 2] [--rows simclr ssps kmeans bound supervised] [--into RUNS]
+    python tests/bench/verification_table.py [--seeds 0 1 2] [--rows simclr ssps supervised dino ssps_dino ...]
 
 Trains and evaluates what is missing, by the commands a user would type, and prints one Markdown row for each; a run
 that was interrupted goes on where it stopped. Needs the corpora of `configs/gsc_prepare.yaml` and access to them.
@@ -43,6 +43,14 @@ ROWS = (
     Row("SimCLR + SSPS by k-means, as published", "kmeans", "gsc_ssps_simclr.yaml", KMEANS),
     Row("SimCLR + positives of true speakers (bound)", "bound", "gsc_ssps_simclr.yaml", BOUND),
     Row("supervised (AAM-softmax)", "supervised", "gsc_supervised.yaml"),
+    *(
+        row
+        for name, title in (("dino", "DINO"), ("moco", "MoCo"), ("swav", "SwAV"), ("vicreg", "VICReg"))
+        for row in (
+            Row(title, name, f"gsc_{name}.yaml"),
+            Row(f"{title} + SSPS", f"ssps_{name}", f"gsc_ssps_{name}.yaml"),
+        )
+    ),
 )
 
 
