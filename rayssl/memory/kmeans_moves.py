@@ -6,56 +6,88 @@ between their two norms and that of their sum; one that becomes two gains the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
-
 import numpy as np
 
 from rayssl.memory.bank import unit_rows
+from rayssl.memory.kmeans_whole import Whole
 
 _MARGIN = 1.2  # gain over loss that a move must promise, as halves of noise gain something too
-_MEMBERS = 4096  # of a cluster that its halving is judged by
-_TOGETHER = 64  # clusters that one task halves
 
 
-def move_clusters(
-    x: np.ndarray,
-    labels: np.ndarray,
-    sums: np.ndarray,
-    centroids: np.ndarray,
-    near: np.ndarray,
-    order: np.ndarray,
-    map_in_order: Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]] = map,
-) -> int:
+def move_clusters(whole: Whole, sums: np.ndarray, centroids: np.ndarray, near: np.ndarray) -> int:
     """Joins pairs of clusters and halves others, wherever the second gains more than the first loses.
 
-    ``x [n, D]`` with ``labels [n]``; ``order [n]``: its rows sorted by label; ``sums, centroids [K, D]`` of the
-    clusters; ``near [K, m]``: which may be joined to which. Changes labels (of clusters that were joined to another)
-    and centroids in place. No cluster takes part twice. Returns how many moves that were.
+    ``sums, centroids [K, D]`` of the clusters as the points are labelled; ``near [K, m]``: which may be joined to
+    which. Changes labels (of clusters that were joined to another) and centroids, these in place. No cluster takes
+    part twice. Returns how many moves that were.
     """
-    counts = np.bincount(labels, minlength=len(sums))
+    sizes = whole.sizes()
+    counts = sizes.sum(axis=0)
     norms = np.linalg.norm(sums, axis=1)
     losses, partners = _losses(norms, centroids, near)
     losses[counts == 0] = 0.0
     # a half's norm is at most its size, so the gain at most this
     most = np.where(counts >= 4, counts - norms, 0.0)
     halved = np.argsort(-most, kind="stable")[: max(1, len(sums) // 4)]
-    ends = np.cumsum(counts)
-    groups = [order[ends[k] - counts[k] : ends[k]] for k in halved.tolist()]
-    tasks = [
-        (groups[i : i + _TOGETHER], centroids[halved[i : i + _TOGETHER]]) for i in range(0, len(groups), _TOGETHER)
-    ]
-    found = list(map_in_order(lambda task: _halve_all(x, *task), tasks))
-    gains = np.concatenate([gain for gain, _ in found])
-    halves = np.concatenate([both for _, both in found])
+    halved = halved[counts[halved] >= 4]
+    gains, halves = _halve(whole, halved, sizes, sums, centroids)
     moves = _match(losses, partners, counts, halved, gains)
+    table = np.arange(len(sums), dtype=np.int32)
     for source, partner, place in moves:
         if counts[source]:
             joined = sums[source] + sums[partner]
             centroids[partner] = unit_rows((joined if joined.any() else centroids[partner])[None])[0]
-            labels[order[ends[source] - counts[source] : ends[source]]] = partner
+            table[source] = partner
         centroids[[halved[place], source]] = unit_rows(halves[place])
+    if moves:
+        whole.ask("relabel", table)
     return len(moves)
+
+
+def _halve(
+    whole: Whole, halved: np.ndarray, sizes: np.ndarray, sums: np.ndarray, centroids: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two-means from outlier and centroid in each of the clusters ``halved [S]``, by some of its members.
+
+    The gain of halving it, 0 where all stay together, and the sums of both halves: ``[S]`` and ``[S, 2, D]``.
+    """
+    gains, halves = np.zeros(len(halved)), np.zeros((len(halved), 2, whole.dim))
+    counts = sizes.sum(axis=0)
+    for part, strides in whole.held(halved, sizes):
+        clusters = halved[part]
+        some = -(-counts[clusters] // strides)
+        total = sums[clusters]
+        if (strides > 1).any():
+            total = np.where((strides > 1)[:, None], whole.held_sums(len(clusters)), total)
+        first, both = _two_means(whole, centroids[clusters], total)
+        gain = np.linalg.norm(both, axis=2).sum(axis=1) - np.linalg.norm(total, axis=1)
+        gains[part] = np.where((first > 0) & (first < some), gain * counts[clusters] / some, 0.0)
+        halves[part] = both
+    return gains, halves
+
+
+def _two_means(whole: Whole, centroids: np.ndarray, total: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of the members that the parts hold: how many are in the first half ``[S]``, and both halves' sums ``[S, 2, D]``.
+
+    ``total [S, D]``: the sums of them all.
+    """
+    first = np.zeros(len(total), dtype=np.int64)
+    both = np.stack([np.zeros_like(total), total], axis=1)
+    towards = whole.farthest_held(centroids) - centroids
+    for _ in range(4):
+        turned = False
+        for count, difference in whole.ask("lean", towards):
+            first += count
+            both[:, 0] += difference
+            turned = turned or bool(difference.any())
+        both[:, 1] = total - both[:, 0]
+        if not turned:
+            break
+        norms = np.linalg.norm(both, axis=2)
+        two = norms.all(axis=1)
+        a, b = np.moveaxis(both[two] / norms[two][:, :, None], 1, 0)
+        towards[two] = a - b
+    return first, both
 
 
 def _losses(norms: np.ndarray, centroids: np.ndarray, near: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -94,34 +126,3 @@ def _match(
         used[halved[place]] = True
         moves.append((source, partner, place))
     return moves
-
-
-def _halve_all(x: np.ndarray, groups: list[np.ndarray], centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each group of row numbers of ``x`` the gain of halving it, and the sums of both halves ``[groups, 2, D]``."""
-    gains = np.zeros(len(groups))
-    halves = np.zeros((len(groups), 2, x.shape[1]))
-    for place, (group, centroid) in enumerate(zip(groups, centroids, strict=True)):
-        if len(group) >= 4:
-            some = group[:: -(-len(group) // _MEMBERS)]
-            gain, halves[place] = _halve(unit_rows(x[some]), centroid)
-            gains[place] = gain * len(group) / len(some)
-    return gains, halves
-
-
-def _halve(rows: np.ndarray, centroid: np.ndarray) -> tuple[float, np.ndarray]:
-    """Two-means of ``rows [n, D]`` from outlier and centroid: gain (0 if all stay one) and sums ``[2, D]``."""
-    outlier = rows[(rows @ centroid).argmin()]
-    first = rows @ (outlier - centroid) > 0
-    total = rows.sum(axis=0)
-    for _ in range(3):
-        one = first.astype(np.float32) @ rows
-        both = np.stack([one, total - one])
-        norms = np.linalg.norm(both, axis=1)
-        if not norms.all():
-            break
-        first = rows @ (both[0] / norms[0] - both[1] / norms[1]) > 0
-    one = first.astype(np.float32) @ rows
-    both = np.stack([one, total - one])
-    if first.all() or not first.any():
-        return 0.0, both
-    return float(np.linalg.norm(both, axis=1).sum() - np.linalg.norm(total)), both

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from rayssl.memory.kmeans import KMeans, check_points, fill_empty, first_centroids
+from rayssl.memory.kmeans import KMeans, one_part
+from rayssl.memory.kmeans_parts import Part
+from rayssl.memory.kmeans_points import GRID, exact_total
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 _COSINES = 2**28  # of one block of points with all centroids: 1 GB
@@ -29,29 +31,63 @@ def torch_kmeans(
 ) -> KMeans:
     """Lloyd's iterations as `rayssl.memory.kmeans.spherical_kmeans` does them, on ``device``.
 
-    The same start, repair and means (summed in float64, in a fixed order: the same call on the same device gives the
-    same bits). ``precision`` is that of the products with the centroids; the sums of products are float32 in any case.
-    "tf32" asks for no more than the device has: on a CPU it is float32. The device holds ``x [n, D]`` as it is given,
-    24 K D bytes and blocks of about 2.5 GB. Raises ValueError when n < K or a value is not finite.
+    The same start, repair and means (whose sums are exact: the same call on the same device gives the same bits).
+    ``precision`` is that of the products with the centroids; the sums of products are float32 in any case. "tf32" asks
+    for no more than the device has: on a CPU it is float32. The device holds ``x [n, D]`` as it is given, 24 K D bytes
+    and blocks of about 2.5 GB. Raises ValueError when n < K or a value is not finite.
     """
-    check_points(x, clusters, iterations)
-    place = torch.device(device)
-    points = _on(place, x)
-    centroids = torch.from_numpy(first_centroids(x, clusters, seed, initial)).to(place)
-    with _products(place, precision) as product:
-        labels = _assign(points, centroids, product)
-        for _ in range(iterations):
-            _repair(x, labels, centroids)
-            centroids = _means(points, labels, centroids)
-            before, labels = labels, _assign(points, centroids, product)
-            if torch.equal(before, labels):
-                break
-    repaired = _repair(x, labels, centroids)
-    total = torch.zeros((), dtype=torch.float64, device=place)
-    for part, rows in _blocks(points, _ROWS):
-        total += (rows * centroids[labels[part]]).sum(dtype=torch.float64)
-    assignment = labels.cpu().numpy().astype(np.int32)
-    return KMeans(centroids.cpu().numpy(), assignment, float(total) / len(x), repaired)
+    part = TorchPart(x, device=device, precision=precision)
+    return one_part(part, clusters, mode="exact", iterations=iterations, seed=seed, initial=initial, threads=None)
+
+
+class TorchPart(Part):
+    """A part whose points are on a ``device`` too, where they are assigned and added up; for the exact mode."""
+
+    def __init__(
+        self, x: np.ndarray, *, device: str, precision: Precision = "tf32", threads: int | None = None
+    ) -> None:
+        super().__init__(x, threads=threads)
+        self._device = torch.device(device)
+        self._precision: Precision = precision
+        self._points = torch.empty(0)
+
+    def begin(self, start: int, clusters: int) -> None:
+        """`Part.begin`; sends the points to the device."""
+        super().begin(start, clusters)
+        self._points = _on(self._device, self.x)
+
+    def sums(self, first: int, last: int) -> np.ndarray:
+        """`Part.sums`: being exact, the device may add in any order."""
+        sums = torch.zeros((last - first, self.x.shape[1]), dtype=torch.float64, device=self._device)
+        for part, rows in _blocks(self._points, _ROWS):
+            labels = self._labels(part) - first
+            rows = torch.round(rows / GRID).double()
+            if last - first < self._clusters:
+                asked = (labels >= 0) & (labels < last - first)
+                labels, rows = labels[asked], rows[asked]
+            sums.index_add_(0, labels, rows)
+        found: np.ndarray = (sums * GRID).cpu().numpy()
+        return found
+
+    def total_cosine(self, centroids: np.ndarray) -> float:
+        """`Part.total_cosine`."""
+        there = _on(self._device, centroids)
+        total = 0.0
+        for part, rows in _blocks(self._points, _ROWS):
+            total += exact_total((rows * there[self._labels(part)]).sum(dim=1).cpu().numpy())
+        return total
+
+    def _nearest(self, centroids: np.ndarray) -> np.ndarray:
+        there = _on(self._device, centroids)
+        nearest = torch.empty(len(self._points), dtype=torch.int32, device=self._device)
+        with _products(self._device, self._precision) as product:
+            for part, rows in _blocks(self._points, max(1, _COSINES // len(centroids))):
+                nearest[part] = product(rows, there).max(dim=1).indices.int()
+        found: np.ndarray = nearest.cpu().numpy()
+        return found
+
+    def _labels(self, part: slice) -> torch.Tensor:
+        return torch.from_numpy(self.labels[part]).to(self._device).long()
 
 
 def _on(device: torch.device, x: np.ndarray) -> torch.Tensor:
@@ -84,37 +120,6 @@ def _bfloat16_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     if a.is_cuda:
         return torch.mm(a, b.T, out_dtype=torch.float32)
     return a.float() @ b.float().T  # the same numbers: a CPU's product of bfloat16 would also be rounded to it
-
-
-def _assign(points: torch.Tensor, centroids: torch.Tensor, product: _Product) -> torch.Tensor:
-    labels = torch.empty(len(points), dtype=torch.int64, device=points.device)
-    for part, rows in _blocks(points, max(1, _COSINES // len(centroids))):
-        labels[part] = product(rows, centroids).max(dim=1).indices
-    return labels
-
-
-def _means(points: torch.Tensor, labels: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-    """Directions of the clusters' sums ``[K, D]``, each added up in the order of the points."""
-    sums = torch.zeros(before.shape, dtype=torch.float64, device=before.device)
-    order = torch.argsort(labels, stable=True)
-    for start in range(0, len(order), _ROWS):
-        part = order[start : start + _ROWS]
-        rows = normalize(points[part].float(), dim=1)
-        present, lengths = torch.unique_consecutive(labels[part], return_counts=True)
-        sums[present] += torch.segment_reduce(rows, "sum", lengths=lengths, unsafe=True).double()
-    found = normalize(sums, dim=1).float()
-    return torch.where(found.any(dim=1, keepdim=True), found, before)
-
-
-def _repair(x: np.ndarray, labels: torch.Tensor, centroids: torch.Tensor) -> int:
-    """`fill_empty` for tensors, in place; they come to the host only where a cluster is empty."""
-    if bool(torch.bincount(labels, minlength=len(centroids)).all()):
-        return 0
-    assignment, rows = labels.cpu().numpy(), centroids.cpu().numpy()  # on a CPU these are the tensors' own memory
-    repaired = fill_empty(x, assignment, rows)
-    labels.copy_(torch.from_numpy(assignment))
-    centroids.copy_(torch.from_numpy(rows))
-    return repaired
 
 
 def _blocks(points: torch.Tensor, count: int) -> Iterator[tuple[slice, torch.Tensor]]:

@@ -11,17 +11,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import normalized_mutual_info_score
 
-from rayssl.memory import kmeans
+from rayssl.memory import kmeans_parts, kmeans_points
 from rayssl.memory.bank import unit_rows
-from rayssl.memory.kmeans import (
-    assign,
-    cluster,
-    cluster_sums,
-    fill_empty,
-    nearest_centroids,
-    normalized_mutual_information,
-    spherical_kmeans,
-)
+from rayssl.memory.kmeans import cluster, nearest_centroids, normalized_mutual_information, spherical_kmeans
 
 
 def _points(count: int, dim: int, seed: int = 0) -> np.ndarray:
@@ -67,33 +59,24 @@ def test_faiss_from_the_same_start() -> None:
 def test_the_block_size_means_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     x = _points(500, 16)
     whole = spherical_kmeans(x, 20, seed=0)
-    monkeypatch.setattr(kmeans, "_ROWS", 64)
+    monkeypatch.setattr(kmeans_points, "_EXACT_ROWS", 64)
+    monkeypatch.setattr(kmeans_parts, "_ROWS", 32)
     parts = spherical_kmeans(x, 20, seed=0)
     assert np.array_equal(whole.assignment, parts.assignment)
-    np.testing.assert_allclose(whole.centroids, parts.centroids, atol=1e-6)
+    assert np.array_equal(whole.centroids, parts.centroids)
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """No copy of the points is made, whatever their type: less than a third of their own size is used besides."""
     x = _points(20_000, 64).astype(np.float16)
-    monkeypatch.setattr(kmeans, "_ROWS", 1024)
+    monkeypatch.setattr(kmeans_points, "_EXACT_ROWS", 256)
+    monkeypatch.setattr(kmeans_parts, "_ROWS", 256)
     spherical_kmeans(x[:100], 10, seed=0)  # imports what it needs
     tracemalloc.start()
-    spherical_kmeans(x, 10, seed=0, iterations=1)
+    spherical_kmeans(x, 10, seed=0, iterations=1, threads=2)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < x.nbytes / 3 + 8 * len(x), f"{peak} bytes"  # labels, old and new
-
-
-def test_sums_of_parts_add_up() -> None:
-    """So that holders of parts of the points can share the work."""
-    x = _points(300, 8)
-    centroids = unit_rows(x[:10])
-    labels = np.concatenate([assign(part, centroids) for part in (x[:100], x[100:])])
-    assert np.array_equal(labels, (unit_rows(x) @ centroids.T).argmax(axis=1))
-    sums = cluster_sums(x[:100], labels[:100], 10) + cluster_sums(x[100:], labels[100:], 10)
-    np.testing.assert_allclose(sums, cluster_sums(x, labels, 10), rtol=1e-12)
-    np.testing.assert_allclose(sums[3], unit_rows(x)[labels == 3].sum(axis=0), atol=1e-5)
+    assert peak < x.nbytes / 3 + 20 * len(x), f"{peak} bytes"  # labels, old and new, and two orders
 
 
 def test_planted_clusters_are_found() -> None:
@@ -134,20 +117,6 @@ def test_no_cluster_stays_empty(distinct: int, count: int, clusters: int) -> Non
     assert np.array_equal(np.unique(result.assignment), np.arange(clusters))
     assert result.repaired > 0
     np.testing.assert_allclose(np.linalg.norm(result.centroids, axis=1), 1, atol=1e-5)
-
-
-def test_the_largest_cluster_is_split_towards_its_outlier() -> None:
-    """The repair alone, since faiss fills most empty clusters on its way. Members of one group are not side by side."""
-    angles = np.array([0.0, 0.6, 0.01, 0.62, 0.02, 0.61, 3.0, 3.1])
-    points = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    centroids = unit_rows(np.array([[1, 0.2], [-1, 0], [0, -1]]))
-    assignment = np.array([0] * 6 + [1] * 2, dtype=np.int32)
-    assert fill_empty(points, assignment, centroids) == 1
-    groups = {frozenset(np.flatnonzero(assignment == k).tolist()) for k in range(3)}
-    assert groups == {frozenset({0, 2, 4}), frozenset({1, 3, 5}), frozenset({6, 7})}
-    for k in (0, 2):
-        np.testing.assert_allclose(centroids[k], unit_rows(points[assignment == k].mean(axis=0)[None])[0], atol=1e-6)
-    np.testing.assert_allclose(centroids[1], [-1, 0])
 
 
 def test_as_many_clusters_as_points() -> None:

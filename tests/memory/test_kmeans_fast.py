@@ -8,9 +8,13 @@ import pytest
 from rayssl.bench.kmeans import Job, points
 from rayssl.memory import kmeans_fast
 from rayssl.memory.bank import unit_rows
-from rayssl.memory.kmeans import cluster_sums, directions, normalized_mutual_information, spherical_kmeans
-from rayssl.memory.kmeans_fast import CodedCentroids, fast_kmeans
+from rayssl.memory.kmeans import normalized_mutual_information, spherical_kmeans
+from rayssl.memory.kmeans_codes import CodedCentroids
+from rayssl.memory.kmeans_fast import fast_kmeans
 from rayssl.memory.kmeans_moves import move_clusters
+from rayssl.memory.kmeans_parts import Here, Part
+from rayssl.memory.kmeans_points import directions
+from rayssl.memory.kmeans_whole import Whole
 
 PLANTED = Job(12_000, 64, 300)
 
@@ -99,13 +103,23 @@ def test_what_cannot_be_clustered() -> None:
 def test_searches_of_codes_find_nearly_the_best(dim: int) -> None:
     x, _ = points(Job(4000, dim, 1000))
     rows, centroids = unit_rows(x[1000:]), unit_rows(x[:1000])
-    coded = CodedCentroids(centroids, np.random.default_rng(0))
+    coded = CodedCentroids.train(centroids, np.random.default_rng(0))
     labels, cosines = coded.nearest(rows)
     np.testing.assert_allclose(cosines, (rows * centroids[labels]).sum(axis=1), atol=1e-5)
     best = (rows @ centroids.T).max(axis=1)
     assert cosines.sum() > 0.95 * best.sum()
+    again = CodedCentroids(centroids, *coded.arrays())
+    for count in (1, 3, 500):  # elsewhere, and whatever else is searched for at the same time
+        assert np.array_equal(again.nearest(rows[:count])[0], labels[:count])
     coded.encode(centroids[::-1].copy())
     assert (999 - coded.nearest(rows)[0] == labels).mean() > 0.95  # equal codes come in another order
+
+
+def _labelled(x: np.ndarray, labels: np.ndarray, clusters: int) -> tuple[Whole, Part]:
+    part = Part(x)
+    whole = Whole.survey(Here([part]), clusters)
+    part.labels[:] = labels
+    return whole, part
 
 
 def test_a_cluster_goes_where_it_is_missing() -> None:
@@ -115,11 +129,11 @@ def test_a_cluster_goes_where_it_is_missing() -> None:
     truth = np.repeat(np.arange(4), 50)
     x = unit_rows(groups[truth] + 0.05 * random.standard_normal((200, 16)))
     labels = np.where(truth == 0, np.arange(200) % 2, np.minimum(truth + 1, 3)).astype(np.int32)
-    sums = cluster_sums(x, labels, 4)
-    centroids = directions(sums, np.zeros((4, 16), dtype=np.float32))
+    whole, part = _labelled(x, labels, 4)
+    centroids = directions(whole.sums(), np.zeros((4, 16), dtype=np.float32))
     near = np.array([[1, 2], [0, 2], [3, 1], [2, 1]])
-    assert move_clusters(x, labels, sums, centroids, near, np.argsort(labels, kind="stable")) == 1
-    assert np.unique(labels).size == 3, "one of the two is empty, until the points are labelled anew"
+    assert move_clusters(whole, whole.sums(), centroids, near) == 1
+    assert np.unique(part.labels).size == 3, "one of the two is empty, until the points are labelled anew"
     found = (x @ centroids.T).argmax(axis=1)
     assert normalized_mutual_information(found, truth) == pytest.approx(1.0)
 
@@ -128,9 +142,9 @@ def test_noise_and_finished_clusterings_are_left_alone() -> None:
     for job in (Job(3000, 64, 300, data="noise"), Job(3000, 64, 300, spread=0.5)):
         x, labels = points(job)
         labels = spherical_kmeans(x, 300, seed=0).assignment if job.data == "noise" else labels
-        sums = cluster_sums(x, labels, 300)
-        centroids = directions(sums, unit_rows(x[:300]))
+        whole, _ = _labelled(x, labels, 300)
+        centroids = directions(whole.sums(), unit_rows(x[:300]))
         near = np.argsort(-(centroids @ centroids.T), axis=1)[:, :8]
         before = centroids.copy()
-        assert move_clusters(x, labels, sums, centroids, near, np.argsort(labels, kind="stable")) == 0
+        assert move_clusters(whole, whole.sums(), centroids, near) == 0
         assert np.array_equal(before, centroids)
