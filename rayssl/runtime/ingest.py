@@ -52,6 +52,8 @@ def dataset(
     context.target_max_block_size = 1  # every row its own block, see above
     # Without bars Ray Data would say that there are none; as log lines they are below the level of cluster.connect.
     context.enable_progress_bars, context.use_ray_tqdm = True, False
+    # they advise, every 30 s and by many lines, to reserve memory for the task that lists the units
+    context.issue_detectors_config.detectors = []
     fills = {epoch for epoch, wanted in enumerate(fill_segments) if wanted}
     epochs.steps_per_epoch(manifest.rows, batch)  # a corpus that is too small is the driver's error, not a task's
     planner = _Planner(
