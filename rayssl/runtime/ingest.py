@@ -10,6 +10,7 @@ trains.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -54,6 +55,7 @@ def dataset(
     context.enable_progress_bars, context.use_ray_tqdm = True, False
     # they advise, every 30 s and by many lines, to reserve memory for the task that lists the units
     context.issue_detectors_config.detectors = []
+    context.custom_execution_callback_classes = [_Breath]
     fills = {epoch for epoch, wanted in enumerate(fill_segments) if wanted}
     epochs.steps_per_epoch(manifest.rows, batch)  # a corpus that is too small is the driver's error, not a task's
     planner = _Planner(
@@ -82,6 +84,27 @@ def batches(iterator: ray.data.DataIterator, rank: int) -> Iterator[dict[str, An
                 f"the batch of rank {raw['rank']} (epoch {raw['epoch']}, step {raw['step']}) came to {rank}"
             )
         yield raw
+
+
+class _Breath:
+    """A pause in each turn of Ray Data's scheduling loop.
+
+    While finished batches wait for ranks to take them, the loop turns without one, and takes a core's third from
+    training. No turn is needed more often: a batch is asked for well before its step.
+    """
+
+    def on_execution_step(self, executor: object) -> None:
+        """After each turn."""
+        time.sleep(0.02)
+
+    def before_execution_starts(self, executor: object) -> None:
+        """Nothing."""
+
+    def after_execution_succeeds(self, executor: object) -> None:
+        """Nothing."""
+
+    def after_execution_fails(self, executor: object, error: Exception) -> None:
+        """Nothing."""
 
 
 class _Planner:
