@@ -126,7 +126,7 @@ def spherical_kmeans(
     Starts from ``initial [K, D]``, else from K distinct points drawn with ``seed``; ends early where nothing moves any
     more. Every cluster is non-empty in each iteration and on return: an empty one takes half of the largest. The same
     call gives the same bits whatever ``threads`` is (default: faiss's own number). Raises ValueError when n < K or a
-    value is not finite. Needs 12 K D bytes and some blocks of rows besides ``x``.
+    value is not finite. Needs 20 K D + 24 n bytes and some blocks of rows besides ``x``.
     """
     part = Part(x, threads=threads)
     return one_part(part, clusters, mode="exact", iterations=iterations, seed=seed, initial=initial, threads=threads)

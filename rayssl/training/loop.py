@@ -74,11 +74,14 @@ class _Window:
     waited: float = 0.0
     since: float = field(default_factory=time.perf_counter)
 
-    def add(self, step: Step, waited: float) -> None:
+    def add(self, step: Step) -> None:
         for name, value in {"loss": step.loss.detach(), **step.terms}.items():
             self.terms[name] = self.terms[name] + value if name in self.terms else value.clone()
         self.steps += 1
-        self.waited += waited
+
+    def leave_out(self, seconds: float) -> None:
+        """Time that was spent on something else than training."""
+        self.since += seconds
 
     def sums(self) -> dict[str, Tensor]:
         """Sums over steps of the means over ranks, on the CPU; every rank must call this."""
@@ -142,7 +145,8 @@ class Loop:
                     "another run folder"
                 ) from error
         self._epoch = _Window(steps=meta.epoch_step, restored=meta.epoch_step)
-        self._epoch.terms = {name: value.to(parts.context.device) for name, value in loaded.state["epoch"].items()}
+        if meta.epoch_step:  # else they are those of the epoch that had ended
+            self._epoch.terms = {name: value.to(parts.context.device) for name, value in loaded.state["epoch"].items()}
         self._refreshed, self._metrics = dict(loaded.state["refreshed"]), dict(meta.metrics)
         self.step = meta.step
         self.cursor = Cursor(meta.epoch, meta.epoch_step)
@@ -161,29 +165,34 @@ class Loop:
         """Trains to the last epoch and returns its metrics; ``batches`` start at the cursor."""
         batches = iter(batches)
         self.parts.method.train()
-        waiting = time.perf_counter()
-        raw = next(batches, None)
+        raw = self._next(batches)
         while raw is not None:
             if raw["fill"]:
-                raw, waiting = self._fill(raw, batches), time.perf_counter()
+                raw = self._fill(raw, batches)
             if self.cursor.step == 0:
                 self._begin_epoch()
-            following = next(batches, None) if not self._last_of_epoch() else None
-            waited = time.perf_counter() - waiting
+            following = self._next(batches) if not self._last_of_epoch() else None
             try:
-                self._train_step(raw, following, waited)
+                self._train_step(raw, following)
             except Exception as error:
                 error.add_note(f"on rank {self.parts.context.rank} at step {self.step}, {self.cursor}")
                 raise
-            waiting = time.perf_counter()
             if self.cursor.step == 0:
                 self._end_epoch()
             elif self._checkpoint_due():
                 self._save(self._finite_sums())
-            raw = following if following is not None else next(batches, None)
+            raw = following if following is not None else self._next(batches)
         if self.cursor.epoch < self.parts.config.epochs:
             raise RuntimeError(f"the batches ended at {self.cursor}, before epoch {self.parts.config.epochs}")
         return self._metrics
+
+    def _next(self, batches: Iterator[Raw]) -> Raw | None:
+        """The next batch, its time counted as waiting for data."""
+        began = time.perf_counter()
+        raw = next(batches, None)
+        for window in (self._window, self._epoch):
+            window.waited += time.perf_counter() - began
+        return raw
 
     @torch.no_grad()
     def _fill(self, raw: Raw, batches: Iterator[Raw]) -> Raw:
@@ -203,7 +212,12 @@ class Loop:
             module.training = True
         if parts.log is not None:
             parts.context.say(f"epoch {epoch + 1}: filled the memory in {time.perf_counter() - began:.1f} s")
+        self._leave_out(time.perf_counter() - began)
         return raw
+
+    def _leave_out(self, seconds: float) -> None:
+        for window in (self._window, self._epoch):
+            window.leave_out(seconds)
 
     def _views(self, raw: Raw, segments: tuple[Segment, ...]) -> Views:
         parts = self.parts
@@ -213,7 +227,7 @@ class Loop:
 
     def _begin_epoch(self) -> None:
         parts, epoch = self.parts, self.cursor.epoch
-        self._epoch, self._asked = _Window(), None
+        self._asked = None
         if parts.memory is None or not parts.method.recalls(epoch):
             return
         began = time.perf_counter()
@@ -221,12 +235,11 @@ class Loop:
         if parts.log is not None:
             # of the step that comes: a run that goes on from the checkpoint before it clusters, and logs, once more
             parts.log.write("refresh", self.step + 1, epoch=epoch + 1, **metrics)
-            seconds = time.perf_counter() - began
-            parts.context.say(f"epoch {epoch + 1}: clustered the memory in {seconds:.1f} s")
+            parts.context.say(f"epoch {epoch + 1}: clustered the memory in {time.perf_counter() - began:.1f} s")
         self._refreshed = metrics
-        self._window = _Window()
+        self._leave_out(time.perf_counter() - began)
 
-    def _train_step(self, raw: Raw, following: Raw | None, waited: float) -> None:
+    def _train_step(self, raw: Raw, following: Raw | None) -> None:
         parts, epoch = self.parts, self.cursor.epoch
         if (raw["epoch"], raw["step"]) != (epoch, self.cursor.step):
             raise RuntimeError(f"expected the batch of {self.cursor}, got epoch {raw['epoch']} step {raw['step']}")
@@ -246,8 +259,8 @@ class Loop:
             nn.utils.clip_grad_norm_(parts.method.parameters(), parts.config.optimiser.clip_norm)
         self.optimiser.step()
         parts.method.after_step((self.step + 1) / (parts.config.epochs * parts.steps_per_epoch))
-        self._window.add(step, waited)
-        self._epoch.add(step, waited)
+        self._window.add(step)
+        self._epoch.add(step)
         self.step += 1
         self._advance()
         if self.step % parts.config.log_every == 0:
@@ -287,7 +300,7 @@ class Loop:
             parts.context.say(f"epoch {epoch}/{parts.config.epochs}  {shown}")
         self._save(sums)
         parts.context.report({"epoch": epoch, "step": self.step, **metrics})
-        self._window = _Window()
+        self._window, self._epoch = _Window(), _Window()
 
     def _log(self, lr: float, epoch: int) -> None:
         means = self._window.means()

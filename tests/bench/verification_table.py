@@ -1,6 +1,6 @@
-"""The README's table: SimCLR, SimCLR for longer, SSPS in two ways, its bound, and supervised training, over seeds.
+"""The README's tables over seeds: SimCLR, SSPS in three ways, its bound, supervised training; other bases with SSPS.
 
-    python tests/bench/verification_table.py [--seeds 0 1 2] [--rows simclr ssps kmeans bound supervised] [--into RUNS]
+    python tests/bench/verification_table.py [--seeds 0 1 2] [--rows simclr ssps supervised dino ssps_dino ...]
 
 Trains and evaluates what is missing, by the commands a user would type, and prints one Markdown row for each; a run
 that was interrupted goes on where it stopped. Needs the corpora of `configs/gsc_prepare.yaml` and access to them.
@@ -33,16 +33,25 @@ class Row:
     which: str = "last"
 
 
-PUBLISHED = ("method.whiten=false", "method.references=rolling")
-KMEANS = (*PUBLISHED, "method.sampling=cluster", "method.clusters=800", "method.neighbours=0")
+PUBLISHED = ("method.whiten=false", "method.references=rolling", "method.kmeans=exact")
+NEAREST = ("method.sampling=nn", "method.neighbours=3")
 BOUND = (*PUBLISHED, "method.sampling=speaker")
 ROWS = (
     Row("SimCLR, half of the epochs", "simclr", "gsc_simclr.yaml", which="epoch-12"),
     Row("SimCLR, as many epochs more", "simclr", "gsc_simclr.yaml"),
-    Row("SimCLR + SSPS-NN, whitened references", "ssps", "gsc_ssps_simclr.yaml"),
-    Row("SimCLR + SSPS by k-means, as published", "kmeans", "gsc_ssps_simclr.yaml", KMEANS),
+    Row("SimCLR + SSPS", "ssps", "gsc_ssps_simclr.yaml"),
+    Row("SimCLR + SSPS-NN, M = 3", "nn", "gsc_ssps_simclr.yaml", NEAREST),
+    Row("SimCLR + SSPS, as published", "kmeans", "gsc_ssps_simclr.yaml", (*PUBLISHED, "method.clusters=800")),
     Row("SimCLR + positives of true speakers (bound)", "bound", "gsc_ssps_simclr.yaml", BOUND),
     Row("supervised (AAM-softmax)", "supervised", "gsc_supervised.yaml"),
+    *(
+        row
+        for name, title in (("dino", "DINO"), ("moco", "MoCo"), ("swav", "SwAV"), ("vicreg", "VICReg"))
+        for row in (
+            Row(title, name, f"gsc_{name}.yaml"),
+            Row(f"{title} + SSPS", f"ssps_{name}", f"gsc_ssps_{name}.yaml"),
+        )
+    ),
 )
 
 

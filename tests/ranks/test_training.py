@@ -53,7 +53,11 @@ OVERRIDES = (
 
 def _train(rank: int, world: int, corpus: str, method: str, sync: bool) -> Result:
     """Three epochs of four steps, wrapped as `rayssl.runtime.train` does; what came of it on this rank."""
-    folder = Path(tempfile.mkdtemp(prefix="rank-"))
+    with tempfile.TemporaryDirectory(prefix="rank-") as folder:
+        return _train_in(Path(folder), rank, world, corpus, method, sync)
+
+
+def _train_in(folder: Path, rank: int, world: int, corpus: str, method: str, sync: bool) -> Result:
     overrides = (*OVERRIDES, f"ray.workers={world}", f"training.sync_batchnorm={str(sync).lower()}")
     settings = experiment(folder, Path(corpus), *overrides, method=METHODS[method])
     loop = build(settings, wrap=DistributedDataParallel if world > 1 else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from rayssl.errors import CheckpointError, UserError
 from rayssl.experiment import Experiment
 from rayssl.training import checkpoint
+from rayssl.training.metrics import read_metrics
 from rayssl.views.recipes import Segment
 from tests.runs import batches, build, content, experiment, fit, records, write_corpus
 
@@ -118,6 +120,24 @@ def test_figures_of_speed_count_only_what_was_timed(corpus: Path, tmp_path: Path
     fit(settings, 2)
     loop = build(settings)
     assert loop.step == loop._epoch.steps == 1 and loop._epoch.speed(8)["utterances_per_s"] == 0
+
+
+def test_waiting_for_data_is_a_share_of_the_time(corpus: Path, tmp_path: Path) -> None:
+    """Also at the start of an epoch, where batches come late and the memory is clustered."""
+    settings = experiment(tmp_path, corpus)
+    loop = build(settings)
+
+    def late(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for row in rows:
+            if row["step"] == 0:
+                time.sleep(0.3)
+            yield row
+
+    loop.fit(late(batches(settings, loop)))
+    lines = [line for line in read_metrics(f"{settings.run}/metrics.jsonl") if "data_wait" in line]
+    assert {line["kind"] for line in lines} == {"step", "epoch"}
+    assert all(0 <= line["data_wait"] <= 1 for line in lines)
+    assert all(line["data_wait"] > 0 for line in lines if line["kind"] == "epoch")
 
 
 @pytest.mark.parametrize(
