@@ -153,7 +153,9 @@ class Store:
     def whiten(self, whitening: Whitening) -> None:
         """From now on references are compared by this map."""
         self._whitening, rows = whitening, self._rows
-        rows.whitened = self._whitened(rows.references, whitening)
+        if rows.whitened is None:
+            rows.whitened = np.zeros_like(rows.references)
+        self._whiten_into(rows.whitened, whitening)
 
     def begin(self, whitening: Whitening | None, copy: bool) -> np.ndarray:
         """Makes ready for a clustering of the references there are, whitened where asked; who has one, bool ``[n]``.
@@ -163,7 +165,8 @@ class Store:
         """
         points, filled = self._rows.references, self._rows.filled.copy()
         if whitening is not None:
-            points = self._whitened(points, whitening)
+            points = np.empty_like(points)
+            self._whiten_into(points, whitening)
         elif copy:
             points = points.copy()
         if not filled.all():
@@ -180,11 +183,9 @@ class Store:
         """Forgets what `begin` made."""
         self._part = None
 
-    def _whitened(self, references: np.ndarray, whitening: Whitening) -> np.ndarray:
-        out = np.empty_like(references)
-        for own in self._own("references"):
-            whitening.into(out[own], references[own])
-        return out
+    def _whiten_into(self, out: np.ndarray, whitening: Whitening) -> None:
+        for own in self._own("references"):  # whoever holds the pieces, the blocks are the same
+            whitening.into(out[own], self._rows.references[own])
 
     # ---- state
 
