@@ -207,14 +207,14 @@ def _parser() -> argparse.ArgumentParser:
 def _bench_kmeans(measured: Any) -> None:
     example = "--rows 1092009 --dim 512 --clusters 25000 --mode fast --compare --json"
     parser = _add(measured, kmeans, "clustering: seconds, objective, memory", example)
-    for name, value, text in (
+    _whole_numbers(
+        parser,
         ("rows", 100_000, "points"),
         ("dim", 512, "of a point"),
         ("clusters", 2_500, "to make of them"),
         ("seed", 0, "of the points and of the clustering"),
         ("iterations", 10, "of k-means"),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=value, metavar="N", help=f"{text} (default {value})")
+    )
     parser.add_argument("--mode", choices=("exact", "fast"), default="exact", help="default exact")
     parser.add_argument("--device", default="cpu", help="cpu (default), or a GPU by torch's name for it: cuda, cuda:1")
     planted = "planted clusters with noise around them (default), or noise alone"
@@ -227,10 +227,16 @@ def _bench_kmeans(measured: Any) -> None:
     parser.add_argument("--json", action="store_true", help="end with one line of JSON that holds every figure")
 
 
+def _whole_numbers(parser: Any, *options: tuple[str, int, str]) -> None:
+    for name, default, text in options:
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default {default})")
+
+
 def _bench_memory(measured: Any) -> None:
     example = "--rows 1092009 --dim 512 --batch 256 --ranks 2 --shards 1 --clusters 25000 --half --json"
     parser = _add(measured, memory, "the memory's actors: rows/s, latency, bytes, saving and restoring", example)
-    for name, value, text in (
+    _whole_numbers(
+        parser,
         ("rows", 100_000, "utterances"),
         ("dim", 512, "of a reference, and of a positive"),
         ("batch", 256, "utterances of a step, all ranks together"),
@@ -240,8 +246,7 @@ def _bench_memory(measured: Any) -> None:
         ("iterations", 10, "of k-means"),
         ("calls", 50, "exchanges of each rank"),
         ("seed", 0, "of rows and draws"),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=value, metavar="N", help=f"{text} (default {value})")
+    )
     parser.add_argument("--half", action="store_true", help="keep the rows in fp16")
     parser.add_argument("--into", default="", metavar="URI", help="where to save the state (default: a local folder)")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON that holds every figure")

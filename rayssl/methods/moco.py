@@ -15,16 +15,15 @@ from torch import Tensor
 
 from rayssl import collectives
 from rayssl.losses.infonce import infonce
-from rayssl.methods.base import Batch, Method, Outputs, Recall, Step, Views, replaced
+from rayssl.methods.base import Batch, Outputs, Recall, Step, Views, replaced
+from rayssl.methods.pair import PairConfig, PairMethod
 from rayssl.models.encoder import Encoder
-from rayssl.models.heads import Projector, ProjectorConfig
 from rayssl.models.queue import RowQueue
 from rayssl.models.teacher import average, frozen_copy
-from rayssl.schema import Config
-from rayssl.views.recipes import Segment, ViewsConfig
+from rayssl.views.recipes import ViewsConfig
 
 
-class MoCoConfig(Config):
+class MoCoConfig(PairConfig):
     """``temperature`` of InfoNCE (0.03 published for speakers); ``queue``: negatives, the keys of past batches;
     ``momentum`` of the key encoder, constant; ``projector`` after both encoders, by default none.
     """
@@ -33,25 +32,16 @@ class MoCoConfig(Config):
     temperature: float = Field(0.03, gt=0)
     queue: int = Field(32768, ge=1)
     momentum: float = Field(0.999, ge=0, le=1)
-    projector: ProjectorConfig = ProjectorConfig()
-
-    def positive_dim(self, embedding_dim: int) -> int:
-        """D_emb of `MoCo.positives`."""
-        return self.projector.outputs(embedding_dim)
 
 
-class MoCo(Method):
+class MoCo(PairMethod):
     """InfoNCE of queries over their own key and the queue; what survives training is the query encoder."""
 
     def __init__(self, config: MoCoConfig, encoder: Encoder, views: ViewsConfig) -> None:
-        super().__init__()
+        super().__init__(config, encoder, views)
         self.config = config
-        self.views = views
-        self.encoder = encoder
-        self.projector = Projector(config.projector, encoder.embedding_dim)
         self.key_encoder = frozen_copy(self.encoder)
         self.key_projector = frozen_copy(self.projector)
-        self.embedding_dim = self.projector.outputs
         self.queue = RowQueue(config.queue, self.embedding_dim)
         self._keys: Tensor | None = None  # of all ranks' last batch, not yet in the queue
 
@@ -59,14 +49,6 @@ class MoCo(Method):
     def reference_encoder(self) -> Encoder:
         """The key encoder: the more even one, and the one that the remembered positives are of."""
         return self.key_encoder
-
-    def segments(self, epoch: int) -> tuple[Segment, ...]:
-        """Anchor and positive, both distorted."""
-        views = self.views
-        return tuple(
-            Segment(name=name, seconds=views.segment_s, distort=True, disjoint=views.disjoint)
-            for name in ("anchor", "positive")
-        )
 
     def forward(self, views: Views) -> Outputs:
         """``query`` of the anchor and, without gradient, ``key`` of the positive; ``[B, D_emb]``, float32."""

@@ -11,15 +11,15 @@ from torch.nn.functional import normalize
 
 from rayssl import collectives
 from rayssl.losses.swav import swav
-from rayssl.methods.base import Batch, Method, Outputs, Recall, Step, Views, embed_together, replaced
+from rayssl.methods.base import Batch, Outputs, Recall, Step, Views, embed_together, replaced
+from rayssl.methods.pair import PairConfig, PairMethod
 from rayssl.models.encoder import Encoder
-from rayssl.models.heads import Projector, ProjectorConfig, Prototypes
+from rayssl.models.heads import ProjectorConfig, Prototypes
 from rayssl.models.queue import RowQueue
-from rayssl.schema import Config
-from rayssl.views.recipes import Segment, ViewsConfig
+from rayssl.views.recipes import ViewsConfig
 
 
-class SwAVConfig(Config):
+class SwAVConfig(PairConfig):
     """``prototypes`` of unit length after the ``projector``; frozen for the first ``freeze_epochs``.
 
     Codes are made by ``iterations`` of Sinkhorn-Knopp at ``epsilon``, predictions at ``temperature``. ``queue``: how
@@ -37,33 +37,17 @@ class SwAVConfig(Config):
     queue: int = Field(0, ge=0)
     queue_start_epoch: int = Field(15, ge=0)
 
-    def positive_dim(self, embedding_dim: int) -> int:
-        """D_emb of `SwAV.positives`."""
-        return self.projector.outputs(embedding_dim)
 
-
-class SwAV(Method):
+class SwAV(PairMethod):
     """Swapped prediction over two views, with codes over the global batch."""
 
     def __init__(self, config: SwAVConfig, encoder: Encoder, views: ViewsConfig) -> None:
-        super().__init__()
+        super().__init__(config, encoder, views)
         self.config = config
-        self.views = views
-        self.encoder = encoder
-        self.projector = Projector(config.projector, encoder.embedding_dim)
-        self.embedding_dim = self.projector.outputs
         self.prototypes = Prototypes(self.embedding_dim, config.prototypes)
         # each row of an anchor and its positive
         self.queue = RowQueue(config.queue, 2 * self.embedding_dim) if config.queue else None
         self._rows: Tensor | None = None  # of all ranks' last batch, not yet in the queue
-
-    def segments(self, epoch: int) -> tuple[Segment, ...]:
-        """Anchor and positive, both distorted."""
-        views = self.views
-        return tuple(
-            Segment(name=name, seconds=views.segment_s, distort=True, disjoint=views.disjoint)
-            for name in ("anchor", "positive")
-        )
 
     def forward(self, views: Views) -> Outputs:
         """``anchor`` and ``positive`` ``[B, D_emb]`` of unit length, float32."""
@@ -73,10 +57,6 @@ class SwAV(Method):
             name: normalize(self.projector(embedding).float(), dim=1)
             for name, embedding in zip(names, embeddings, strict=True)
         }
-
-    def positives(self, out: Outputs) -> Tensor:
-        """The second segments' embeddings."""
-        return out["positive"]
 
     def with_positives(self, out: Outputs, recall: Recall) -> Outputs:
         """The recalled row takes part as the positive did: its code is what the anchor predicts, and it predicts the

@@ -5,18 +5,17 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor
 
 from rayssl import collectives
 from rayssl.losses.vicreg import vicreg
-from rayssl.methods.base import Batch, Method, Outputs, Recall, Step, Views, embed_together, replaced
+from rayssl.methods.base import Batch, Outputs, Recall, Step, Views, embed_together
+from rayssl.methods.pair import PairConfig, PairMethod
 from rayssl.models.encoder import Encoder
-from rayssl.models.heads import Projector, ProjectorConfig
-from rayssl.schema import Config
-from rayssl.views.recipes import Segment, ViewsConfig
+from rayssl.models.heads import ProjectorConfig
+from rayssl.views.recipes import ViewsConfig
 
 
-class VICRegConfig(Config):
+class VICRegConfig(PairConfig):
     """Coefficients of the three terms as `rayssl.losses.vicreg` defines them (1, 1 and 0.04 published for speakers).
 
     The ``projector``'s last layer has no bias, as published: nothing in the loss of two views would hold it anywhere.
@@ -28,42 +27,18 @@ class VICRegConfig(Config):
     variance: float = Field(25.0, ge=0)
     covariance: float = Field(1.0, ge=0)
 
-    def positive_dim(self, embedding_dim: int) -> int:
-        """D_emb of `VICReg.positives`."""
-        return self.projector.outputs(embedding_dim)
 
-
-class VICReg(Method):
+class VICReg(PairMethod):
     """Invariance of two views, variance and covariance over the global batch."""
 
     def __init__(self, config: VICRegConfig, encoder: Encoder, views: ViewsConfig) -> None:
-        super().__init__()
+        super().__init__(config, encoder, views)
         self.config = config
-        self.views = views
-        self.encoder = encoder
-        self.projector = Projector(config.projector, encoder.embedding_dim)
-        self.embedding_dim = self.projector.outputs
-
-    def segments(self, epoch: int) -> tuple[Segment, ...]:
-        """Anchor and positive, both distorted."""
-        views = self.views
-        return tuple(
-            Segment(name=name, seconds=views.segment_s, distort=True, disjoint=views.disjoint)
-            for name in ("anchor", "positive")
-        )
 
     def forward(self, views: Views) -> Outputs:
         """``anchor`` and ``positive`` ``[B, D_emb]``, float32: also where ranks exchange them."""
         anchor, positive = embed_together(self.encoder, [views["anchor"], views["positive"]])
         return {"anchor": self.projector(anchor).float(), "positive": self.projector(positive).float()}
-
-    def positives(self, out: Outputs) -> Tensor:
-        """The second segments' embeddings."""
-        return out["positive"]
-
-    def with_positives(self, out: Outputs, recall: Recall) -> Outputs:
-        """The recalled row is what the anchor agrees with, and part of the second view's statistics."""
-        return {**out, "positive": replaced(out["positive"], recall)}
 
     def step(self, out: Outputs, batch: Batch, recall: Recall | None) -> Step:
         """Statistics are of the rows of all ranks, gathered with gradient."""
