@@ -15,7 +15,7 @@ from rayssl.memory.bank import unit_rows
 from rayssl.memory.kmeans import KMeans, Mode, cluster, normalized_mutual_information
 from rayssl.memory.kmeans_points import assign
 
-_TIMED = 4096  # points from which the time of a whole assignment is extrapolated
+_TIMED = 32768  # points from which the time of a whole assignment is extrapolated
 _LEAST = 512  # clusters of a comparison: with fewer, the fast mode is the exact one
 
 

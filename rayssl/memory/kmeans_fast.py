@@ -21,7 +21,7 @@ from rayssl.memory.kmeans import Clusters, KMeans, first_centroids, one_part
 from rayssl.memory.kmeans_codes import CodedCentroids
 from rayssl.memory.kmeans_moves import move_clusters
 from rayssl.memory.kmeans_parts import Part
-from rayssl.memory.kmeans_points import Workers, blocks, directions, working
+from rayssl.memory.kmeans_points import Workers, all_threads, blocks, directions, working
 from rayssl.memory.kmeans_whole import Whole
 
 _EXACT_UP_TO = 256  # clusters: Lloyd is as quick
@@ -65,7 +65,7 @@ def fast_clusters(
     """`fast_kmeans` of the points in all parts, which are left labelled; ``threads`` are those used here."""
     centroids = first_centroids(whole, seed, initial)
     random = np.random.default_rng([*np.atleast_1d(seed).tolist(), 1])
-    with working(threads) as workers:
+    with working(threads or all_threads()) as workers:
         passes = _Passes(whole, centroids, random, workers)
         if initial is None and whole.rows >= 2 * _SAMPLE * whole.clusters:
             sample = np.sort(random.choice(whole.rows, _SAMPLE * whole.clusters, replace=False))

@@ -19,6 +19,7 @@ from rayssl.memory.kmeans_codes import CodedCentroids
 from rayssl.memory.kmeans_members import Members, Ranking, stretches
 from rayssl.memory.kmeans_points import (
     Workers,
+    all_threads,
     assign,
     blocks,
     exact_total,
@@ -66,7 +67,7 @@ class Part:
         self.x = x
         self.labels = np.zeros(len(x), dtype=np.int32)
         self.cosines = np.zeros(0, dtype=np.float32)
-        self._threads = threads
+        self._threads = threads or all_threads()
         self._start = self._clusters = 0
         self._order: tuple[np.ndarray, np.ndarray] | None = None
         self._held: Any = None  # Members

@@ -36,11 +36,10 @@ def load_faiss() -> Any:
 
 
 @contextmanager
-def faiss_threads(count: int | None) -> Iterator[None]:
-    """faiss with ``count`` threads, None for as many as it has anyway."""
+def faiss_threads(count: int) -> Iterator[None]:
+    """faiss with ``count`` threads."""
     before = load_faiss().omp_get_max_threads()
-    if count is not None:
-        load_faiss().omp_set_num_threads(count)
+    load_faiss().omp_set_num_threads(count)
     try:
         yield
     finally:
@@ -65,12 +64,16 @@ class Workers:
             yield waiting.popleft().result()
 
 
+def all_threads() -> int:
+    """As many as faiss has. Not to be asked inside `working`, where one library of BLAS sets OpenMP to one thread."""
+    return load_faiss().omp_get_max_threads() or os.cpu_count() or 1
+
+
 @contextmanager
-def working(threads: int | None) -> Iterator[Workers]:
+def working(threads: int) -> Iterator[Workers]:
     """Workers, one task a thread: shared thread pools would make results depend on how many there are."""
-    count = threads or load_faiss().omp_get_max_threads() or os.cpu_count() or 1
     with faiss_threads(threads), _thread_pools().limit(limits=1, user_api="blas"):
-        yield Workers(_pool(count, os.getpid()), count)
+        yield Workers(_pool(threads, os.getpid()), threads)
 
 
 @cache

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rayssl.bench.kmeans import Job, points
-from rayssl.memory import kmeans_fast
+from rayssl.memory import kmeans_fast, kmeans_parts, kmeans_points
 from rayssl.memory.bank import unit_rows
 from rayssl.memory.kmeans import normalized_mutual_information, spherical_kmeans
 from rayssl.memory.kmeans_codes import CodedCentroids
@@ -45,6 +45,16 @@ def test_what_is_returned_fits_together() -> None:
     assert found.objective == pytest.approx((rows * found.centroids[found.assignment]).sum(axis=1).mean(), abs=1e-5)
     assert (found.assignment == (rows @ found.centroids.T).argmax(axis=1)).mean() > 0.99
     assert np.array_equal(np.unique(found.assignment), np.arange(300))
+
+
+def test_all_threads_work_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit on BLAS's own threads, which reaches OpenMP, once halved what was started under it."""
+    pool, counts = kmeans_points._pool, []
+    for module in (kmeans_fast, kmeans_parts):
+        monkeypatch.setattr(module, "all_threads", lambda: 3)
+    monkeypatch.setattr(kmeans_points, "_pool", lambda count, process: counts.append(count) or pool(count, process))
+    fast_kmeans(points(PLANTED)[0], 300, seed=0, iterations=1)
+    assert set(counts) == {3}
 
 
 def test_same_bits_for_runs_threads_and_different_ones_for_seeds() -> None:
