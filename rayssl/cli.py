@@ -84,10 +84,14 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    """Embeds and scores the trials of a run."""
+    """Embeds a run's test corpus and scores its trials, or classifies it."""
     from rayssl.runtime.evaluate import evaluate as runtime
 
     result = runtime(arguments.run, arguments.checkpoint, arguments.overrides)
+    if isinstance(result, list):
+        for each in result:
+            print(f"{arguments.run} ({arguments.checkpoint}), {_classified(each)}")
+        return 0
     interval = "" if result.eer_low is None else f" [{result.eer_low:.2%}, {result.eer_high:.2%}]"
     print(
         f"{arguments.run} ({arguments.checkpoint}): EER {result.eer:.2%}{interval}, "
@@ -95,6 +99,15 @@ def evaluate(arguments: argparse.Namespace) -> int:
         f"over {result.trials} trials ({result.targets} of the same speaker)"
     )
     return 0
+
+
+def _classified(result: Any) -> str:
+    low, high = result.balanced_accuracy_low, result.balanced_accuracy_high
+    interval = "" if low is None else f" [{low:.2%}, {high:.2%}]"
+    return (
+        f"{result.head} with {result.share:.0%} of the labels: balanced accuracy {result.balanced_accuracy:.2%}{interval}, "
+        f"geometric mean {result.geometric_mean:.2%}, macro F1 {result.macro_f1:.2%} over {result.n} clips"
+    )
 
 
 def report(arguments: argparse.Namespace) -> int:
@@ -192,7 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--quiet", action="store_true", help="no progress bar")
     example = "configs/gsc_ssps_simclr.yaml method.clusters=500 training.epochs=30"
     _add(verbs, train, "train, or go on training after any interruption", example, config, over)
-    scored = _add(verbs, evaluate, "EER and minDCF on trials", "runs/synthetic/ssps --checkpoint best", run, over)
+    scored = _add(verbs, evaluate, "figures on trials or on the classes of a test corpus", "runs/synthetic/ssps --checkpoint best", run, over)
     scored.add_argument("--checkpoint", default="last", help="last (default), best, epoch-N or step-N")
     _add(verbs, report, "one self-contained HTML page", "runs/synthetic/ssps", run)
     text = "times parts of a job on this machine, before the job"

@@ -13,22 +13,30 @@ from pydantic import Field, model_validator
 
 from rayssl import draws, storage
 from rayssl.data.shards import Manifest
-from rayssl.errors import ConfigError
+from rayssl.errors import ConfigError, CorpusError
+from rayssl.evaluation.settings import AnyEvaluation
 from rayssl.memory.knobs import Knobs, bytes_needed
 from rayssl.memory.pieces import cuts
-from rayssl.methods.base import Method
+from rayssl.methods.base import Classes, Method
+from rayssl.methods.clar import CLAR, CLARConfig
+from rayssl.methods.classifier import ClassifierConfig, ClassifierMethod
+from rayssl.methods.daso import DASO, DASOConfig
 from rayssl.methods.dino import DINO, DINOConfig
+from rayssl.methods.fixmatch import FixMatch, FixMatchConfig
 from rayssl.methods.moco import MoCo, MoCoConfig
+from rayssl.methods.semi import SemiConfig
 from rayssl.methods.simclr import SimCLR, SimCLRConfig
 from rayssl.methods.ssps import SSPS, SSPSConfig
 from rayssl.methods.supervised import Supervised, SupervisedConfig
 from rayssl.methods.swav import SwAV, SwAVConfig
+from rayssl.methods.usadtm import USADTM, USADTMConfig
 from rayssl.methods.vicreg import VICReg, VICRegConfig
 from rayssl.models.encoder import Encoder, EncoderConfig, build_encoder
 from rayssl.models.norm import set_sync
 from rayssl.schema import Config
 from rayssl.training import checkpoint
-from rayssl.training.loop import TrainingConfig
+from rayssl.training.parts import TrainingConfig
+from rayssl.training.streams import Stream, labelled_stream, own_stream
 from rayssl.views.recipes import ViewsConfig
 
 _BASES: dict[type[Config], Callable[[Any, Encoder, ViewsConfig], Method]] = {
@@ -38,8 +46,26 @@ _BASES: dict[type[Config], Callable[[Any, Encoder, ViewsConfig], Method]] = {
     SwAVConfig: SwAV,
     VICRegConfig: VICReg,
 }
+# those that learn the classes of a split, from few labels
+_LEARNERS: dict[type[Config], Callable[[Any, Encoder, ViewsConfig, Classes], Method]] = {
+    ClassifierConfig: ClassifierMethod,
+    FixMatchConfig: FixMatch,
+    USADTMConfig: USADTM,
+    DASOConfig: DASO,
+}
 MethodConfig = Annotated[
-    SimCLRConfig | DINOConfig | MoCoConfig | SwAVConfig | VICRegConfig | SSPSConfig | SupervisedConfig,
+    SimCLRConfig
+    | DINOConfig
+    | MoCoConfig
+    | SwAVConfig
+    | VICRegConfig
+    | SSPSConfig
+    | SupervisedConfig
+    | CLARConfig
+    | ClassifierConfig
+    | FixMatchConfig
+    | USADTMConfig
+    | DASOConfig,
     Field(discriminator="name"),
 ]
 
@@ -52,6 +78,18 @@ class CorpusConfig(Config):
     uri: str
     unit_rows: int = Field(1024, ge=1)
     readers: int = Field(0, ge=0)
+
+
+class LabelsConfig(Config):
+    """Whose labels a method may use: ``split``, one that `rayssl prepare` has made of the corpus.
+
+    Methods with two streams take ``training.batch`` unlabelled clips a step, and ``ratio`` (mu) times fewer labelled
+    ones. ``class_aware``: the labelled stream has clips of every class about as often.
+    """
+
+    split: str
+    ratio: int = Field(2, ge=1)
+    class_aware: bool = False
 
 
 class MemoryConfig(Config):
@@ -100,39 +138,19 @@ class RayConfig(Config):
     collective_timeout_s: int = Field(1800, ge=1)
 
 
-class AsNormConfig(Config):
-    """Adaptive s-norm against ``cohort``, a prepared corpus: its ``utterances`` first ones, the ``top`` scores of
-    each.
-    """
-
-    cohort: str
-    utterances: int = Field(2000, ge=2)
-    top: int = Field(300, ge=2)
-
-
-class EvaluationConfig(Config):
-    """``corpus``: prepared test corpus; ``trials``: VoxCeleb list ``label enrol test`` over its utterance names."""
-
-    corpus: str
-    trials: str
-    as_norm: AsNormConfig | None = None
-    resamples: int = Field(1000, ge=0)
-    actors: int = Field(1, ge=1)
-    batch: int = Field(64, ge=1)
-
-
 class Experiment(Config):
     """One YAML file: a run, its corpus, views, encoder, method, memory, training, evaluation and resources."""
 
     run: str
     seed: int = Field(0, ge=0)
     corpus: CorpusConfig
+    labels: LabelsConfig | None = None
     views: ViewsConfig = ViewsConfig()
     encoder: EncoderConfig
     method: MethodConfig
     memory: MemoryConfig = MemoryConfig()
     training: TrainingConfig = TrainingConfig()
-    evaluation: EvaluationConfig | None = None
+    evaluation: AnyEvaluation | None = None
     ray: RayConfig = RayConfig()
 
     @model_validator(mode="after")
@@ -146,6 +164,18 @@ class Experiment(Config):
         workers, batch = self.ray.workers, self.training.batch
         if batch % workers:
             raise ValueError(f"training.batch={batch} is not divisible by ray.workers={workers}; change one of them")
+        learns = isinstance(self.method, tuple(_LEARNERS)) or (
+            isinstance(self.method, CLARConfig) and self.method.labels != "none"
+        )
+        if learns and self.labels is None:
+            raise ValueError(f"method.name={self.method.name}: learns from labels; name a split in labels.split")
+        if isinstance(self.method, SemiConfig) and self.labels is not None and batch % (self.labels.ratio * workers):
+            raise ValueError(
+                f"training.batch={batch} unlabelled clips a step are not divisible by labels.ratio={self.labels.ratio} "
+                f"times ray.workers={workers}; change one of them"
+            )
+        if self.training.epoch_steps and isinstance(self.method, SSPSConfig):
+            raise ValueError("training.epoch_steps: SSPS clusters between passes over the corpus; leave it out")
         if isinstance(self.method, SSPSConfig) and self.method.start_epoch >= self.training.epochs:
             raise ValueError(
                 f"method.start_epoch={self.method.start_epoch} is not before training.epochs={self.training.epochs}: "
@@ -171,8 +201,9 @@ def located(experiment: Experiment) -> Experiment:
     if tree["method"].get("start_from"):
         tree["method"]["start_from"] = absolute(tree["method"]["start_from"])
     if tree["evaluation"] is not None:
-        tree["evaluation"] |= {key: absolute(tree["evaluation"][key]) for key in ("corpus", "trials")}
-        if tree["evaluation"]["as_norm"] is not None:
+        places = [key for key in ("corpus", "trials") if key in tree["evaluation"]]
+        tree["evaluation"] |= {key: absolute(tree["evaluation"][key]) for key in places}
+        if tree["evaluation"].get("as_norm") is not None:
             tree["evaluation"]["as_norm"]["cohort"] = absolute(tree["evaluation"]["as_norm"]["cohort"])
     return Experiment(**tree)
 
@@ -189,10 +220,65 @@ def build_method(experiment: Experiment, manifest: Manifest) -> Method:
     encoder = build_run_encoder(experiment, manifest.rate)
     if isinstance(config, SupervisedConfig):
         return Supervised(config, encoder, views, manifest.speakers)
+    if isinstance(config, tuple(_LEARNERS) + (CLARConfig,)):
+        made: Any = CLAR if isinstance(config, CLARConfig) else _LEARNERS[type(config)]
+        method: Method = made(config, encoder, views, classes_of(experiment, manifest))
+        set_sync(method, experiment.training.sync_batchnorm)
+        return method
     over = config.over if isinstance(config, SSPSConfig) else config
     base = _BASES[type(over)](over, encoder, views)
     set_sync(base, experiment.training.sync_batchnorm)
     return SSPS(config, base, views) if isinstance(config, SSPSConfig) else base
+
+
+def classes_of(experiment: Experiment, manifest: Manifest) -> Classes | None:
+    """The classes of the split that the labels are taken from, None without one."""
+    if experiment.labels is None:
+        return None
+    name = experiment.labels.split
+    if name not in manifest.splits:
+        raise CorpusError(
+            f"{experiment.corpus.uri}: has no split '{name}' (splits: {', '.join(manifest.splits) or 'none'}); add it "
+            "to the corpus's splits and run rayssl prepare, or change labels.split"
+        )
+    split = manifest.splits[name]
+    return Classes(tuple(each.name for each in split.classes), tuple(each.labelled for each in split.classes))
+
+
+def class_settings(experiment: Experiment, manifest: Manifest) -> dict[str, Any] | None:
+    """Arguments of a `rayssl.memory.prototypes.ClassMemory`, None for a method without one."""
+    config = experiment.method
+    if not isinstance(config, USADTMConfig | DASOConfig):
+        return None
+    classes = classes_of(experiment, manifest)
+    assert classes is not None
+    if experiment.memory.shards > len(cuts(len(classes.names))) - 1:
+        raise ConfigError(
+            f"memory.shards={experiment.memory.shards}: a memory of {len(classes.names)} classes has "
+            f"{len(cuts(len(classes.names))) - 1} pieces to be shared; set memory.shards to that at the most"
+        )
+    return {
+        "classes": len(classes.names),
+        "dim": experiment.encoder.backbone.embedding_dim,
+        "length": config.queue,
+        "window": config.window,
+    }
+
+
+def streams(experiment: Experiment, manifest: Manifest, method: Method) -> tuple[Stream, Stream | None]:
+    """The method's own stream and the labelled one, where it has one.
+
+    Raises `CorpusError` for a split that is not there, or a stream that would be empty.
+    """
+    labels, training = experiment.labels, experiment.training
+    how: dict[str, Any] = {
+        "split": None if labels is None else labels.split,
+        "class_aware": labels is not None and labels.class_aware,
+    }
+    uri = experiment.corpus.uri
+    own = own_stream(manifest, uri, method, batch=training.batch, epoch_steps=training.epoch_steps, **how)
+    few = training.batch // (1 if labels is None else labels.ratio)
+    return own, labelled_stream(manifest, uri, method, batch=few, epoch_steps=own.epoch_steps, **how)
 
 
 def begin_from(experiment: Experiment, method: Method) -> str | None:

@@ -66,7 +66,8 @@ class ParquetConfig(Config):
     """Rows of the Parquet files at ``uri`` (a file or a folder) whose path below it matches ``files``.
 
     ``id``, ``audio``, ``speaker``, ``recording``, ``label`` are column names; the last three may be null. Audio is a
-    column of encoded bytes, or of structs with a field ``bytes``.
+    column of encoded bytes, or of structs with a field ``bytes``. ``where`` keeps the rows whose columns have one of
+    the values listed, for example ``{session: [fold1, fold2]}``.
     """
 
     name: Literal["parquet"] = "parquet"
@@ -77,6 +78,8 @@ class ParquetConfig(Config):
     speaker: str | None = "speaker"
     recording: str | None = None
     label: str | None = None
+    # left out of dumps where it says nothing: a corpus prepared before there was such a key stays the same corpus
+    where: dict[str, list[str]] = Field(default={}, exclude_if=lambda value: not value)
 
 
 class WebDatasetConfig(Config):
@@ -242,14 +245,18 @@ def _list_parquet(source: ParquetConfig, path: str) -> Iterator[Reference]:
     place = _place(source.uri, path)
     file = _open_parquet(place)
     wanted = {"id": source.id} | {f: getattr(source, f) for f in _FIELDS if getattr(source, f) is not None}
-    for key, column in {**wanted, "audio": source.audio}.items():
+    asked = {f"where.{column}": column for column in source.where}
+    for key, column in {**wanted, "audio": source.audio, **asked}.items():
         if column not in file.schema_arrow.names:
             columns = ", ".join(file.schema_arrow.names)
             raise CorpusError(f"{place}: no column '{column}' (the source's {key}); its columns are {columns}")
     for group in range(file.num_row_groups):
-        table = file.read_row_group(group, columns=sorted(set(wanted.values())))
+        table = file.read_row_group(group, columns=sorted({*wanted.values(), *source.where}))
         values = {key: table[column].to_pylist() for key, column in wanted.items()}
-        for row in range(table.num_rows):
+        kept = np.ones(table.num_rows, bool)
+        for column, listed in source.where.items():
+            kept &= np.array([_text(value) in listed for value in table[column].to_pylist()], bool)
+        for row in np.flatnonzero(kept).tolist():
             known = {field: values[field][row] for field in _FIELDS if field in values}
             yield _reference(_text(values["id"][row]) or f"{path}#{group}.{row}", known, (path, group, row))
 

@@ -8,7 +8,7 @@ batch while this one is still being computed.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from rayssl.models.encoder import Encoder
 from rayssl.views.recipes import Segment
 
 Outputs: TypeAlias = dict[str, Tensor]
+Role: TypeAlias = Literal["all", "labelled", "unlabelled"]  # of a stream: which rows of a split it has
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,29 @@ Views: TypeAlias = dict[str, View]
 
 
 @dataclass(frozen=True)
+class Classes:
+    """The classes of a split: ``names [C]`` and how many ``labelled [C]`` clips each has."""
+
+    names: tuple[str, ...]
+    labelled: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Batch:
-    """This rank's part of a global batch: ``ids`` int64 ``[B]``; labels int64 ``[B]``, -1 where unknown."""
+    """This rank's part of a global batch: ``ids`` int64 ``[B]``; labels int64 ``[B]``, -1 where unknown.
+
+    ``truth [B]``: the labels that the method is not given, for metrics only. ``step``: optimiser steps done before.
+    ``labelled``: the batch of the labelled stream, where the method has one.
+    """
 
     ids: Tensor
     speakers: Tensor
     recordings: Tensor
     labels: Tensor
     epoch: int
+    truth: Tensor
+    step: int = 0
+    labelled: Batch | None = None
 
 
 @dataclass(frozen=True)
@@ -62,12 +78,40 @@ class Remember:
 
 
 @dataclass(frozen=True)
+class ClassRecall:
+    """What a memory of classes gives: ``prototypes [C, D]``, valid where ``present [C]``, and the ``histogram [C]`` of
+    the predictions in the last closed window of steps.
+    """
+
+    prototypes: Tensor
+    present: Tensor
+    histogram: Tensor
+
+
+@dataclass(frozen=True)
+class ClassRemember:
+    """What a memory of classes shall keep: ``features [B, D]`` with their ``labels [B]``; ``counts [C]`` predicted."""
+
+    features: Tensor | None = None
+    labels: Tensor | None = None
+    counts: Tensor | None = None
+
+
+Recalled: TypeAlias = Recall | ClassRecall
+Remembered: TypeAlias = Remember | ClassRemember
+
+
+@dataclass(frozen=True)
 class Step:
-    """``loss`` is this rank's scalar; the training loss is its mean over ranks. ``terms`` are for the metrics only."""
+    """``loss`` is this rank's scalar; the training loss is its mean over ranks. ``terms`` are for the metrics only.
+
+    ``counts``: whole numbers by class, int64 ``[C]``, which an epoch adds up over steps and ranks.
+    """
 
     loss: Tensor
     terms: dict[str, Tensor] = field(default_factory=dict)
-    remember: Remember | None = None
+    remember: Remembered | None = None
+    counts: dict[str, Tensor] | None = None
 
 
 class Method(nn.Module):
@@ -77,16 +121,32 @@ class Method(nn.Module):
 
     #: Where the encoder's entries are in the method's ``state_dict``.
     encoder_prefix: str = "encoder."
+    #: The same for the classifier over the encoder's embeddings, None without one.
+    head_prefix: str | None = None
+    #: Of what `Step.counts` counts.
+    class_names: tuple[str, ...] = ()
+    #: Which rows of a split the method's own stream has.
+    role: Role = "all"
+    #: Whether `step` needs what the memory makes of this very batch, see `consult`.
+    consults: bool = False
 
     def segments(self, epoch: int) -> tuple[Segment, ...]:
         """The segments cut from every utterance in ``epoch`` (from 0)."""
         raise NotImplementedError
 
+    def labelled_segments(self, epoch: int) -> tuple[Segment, ...]:
+        """Those cut from the utterances of the labelled stream, under names of their own; none, no such stream."""
+        return ()
+
     def forward(self, views: Views) -> Outputs:
         """Embeddings of the views, ``[B, D]`` each."""
         raise NotImplementedError
 
-    def step(self, out: Outputs, batch: Batch, recall: Recall | None) -> Step:
+    def consult(self, out: Outputs, batch: Batch) -> ClassRemember:
+        """What the memory shall know before it answers `step`'s question; asked for where ``consults``."""
+        raise NotImplementedError
+
+    def step(self, out: Outputs, batch: Batch, recall: Recalled | None) -> Step:
         """The loss of this rank's batch."""
         raise NotImplementedError
 

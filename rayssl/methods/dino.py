@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rayssl import collectives
 from rayssl.losses.dino import dino, entropy, mean_logits, moved_centre
-from rayssl.methods.base import Batch, Method, Outputs, Recall, Step, View, Views, embed_together, replaced
+from rayssl.methods.base import Batch, Method, Outputs, Recall, Recalled, Step, View, Views, embed_together, replaced
 from rayssl.models.encoder import Encoder
 from rayssl.models.heads import DinoHead, DinoHeadConfig
 from rayssl.models.teacher import average, frozen_copy, momentum_at
@@ -129,7 +129,7 @@ class DINO(Method):
         """The recalled row takes the place of both the teacher's crops, and so enters the centre twice."""
         return {**out, **{name: replaced(out[name], recall) for name in _TEACHER}}
 
-    def step(self, out: Outputs, batch: Batch, recall: Recall | None) -> Step:
+    def step(self, out: Outputs, batch: Batch, recall: Recalled | None) -> Step:
         """The loss under the centre of the batches before; then the centre takes in this one, of all ranks."""
         config = self.config
         teachers = [self._logits(out[name]) for name in _TEACHER]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rayssl import collectives
 from rayssl.losses.infonce import infonce
-from rayssl.methods.base import Batch, Outputs, Recall, Step, Views, replaced
+from rayssl.methods.base import Batch, Outputs, Recall, Recalled, Step, Views, replaced
 from rayssl.methods.pair import PairConfig, PairMethod
 from rayssl.models.encoder import Encoder
 from rayssl.models.queue import RowQueue
@@ -66,7 +66,7 @@ class MoCo(PairMethod):
         """The recalled row is the key that a query is compared with; ``key`` stays what the queue will be fed with."""
         return {**out, "positive": replaced(out["key"], recall)}
 
-    def step(self, out: Outputs, batch: Batch, recall: Recall | None) -> Step:
+    def step(self, out: Outputs, batch: Batch, recall: Recalled | None) -> Step:
         """Negatives are the keys of past batches of all ranks; this batch's own join them in `after_step`."""
         positive = out.get("positive", out["key"])
         queue, filled = self.queue.rows, self.queue.filled

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from rayssl import collectives
 from rayssl.losses.ntxent import ntxent
-from rayssl.methods.base import Batch, Outputs, Recall, Step, Views, embed_together
+from rayssl.methods.base import Batch, Outputs, Recalled, Step, Views, embed_together
 from rayssl.methods.pair import PairConfig, PairMethod
 from rayssl.models.encoder import Encoder
 from rayssl.views.recipes import ViewsConfig
@@ -33,7 +33,7 @@ class SimCLR(PairMethod):
         anchor, positive = embed_together(self.encoder, [views["anchor"], views["positive"]])
         return {"anchor": self.projector(anchor), "positive": self.projector(positive)}
 
-    def step(self, out: Outputs, batch: Batch, recall: Recall | None) -> Step:
+    def step(self, out: Outputs, batch: Batch, recall: Recalled | None) -> Step:
         """Every other row of the global batch, anchors and positives (recalled ones too) alike, is a negative."""
         a, b = out["anchor"], out["positive"]
         keys_a, keys_b = collectives.gather(a), collectives.gather(b)

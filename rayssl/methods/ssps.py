@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from rayssl.memory.kmeans import Mode
 from rayssl.memory.knobs import Sampling
-from rayssl.methods.base import Batch, Method, Outputs, Recall, Remember, Step, View, Views
+from rayssl.methods.base import Batch, Method, Outputs, Recall, Recalled, Remember, Step, View, Views
 from rayssl.methods.dino import DINOConfig
 from rayssl.methods.moco import MoCoConfig
 from rayssl.methods.simclr import SimCLRConfig
@@ -135,9 +135,10 @@ class SSPS(Method):
             out["reference"] = self._reference(views["reference"])
         return out
 
-    def step(self, out: Outputs, batch: Batch, recall: Recall | None) -> Step:
+    def step(self, out: Outputs, batch: Batch, recall: Recalled | None) -> Step:
         """The base method's loss with replaced positives; remembers this batch's own, never the replacing rows."""
         own = self.base.positives(out)
+        assert recall is None or isinstance(recall, Recall)
         if recall is not None:
             out = self.base.with_positives(out, recall)
         step = self.base.step(out, batch, None)

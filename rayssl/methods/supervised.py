@@ -8,7 +8,7 @@ from pydantic import Field
 from torch.nn.functional import cross_entropy
 
 from rayssl.errors import ConfigError, CorpusError
-from rayssl.methods.base import Batch, Method, Outputs, Recall, Step, Views
+from rayssl.methods.base import Batch, Method, Outputs, Recalled, Step, Views
 from rayssl.models.encoder import Encoder
 from rayssl.models.heads import AamHead
 from rayssl.schema import Config
@@ -45,7 +45,7 @@ class Supervised(Method):
         """``anchor`` ``[B, D]``."""
         return {"anchor": self.encoder(views["anchor"].wave, views["anchor"].keys)}
 
-    def step(self, out: Outputs, batch: Batch, recall: Recall | None) -> Step:
+    def step(self, out: Outputs, batch: Batch, recall: Recalled | None) -> Step:
         """Mean cross-entropy of the margin logits; raises `CorpusError` for an utterance without a speaker."""
         unknown = batch.ids[batch.speakers < 0].tolist()
         if unknown:

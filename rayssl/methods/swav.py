@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from rayssl import collectives
 from rayssl.losses.swav import swav
-from rayssl.methods.base import Batch, Outputs, Recall, Step, Views, embed_together, replaced
+from rayssl.methods.base import Batch, Outputs, Recall, Recalled, Step, Views, embed_together, replaced
 from rayssl.methods.pair import PairConfig, PairMethod
 from rayssl.models.encoder import Encoder
 from rayssl.models.heads import ProjectorConfig, Prototypes
@@ -64,7 +64,7 @@ class SwAV(PairMethod):
         """
         return {**out, "positive": replaced(out["positive"], recall), "own": out["positive"]}
 
-    def step(self, out: Outputs, batch: Batch, recall: Recall | None) -> Step:
+    def step(self, out: Outputs, batch: Batch, recall: Recalled | None) -> Step:
         """Every rank makes the codes of the whole batch, from everybody's embeddings: no sums go between ranks."""
         config, a, b = self.config, out["anchor"], out["positive"]
         keys, counted = collectives.gather(torch.cat([a, b], dim=1).detach()), None

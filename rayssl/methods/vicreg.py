@@ -8,7 +8,7 @@ from pydantic import Field
 
 from rayssl import collectives
 from rayssl.losses.vicreg import vicreg
-from rayssl.methods.base import Batch, Outputs, Recall, Step, Views, embed_together
+from rayssl.methods.base import Batch, Outputs, Recalled, Step, Views, embed_together
 from rayssl.methods.pair import PairConfig, PairMethod
 from rayssl.models.encoder import Encoder
 from rayssl.models.heads import ProjectorConfig
@@ -40,7 +40,7 @@ class VICReg(PairMethod):
         anchor, positive = embed_together(self.encoder, [views["anchor"], views["positive"]])
         return {"anchor": self.projector(anchor).float(), "positive": self.projector(positive).float()}
 
-    def step(self, out: Outputs, batch: Batch, recall: Recall | None) -> Step:
+    def step(self, out: Outputs, batch: Batch, recall: Recalled | None) -> Step:
         """Statistics are of the rows of all ranks, gathered with gradient."""
         config, a, b = self.config, out["anchor"], out["positive"]
         terms = vicreg(a, b, keys_a=collectives.gather(a), keys_b=collectives.gather(b))

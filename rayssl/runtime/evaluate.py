@@ -1,4 +1,4 @@
-"""`rayssl evaluate`: whole-utterance embeddings by Ray Data, scored trials, figures, written to the run's folder."""
+"""`rayssl evaluate`: whole-utterance embeddings by Ray Data, trials or classes, figures in the run's folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from rayssl import errors, storage
 from rayssl.data import decode, shards, trials
 from rayssl.errors import ConfigError, CorpusError
 from rayssl.evaluation.embeddings import embed_utterances
+from rayssl.evaluation.imbalance import ClassificationResult
 from rayssl.evaluation.scoring import as_norm, score_trials
+from rayssl.evaluation.settings import ClassificationConfig, VerificationConfig
 from rayssl.evaluation.verification import Result, verification_result
 from rayssl.experiment import Experiment, build_run_encoder, located
 from rayssl.models.encoder import Encoder
@@ -33,30 +35,47 @@ def read_run(run: str, overrides: list[str]) -> Experiment:
     return parse(Experiment, override(load_yaml(storage.read_text(path), path), overrides), path)
 
 
-def evaluate(run: str, which: str = "last", overrides: list[str] | None = None) -> Result:
-    """Evaluates a checkpoint of a run on its trials and returns the figures, which `report` shows.
+def evaluate(
+    run: str, which: str = "last", overrides: list[str] | None = None
+) -> Result | list[ClassificationResult]:
+    """Evaluates a checkpoint of a run on its trials or classes and returns the figures, which `report` shows.
 
-    Writes ``evaluation/embeddings.parquet``, ``scores.parquet`` and ``result.json`` for the last checkpoint, the same
-    below ``evaluation/<which>/`` for another. Raises `UserError` naming the run, corpus or trials that cannot be used.
+    Writes ``evaluation/embeddings.parquet``, ``scores.parquet`` (of trials) and ``result.json`` for the last
+    checkpoint, the same below ``evaluation/<which>/`` for another. Raises `UserError` naming the run, corpus or trials
+    that cannot be used.
     """
     experiment = read_run(run, overrides or [])
     settings = experiment.evaluation
     if settings is None:
         raise ConfigError(
-            f"{run}/config.yaml: no 'evaluation' section; add evaluation.corpus=URI evaluation.trials=URI"
+            f"{run}/config.yaml: no 'evaluation' section; add evaluation.corpus=URI evaluation.trials=URI, or "
+            "evaluation.task=classification evaluation.corpus=URI"
         )
     experiment = located(experiment)
     settings = experiment.evaluation or settings
     uri = checkpoint.locate(storage.absolute(run), which, experiment.training.checkpoints.best)
+    folder = storage.join(run, "evaluation") if which == "last" else storage.join(run, "evaluation", which)
+    if isinstance(settings, ClassificationConfig):
+        from rayssl.runtime.classify import classify
+
+        results, table = classify(experiment, settings, uri)
+        _write_table(folder, "embeddings", table)
+        _write_result(folder, [result.model_dump(mode="json") for result in results])
+        return results
+    return _verify(experiment, settings, uri, folder)
+
+
+def _verify(experiment: Experiment, settings: VerificationConfig, uri: str, folder: str) -> Result:
+    """Scores the trials by the checkpoint at ``uri``."""
     listed = _read_trials(settings.trials, settings.corpus)
     table = embed(experiment, uri, settings.corpus)
     names = table.column("name").to_pylist()
-    rows = _matrix(table)
+    rows = matrix(table)
     scores = score_trials(listed, names, rows)
     norm = "none"
     if settings.as_norm is not None:
         cohort = embed(experiment, uri, settings.as_norm.cohort, limit=settings.as_norm.utterances)
-        scores = as_norm(scores, listed, names, rows, _matrix(cohort), top=settings.as_norm.top)
+        scores = as_norm(scores, listed, names, rows, matrix(cohort), top=settings.as_norm.top)
         norm = f"as-norm({cohort.num_rows}, top {settings.as_norm.top})"
     speakers = dict(zip(names, table.column("speaker").to_pylist(), strict=True))
     enrol, test = [trial.enrol for trial in listed], [trial.test for trial in listed]
@@ -71,8 +90,17 @@ def evaluate(run: str, which: str = "last", overrides: list[str] | None = None) 
         norm=norm,
         checkpoint=uri.rsplit("/", 1)[-1],
     )
-    folder = storage.join(run, "evaluation") if which == "last" else storage.join(run, "evaluation", which)
-    _write(folder, table, listed, scores, result)
+    scored = pa.table(
+        {
+            "enrol": pa.array([trial.enrol for trial in listed]),
+            "test": pa.array([trial.test for trial in listed]),
+            "label": pa.array([trial.label for trial in listed], pa.int8()),
+            "score": pa.array(scores, pa.float32()),
+        }
+    )
+    _write_table(folder, "embeddings", table)
+    _write_table(folder, "scores", scored)
+    _write_result(folder, result.model_dump(mode="json"))
     return result
 
 
@@ -89,11 +117,12 @@ def _read_trials(uri: str, corpus: str) -> list[trials.Trial]:
     return listed
 
 
-def embed(experiment: Experiment, checkpoint_uri: str, corpus: str, limit: int | None = None) -> pa.Table:
-    """Embeddings of the utterances of a corpus: ``name``, ``embedding`` (unit length), ``speaker``, ``recording``,
-    ``label``.
+def embed(
+    experiment: Experiment, checkpoint_uri: str, corpus: str, limit: int | None = None, *, normalise: bool = True
+) -> pa.Table:
+    """Embeddings of the utterances of a corpus: ``name``, ``embedding``, ``speaker``, ``recording``, ``label``.
 
-    ``limit``: only the first so many. The order is that of the corpus.
+    ``limit``: only the first so many. ``normalise``: of unit length. The order is that of the corpus.
     """
     manifest = shards.read_manifest(corpus)
     if not manifest.shards:
@@ -121,6 +150,7 @@ def embed(experiment: Experiment, checkpoint_uri: str, corpus: str, limit: int |
                 checkpoint_uri,
                 corpus,
                 manifest.model_dump(mode="json"),
+                normalise,
             ),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=min(count, settings.actors if settings else 1)),
@@ -151,8 +181,10 @@ def load_encoder(experiment: Experiment, checkpoint_uri: str, rate: int) -> Enco
 class _Embedder:
     """A Ray Data actor: loads the encoder once, then embeds shard after shard."""
 
-    def __init__(self, tree: dict[str, Any], checkpoint_uri: str, corpus: str, manifest: dict[str, Any]) -> None:
-        self.experiment = Experiment(**tree)
+    def __init__(
+        self, tree: dict[str, Any], checkpoint_uri: str, corpus: str, manifest: dict[str, Any], normalise: bool
+    ) -> None:
+        self.experiment, self.normalise = Experiment(**tree), normalise
         self.corpus, self.manifest = corpus, shards.Manifest(**manifest)
         torch.set_num_threads(1)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -169,7 +201,8 @@ class _Embedder:
         table = shards.read_shard(self.corpus, shard, columns=["name", "audio", "speaker", "recording", "label"])
         waves = [decode.pcm(audio.as_py(), self.manifest.format) for audio in table.column("audio")]
         settings = self.experiment.evaluation
-        rows = embed_utterances(self.encoder, waves, self.device, settings.batch if settings else 64)
+        batch = settings.batch if settings else 64
+        rows = embed_utterances(self.encoder, waves, self.device, batch, normalise=self.normalise)
         values = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
         result = table.drop_columns(["audio"]).add_column(1, "embedding", values)
         sink = io.BytesIO()
@@ -178,22 +211,17 @@ class _Embedder:
         return sink.getvalue()
 
 
-def _matrix(table: pa.Table) -> np.ndarray:
+def matrix(table: pa.Table) -> np.ndarray:
+    """The embeddings of a table of `embed`: float32 ``[n, D]``."""
     column = table.column("embedding").combine_chunks()
     return np.asarray(column.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(table.num_rows, -1)
 
 
-def _write(folder: str, table: pa.Table, listed: list[trials.Trial], scores: np.ndarray, result: Result) -> None:
-    scored = pa.table(
-        {
-            "enrol": pa.array([trial.enrol for trial in listed]),
-            "test": pa.array([trial.test for trial in listed]),
-            "label": pa.array([trial.label for trial in listed], pa.int8()),
-            "score": pa.array(scores, pa.float32()),
-        }
-    )
-    for name, content in (("embeddings", table), ("scores", scored)):
-        sink = io.BytesIO()
-        pq.write_table(content, sink)
-        storage.write_bytes(storage.join(folder, f"{name}.parquet"), sink.getvalue())
-    storage.write_text(storage.join(folder, "result.json"), json.dumps(result.model_dump(mode="json"), indent=1))
+def _write_table(folder: str, name: str, table: pa.Table) -> None:
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    storage.write_bytes(storage.join(folder, f"{name}.parquet"), sink.getvalue())
+
+
+def _write_result(folder: str, result: Any) -> None:
+    storage.write_text(storage.join(folder, "result.json"), json.dumps(result, indent=1))

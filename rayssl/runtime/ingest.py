@@ -21,6 +21,7 @@ from ray.data import DataContext
 
 from rayssl import errors
 from rayssl.data.shards import Manifest
+from rayssl.training.streams import Stream
 from rayssl.views import epochs
 from rayssl.views.epochs import Cursor, Piece, Unit
 from rayssl.views.recipes import Segment
@@ -31,9 +32,9 @@ _AHEAD = 2  # batches that a rank holds before it needs them
 def dataset(
     manifest: Manifest,
     uri: str,
+    stream: Stream,
     *,
     seed: int,
-    batch: int,
     epoch_count: int,
     ranks: int,
     segments: list[tuple[Segment, ...]],
@@ -42,10 +43,11 @@ def dataset(
     unit_rows: int,
     readers: int = 0,
 ) -> ray.data.Dataset:
-    """The batches from ``start`` to the end of the last epoch, as a lazy dataset to be split over ``ranks``.
+    """The batches of ``stream`` from ``start`` to the end of the last epoch, a lazy dataset to be split over ``ranks``.
 
     The executor must preserve the order (Ray Train takes that from its DataConfig). ``segments[e]`` are those of
-    epoch ``e``, ``fill_segments[e]`` those of the pass before it (none: no pass). At most ``readers`` tasks (0: as many
+    epoch ``e``, ``fill_segments[e]`` those of the pass before it (none: no pass); of a stream that goes round only the
+    first are used. At most ``readers`` tasks (0: as many
     as ranks) read at once. Memory stays bounded: a task holds one unit, finished batches wait in the object store, and
     Ray Data starts no task when their share of it is full.
     """
@@ -57,12 +59,9 @@ def dataset(
     context.issue_detectors_config.detectors = []
     context.custom_execution_callback_classes = [_Breath]
     fills = {epoch for epoch, wanted in enumerate(fill_segments) if wanted}
-    epochs.steps_per_epoch(manifest.rows, batch)  # a corpus that is too small is the driver's error, not a task's
-    planner = _Planner(
-        manifest,
-        {"seed": seed, "batch": batch, "epochs": epoch_count, "start": start, "unit_rows": unit_rows, "fills": fills},
-    )
-    reader = _Reader(manifest, uri, seed, batch, ranks, segments, fill_segments)
+    how = {"seed": seed, "epoch_count": epoch_count, "start": start, "unit_rows": unit_rows, "fills": fills}
+    planner = _Planner(manifest, stream, how)
+    reader = _Reader(manifest, uri, stream, seed, ranks, segments, fill_segments)
     pool = ray.data.TaskPoolStrategy(size=readers or ranks)
     # A plan made beforehand would cost a block for each unit before anything is read: 100 epochs of VoxCeleb2 have
     # 100,000, and 10,000 took over a minute. This task goes no further ahead than its readers let it.
@@ -110,11 +109,11 @@ class _Breath:
 class _Planner:
     """The task that lists the units, in order and one a block, as they are asked for."""
 
-    def __init__(self, manifest: Manifest, arguments: dict[str, Any]) -> None:
-        self.manifest, self.arguments = manifest, arguments
+    def __init__(self, manifest: Manifest, stream: Stream, how: dict[str, Any]) -> None:
+        self.manifest, self.stream, self.how = manifest, stream, how
 
     def __call__(self, _: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
-        for unit in epochs.plan(self.manifest, **self.arguments):
+        for unit in self.stream.units(self.manifest, **self.how):
             yield {"unit": [json.dumps(asdict(unit))]}
 
 
@@ -125,14 +124,14 @@ class _Reader:
         self,
         manifest: Manifest,
         uri: str,
+        stream: Stream,
         seed: int,
-        batch: int,
         ranks: int,
         segments: list[tuple[Segment, ...]],
         fill_segments: list[tuple[Segment, ...]],
     ) -> None:
-        self.manifest, self.uri, self.seed = manifest, uri, seed
-        self.batch, self.ranks, self.segments, self.fill_segments = batch, ranks, segments, fill_segments
+        self.manifest, self.uri, self.stream, self.seed = manifest, uri, stream, seed
+        self.ranks, self.segments, self.fill_segments = ranks, segments, fill_segments
 
     def __call__(self, items: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         for text in items["unit"]:
@@ -155,7 +154,8 @@ class _Reader:
             self.uri,
             self.manifest,
             seed=self.seed,
-            batch=self.batch,
+            batch=self.stream.batch,
             ranks=self.ranks,
-            segments=(self.fill_segments if unit.fill else self.segments)[unit.epoch],
+            segments=(self.fill_segments if unit.fill else self.segments)[0 if self.stream.cycles else unit.epoch],
+            selection=self.stream.selection,
         )

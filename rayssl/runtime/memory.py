@@ -71,15 +71,15 @@ class ActorMemory:
         return collectives.broadcast_object(metrics)  # type: ignore[no-any-return]
 
     def metrics(self) -> dict[str, float]:
-        """See `rayssl.training.context.MemoryClient.metrics`."""
+        """See `rayssl.training.context.Keeper.metrics`."""
         return ray.get(self.actor.metrics.remote())  # type: ignore[no-any-return]
 
     def save(self, folder: str) -> Records:
-        """See `rayssl.training.context.MemoryClient.save`; the actor writes."""
+        """See `rayssl.training.context.Keeper.save`; the actor writes."""
         return get(self.actor.save.remote(folder))  # type: ignore[no-any-return]
 
     def load(self, folder: str, records: Records) -> None:
-        """See `rayssl.training.context.MemoryClient.load`; the actor reads, at rank 0's word."""
+        """See `rayssl.training.context.Keeper.load`; the actor reads, at rank 0's word."""
         on_all_ranks(lambda: get(self.actor.load.remote(folder, records)))
 
 

@@ -105,17 +105,17 @@ class ShardedMemory:
         return collectives.broadcast_object(metrics)  # type: ignore[no-any-return]
 
     def metrics(self) -> dict[str, float]:
-        """See `rayssl.training.context.MemoryClient.metrics`."""
+        """See `rayssl.training.context.Keeper.metrics`."""
         lost = sum(ray.get([store.lost_rows.remote() for store in self.stores]))
         return ray.get(self.index.metrics.remote(lost))  # type: ignore[no-any-return]
 
     def save(self, folder: str) -> Records:
-        """See `rayssl.training.context.MemoryClient.save`; the actors write, all at once."""
+        """See `rayssl.training.context.Keeper.save`; the actors write, all at once."""
         written = [actor.save.remote(folder) for actor in (self.index, *self.stores)]
         return {name: record for records in get(written) for name, record in records.items()}
 
     def load(self, folder: str, records: Records) -> None:
-        """See `rayssl.training.context.MemoryClient.load`; the actors read, at rank 0's word."""
+        """See `rayssl.training.context.Keeper.load`; the actors read, at rank 0's word."""
 
         def restore() -> None:
             get(self.index.restore.remote(folder, records))  # first: what does not fit is said of the whole

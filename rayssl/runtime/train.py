@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,13 +19,22 @@ from torch.nn.parallel import DistributedDataParallel
 from rayssl import collectives
 from rayssl.data import shards
 from rayssl.errors import CheckpointError, ConfigError, UserError
-from rayssl.experiment import Experiment, begin_from, build_method, describe_memory, located, memory_settings
+from rayssl.experiment import (
+    Experiment,
+    begin_from,
+    build_method,
+    class_settings,
+    describe_memory,
+    located,
+    memory_settings,
+    streams,
+)
 from rayssl.models.encoder import Encoder
 from rayssl.runtime import cluster
 from rayssl.training import checkpoint
 from rayssl.training.loop import Loop, Parts
 from rayssl.training.metrics import RunLog
-from rayssl.views import epochs
+from rayssl.training.streams import Stream, joined
 from rayssl.views.distort import build_distort
 from rayssl.views.epochs import Cursor
 
@@ -45,8 +55,9 @@ def train(experiment: Experiment, manifest: shards.Manifest) -> dict[str, Any]:
     memory = experiment.memory
     cluster.connect(cpus=workers * experiment.ray.cpus_per_worker + memory.actors * memory.cpus)
     settings = memory_settings(experiment, manifest)
-    if settings is not None:
+    if settings is not None or class_settings(experiment, manifest) is not None:
         _check_actors(experiment)
+    if settings is not None:
         print(describe_memory(settings, memory), flush=True)
     for attempt in range(experiment.ray.max_failures + 1):
         try:
@@ -64,16 +75,17 @@ def train(experiment: Experiment, manifest: shards.Manifest) -> dict[str, Any]:
 def check(experiment: Experiment) -> shards.Manifest:
     """What can be found wrong before a single worker starts; returns the corpus's manifest."""
     manifest = shards.read_manifest(experiment.corpus.uri)
-    epochs.steps_per_epoch(manifest.rows, experiment.training.batch)
     method = build_method(experiment, manifest)
+    own, _ = streams(experiment, manifest, method)
     memory_settings(experiment, manifest)
+    class_settings(experiment, manifest)
     known = checkpoint.steps(experiment.run)
     if not known:
         begin_from(experiment, method)
     else:
         loaded = checkpoint.load(checkpoint.locate(experiment.run, "last"))
         checkpoint.load_module(method, loaded.state["method"], loaded.uri, experiment.architecture)
-        _check_cursor(loaded, epochs.steps_per_epoch(manifest.rows, experiment.training.batch))
+        _check_cursor(loaded, own.epoch_steps)
     return manifest
 
 
@@ -132,7 +144,8 @@ def _fit(experiment: Experiment, manifest: shards.Manifest) -> dict[str, Any]:
             logging_config=LoggingConfig(log_level="WARNING"),
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
         ),
-        datasets={"train": lambda: _dataset(tree, manifest)},  # evaluated anew at each start: the plan of what remains
+        # evaluated anew at each start: the plan of what remains
+        datasets={name: partial(_dataset, tree, manifest, name) for name in _streams(experiment, manifest)},
         dataset_config=DataConfig(execution_options=options),  # Train's own would drop those of the dataset
     )
     with scratch:
@@ -177,20 +190,27 @@ def _cursor(experiment: Experiment) -> Cursor:
     return Cursor(meta.epoch, meta.epoch_step)
 
 
-def _dataset(tree: dict[str, Any], manifest: shards.Manifest) -> Any:
+def _streams(experiment: Experiment, manifest: shards.Manifest) -> dict[str, Stream]:
+    """The streams of the run by the names that Ray Train is given."""
+    own, labelled = streams(experiment, manifest, build_method(experiment, manifest))
+    return {"train": own} | ({} if labelled is None else {"labelled": labelled})
+
+
+def _dataset(tree: dict[str, Any], manifest: shards.Manifest, name: str) -> Any:
     from rayssl.runtime import ingest
 
     experiment = Experiment(**tree)
-    method = build_method(experiment, manifest)
+    method, epochs = build_method(experiment, manifest), range(experiment.training.epochs)
+    few = name == "labelled"
     return ingest.dataset(
         manifest,
         experiment.corpus.uri,
+        _streams(experiment, manifest)[name],
         seed=experiment.seed,
-        batch=experiment.training.batch,
-        epoch_count=experiment.training.epochs,
+        epoch_count=len(epochs),
         ranks=experiment.ray.workers,
-        segments=[method.segments(epoch) for epoch in range(experiment.training.epochs)],
-        fill_segments=[method.fill_segments(epoch) for epoch in range(experiment.training.epochs)],
+        segments=[(method.labelled_segments if few else method.segments)(epoch) for epoch in epochs],
+        fill_segments=[() if few else method.fill_segments(epoch) for epoch in epochs],
         start=_cursor(experiment),
         unit_rows=experiment.corpus.unit_rows,
         readers=experiment.corpus.readers,
@@ -230,7 +250,12 @@ def _worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(max(1, int(experiment.ray.cpus_per_worker)))
     context = _RayContext()
     loop = build_loop(experiment, manifest, context)
-    loop.fit(ingest.batches(ray.train.get_dataset_shard("train"), context.rank))
+    own, few = (
+        ingest.batches(ray.train.get_dataset_shard(name), context.rank) if known else None
+        for name, known in (("train", True), ("labelled", loop.parts.labelled_steps is not None))
+    )
+    assert own is not None
+    loop.fit(joined(own, few))
     if loop.parts.log is not None:
         loop.parts.log.close()
 
@@ -238,14 +263,17 @@ def _worker(config: dict[str, Any]) -> None:
 def build_loop(experiment: Experiment, manifest: shards.Manifest, context: _RayContext) -> Loop:
     """The loop of one rank, restored from the run's last checkpoint where there is one; called on all ranks."""
     from rayssl.runtime import memory as actors
+    from rayssl.runtime.memory_classes import ActorClasses
 
     method = build_method(experiment, manifest).to(context.device)
     if experiment.training.compile:
         for part in method.modules():
             if isinstance(part, Encoder):  # a teacher's too
                 part.compile()
-    settings = memory_settings(experiment, manifest)
+    settings, classes = memory_settings(experiment, manifest), class_settings(experiment, manifest)
     memory = None if settings is None else actors.connect(settings, experiment.memory, experiment.run)
+    prototypes = None if classes is None else ActorClasses(classes, experiment.memory, experiment.run)
+    own, labelled = streams(experiment, manifest, method)
     known = checkpoint.steps(experiment.run)
     loaded = checkpoint.load(checkpoint.locate(experiment.run, "last")) if known else None
     source = begin_from(experiment, method) if loaded is None else None
@@ -261,14 +289,17 @@ def build_loop(experiment: Experiment, manifest: shards.Manifest, context: _RayC
             config=experiment.training,
             run=experiment.run,
             seed=experiment.seed,
-            steps_per_epoch=epochs.steps_per_epoch(manifest.rows, experiment.training.batch),
+            steps_per_epoch=own.epoch_steps,
             architecture=experiment.architecture,
             method=method,
             wrapped=wrapped,
             distort=build_distort(experiment.views.distort, manifest.rate, experiment.seed).to(context.device),
             context=context,
             memory=memory,
+            prototypes=prototypes,
             log=log,
+            pass_steps=own.pass_steps,
+            labelled_steps=None if labelled is None else labelled.pass_steps,
         )
     )
     if loaded is not None:

@@ -5,38 +5,42 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import nn
 
 from rayssl import draws, draws_torch
-from rayssl.memory import exchange
-from rayssl.methods.base import Batch, Remember, View, Views
+from rayssl.memory import exchange, prototypes
+from rayssl.methods.base import Batch, ClassRemember, Remember, View, Views
+from rayssl.views.epochs import TURN_BIT
 from rayssl.views.recipes import Segment
 
 Raw: TypeAlias = dict[str, Any]  # see `rayssl.views.epochs.read`
 _VIEW = 17  # purpose of the draws made for distorting views
 
 
-def make_views(
-    raw: Raw, segments: Sequence[Segment], distort: nn.Module, *, seed: int, epoch: int, device: torch.device
-) -> Views:
-    """The segments of a batch on the device, distorted where the recipe says so, under keys of (seed, epoch, id)."""
-    ids = torch.tensor(raw["id"]).to(device)
+def make_views(raw: Raw, segments: Sequence[Segment], distort: nn.Module, *, seed: int, device: torch.device) -> Views:
+    """The segments of a batch on the device, distorted where the recipe says so, under keys of (seed, epoch, id).
+
+    An utterance's later turns in an epoch have other keys.
+    """
+    ids = torch.tensor(raw["id"] + (raw["turn"].astype(np.int64) << TURN_BIT)).to(device)
     views = {}
     for index, segment in enumerate(segments):
         wave = torch.tensor(raw[segment.name]).to(device).float() / 32768.0
         keys = None
         if segment.distort:
-            keys = draws_torch.keys_torch(draws.fold(seed, _VIEW, epoch, index), ids)
+            keys = draws_torch.keys_torch(draws.fold(seed, _VIEW, raw["epoch"], index), ids)
             wave = distort(wave, keys)
         views[segment.name] = View(wave, keys)
     return views
 
 
-def batch_of(raw: Raw, device: torch.device) -> Batch:
-    """Ids and labels of the batch."""
-    columns = {name: torch.tensor(raw[name]).to(device).long() for name in ("id", "speaker", "recording", "label")}
-    return Batch(columns["id"], columns["speaker"], columns["recording"], columns["label"], raw["epoch"])
+def batch_of(raw: Raw, device: torch.device, step: int) -> Batch:
+    """Ids and labels of the batch that is trained on after ``step`` others."""
+    names = ("id", "speaker", "recording", "label", "truth")
+    ids, speakers, recordings, labels, truth = (torch.tensor(raw[name]).to(device).long() for name in names)
+    return Batch(ids, speakers, recordings, labels, raw["epoch"], truth, step)
 
 
 def to_memory(remember: Remember, raw: Raw) -> exchange.Remember:
@@ -51,4 +55,15 @@ def to_memory(remember: Remember, raw: Raw) -> exchange.Remember:
         positives=positives,
         speakers=raw["speaker"],
         recordings=raw["recording"],
+    )
+
+
+def to_classes(remember: ClassRemember, step: int) -> prototypes.ClassRemember:
+    """What a method wants remembered of the classes in ``step``, as the memory takes it."""
+    features, labels, counts = remember.features, remember.labels, remember.counts
+    return prototypes.ClassRemember(
+        step=step,
+        features=None if features is None else features.detach().float().cpu().numpy(),
+        labels=None if labels is None else labels.cpu().numpy(),
+        counts=None if counts is None else counts.cpu().numpy(),
     )

@@ -10,6 +10,7 @@ import torch
 
 from rayssl import collectives
 from rayssl.memory.exchange import Recall, Remember
+from rayssl.memory.prototypes import ClassMemory, ClassRecall, ClassRemember
 from rayssl.memory.speakers import SpeakerMemory
 from rayssl.training import pieces
 from rayssl.training.pieces import Records
@@ -49,17 +50,8 @@ class LocalContext:
         print(line, flush=True)
 
 
-class MemoryClient(Protocol):
-    """The loop's side of the memory. Every rank makes the same calls in the same order."""
-
-    def exchange(self, remember: Remember | None, ids: np.ndarray | None, epoch: int) -> Answer:
-        """Gives what this rank remembers of a step and asks for the recall of ``ids``, without waiting for it.
-
-        The memory answers after it has applied what every rank gave in the same call (strict), or at once (ahead).
-        """
-
-    def refresh(self, epoch: int) -> dict[str, float]:
-        """One clustering for the whole job; returns on every rank when the new assignment is in use."""
+class Keeper(Protocol):
+    """What the loop measures, saves and restores of a memory, whatever it remembers."""
 
     def metrics(self) -> dict[str, float]:
         """What was counted since the last call; to be called on rank 0 only."""
@@ -74,6 +66,30 @@ class MemoryClient(Protocol):
         """Restores the memory from what `save` wrote; to be called on every rank.
 
         Raises ValueError on all of them, with nothing changed, where it does not fit.
+        """
+
+
+class MemoryClient(Keeper, Protocol):
+    """The loop's side of the memory of utterances. Every rank makes the same calls in the same order."""
+
+    def exchange(self, remember: Remember | None, ids: np.ndarray | None, epoch: int) -> Answer:
+        """Gives what this rank remembers of a step and asks for the recall of ``ids``, without waiting for it.
+
+        The memory answers after it has applied what every rank gave in the same call (strict), or at once (ahead).
+        """
+
+    def refresh(self, epoch: int) -> dict[str, float]:
+        """One clustering for the whole job; returns on every rank when the new assignment is in use."""
+
+
+class ClassClient(Keeper, Protocol):
+    """The loop's side of the memory of classes. Every rank makes the same calls in the same order."""
+
+    def exchange(self, remember: ClassRemember, step: int | None) -> Future[ClassRecall | None]:
+        """Gives what this rank has found and asks for the prototypes as ``step`` shall see them; None asks nothing.
+
+        Strict: what every rank gave in this call is in the answer, as in the published step. Ahead: the answer is that
+        to the call before, which has come meanwhile.
         """
 
 
@@ -100,13 +116,40 @@ class InProcessMemory:
         return self.memory.refresh(epoch)
 
     def metrics(self) -> dict[str, float]:
-        """See `MemoryClient.metrics`."""
+        """See `Keeper.metrics`."""
         return self.memory.metrics(reset=True)
 
     def save(self, folder: str) -> Records:
-        """See `MemoryClient.save`."""
+        """See `Keeper.save`."""
         return pieces.write(folder, self.memory.pieces())
 
     def load(self, folder: str, records: Records) -> None:
-        """See `MemoryClient.load`."""
+        """See `Keeper.load`."""
+        self.memory.restore(pieces.read_index(folder, records), pieces.reader(folder, records))
+
+
+class InProcessClasses:
+    """A replica in every process, kept equal by exchanging what all ranks remember: exact, and without Ray."""
+
+    def __init__(self, memory: ClassMemory) -> None:
+        self.memory = memory
+
+    def exchange(self, remember: ClassRemember, step: int | None) -> Future[ClassRecall | None]:
+        """See `ClassClient.exchange`; strict."""
+        for part in collectives.gather_objects(remember):
+            self.memory.remember(part)
+        answer: Future[ClassRecall | None] = Future()
+        answer.set_result(None if step is None else self.memory.recall(step))
+        return answer
+
+    def metrics(self) -> dict[str, float]:
+        """See `Keeper.metrics`."""
+        return self.memory.metrics()
+
+    def save(self, folder: str) -> Records:
+        """See `Keeper.save`."""
+        return pieces.write(folder, self.memory.pieces())
+
+    def load(self, folder: str, records: Records) -> None:
+        """See `Keeper.load`."""
         self.memory.restore(pieces.read_index(folder, records), pieces.reader(folder, records))

@@ -10,102 +10,35 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from rayssl import collectives
 from rayssl.errors import CheckpointError, UserError
 from rayssl.memory import exchange
-from rayssl.methods.base import Method, Recall, Remember, Step, Views
-from rayssl.schema import Config
+from rayssl.methods.base import (
+    Batch,
+    ClassRecall,
+    ClassRemember,
+    Outputs,
+    Recall,
+    Recalled,
+    Remembered,
+    Views,
+)
 from rayssl.training import checkpoint
-from rayssl.training.batches import Raw, batch_of, make_views, to_memory
-from rayssl.training.checkpoint import CheckpointConfig
-from rayssl.training.context import Context, MemoryClient
-from rayssl.training.metrics import RunLog
-from rayssl.training.optim import OptimiserConfig, build_optimiser
+from rayssl.training.batches import Raw, batch_of, make_views, to_classes, to_memory
+from rayssl.training.context import ClassClient
+from rayssl.training.optim import build_optimiser
+from rayssl.training.parts import Parts
 from rayssl.training.schedules import learning_rate
-from rayssl.views.epochs import Cursor
+from rayssl.training.window import SHOWN, Window, duration
+from rayssl.views.epochs import Cursor, cycle_position
 from rayssl.views.recipes import Segment
-
-
-class TrainingConfig(Config):
-    """``batch`` is global: the same figure on any number of ranks, which must divide it."""
-
-    epochs: int = Field(100, ge=1)
-    batch: int = Field(256, ge=2)
-    precision: Literal["fp32", "bf16"] = "fp32"
-    compile: bool = False
-    sync_batchnorm: bool = False
-    optimiser: OptimiserConfig = OptimiserConfig()
-    checkpoints: CheckpointConfig = CheckpointConfig()
-    log_every: int = Field(10, ge=1)
-
-
-@dataclass
-class Parts:
-    """What a run is made of. ``log`` is None on every rank but 0; ``memory`` None for methods without one."""
-
-    config: TrainingConfig
-    run: str
-    seed: int
-    steps_per_epoch: int
-    architecture: str
-    method: Method
-    wrapped: nn.Module
-    distort: nn.Module
-    context: Context
-    memory: MemoryClient | None = None
-    log: RunLog | None = None
-
-
-@dataclass
-class _Window:
-    """Sums since the last log line; tensors stay on the device until it is written."""
-
-    terms: dict[str, Tensor] = field(default_factory=dict)
-    steps: int = 0
-    restored: int = 0  # of these steps, those that an earlier process timed
-    waited: float = 0.0
-    since: float = field(default_factory=time.perf_counter)
-
-    def add(self, step: Step) -> None:
-        for name, value in {"loss": step.loss.detach(), **step.terms}.items():
-            self.terms[name] = self.terms[name] + value if name in self.terms else value.clone()
-        self.steps += 1
-
-    def leave_out(self, seconds: float) -> None:
-        """Time that was spent on something else than training."""
-        self.since += seconds
-
-    def sums(self) -> dict[str, Tensor]:
-        """Sums over steps of the means over ranks, on the CPU; every rank must call this."""
-        if not self.terms:
-            return {}
-        names = sorted(self.terms)
-        total = collectives.sum_over_ranks(torch.stack([self.terms[name].float() for name in names]))
-        return dict(zip(names, (total / collectives.world()).cpu().unbind(), strict=True))
-
-    def means(self) -> dict[str, float]:
-        """Means over steps and ranks; every rank must call this."""
-        return self.of_sums(self.sums())
-
-    def of_sums(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        """Means from `sums`."""
-        return {name: (value / self.steps).item() for name, value in sums.items()}
-
-    def speed(self, batch: int) -> dict[str, float]:
-        """Utterances a second, and the share of the time spent waiting for data."""
-        elapsed = time.perf_counter() - self.since
-        return {
-            "utterances_per_s": (self.steps - self.restored) * batch / elapsed,
-            "data_wait": self.waited / elapsed,
-        }
 
 
 class Loop:
@@ -117,9 +50,10 @@ class Loop:
         self.step = 0  # optimiser steps done
         self.cursor = Cursor()
         self._asked: Future[exchange.Recall | None] | None = None
+        self._told: Future[Any] | None = None  # what the memory of classes was given last
         self._refreshed: dict[str, float] = {}  # figures of this epoch's clustering
         self._metrics: dict[str, float] = {}  # of the last epoch
-        self._window, self._epoch = _Window(), _Window()
+        self._window, self._epoch = Window(), Window()
 
     def restore(self, loaded: checkpoint.Loaded) -> None:
         """Goes back to where ``loaded`` was saved; raises `CheckpointError` where it does not fit this run."""
@@ -134,9 +68,9 @@ class Loop:
         states = loaded.state["rng"]
         if len(states) == collectives.world():  # another number of ranks has no states to go back to
             torch.set_rng_state(states[collectives.rank()])
-        if parts.memory is not None and loaded.memory:
+        if parts.keeper is not None and loaded.memory:
             try:
-                parts.memory.load(loaded.uri, loaded.memory)
+                parts.keeper.load(loaded.uri, loaded.memory)
             except UserError:
                 raise
             except ValueError as error:
@@ -144,9 +78,13 @@ class Loop:
                     f"{loaded.uri}: {error}; the corpus or the method's memory has changed: change it back or use "
                     "another run folder"
                 ) from error
-        self._epoch = _Window(steps=meta.epoch_step, restored=meta.epoch_step)
+        self._epoch = Window(steps=meta.epoch_step, restored=meta.epoch_step)
         if meta.epoch_step:  # else they are those of the epoch that had ended
-            self._epoch.terms = {name: value.to(parts.context.device) for name, value in loaded.state["epoch"].items()}
+            device, first = parts.context.device, parts.context.rank == 0
+            self._epoch.terms = {name: value.to(device) for name, value in loaded.state["epoch"].items()}
+            # already of all ranks
+            counts = {name: value.to(device) for name, value in loaded.state.get("counts", {}).items()}
+            self._epoch.counts = counts if first else {name: value * 0 for name, value in counts.items()}
         self._refreshed, self._metrics = dict(loaded.state["refreshed"]), dict(meta.metrics)
         self.step = meta.step
         self.cursor = Cursor(meta.epoch, meta.epoch_step)
@@ -221,9 +159,27 @@ class Loop:
 
     def _views(self, raw: Raw, segments: tuple[Segment, ...]) -> Views:
         parts = self.parts
-        return make_views(
-            raw, segments, parts.distort, seed=parts.seed, epoch=self.cursor.epoch, device=parts.context.device
-        )
+        return make_views(raw, segments, parts.distort, seed=parts.seed, device=parts.context.device)
+
+    def _inputs(self, raw: Raw) -> tuple[Views, Batch]:
+        """What the method is given of a step: the views of its own stream and of the labelled one, and who they are."""
+        parts, epoch = self.parts, self.cursor.epoch
+        self._check_place(raw, parts.pass_steps or parts.steps_per_epoch)
+        views = self._views(raw, parts.method.segments(epoch))
+        batch = batch_of(raw, parts.context.device, self.step)
+        few = parts.method.labelled_segments(epoch)
+        if not few:
+            return views, batch
+        assert parts.labelled_steps is not None
+        self._check_place(raw["labelled"], parts.labelled_steps)
+        views |= self._views(raw["labelled"], few)
+        return views, replace(batch, labelled=batch_of(raw["labelled"], parts.context.device, self.step))
+
+    def _check_place(self, raw: Raw, steps: int) -> None:
+        """Whether a batch is that of this step, in a stream of ``steps`` a pass."""
+        expected = cycle_position(self.step, steps)
+        if Cursor(raw["epoch"], raw["step"]) != expected:
+            raise RuntimeError(f"expected the batch of {expected}, got epoch {raw['epoch']} step {raw['step']}")
 
     def _begin_epoch(self) -> None:
         parts, epoch = self.parts, self.cursor.epoch
@@ -241,15 +197,13 @@ class Loop:
 
     def _train_step(self, raw: Raw, following: Raw | None) -> None:
         parts, epoch = self.parts, self.cursor.epoch
-        if (raw["epoch"], raw["step"]) != (epoch, self.cursor.step):
-            raise RuntimeError(f"expected the batch of {self.cursor}, got epoch {raw['epoch']} step {raw['step']}")
-        batch = batch_of(raw, parts.context.device)
         if self._asked is None and parts.memory is not None and parts.method.recalls(epoch):
             self._asked = parts.memory.exchange(None, raw["id"], epoch)
-        views = self._views(raw, parts.method.segments(epoch))
+        views, batch = self._inputs(raw)
         with torch.autocast(parts.context.device.type, torch.bfloat16, enabled=parts.config.precision == "bf16"):
             out = parts.wrapped(views)
-        step = parts.method.step(out, batch, self._recalled())
+        recall = self._recalled() if parts.prototypes is None else self._consulted(out, batch, parts.prototypes)
+        step = parts.method.step(out, batch, recall)
         lr = self._set_rate()
         self._hand_over(step.remember, raw, following)
         self.optimiser.zero_grad(set_to_none=True)
@@ -266,6 +220,23 @@ class Loop:
         if self.step % parts.config.log_every == 0:
             self._log(lr, epoch)
 
+    def _consulted(self, out: Outputs, batch: Batch, prototypes: ClassClient) -> Recalled:
+        """What the memory of classes makes of the step's labelled features and those before, of all ranks."""
+        answer = prototypes.exchange(to_classes(self.parts.method.consult(out, batch), self.step), self.step).result()
+        assert answer is not None
+        device = self.parts.context.device
+        arrays = (answer.prototypes, answer.present, answer.histogram)
+        return ClassRecall(*(torch.tensor(array).to(device) for array in arrays))
+
+    def _tell(self, remember: ClassRemember, prototypes: ClassClient) -> None:
+        """Gives the memory of classes what a step has found; waits where a checkpoint looks at it next."""
+        if self._told is not None:
+            self._told.result()
+        self._told = prototypes.exchange(to_classes(remember, self.step), None)
+        if self._checkpoint_due(self.cursor.step + 1):
+            self._told.result()
+            self._told = None
+
     def _recalled(self) -> Recall | None:
         answer = None if self._asked is None else self._asked.result()
         if answer is None:
@@ -273,9 +244,13 @@ class Loop:
         device = self.parts.context.device
         return Recall(torch.tensor(answer.rows).to(device), torch.tensor(answer.found).to(device))
 
-    def _hand_over(self, remember: Remember | None, raw: Raw, following: Raw | None) -> None:
+    def _hand_over(self, remember: Remembered | None, raw: Raw, following: Raw | None) -> None:
         parts, epoch = self.parts, self.cursor.epoch
         self._asked = None
+        if isinstance(remember, ClassRemember):
+            assert parts.prototypes is not None
+            self._tell(remember, parts.prototypes)
+            return
         if parts.memory is None or not parts.method.remembers(epoch):
             return
         ask = parts.method.recalls(epoch) and following is not None and not self._checkpoint_due(self.cursor.step + 1)
@@ -293,14 +268,20 @@ class Loop:
         metrics = {**self._epoch.of_sums(sums), **self._epoch.speed(parts.config.batch)}
         if parts.memory is not None and parts.method.remembers(epoch - 1) and parts.context.rank == 0:
             metrics |= self._refreshed | parts.memory.metrics()
+        if parts.prototypes is not None and parts.context.rank == 0:
+            metrics |= parts.prototypes.metrics()
         self._metrics = metrics
+        counts = self._epoch.total_counts()
         if parts.log is not None:
             parts.log.write("epoch", self.step, epoch=epoch, **metrics)
-            shown = "  ".join(f"{name} {value:.3g}" for name, value in metrics.items() if name in _SHOWN)
+            if counts:
+                whole = {name: value.tolist() for name, value in counts.items()}
+                parts.log.write("classes", self.step, epoch=epoch, names=list(parts.method.class_names), **whole)
+            shown = "  ".join(f"{name} {value:.3g}" for name, value in metrics.items() if name in SHOWN)
             parts.context.say(f"epoch {epoch}/{parts.config.epochs}  {shown}")
         self._save(sums)
         parts.context.report({"epoch": epoch, "step": self.step, **metrics})
-        self._window, self._epoch = _Window(), _Window()
+        self._window, self._epoch = Window(), Window()
 
     def _log(self, lr: float, epoch: int) -> None:
         means = self._window.means()
@@ -312,14 +293,14 @@ class Loop:
         parts = self.parts
         speed = self._window.speed(parts.config.batch)
         rate, share = speed["utterances_per_s"], speed["data_wait"]
-        self._window = _Window()
+        self._window = Window()
         if parts.log is None:
             return
         parts.log.write("step", self.step, epoch=epoch, lr=lr, **speed, **means)
         left = (parts.config.epochs * parts.steps_per_epoch - self.step) * parts.config.batch / rate
         parts.context.say(
             f"epoch {epoch + 1}/{parts.config.epochs}  step {self.step}/{parts.config.epochs * parts.steps_per_epoch}  "
-            f"loss {means['loss']:.4f}  {rate:.0f} utterances/s  {share:.0%} waiting for data  ETA {_duration(left)}"
+            f"loss {means['loss']:.4f}  {rate:.0f} utterances/s  {share:.0%} waiting for data  ETA {duration(left)}"
         )
 
     def _finite_sums(self) -> dict[str, Tensor]:
@@ -336,6 +317,7 @@ class Loop:
     def _save(self, sums: dict[str, Tensor]) -> None:
         parts = self.parts
         states = collectives.gather_objects(torch.get_rng_state())
+        counts = self._epoch.total_counts()
         if parts.context.rank == 0:
             if parts.log is not None:
                 parts.log.flush()  # first: lines up to a checkpoint are never written again
@@ -346,9 +328,10 @@ class Loop:
                 "rng": states,
                 # sums, so that the mean of an interrupted epoch is the mean of all of it
                 "epoch": sums,
+                "counts": counts,
                 "refreshed": self._refreshed,
             }
-            memory = parts.memory.save if parts.memory is not None else None
+            memory = parts.keeper.save if parts.keeper is not None else None
             meta = checkpoint.Meta(self.step, self.cursor.epoch, self.cursor.step, parts.architecture, self._metrics)
             checkpoint.save(parts.run, meta, state, memory)
             checkpoint.prune(parts.run, parts.config.checkpoints)
@@ -378,11 +361,3 @@ class Loop:
         every = self.parts.config.checkpoints.every_steps
         done = self.cursor.step if step is None else step
         return done == self.parts.steps_per_epoch or (every > 0 and done % every == 0)
-
-
-_SHOWN = ("loss", "coverage", "speaker_accuracy", "recording_accuracy", "train_accuracy", "utterances_per_s")
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{rest:02d}s"

@@ -62,6 +62,24 @@ def test_files_choose_among_containers(tmp_path: Path) -> None:
     assert {reference.speaker for reference in listed(source)} == {"train-0", "train-1"}
 
 
+def test_where_keeps_rows_and_the_places_that_they_have(tmp_path: Path) -> None:
+    files = corpora.clips()
+    uri = corpora.write_parquet(tmp_path / "rows.parquet", files)
+    source = ParquetConfig(uri=uri, where={"session": ["rec1"], "digit": ["3", "4", "9"]})
+    kept = listed(source)
+    names = list(files)
+    assert [reference.name for reference in kept] == [names[3], names[4], names[9]]
+    assert dict(sources.read(source, kept)) == {k: files[reference.name] for k, reference in enumerate(kept)}
+    with pytest.raises(CorpusError, match=r"no column 'fold' .the source's where.fold"):
+        listed(ParquetConfig(uri=uri, where={"fold": ["1"]}))
+
+
+def test_a_filter_that_is_not_there_leaves_no_trace_in_the_settings() -> None:
+    assert "where" not in ParquetConfig(uri="rows").model_dump(mode="json")
+    kept = {"session": ["rec1"]}
+    assert ParquetConfig(uri="rows", where=kept).model_dump(mode="json")["where"] == kept
+
+
 def test_a_single_parquet_file_is_a_source(tmp_path: Path) -> None:
     corpora.write_parquet(tmp_path / "0.parquet", corpora.clips())
     assert len(listed(ParquetConfig(uri=str(tmp_path / "0.parquet")))) == 12

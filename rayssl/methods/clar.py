@@ -1,0 +1,130 @@
+"""CLAR (Al-Tahan and Mohsenzadeh, AISTATS 2021): contrastive learning of audio, with the labels that there are.
+
+Two views of a clip attract, all others repel; where labels are known a classifier learns from the same pass. The cross
+form contrasts what one encoder makes of the waveform with what another makes of its time-frequency picture.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from rayssl import collectives
+from rayssl.errors import ConfigError
+from rayssl.losses.ntxent import ntxent
+from rayssl.losses.supcon import supcon
+from rayssl.methods.base import Batch, Classes, Outputs, Recalled, Step, View, Views, embed_together
+from rayssl.methods.pair import PairConfig, PairMethod
+from rayssl.methods.semi import global_mean
+from rayssl.models.encoder import Encoder, Joined
+from rayssl.models.heads import Classifier, Projector, ProjectorConfig
+from rayssl.views.recipes import Recipe, Segment, ViewsConfig
+
+
+class CLARConfig(PairConfig):
+    """``temperature`` of NT-Xent; ``recipe`` of both views.
+
+    ``labels: none`` is CLAR's self-supervised form; ``cross_entropy`` its semi-supervised one, NT-Xent of all rows plus
+    the cross-entropy of the labelled ones in both views; ``supcon`` (Khosla et al., 2020) in place of both, with every
+    row of a labelled row's class as its positive. ``cross``: the anchors through the encoder, the positives through the
+    one ``encoder.beside`` it.
+    """
+
+    name: Literal["clar"] = "clar"
+    projector: ProjectorConfig = ProjectorConfig(sizes=[512, 512, 512, 128])
+    temperature: float = Field(0.5, gt=0)
+    recipe: Recipe = "strong"
+    labels: Literal["none", "cross_entropy", "supcon"] = "none"
+    cross: bool = False
+
+
+class CLAR(PairMethod):
+    """NT-Xent (Eq. 1) of the global batch and, with labels, a classifier over the encoder's embeddings (Eq. 3)."""
+
+    def __init__(
+        self, config: CLARConfig, encoder: Encoder | Joined, views: ViewsConfig, classes: Classes | None
+    ) -> None:
+        if config.cross != isinstance(encoder, Joined):
+            raise ConfigError(
+                "method.cross: the cross form needs a second encoder in encoder.beside, and two encoders need it; "
+                "give both or neither"
+            )
+        if config.labels != "none" and (classes is None or len(classes.names) < 2):
+            raise ConfigError(
+                f"method.labels={config.labels}: needs a split of two labelled classes or more in labels.split; name "
+                "one that `rayssl prepare` has made, or leave out method.labels"
+            )
+        super().__init__(config, encoder, views)
+        self.config = config
+        self.class_names = () if classes is None else classes.names
+        self.other_projector: Projector | None = None
+        if isinstance(encoder, Joined):
+            self.projector = Projector(config.projector, encoder.first.embedding_dim)
+            self.other_projector = Projector(config.projector, encoder.second.embedding_dim)
+        self.classifier: Classifier | None = None
+        if config.labels == "cross_entropy" and classes is not None:
+            self.classifier = Classifier(encoder.embedding_dim, len(classes.names))
+            self.head_prefix = "classifier."
+
+    def segments(self, epoch: int) -> tuple[Segment, ...]:
+        """Anchor and positive, each with a draw of the recipe of its own."""
+        views = self.views
+        return tuple(
+            Segment(name=name, seconds=views.segment_s, recipe=self.config.recipe, disjoint=views.disjoint)
+            for name in ("anchor", "positive")
+        )
+
+    def forward(self, views: Views) -> Outputs:
+        """``anchor``, ``positive``: projections ``[B, D_emb]``; ``logits [2 B, C]`` of both views, with a classifier."""
+        pair = [views["anchor"], views["positive"]]
+        if self.other_projector is None:
+            rows = embed_together(self.encoder, pair)
+            anchor, positive = rows
+            out = {"anchor": self.projector(anchor), "positive": self.projector(positive)}
+        else:
+            rows, (anchor, positive) = self._crossed(pair)
+            out = {"anchor": self.projector(anchor), "positive": self.other_projector(positive)}
+        if self.classifier is not None:
+            out["logits"] = self.classifier(torch.cat(rows))
+        return out
+
+    def _crossed(self, pair: list[View]) -> tuple[list[Tensor], tuple[Tensor, Tensor]]:
+        """Whole embeddings of both views where a classifier needs them, and the two halves that are contrasted."""
+        encoder = self.encoder
+        assert isinstance(encoder, Joined)
+        if self.classifier is None:
+            return [], (encoder.first(pair[0].wave, pair[0].keys), encoder.second(pair[1].wave, pair[1].keys))
+        rows = embed_together(encoder, pair)
+        width = encoder.first.embedding_dim
+        return rows, (rows[0][:, :width], rows[1][:, width:])
+
+    def step(self, out: Outputs, batch: Batch, recall: Recalled | None) -> Step:
+        """The loss over the global batch, and over its labelled rows."""
+        a, b = out["anchor"], out["positive"]
+        keys_a, keys_b = collectives.gather(a), collectives.gather(b)
+        offset, temperature = collectives.rank() * len(a), self.config.temperature
+        if self.config.labels == "supcon":
+            labels = collectives.gather(batch.labels)
+            loss = supcon(a, b, keys_a=keys_a, keys_b=keys_b, labels=labels, offset=offset, temperature=temperature)
+            return Step(loss, {"supcon": loss.detach()})
+        loss = ntxent(a, b, keys_a=keys_a, keys_b=keys_b, offset=offset, temperature=temperature)
+        terms = {"ntxent": loss.detach()}
+        if "logits" in out:
+            supervised, accuracy = self._classified(out["logits"], batch.labels)
+            loss = loss + supervised
+            terms |= {"supervised": supervised.detach(), "train_accuracy": accuracy}
+        return Step(loss, terms)
+
+    def _classified(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy over the labelled rows of all ranks, in both views; and the share that is right."""
+        twice = torch.cat([labels, labels])
+        known = twice >= 0
+        # rows without a label are given class 0 and weight 0, so that shapes do not depend on the data
+        each = cross_entropy(logits, twice.clamp_min(0), reduction="none") * known
+        right = (logits.detach().argmax(dim=1) == twice) & known
+        count = known.sum()
+        return global_mean(each.sum(), count), global_mean(right.sum().float(), count)

@@ -1,0 +1,40 @@
+"""Training on the labelled clips alone: the baseline that methods with unlabelled ones are measured against."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from rayssl.methods.base import Batch, Outputs, Recalled, Role, Step, Views
+from rayssl.methods.semi import Labelled, LabelledConfig
+from rayssl.views.recipes import Segment
+
+Recipe = Literal["none", "distort", "weak", "strong"]
+
+
+class ClassifierConfig(LabelledConfig):
+    """``recipe``: how the labelled clips are distorted, one of those of ``views``."""
+
+    name: Literal["classifier"] = "classifier"
+    recipe: Recipe = "weak"
+
+
+class ClassifierMethod(Labelled):
+    """Cross-entropy over the classes of a split, with or without logit adjustment."""
+
+    role: Role = "labelled"
+
+    def segments(self, epoch: int) -> tuple[Segment, ...]:
+        """One view of each labelled clip."""
+        assert isinstance(self.settings, ClassifierConfig)
+        return (Segment(name="labelled", seconds=self.views.segment_s, recipe=self.settings.recipe),)
+
+    def forward(self, views: Views) -> Outputs:
+        """``labelled``: logits ``[B, C]``."""
+        return {"labelled": self.model.classifier(self.embedded([views["labelled"]])[0])}
+
+    def step(self, out: Outputs, batch: Batch, recall: Recalled | None) -> Step:
+        """``L_cls``."""
+        self._began(batch)
+        loss = self.labelled_loss(out["labelled"], batch.labels)
+        accuracy = (out["labelled"].detach().argmax(1) == batch.labels).float().mean()
+        return Step(loss, {"supervised": loss.detach(), "train_accuracy": accuracy})

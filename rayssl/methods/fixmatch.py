@@ -1,0 +1,22 @@
+"""FixMatch (Sohn et al., NeurIPS 2020): a confident prediction of the weak view is the label of the strong one."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from rayssl.methods.base import Batch, Outputs, Recalled, Step
+from rayssl.methods.semi import SemiConfig, SemiSupervised
+
+
+class FixMatchConfig(SemiConfig):
+    """See `SemiConfig`."""
+
+    name: Literal["fixmatch"] = "fixmatch"
+
+
+class FixMatch(SemiSupervised):
+    """Pseudo-labels are the linear classifier's: ``p = softmax(f(weak))`` (Eq. 4)."""
+
+    def step(self, out: Outputs, batch: Batch, recall: Recalled | None) -> Step:
+        """``L_cls + weight L_u``."""
+        return self.pseudo_step(out, batch, out["weak"].detach().softmax(dim=1))

@@ -1,0 +1,187 @@
+"""What methods with few labels share: a labelled and an unlabelled stream, a classifier and its average.
+
+One pass embeds the labelled clips, the weak and the strong views together, so that batch normalisation sees all three,
+as in the public code of FixMatch.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from rayssl import collectives
+from rayssl.errors import ConfigError
+from rayssl.losses.balance import adjusted_cross_entropy, log_prior
+from rayssl.losses.pseudolabel import consistency
+from rayssl.methods.base import Batch, Classes, Method, Outputs, Role, Step, View, Views
+from rayssl.models.encoder import Encoder
+from rayssl.models.heads import Classifier
+from rayssl.models.teacher import average, frozen_copy, warmed_momentum
+from rayssl.schema import Config
+from rayssl.views.recipes import Segment, ViewsConfig
+
+
+class LabelledConfig(Config):
+    """``ema``: momentum of the averaged model; ``evaluate``: whose predictions count, the ``average``'s or those of the
+    ``online`` model; ``adjust``: tau of logit adjustment by the labelled classes' frequencies, 0 for none.
+    """
+
+    ema: float = Field(0.999, ge=0, lt=1)
+    evaluate: Literal["average", "online"] = "average"
+    adjust: float = Field(0.0, ge=0)
+
+
+class SemiConfig(LabelledConfig):
+    """``weight`` (lambda_u) of the pseudo-labels' loss; ``threshold``: the least confidence a pseudo-label needs."""
+
+    weight: float = Field(1.0, ge=0)
+    threshold: float = Field(0.95, ge=0, le=1)
+
+
+class Model(nn.Module):
+    """Encoder and classifier: what is trained, or the average that follows it."""
+
+    def __init__(self, encoder: Encoder, classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.classifier = Classifier(encoder.embedding_dim, classes)
+
+
+class Labelled(Method):
+    """A classifier over the classes of a split, its average, and the loss of labelled rows."""
+
+    def __init__(self, config: LabelledConfig, encoder: Encoder, views: ViewsConfig, classes: Classes) -> None:
+        super().__init__()
+        if len(classes.names) < 2:
+            raise ConfigError(
+                f"method.name: classification needs a split of two labelled classes or more, this one has "
+                f"{len(classes.names)}; name one in labels.split that `rayssl prepare` has made"
+            )
+        self.settings = config
+        self.views = views
+        self.classes, self.class_names = classes, classes.names
+        self.model = Model(encoder, len(classes.names))
+        self.average = frozen_copy(self.model).eval()
+        # follows from the split; saved in a checkpoint, it could only disagree with it
+        self.register_buffer("log_prior", log_prior(torch.tensor(classes.labelled)), persistent=False)
+        self._updates = 0  # unknown until the first step says it
+        kept = "average" if config.evaluate == "average" else "model"
+        self.encoder_prefix, self.head_prefix = f"{kept}.encoder.", f"{kept}.classifier."
+
+    log_prior: Tensor
+
+    @property
+    def encoder(self) -> Encoder:  # type: ignore[override]
+        """The one that ``evaluate`` names."""
+        return self.average.encoder if self.settings.evaluate == "average" else self.model.encoder
+
+    def train(self, mode: bool = True) -> Labelled:
+        """The average stays in eval mode: it never sees a batch, and follows running statistics too."""
+        super().train(mode)
+        self.average.eval()
+        return self
+
+    def embedded(self, views: list[View]) -> list[Tensor]:
+        """Embeddings of views of one length in one pass, each ``[B_i, D]``; batches may differ in size."""
+        if len({view.wave.shape[1] for view in views}) > 1 or len({view.keys is None for view in views}) > 1:
+            return [self.model.encoder(view.wave, view.keys) for view in views]
+        keys = None if views[0].keys is None else torch.cat([view.keys for view in views if view.keys is not None])
+        rows: Tensor = self.model.encoder(torch.cat([view.wave for view in views]), keys)
+        return list(rows.split([len(view.wave) for view in views]))
+
+    def labelled_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy ``L_cls`` of ``logits [B, C]``, whose prior is adjusted where ``adjust`` says so."""
+        if self.settings.adjust:
+            return adjusted_cross_entropy(logits, labels, log_prior=self.log_prior, tau=self.settings.adjust)
+        return cross_entropy(logits, labels)
+
+    def before_update(self, epoch: int) -> None:
+        """Nothing is frozen."""
+
+    def after_step(self, progress: float) -> None:
+        """The average follows the model; its momentum rises as ``min(1 - 1 / (t + 1), ema)`` in the first steps t."""
+        average(self.average, self.model, warmed_momentum(self._updates, self.settings.ema), statistics=True)
+
+    def _began(self, batch: Batch) -> None:
+        self._updates = batch.step
+
+
+class SemiSupervised(Labelled):
+    """Labelled clips through one stream; weak and strong views of unlabelled ones through the other."""
+
+    role: Role = "unlabelled"
+
+    def __init__(self, config: SemiConfig, encoder: Encoder, views: ViewsConfig, classes: Classes) -> None:
+        super().__init__(config, encoder, views, classes)
+        self.config = config
+
+    def segments(self, epoch: int) -> tuple[Segment, ...]:
+        """Of unlabelled clips: the weak and the strong view, of the same stretch of time if the clip is no longer."""
+        seconds = self.views.segment_s
+        return (
+            Segment(name="weak", seconds=seconds, recipe="weak"),
+            Segment(name="strong", seconds=seconds, recipe="strong"),
+        )
+
+    def labelled_segments(self, epoch: int) -> tuple[Segment, ...]:
+        """Of labelled clips: one weak view."""
+        return (Segment(name="labelled", seconds=self.views.segment_s, recipe="weak"),)
+
+    def forward(self, views: Views) -> Outputs:
+        """``labelled``, ``weak``, ``strong``: logits ``[B, C]``; ``weak_rows``, ``strong_rows``: embeddings."""
+        names = [name for name in ("labelled", "weak", "strong") if name in views]
+        rows = dict(zip(names, self.embedded([views[name] for name in names]), strict=True))
+        logits = self.model.classifier(torch.cat(list(rows.values()))).split([len(row) for row in rows.values()])
+        out = dict(zip(names, logits, strict=True))
+        return out | {f"{name}_rows": rows[name] for name in ("weak", "strong") if name in rows}
+
+    def pseudo_step(self, out: Outputs, batch: Batch, pseudo: Tensor) -> Step:
+        """``L_cls + weight L_u`` with the pseudo-labels ``pseudo [B, C]``, distributions over classes without gradient.
+
+        ``L_u`` is the strong views' cross-entropy against ``argmax``, where ``max`` reaches the threshold.
+        """
+        assert batch.labelled is not None
+        self._began(batch)
+        confidence, targets = pseudo.max(dim=1)
+        confident = confidence >= self.config.threshold
+        supervised = self.labelled_loss(out["labelled"], batch.labelled.labels)
+        unsupervised = consistency(out["strong"], targets, confident)
+        accuracy = (out["labelled"].detach().argmax(1) == batch.labelled.labels).float().mean()
+        terms = {
+            "supervised": supervised.detach(),
+            "pseudo": unsupervised.detach(),
+            "confident": confident.float().mean(),
+            "train_accuracy": accuracy,
+        }
+        counts = pseudo_counts(targets, confident, batch.truth, len(self.classes.names))
+        return Step(supervised + self.config.weight * unsupervised, terms, counts=counts)
+
+
+def pseudo_counts(targets: Tensor, confident: Tensor, truth: Tensor, classes: int) -> dict[str, Tensor]:
+    """How many of this rank's pseudo-labels ``targets [B]`` went to each class, were confident, were right, should have
+    been; int64 ``[C]`` each. Where the truth is unknown (-1) a row counts as predicted only.
+    """
+
+    def histogram(labels: Tensor) -> Tensor:
+        return torch.bincount(labels, minlength=classes)
+
+    return {
+        "predicted": histogram(targets),
+        "confident": histogram(targets[confident]),
+        "right": histogram(targets[targets == truth]),
+        "truth": histogram(truth[truth >= 0]),
+    }
+
+
+def global_mean(total: Tensor, count: Tensor) -> Tensor:
+    """This rank's part of a mean over the rows of all ranks: its ``total`` by the global ``count``, times W.
+
+    The training loss is the mean over ranks, so that what is returned adds up to the mean of the global batch; 0 (with
+    a gradient of 0) where no rank has a row.
+    """
+    everywhere = collectives.sum_over_ranks(count.to(total.dtype))
+    return total * collectives.world() / everywhere.clamp_min(1)

@@ -1,0 +1,69 @@
+"""USADTM (Han et al., NeurIPS 2020): pseudo-labels by the nearest class template, and semantic aggregation.
+
+The other of the two classifiers that DASO blends. Templates are the means of the labelled features in the memory's
+queues; the confident unlabelled features that the published templates also take in are left to the labelled ones here.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from rayssl import collectives
+from rayssl.losses.aggregation import joint, mutual_information
+from rayssl.methods.base import Batch, Classes, ClassRecall, Outputs, Recalled, Step, Views
+from rayssl.methods.daso import Prototypical
+from rayssl.methods.semi import SemiConfig
+from rayssl.models.encoder import Encoder
+from rayssl.views.recipes import Segment, ViewsConfig
+
+
+class USADTMConfig(SemiConfig):
+    """``temperature`` of the cosines to templates; ``queue``: labelled features of each class that make its template;
+    ``aggregation``: weight of the mutual information of the undistorted, weak and strong view (T-MI), 0 for none (it
+    costs a third pass, and classes cubed).
+    """
+
+    name: Literal["usadtm"] = "usadtm"
+    temperature: float = Field(0.05, gt=0)
+    queue: int = Field(256, ge=1)
+    aggregation: float = Field(0.1, ge=0)
+    window: int = Field(100, ge=1)
+
+
+class USADTM(Prototypical):
+    """``L_cls + weight L_u - aggregation I``, with pseudo-labels ``q = softmax(cos(z_weak, templates) / T)``."""
+
+    def __init__(self, config: USADTMConfig, encoder: Encoder, views: ViewsConfig, classes: Classes) -> None:
+        super().__init__(config, encoder, views, classes)
+        self.knobs = config
+
+    def segments(self, epoch: int) -> tuple[Segment, ...]:
+        """The weak and the strong view and, for the aggregation, the clip as it is."""
+        plain = Segment(name="plain", seconds=self.views.segment_s)
+        return (*super().segments(epoch), *((plain,) if self.knobs.aggregation else ()))
+
+    def forward(self, views: Views) -> Outputs:
+        """As `Prototypical.forward`, and ``plain``: logits of the undistorted view."""
+        out = super().forward(views)
+        if "plain" in views:
+            out["plain"] = self.model.classifier(self.model.encoder(views["plain"].wave, None))
+        return out
+
+    def step(self, out: Outputs, batch: Batch, recall: Recalled | None) -> Step:
+        """The loss; before there is any template no pseudo-label is confident."""
+        assert isinstance(recall, ClassRecall)
+        if bool(recall.present.any()):
+            pseudo = self.semantic(out["weak_rows"].detach(), recall, self.knobs.temperature).softmax(dim=1)
+        else:
+            pseudo = torch.full_like(out["weak"], 1 / out["weak"].shape[1]).detach()
+        step = self.pseudo_step(out, batch, pseudo)
+        if not self.knobs.aggregation:
+            return step
+        views = [out[name].softmax(dim=1) for name in ("plain", "weak", "strong")]
+        together = collectives.sum_over_ranks(joint(*views)) / collectives.world()
+        information = mutual_information(together)
+        terms = {**step.terms, "information": information.detach()}
+        return Step(step.loss - self.knobs.aggregation * information, terms, step.remember, step.counts)

@@ -1,0 +1,64 @@
+"""What a training is made of: its settings, and the objects that the loop puts together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field
+from torch import nn
+
+from rayssl.methods.base import Method
+from rayssl.schema import Config
+from rayssl.training.checkpoint import CheckpointConfig
+from rayssl.training.context import ClassClient, Context, MemoryClient
+from rayssl.training.metrics import RunLog
+from rayssl.training.optim import OptimiserConfig
+
+
+class TrainingConfig(Config):
+    """``batch`` is global: the same figure on any number of ranks, which must divide it.
+
+    ``epoch_steps``: how many steps make an epoch, 0 for a pass over the stream. What an epoch ends with, a checkpoint
+    and its metrics, costs seconds, and a few labelled clips are passed over in less.
+    """
+
+    epochs: int = Field(100, ge=1)
+    epoch_steps: int = Field(0, ge=0)
+    batch: int = Field(256, ge=2)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    sync_batchnorm: bool = False
+    optimiser: OptimiserConfig = OptimiserConfig()
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    log_every: int = Field(10, ge=1)
+
+
+@dataclass
+class Parts:
+    """What a run is made of. ``log`` is None on every rank but 0; ``memory`` None for methods without one, and so
+    ``prototypes``, the memory of classes.
+
+    ``pass_steps``: the steps of a pass over the stream, where an epoch is not one; ``labelled_steps``: of a pass over
+    the labelled stream.
+    """
+
+    config: TrainingConfig
+    run: str
+    seed: int
+    steps_per_epoch: int
+    architecture: str
+    method: Method
+    wrapped: nn.Module
+    distort: nn.Module
+    context: Context
+    memory: MemoryClient | None = None
+    prototypes: ClassClient | None = None
+    log: RunLog | None = None
+    pass_steps: int | None = None
+    labelled_steps: int | None = None
+
+    @property
+    def keeper(self) -> MemoryClient | ClassClient | None:
+        """The memory, of either kind, as what is saved, restored and measured."""
+        return self.memory if self.prototypes is None else self.prototypes
