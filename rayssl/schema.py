@@ -114,7 +114,10 @@ def _explain(model: type[BaseModel], tree: Tree, keys: tuple[str, ...], problems
     """One line about the ``problems`` that the value at ``keys`` has."""
     dotted, problem = ".".join(keys), problems[0]
     if problem["type"] == "extra_forbidden":
-        known = sorted({name for candidate in _models_at(model, tree, keys[:-1]) for name in candidate.model_fields})
+        candidates = _models_at(model, tree, keys[:-1])
+        # pydantic's location holds the member it took, also where the YAML names none and there is a default
+        taken = {candidate for candidate in candidates if set(_names(candidate)) & set(problem["loc"])} or candidates
+        known = sorted({name for candidate in taken for name in candidate.model_fields})
         close = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean '{close[0]}'?" if close else f"known keys here: {', '.join(known)}"
         return f"unknown key '{dotted}'; {hint}"

@@ -62,6 +62,25 @@ def test_suggestions_are_of_the_named_member_only() -> None:
     assert "start_epoch" in text and "margin" not in text
 
 
+@pytest.mark.parametrize(
+    ("frontend", "expected"),
+    [
+        ({"name": "lgomel"}, "'encoder.frontend.name': unknown name 'lgomel'; choose one of 'logmel', 'raw', 'spectru"),
+        ({"name": None}, "'encoder.frontend.name': choose one of 'logmel', 'raw', 'spectrum'"),
+        (
+            {"zzz": 3},
+            "unknown key 'encoder.frontend.zzz'; known keys here: f_max, f_min, hop_ms, n_fft, n_mels, name, no",
+        ),
+        ({"name": "spectrum", "bin": 3}, "unknown key 'encoder.frontend.bin'; did you mean 'bins'?"),
+        ({"n_mels": 0}, "'encoder.frontend.n_mels': input should be greater than or equal to 1, got 0"),
+        (5, "'encoder.frontend': expected keys below it, got 5"),
+    ],
+)
+def test_a_union_with_a_default_member(frontend: Any, expected: str) -> None:
+    """A frontend without a name is log-mel, and only log-mel's keys are suggested for it."""
+    assert message(tree(encoder={"frontend": frontend})).startswith(expected)
+
+
 def test_unknown_key_below_a_key_of_the_users_choice() -> None:
     source = {"name": "synthetic", "speekers": 3}
     text = message({"corpora": {"mine": {"source": source, "out": "o"}}}, model=PrepareConfig)

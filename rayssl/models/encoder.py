@@ -2,26 +2,68 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag, model_validator
 from torch import Tensor, nn
 
 from rayssl.models.ecapa import Ecapa, EcapaConfig
 from rayssl.models.fast_resnet34 import FastResnet34, FastResnet34Config
-from rayssl.models.frontends import FeatureMask, FeatureMaskConfig, LogMel, LogMelConfig
+from rayssl.models.frontends import FeatureMask, FeatureMaskConfig, LogMel, LogMelConfig, Raw, RawConfig
 from rayssl.models.norm import set_sync
+from rayssl.models.resnet1d import Resnet1d, Resnet1dConfig
+from rayssl.models.resnet2d import Resnet2d, Resnet2dConfig
+from rayssl.models.spectrum import Spectrum, SpectrumConfig
 from rayssl.schema import Config
 
-BackboneConfig = Annotated[EcapaConfig | FastResnet34Config, Field(discriminator="name")]
+
+def _frontend_name(given: Any) -> Any:
+    """What tells frontends apart: their name, "logmel" where none is given, as there once was no other."""
+    return given.get("name", "logmel") if isinstance(given, dict) else getattr(given, "name", "logmel")
+
+
+FrontendConfig = Annotated[
+    Annotated[LogMelConfig, Tag("logmel")]
+    | Annotated[RawConfig, Tag("raw")]
+    | Annotated[SpectrumConfig, Tag("spectrum")],
+    Discriminator(_frontend_name),
+]
+BackboneConfig = Annotated[
+    EcapaConfig | FastResnet34Config | Resnet1dConfig | Resnet2dConfig, Field(discriminator="name")
+]
+
+# By frontend: bands over time, samples over time, channels of bands over time
+_FITTING: dict[str, tuple[str, ...]] = {
+    "logmel": ("ecapa", "fast_resnet34", "resnet2d"),
+    "raw": ("resnet1d",),
+    "spectrum": ("resnet2d",),
+}
 
 
 class EncoderConfig(Config):
-    """Features, masks over them in training, and the network, chosen by ``backbone.name``."""
+    """Features (``frontend.name``, "logmel" where not given), masks over them in training, and the network
+    (``backbone.name``), which must be one for such features.
+    """
 
-    frontend: LogMelConfig = LogMelConfig()
+    frontend: FrontendConfig = LogMelConfig()
     masks: FeatureMaskConfig = FeatureMaskConfig()
     backbone: BackboneConfig = EcapaConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> EncoderConfig:
+        features, network = self.frontend.name, self.backbone.name
+        if network not in _FITTING[features]:
+            others = [name for name, networks in _FITTING.items() if network in networks]
+            raise ValueError(
+                f"encoder.frontend.name={features} does not fit encoder.backbone.name={network}: {features} goes with "
+                f"{_either(_FITTING[features])}, {network} with {_either(others)}"
+            )
+        if features == "raw" and self.masks.p > 0:
+            raise ValueError(
+                f"encoder.masks.p={self.masks.p:g}: masks cover bands and frames, which encoder.frontend.name=raw does "
+                "not have; leave encoder.masks out"
+            )
+        return self
 
 
 class Encoder(nn.Module):
@@ -29,9 +71,9 @@ class Encoder(nn.Module):
 
     def __init__(self, config: EncoderConfig, rate: int) -> None:
         super().__init__()
-        self.frontend = LogMel(config.frontend, rate)
+        self.frontend = _build_frontend(config.frontend, rate)
         self.masks = FeatureMask(config.masks)
-        self.backbone = _build_backbone(config.backbone, config.frontend.n_mels)
+        self.backbone = _build_backbone(config)
         self.embedding_dim = config.backbone.embedding_dim
 
     def forward(self, wave: Tensor, keys: Tensor | None = None) -> Tensor:
@@ -50,7 +92,24 @@ def build_encoder(config: EncoderConfig, rate: int = 16000, sync_batchnorm: bool
     return encoder
 
 
-def _build_backbone(config: EcapaConfig | FastResnet34Config, features: int) -> nn.Module:
-    if isinstance(config, EcapaConfig):
-        return Ecapa(config, features)
-    return FastResnet34(config, features)
+def _build_frontend(config: LogMelConfig | RawConfig | SpectrumConfig, rate: int) -> nn.Module:
+    if isinstance(config, RawConfig):
+        return Raw(config)
+    return Spectrum(config, rate) if isinstance(config, SpectrumConfig) else LogMel(config, rate)
+
+
+def _build_backbone(config: EncoderConfig) -> nn.Module:
+    frontend, backbone = config.frontend, config.backbone
+    if isinstance(backbone, Resnet1dConfig):
+        return Resnet1d(backbone)
+    if isinstance(backbone, Resnet2dConfig):
+        return Resnet2d(backbone, channels=3 if isinstance(frontend, SpectrumConfig) else 1)
+    assert isinstance(frontend, LogMelConfig), "EncoderConfig lets no other through"
+    if isinstance(backbone, EcapaConfig):
+        return Ecapa(backbone, frontend.n_mels)
+    return FastResnet34(backbone, frontend.n_mels)
+
+
+def _either(names: list[str] | tuple[str, ...]) -> str:
+    *rest, last = names
+    return f"{', '.join(rest)} or {last}" if rest else last

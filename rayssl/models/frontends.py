@@ -1,9 +1,11 @@
-"""Waveform to log-mel features, and masks over them.
+"""Waveform to log-mel features or standardised samples, and masks over features; three channels: `spectrum`.
 
 Features are always computed in float32: in bfloat16 the logarithm of a quiet band would be noise.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -22,6 +24,7 @@ _APPLY, _FREQ_WIDTH, _FREQ_START, _TIME_WIDTH, _TIME_START = range(300, 305)
 class LogMelConfig(Config):
     """``n_mels`` bands between ``f_min`` and ``f_max`` Hz; ``win_ms`` windows every ``hop_ms``; see `LogMel`."""
 
+    name: Literal["logmel"] = "logmel"
     n_mels: int = Field(default=40, ge=1)
     win_ms: float = Field(default=25.0, gt=0.0)
     hop_ms: float = Field(default=10.0, gt=0.0)
@@ -45,10 +48,9 @@ class LogMel(nn.Module):
         super().__init__()
         win, hop = round(rate * config.win_ms / 1000), round(rate * config.hop_ms / 1000)
         if win > config.n_fft:
-            raise ConfigError(f"'frontend.n_fft': {config.n_fft} is shorter than the window of {win} samples; raise it")
-        if not config.f_min < config.f_max <= rate / 2:
-            bounds = f"above f_min and at most at {rate / 2:g} Hz"
-            raise ConfigError(f"'frontend.f_max': must lie {bounds}, got {config.f_max:g}")
+            given = f"{config.n_fft} is shorter than the window of {win} samples"
+            raise ConfigError(f"'encoder.frontend.n_fft': {given}; raise it")
+        check_band(config.f_min, config.f_max, rate)
         self.n_mels, self.n_fft, self.hop = config.n_mels, config.n_fft, hop
         self.normalise = config.normalise
         before = (config.n_fft - win) // 2
@@ -73,6 +75,42 @@ class LogMel(nn.Module):
             return features
 
 
+class RawConfig(Config):
+    """Samples as they are, or with ``normalise`` of mean 0 and variance 1; see `Raw`."""
+
+    name: Literal["raw"] = "raw"
+    normalise: bool = True
+
+
+class Raw(nn.Module):
+    """Samples as one channel; ``normalise`` makes an utterance's mean 0 and its variance 1, so that no gain counts.
+
+    A constant utterance becomes zeros.
+    """
+
+    def __init__(self, config: RawConfig) -> None:
+        super().__init__()
+        self.normalise = config.normalise
+
+    def forward(self, wave: Tensor) -> Tensor:
+        """Samples ``wave [B, T]`` in [-1, 1] to ``[B, 1, T]``, float32."""
+        samples = wave.float()[:, None]
+        return standardised(samples, (2,), 1e-10) if self.normalise else samples
+
+
+def standardised(x: Tensor, dims: tuple[int, ...], floor: float) -> Tensor:
+    """``x`` with mean 0 and biased variance 1 over ``dims``, less where the variance is not well above ``floor``."""
+    variance, mean = torch.var_mean(x, dims, correction=0, keepdim=True)
+    return (x - mean) * torch.rsqrt(variance + floor)
+
+
+def check_band(f_min: float, f_max: float, rate: int) -> None:
+    """Raises `ConfigError` unless ``f_min < f_max``, in Hz, lie below half of ``rate``."""
+    if not f_min < f_max <= rate / 2:
+        bounds = f"above f_min and at most at {rate / 2:g} Hz"
+        raise ConfigError(f"'encoder.frontend.f_max': must lie {bounds}, got {f_max:g}")
+
+
 class FeatureMaskConfig(Config):
     """SpecAugment (Park et al., 2019) without warping: bands and stretches of time set to 0, off while ``p`` is 0.
 
@@ -87,22 +125,25 @@ class FeatureMaskConfig(Config):
 
 
 class FeatureMask(nn.Module):
-    """Masks rows of features by draws from each row's key; 0 is every band's mean after normalisation."""
+    """Masks rows of features by draws from each row's key, all channels alike.
+
+    After normalisation 0 is the mean: of a log-mel's band, of a spectrum's channel.
+    """
 
     def __init__(self, config: FeatureMaskConfig) -> None:
         super().__init__()
         self.config = config
 
     def forward(self, features: Tensor, keys: Tensor) -> Tensor:
-        """``features [B, F, T]``, ``keys [B]`` int64 to the same shape; the input is left as it is."""
+        """``features [B, F, T]`` or ``[B, C, F, T]``, ``keys [B]`` int64 to the same; the input is left as it is."""
         config = self.config
         if config.p == 0.0:
             return features
-        bands = _covered(keys, features.shape[1], config.freq_masks, config.freq_width, _FREQ_WIDTH, _FREQ_START)
-        times = _covered(keys, features.shape[2], config.time_masks, config.time_width, _TIME_WIDTH, _TIME_START)
+        bands = _covered(keys, features.shape[-2], config.freq_masks, config.freq_width, _FREQ_WIDTH, _FREQ_START)
+        times = _covered(keys, features.shape[-1], config.time_masks, config.time_width, _TIME_WIDTH, _TIME_START)
         chosen = uniform_torch(keys, _APPLY) < config.p
         masked = (bands[:, :, None] | times[:, None, :]) & chosen[:, None, None]
-        return features.masked_fill(masked, 0.0)
+        return features.masked_fill(masked if features.dim() == 3 else masked[:, None], 0.0)
 
 
 def _covered(keys: Tensor, length: int, masks: int, width: int, width_stream: int, start_stream: int) -> Tensor:

@@ -114,6 +114,25 @@ class DinoHead(nn.Module):
         return logits
 
 
+class Classifier(nn.Module):
+    """A linear layer to logits, ``[B, inputs]`` to ``[B, classes]``, in float32 at least.
+
+    Weights start at a deviation of 0.01 and biases at 0: training begins from an almost uniform prediction.
+    """
+
+    def __init__(self, inputs: int, classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, classes)
+        nn.init.normal_(self.linear.weight, std=0.01)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Thresholds on probabilities and margins between classes are finer than bfloat16's steps
+        with torch.autocast(x.device.type, enabled=False):
+            logits: Tensor = self.linear(x if x.dtype == torch.float64 else x.float())
+            return logits
+
+
 class AamHead(nn.Module):
     """Additive angular margin (Deng et al., CVPR 2019, Eq. 3): embeddings to logits for a cross-entropy.
 

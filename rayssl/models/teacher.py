@@ -45,6 +45,15 @@ def momentum_at(progress: float, start: float, end: float = 1.0) -> float:
     return end - (end - start) * (1 + math.cos(math.pi * progress)) / 2
 
 
+def warmed_momentum(step: int, momentum: float) -> float:
+    """``min(1 - 1/(step + 1), momentum)``, with ``step`` counted from 0: DASO's momentum (Oh et al., CVPR 2022).
+
+    While it rises the average is the plain mean of the students so far; at step 0 it is the student, whatever the
+    teacher started from.
+    """
+    return min(1 - 1 / (step + 1), momentum)
+
+
 def _averaged(module: nn.Module) -> dict[str, torch.Tensor]:
     """By name: the parameters, and the floating buffers outside batch normalisations."""
     found: dict[str, torch.Tensor] = dict(module.named_parameters())

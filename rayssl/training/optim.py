@@ -1,4 +1,4 @@
-"""Optimisers by name, with weight decay kept off biases and normalisation weights."""
+"""Optimisers by name, with weight decay and layer-wise rates kept off biases and normalisation weights."""
 
 from __future__ import annotations
 
@@ -9,16 +9,23 @@ from pydantic import Field
 from torch import nn
 
 from rayssl.schema import Config
+from rayssl.training.lars import AdamLars, Lars
 from rayssl.training.schedules import ScheduleConfig
 
 
 class OptimiserConfig(Config):
-    """``lr`` is the rate at the configured global batch: it is never rescaled behind the user's back."""
+    """``lr`` is the rate at the configured global batch: it is never rescaled behind the user's back.
 
-    name: Literal["adam", "adamw", "sgd"] = "adam"
+    ``lars`` and ``adam_lars`` step in proportion to each layer's own length, see `rayssl.training.lars`; the rates of
+    ``sgd`` and ``adam`` do not carry over. ``momentum`` is that of ``sgd`` and ``lars``, ``trust`` the factor of
+    ``lars``: a layer moves by ``lr * trust`` of its length a step, before momentum.
+    """
+
+    name: Literal["adam", "adamw", "sgd", "lars", "adam_lars"] = "adam"
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     momentum: float = Field(0.9, ge=0, lt=1)
+    trust: float = Field(0.001, gt=0)
     clip_norm: float | None = Field(None, gt=0)
     schedule: ScheduleConfig = ScheduleConfig()
 
@@ -34,8 +41,14 @@ def build_optimiser(config: OptimiserConfig, model: nn.Module) -> torch.optim.Op
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
+    if config.name in ("lars", "adam_lars"):
+        groups[0]["trust"], groups[1]["trust"] = (config.trust if config.name == "lars" else 1.0), None
     groups = [group for group in groups if group["params"]]
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+    if config.name == "lars":
+        return Lars(groups, lr=config.lr, momentum=config.momentum)
+    if config.name == "adam_lars":
+        return AdamLars(groups, lr=config.lr)
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     return kind(groups, lr=config.lr)

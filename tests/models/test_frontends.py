@@ -1,4 +1,4 @@
-"""Log-mel features against torchaudio, and feature masks."""
+"""Log-mel features against torchaudio, standardised samples, and feature masks."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torchaudio.transforms import MelSpectrogram
 from rayssl.draws import fold
 from rayssl.draws_torch import keys_torch
 from rayssl.errors import ConfigError
-from rayssl.models.frontends import FeatureMask, FeatureMaskConfig, LogMel, LogMelConfig
+from rayssl.models.frontends import FeatureMask, FeatureMaskConfig, LogMel, LogMelConfig, Raw, RawConfig
 
 
 @pytest.mark.parametrize(("rate", "n_fft", "f_max"), [(16000, 512, 7600.0), (16000, 400, 8000.0), (8000, 256, 3800.0)])
@@ -54,6 +54,31 @@ def test_bands_that_do_not_fit_are_refused() -> None:
         LogMel(LogMelConfig(), 48000)
 
 
+def test_raw_samples_are_standardised_row_by_row() -> None:
+    wave = torch.randn(3, 4000) * torch.tensor([[1e-3], [0.2], [0.9]]) + torch.tensor([[0.0], [0.1], [-0.5]])
+    out = Raw(RawConfig())(wave)
+    expected = (wave - wave.mean(1, keepdim=True)) / wave.std(1, keepdim=True, correction=0)
+    torch.testing.assert_close(out[:, 0], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(Raw(RawConfig())(0.01 * wave[1:]), out[1:], rtol=1e-3, atol=1e-3)
+    assert torch.equal(Raw(RawConfig(normalise=False))(wave), wave[:, None])
+
+
+def test_raw_silence_stays_quiet() -> None:
+    """Zeros, an offset, and less than a step of 16 bits do not become noise at full scale."""
+    dither = 1e-6 * torch.randn(4000)
+    wave = torch.stack((torch.zeros(4000), torch.full((4000,), 0.7), dither))
+    out = Raw(RawConfig())(wave)
+    assert not out[0].any() and out[1].abs().max() < 0.05 and out[2].std() < 0.2
+
+
+def test_raw_is_float32_under_autocast_and_keeps_no_state() -> None:
+    wave = torch.randn(2, 1000)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = Raw(RawConfig())(wave.bfloat16())
+    assert out.dtype == torch.float32 and torch.equal(out, Raw(RawConfig())(wave.bfloat16()))
+    assert not Raw(RawConfig()).state_dict()
+
+
 def masked(config: FeatureMaskConfig, rows: int) -> torch.Tensor:
     """Bool ``[rows, 40, 100]``: what the mask sets to 0."""
     keys = keys_torch(fold(2), torch.arange(rows))
@@ -97,3 +122,13 @@ def test_mask_probability_rows_and_input() -> None:
 def test_masks_wider_than_the_features_cover_at_most_all() -> None:
     config = FeatureMaskConfig(p=1.0, freq_width=500, time_width=500)
     assert torch.isfinite(FeatureMask(config)(torch.ones(50, 5, 7), torch.arange(50))).all()
+
+
+def test_masks_cover_all_channels_alike() -> None:
+    keys = keys_torch(fold(2), torch.arange(8))
+    features = torch.randn(8, 3, 40, 100)
+    mask = FeatureMask(FeatureMaskConfig(p=1.0))
+    out = mask(features, keys)
+    assert out.shape == features.shape
+    for channel in range(3):
+        assert torch.equal(out[:, channel], mask(features[:, channel], keys))

@@ -9,7 +9,7 @@ from lightly.models.modules.heads import DINOProjectionHead
 from pytorch_metric_learning.losses import ArcFaceLoss
 from torch.nn import functional as F
 
-from rayssl.models.heads import AamHead, DinoHead, DinoHeadConfig, Projector, ProjectorConfig, Prototypes
+from rayssl.models.heads import AamHead, Classifier, DinoHead, DinoHeadConfig, Projector, ProjectorConfig, Prototypes
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.2, 0.5])
@@ -142,3 +142,24 @@ def test_prototypes_stay_precise_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         cast = prototypes(x)
     assert cast.dtype == torch.float32 and torch.equal(cast, prototypes(x))
+
+
+def test_classifier_is_linear_and_starts_almost_uniform() -> None:
+    torch.manual_seed(0)
+    head = Classifier(64, 10)
+    x = torch.randn(200, 64)
+    out = head(x)
+    torch.testing.assert_close(out, x @ head.linear.weight.T + head.linear.bias)
+    assert out.shape == (200, 10)
+    assert F.softmax(out, dim=1).max() < 0.2
+    assert F.cross_entropy(out, torch.arange(200) % 10).item() == pytest.approx(math.log(10), abs=0.05)
+
+
+def test_classifier_stays_precise_under_autocast() -> None:
+    head = Classifier(5, 3)
+    x = torch.randn(4, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = head(x)
+    assert cast.dtype == torch.float32 and torch.equal(cast, head(x))
+    assert head(x.bfloat16()).dtype == torch.float32
+    assert head.double()(x.double()).dtype == torch.float64

@@ -11,7 +11,7 @@ from lightly.utils.scheduler import cosine_schedule
 from torch import nn
 
 from rayssl.models.norm import BatchNorm1d
-from rayssl.models.teacher import average, frozen_copy, momentum_at
+from rayssl.models.teacher import average, frozen_copy, momentum_at, warmed_momentum
 
 
 def network(seed: int) -> nn.Sequential:
@@ -99,3 +99,15 @@ def test_momentum_rises_to_one_along_half_a_cosine() -> None:
     assert path == sorted(path)
     for step in range(41):  # lightly counts steps from 0 to one below their number
         assert path[step] == pytest.approx(cosine_schedule(step, 41, 0.9, 1.0))
+
+
+def test_warmed_momentum_is_the_plain_mean_until_it_reaches_its_value() -> None:
+    """DASO: min(1 - 1/(t+1), .999) with t from 0, so that .999 is reached at t = 999 and what came before forgotten."""
+    assert [warmed_momentum(step, 0.999) for step in (0, 1, 3)] == [0.0, 0.5, 0.75]
+    assert warmed_momentum(998, 0.999) < warmed_momentum(999, 0.999) == warmed_momentum(10**9, 0.999) == 0.999
+    assert warmed_momentum(0, 0.0) == 0.0
+    teacher, students = frozen_copy(network(0)), [network(seed) for seed in range(1, 5)]
+    for step, student in enumerate(students):
+        average(teacher, student, warmed_momentum(step, 0.999))
+    mean = torch.stack([student[0].weight for student in students]).mean(0)
+    torch.testing.assert_close(teacher[0].weight.data, mean.detach())

@@ -35,13 +35,16 @@ def test_decay_moves_weights_only() -> None:
         torch.testing.assert_close(p.detach(), factor * before[name])
 
 
-@pytest.mark.parametrize(("name", "kind"), [("adam", "Adam"), ("adamw", "AdamW"), ("sgd", "SGD")])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("adam", "Adam"), ("adamw", "AdamW"), ("sgd", "SGD"), ("lars", "Lars"), ("adam_lars", "AdamLars")],
+)
 def test_names(name: str, kind: str) -> None:
     config = OptimiserConfig.model_validate({"name": name, "lr": 0.3, "momentum": 0.7})
     optimiser = build_optimiser(config, model())
     assert type(optimiser).__name__ == kind
     assert {group["lr"] for group in optimiser.param_groups} == {0.3}
-    if name == "sgd":
+    if name in ("sgd", "lars"):
         assert {group["momentum"] for group in optimiser.param_groups} == {0.7}
 
 
@@ -68,3 +71,15 @@ def test_order_is_that_of_the_names() -> None:
         groups = build_optimiser(OptimiserConfig(), Two(names)).param_groups
         orders.append([p.shape for group in groups for p in group["params"]])
     assert orders[0] == orders[1]
+
+
+@pytest.mark.parametrize(("name", "trust"), [("lars", 0.002), ("adam_lars", 1.0)])
+def test_biases_and_normalisation_have_no_trust_ratio(name: str, trust: float) -> None:
+    net = model()
+    config = OptimiserConfig.model_validate({"name": name, "trust": 0.002, "weight_decay": 0.1})
+    groups = build_optimiser(config, net).param_groups
+    found = {id(p): (group["trust"], group["weight_decay"]) for group in groups for p in group["params"]}
+    for p in net.parameters():
+        assert found[id(p)] == ((trust, 0.1) if p.ndim > 1 else (None, 0.0))
+    only_biases = build_optimiser(config, nn.BatchNorm1d(3)).param_groups
+    assert [group["trust"] for group in only_biases] == [None]

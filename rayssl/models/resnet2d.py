@@ -1,0 +1,59 @@
+"""ResNet-18 (He et al., CVPR 2016) over planes of frequency and time.
+
+The same function, for the same weights, as torchvision's `resnet18` without its last layer.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rayssl.models.fast_resnet34 import Basic
+from rayssl.models.norm import BatchNorm2d
+from rayssl.schema import Config
+
+
+class Resnet2dConfig(Config):
+    """``blocks`` of each stage, ``width`` channels in the first and twice as many in each that follows.
+
+    A linear layer to ``embedding_dim`` stands at the end only where the last stage has another width, 8 * ``width``.
+    """
+
+    name: Literal["resnet2d"] = "resnet2d"
+    width: int = Field(default=64, ge=1)
+    embedding_dim: int = Field(default=512, ge=1)
+    blocks: list[Annotated[int, Field(ge=1)]] = Field(default=[2, 2, 2, 2], min_length=4, max_length=4)
+
+
+class Resnet2d(nn.Module):
+    """``[B, channels, F, T]``, or ``[B, F, T]`` as one channel, to ``[B, embedding_dim]``; any F and T."""
+
+    def __init__(self, config: Resnet2dConfig, channels: int) -> None:
+        super().__init__()
+        width = config.width
+        self.stem = nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False)
+        self.stem_norm = BatchNorm2d(width)
+        blocks: list[nn.Module] = []
+        for stage, count in enumerate(config.blocks):
+            for position in range(count):
+                outputs, stride = config.width * 2**stage, 2 if stage and position == 0 else 1
+                blocks.append(Basic(width, outputs, stride, squeeze_excitation=False))
+                width = outputs
+        self.blocks = nn.Sequential(*blocks)
+        same = width == config.embedding_dim
+        self.project = nn.Identity() if same else nn.Linear(width, config.embedding_dim)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, features: Tensor) -> Tensor:
+        x = features[:, None] if features.dim() == 3 else features
+        x = F.max_pool2d(F.relu(self.stem_norm(self.stem(x))), 3, stride=2, padding=1)
+        x = self.blocks(x)
+        # Without a projection this is the embedding: not in bfloat16
+        embedding: Tensor = self.project(x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32)))
+        return embedding
