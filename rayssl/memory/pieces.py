@@ -16,7 +16,7 @@ _MOST = 64
 _LEAST = 4  # so that a small memory can be shared by a few stores, too
 _ROWS = 4096  # of a piece, before there are more of them
 
-Kind = Literal["index", "references", "positives"]
+Kind = Literal["index", "references", "positives", "classes"]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,79 @@
+"""SupCon, the contrastive loss with labels (Khosla et al., NeurIPS 2020, Eq. 2: L_out)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def supcon(
+    a: Tensor,
+    b: Tensor,
+    labels: Tensor,
+    *,
+    keys_a: Tensor,
+    keys_b: Tensor,
+    key_labels: Tensor,
+    offset: int,
+    temperature: float,
+) -> Tensor:
+    """Cross-entropy of each anchor against all rows of its class, mean over this rank's 2B anchors; a scalar, float32.
+
+    With ``z`` the ``2n`` L2-normalised keys (``keys_a`` then ``keys_b``, ``n = W*B``) and ``P(i)`` the keys other than
+    ``i`` that have its label, among them its other view::
+
+        l_i = -1/|P(i)| sum over p in P(i) of log( exp(z_i . z_p / t) / sum over k != i of exp(z_i . z_k / t) )
+
+    A row whose label is unknown (negative) has its own other view as its only positive, and is a negative to all
+    others: with no label known this is NT-Xent. The mean is the authors' code's; the paper sums over anchors.
+
+    ``a, b [B, D]`` are this rank's two views (any norm) and ``labels [B]`` their integer labels; ``keys_a, keys_b
+    [W*B, D]`` and ``key_labels [W*B]`` those of all ranks in rank order, ``offset`` the row of this rank's first clip
+    in them (rank * B). With one rank the keys are ``a, b, labels`` themselves. The mean of this value over ranks is the
+    loss of the global batch. The arithmetic is float32 (float64 for float64 inputs) even under autocast. Raises
+    `ValueError` for shapes that do not fit each other and for a temperature that is not positive.
+    """
+    _check(a, b, labels, keys_a, keys_b, key_labels, offset, temperature)
+    rows, total = a.shape[0], keys_a.shape[0]
+    with torch.autocast(device_type=a.device.type, enabled=False):
+        anchors = _unit(torch.cat([a, b]))
+        keys = _unit(torch.cat([keys_a, keys_b]))
+        own = torch.arange(offset, offset + rows, device=a.device)
+        itself = torch.cat([own, own + total])[:, None]
+        other_view = torch.cat([own + total, own])[:, None]
+        same = (labels[:, None] == key_labels[None]) & (labels[:, None] >= 0)
+        positive = same.repeat(2, 2).scatter(1, other_view, True).scatter(1, itself, False)
+        log_share = (anchors @ keys.T / temperature).scatter(1, itself, float("-inf")).log_softmax(dim=1)
+        # chosen, not multiplied: the anchor's own place is -inf
+        per_anchor = torch.where(positive, log_share, 0).sum(dim=1) / positive.sum(dim=1)
+        return -per_anchor.mean()
+
+
+def _unit(x: Tensor) -> Tensor:
+    return functional.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1)
+
+
+def _check(
+    a: Tensor,
+    b: Tensor,
+    labels: Tensor,
+    keys_a: Tensor,
+    keys_b: Tensor,
+    key_labels: Tensor,
+    offset: int,
+    temperature: float,
+) -> None:
+    rows, total = a.shape[0], keys_a.shape[0]
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    if a.shape != b.shape or keys_a.shape != keys_b.shape or not 0 <= offset <= total - rows:
+        raise ValueError(
+            f"a {tuple(a.shape)}, b {tuple(b.shape)} are no rows {offset}..{offset + rows} of keys "
+            f"{tuple(keys_a.shape)}, {tuple(keys_b.shape)}"
+        )
+    if labels.shape != (rows,) or key_labels.shape != (total,):
+        raise ValueError(
+            f"labels {tuple(labels.shape)} and key_labels {tuple(key_labels.shape)} are not those of {rows} rows and "
+            f"{total} keys"
+        )
