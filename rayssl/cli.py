@@ -205,7 +205,8 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--quiet", action="store_true", help="no progress bar")
     example = "configs/gsc_ssps_simclr.yaml method.clusters=500 training.epochs=30"
     _add(verbs, train, "train, or go on training after any interruption", example, config, over)
-    scored = _add(verbs, evaluate, "figures on trials or on the classes of a test corpus", "runs/synthetic/ssps --checkpoint best", run, over)
+    text = "figures on trials, or on the classes of a test corpus"
+    scored = _add(verbs, evaluate, text, "runs/synthetic/ssps --checkpoint best", run, over)
     scored.add_argument("--checkpoint", default="last", help="last (default), best, epoch-N or step-N")
     _add(verbs, report, "one self-contained HTML page", "runs/synthetic/ssps", run)
     text = "times parts of a job on this machine, before the job"

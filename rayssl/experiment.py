@@ -186,9 +186,14 @@ class Experiment(Config):
     @property
     def architecture(self) -> str:
         """The model in one line, for messages about checkpoints that do not fit."""
-        backbone = self.encoder.backbone
-        sizes = ", ".join(f"{name}={value}" for name, value in backbone.model_dump().items() if name != "name")
-        return f"{self.method.name} over {backbone.name}({sizes})"
+        encoder: EncoderConfig | None = self.encoder
+        parts = []
+        while encoder is not None:
+            backbone = encoder.backbone
+            sizes = ", ".join(f"{name}={value}" for name, value in backbone.model_dump().items() if name != "name")
+            parts.append(f"{backbone.name}({sizes}) on {encoder.frontend.name}")
+            encoder = encoder.beside
+        return f"{self.method.name} over {' and '.join(parts)}"
 
 
 def located(experiment: Experiment) -> Experiment:
@@ -220,7 +225,7 @@ def build_method(experiment: Experiment, manifest: Manifest) -> Method:
     encoder = build_run_encoder(experiment, manifest.rate)
     if isinstance(config, SupervisedConfig):
         return Supervised(config, encoder, views, manifest.speakers)
-    if isinstance(config, tuple(_LEARNERS) + (CLARConfig,)):
+    if isinstance(config, (*_LEARNERS, CLARConfig)):
         made: Any = CLAR if isinstance(config, CLARConfig) else _LEARNERS[type(config)]
         method: Method = made(config, encoder, views, classes_of(experiment, manifest))
         set_sync(method, experiment.training.sync_batchnorm)
@@ -259,7 +264,7 @@ def class_settings(experiment: Experiment, manifest: Manifest) -> dict[str, Any]
         )
     return {
         "classes": len(classes.names),
-        "dim": experiment.encoder.backbone.embedding_dim,
+        "dim": experiment.encoder.embedding_dim,
         "length": config.queue,
         "window": config.window,
     }
@@ -315,7 +320,7 @@ def memory_settings(experiment: Experiment, manifest: Manifest) -> dict[str, Any
             f"method.clusters={config.clusters} must be above method.neighbours={config.neighbours} and at most the "
             f"{seen} of {manifest.rows} utterances of {experiment.corpus.uri} in an epoch of batches of {batch}"
         )
-    dim = experiment.encoder.backbone.embedding_dim
+    dim = experiment.encoder.embedding_dim
     if config.sampling == "centroid" and config.over.positive_dim(dim) != dim:
         raise ConfigError(
             f"method.sampling=centroid: centroids have the encoder's {dim} dimensions, positives of {config.over.name} "

@@ -45,9 +45,7 @@ class CLARConfig(PairConfig):
 class CLAR(PairMethod):
     """NT-Xent (Eq. 1) of the global batch and, with labels, a classifier over the encoder's embeddings (Eq. 3)."""
 
-    def __init__(
-        self, config: CLARConfig, encoder: Encoder | Joined, views: ViewsConfig, classes: Classes | None
-    ) -> None:
+    def __init__(self, config: CLARConfig, encoder: Encoder, views: ViewsConfig, classes: Classes | None) -> None:
         if config.cross != isinstance(encoder, Joined):
             raise ConfigError(
                 "method.cross: the cross form needs a second encoder in encoder.beside, and two encoders need it; "
@@ -79,7 +77,7 @@ class CLAR(PairMethod):
         )
 
     def forward(self, views: Views) -> Outputs:
-        """``anchor``, ``positive``: projections ``[B, D_emb]``; ``logits [2 B, C]`` of both views, with a classifier."""
+        """``anchor``, ``positive``: projections ``[B, D_emb]``; with a classifier ``logits [2 B, C]`` of both."""
         pair = [views["anchor"], views["positive"]]
         if self.other_projector is None:
             rows = embed_together(self.encoder, pair)
@@ -108,8 +106,17 @@ class CLAR(PairMethod):
         keys_a, keys_b = collectives.gather(a), collectives.gather(b)
         offset, temperature = collectives.rank() * len(a), self.config.temperature
         if self.config.labels == "supcon":
-            labels = collectives.gather(batch.labels)
-            loss = supcon(a, b, keys_a=keys_a, keys_b=keys_b, labels=labels, offset=offset, temperature=temperature)
+            everyone = collectives.gather(batch.labels)
+            loss = supcon(
+                a,
+                b,
+                batch.labels,
+                keys_a=keys_a,
+                keys_b=keys_b,
+                key_labels=everyone,
+                offset=offset,
+                temperature=temperature,
+            )
             return Step(loss, {"supcon": loss.detach()})
         loss = ntxent(a, b, keys_a=keys_a, keys_b=keys_b, offset=offset, temperature=temperature)
         terms = {"ntxent": loss.detach()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import torch
 from pydantic import Discriminator, Field, Tag, model_validator
 from torch import Tensor, nn
 
@@ -42,12 +43,19 @@ _FITTING: dict[str, tuple[str, ...]] = {
 
 class EncoderConfig(Config):
     """Features (``frontend.name``, "logmel" where not given), masks over them in training, and the network
-    (``backbone.name``), which must be one for such features.
+    (``backbone.name``), which must be one for such features. ``beside``: a second encoder of the same samples, whose
+    embedding is appended to the first one's.
     """
 
     frontend: FrontendConfig = LogMelConfig()
     masks: FeatureMaskConfig = FeatureMaskConfig()
     backbone: BackboneConfig = EcapaConfig()
+    beside: EncoderConfig | None = None
+
+    @property
+    def embedding_dim(self) -> int:
+        """Of the whole embedding."""
+        return self.backbone.embedding_dim + (0 if self.beside is None else self.beside.embedding_dim)
 
     @model_validator(mode="after")
     def _fits(self) -> EncoderConfig:
@@ -85,9 +93,24 @@ class Encoder(nn.Module):
         return self.backbone(features).float()  # type: ignore[no-any-return]
 
 
+class Joined(Encoder):
+    """Two encoders of the same samples: their embeddings one after the other."""
+
+    def __init__(self, config: EncoderConfig, rate: int) -> None:
+        nn.Module.__init__(self)
+        assert config.beside is not None
+        self.first = Encoder(config, rate)
+        self.second = build_encoder(config.beside, rate)
+        self.embedding_dim = config.embedding_dim
+
+    def forward(self, wave: Tensor, keys: Tensor | None = None) -> Tensor:
+        """As `Encoder.forward`; masks of both are drawn from the same keys."""
+        return torch.cat([self.first(wave, keys), self.second(wave, keys)], dim=1)
+
+
 def build_encoder(config: EncoderConfig, rate: int = 16000, sync_batchnorm: bool = False) -> Encoder:
     """An encoder with freshly initialised weights; ``sync_batchnorm`` takes training statistics over all ranks."""
-    encoder = Encoder(config, rate)
+    encoder = Encoder(config, rate) if config.beside is None else Joined(config, rate)
     set_sync(encoder, sync_batchnorm)
     return encoder
 

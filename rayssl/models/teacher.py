@@ -22,10 +22,11 @@ def frozen_copy(module: Module) -> Module:
 
 
 @torch.no_grad()
-def average(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+def average(teacher: nn.Module, student: nn.Module, momentum: float, *, statistics: bool = False) -> None:
     """Moves every parameter and floating buffer of ``teacher``, in place: ``t <- momentum * t + (1 - momentum) * s``.
 
-    Not the running statistics of batch normalisation: the teacher keeps its own. It runs in training mode, on the
+    Not the running statistics of batch normalisation, unless ``statistics``, for an average that runs in eval mode and
+    has no other way to any: the teacher keeps its own. It runs in training mode, on the
     statistics of the very batch (over all ranks where they are synchronised), and so follows with its running ones
     what its own weights make of its own views. An average of the student's would belong to other weights and, where
     the student sees shorter crops, to other inputs. ``momentum`` in [0, 1], else `ValueError`; also for a student that
@@ -33,7 +34,7 @@ def average(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """
     if not 0 <= momentum <= 1:
         raise ValueError(f"momentum must be in [0, 1], got {momentum}")
-    followed, leading = _averaged(teacher), _averaged(student)
+    followed, leading = _averaged(teacher, statistics), _averaged(student, statistics)
     if followed.keys() != leading.keys():
         raise ValueError(f"teacher and student differ in {sorted(followed.keys() ^ leading.keys())}")
     for name, value in followed.items():
@@ -54,11 +55,11 @@ def warmed_momentum(step: int, momentum: float) -> float:
     return min(1 - 1 / (step + 1), momentum)
 
 
-def _averaged(module: nn.Module) -> dict[str, torch.Tensor]:
-    """By name: the parameters, and the floating buffers outside batch normalisations."""
+def _averaged(module: nn.Module, statistics: bool) -> dict[str, torch.Tensor]:
+    """By name: the parameters, and the floating buffers, of batch normalisations where ``statistics`` says so."""
     found: dict[str, torch.Tensor] = dict(module.named_parameters())
     for prefix, part in module.named_modules():
-        if not isinstance(part, nn.modules.batchnorm._NormBase):
+        if statistics or not isinstance(part, nn.modules.batchnorm._NormBase):
             own = part.named_buffers(prefix, recurse=False)
             found |= {name: buffer for name, buffer in own if buffer.is_floating_point()}
     return found

@@ -57,7 +57,7 @@ def classify(
     tested = np.flatnonzero(classes >= 0)
     if not len(tested):
         raise CorpusError(
-            f"{settings.corpus}: none of its clips has a label of {experiment.corpus.uri} ({', '.join(names[:5])}, ...); "
+            f"{settings.corpus}: no clip has one of the labels {', '.join(names[:5])}, ... of {experiment.corpus.uri}; "
             "name another corpus in evaluation.corpus"
         )
     speakers = np.asarray(table["speaker"].to_numpy())[tested]

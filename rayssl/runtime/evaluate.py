@@ -35,9 +35,7 @@ def read_run(run: str, overrides: list[str]) -> Experiment:
     return parse(Experiment, override(load_yaml(storage.read_text(path), path), overrides), path)
 
 
-def evaluate(
-    run: str, which: str = "last", overrides: list[str] | None = None
-) -> Result | list[ClassificationResult]:
+def evaluate(run: str, which: str = "last", overrides: list[str] | None = None) -> Result | list[ClassificationResult]:
     """Evaluates a checkpoint of a run on its trials or classes and returns the figures, which `report` shows.
 
     Writes ``evaluation/embeddings.parquet``, ``scores.parquet`` (of trials) and ``result.json`` for the last

@@ -268,7 +268,7 @@ def build_loop(experiment: Experiment, manifest: shards.Manifest, context: _RayC
     method = build_method(experiment, manifest).to(context.device)
     if experiment.training.compile:
         for part in method.modules():
-            if isinstance(part, Encoder):  # a teacher's too
+            if type(part) is Encoder:  # a teacher's too; of two that are joined each for itself
                 part.compile()
     settings, classes = memory_settings(experiment, manifest), class_settings(experiment, manifest)
     memory = None if settings is None else actors.connect(settings, experiment.memory, experiment.run)

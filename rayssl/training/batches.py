@@ -64,6 +64,6 @@ def to_classes(remember: ClassRemember, step: int) -> prototypes.ClassRemember:
     return prototypes.ClassRemember(
         step=step,
         features=None if features is None else features.detach().float().cpu().numpy(),
-        labels=None if labels is None else labels.cpu().numpy(),
+        labels=np.zeros(0, np.int64) if labels is None else labels.cpu().numpy(),
         counts=None if counts is None else counts.cpu().numpy(),
     )

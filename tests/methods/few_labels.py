@@ -55,5 +55,7 @@ def same_gradients(loss: Tensor, out: dict[str, Tensor], expected: Tensor, twin:
     loss.backward()
     expected.backward()
     for name in out:
-        mine, theirs = (each.grad if each.grad is not None else torch.zeros_like(each) for each in (out[name], twin[name]))
+        mine, theirs = (
+            each.grad if each.grad is not None else torch.zeros_like(each) for each in (out[name], twin[name])
+        )
         torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")

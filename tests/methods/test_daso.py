@@ -55,7 +55,9 @@ def transcription(
     return parts[0] + KNOBS["weight"] * parts[1] + KNOBS["align"] * parts[2], chosen
 
 
-@pytest.mark.parametrize("known", [recall(), recall(absent=(3,)), recall(absent=(0, 2)), recall(histogram=(0, 0, 0, 0))])
+@pytest.mark.parametrize(
+    "known", [recall(), recall(absent=(3,)), recall(absent=(0, 2)), recall(histogram=(0, 0, 0, 0))]
+)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_step_is_the_papers(known: ClassRecall, seed: int) -> None:
     method = build(DASO, DASOConfig, **KNOBS)
