@@ -14,21 +14,24 @@ from rayssl.methods.base import Batch, Remember, View, Views
 from rayssl.views.recipes import Segment
 
 Raw: TypeAlias = dict[str, Any]  # see `rayssl.views.epochs.read`
-_VIEW = 17  # purpose of the draws made for distorting views
+_VIEW = 17  # purpose of the draws made for distorting and augmenting views
 
 
 def make_views(
-    raw: Raw, segments: Sequence[Segment], distort: nn.Module, *, seed: int, epoch: int, device: torch.device
+    raw: Raw, segments: Sequence[Segment], recipes: nn.ModuleDict, *, seed: int, epoch: int, device: torch.device
 ) -> Views:
-    """The segments of a batch on the device, distorted where the recipe says so, under keys of (seed, epoch, id)."""
+    """The segments of a batch on the device, each through its recipe's module, under keys of (seed, epoch, id).
+
+    Those of recipe ``none`` stay as they are and have no keys.
+    """
     ids = torch.tensor(raw["id"]).to(device)
     views = {}
     for index, segment in enumerate(segments):
         wave = torch.tensor(raw[segment.name]).to(device).float() / 32768.0
         keys = None
-        if segment.distort:
+        if segment.recipe != "none":
             keys = draws_torch.keys_torch(draws.fold(seed, _VIEW, epoch, index), ids)
-            wave = distort(wave, keys)
+            wave = recipes[segment.recipe](wave, keys)
         views[segment.name] = View(wave, keys)
     return views
 

@@ -58,7 +58,7 @@ class Parts:
     architecture: str
     method: Method
     wrapped: nn.Module
-    distort: nn.Module
+    recipes: nn.ModuleDict
     context: Context
     memory: MemoryClient | None = None
     log: RunLog | None = None
@@ -222,7 +222,7 @@ class Loop:
     def _views(self, raw: Raw, segments: tuple[Segment, ...]) -> Views:
         parts = self.parts
         return make_views(
-            raw, segments, parts.distort, seed=parts.seed, epoch=self.cursor.epoch, device=parts.context.device
+            raw, segments, parts.recipes, seed=parts.seed, epoch=self.cursor.epoch, device=parts.context.device
         )
 
     def _begin_epoch(self) -> None:
