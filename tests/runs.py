@@ -23,7 +23,7 @@ from rayssl.training.context import InProcessMemory, LocalContext
 from rayssl.training.loop import Loop, Parts
 from rayssl.training.metrics import RunLog, read_metrics
 from rayssl.views import epochs
-from rayssl.views.distort import build_distort
+from rayssl.views.modules import build_recipes
 from rayssl.views.recipes import ViewsConfig
 
 RATE = 16000
@@ -158,7 +158,7 @@ def build(settings: Experiment, *, wrap: Any = None) -> Loop:
             architecture=settings.architecture,
             method=method,
             wrapped=wrapped,
-            distort=build_distort(settings.views.distort, manifest.rate, settings.seed),
+            recipes=build_recipes(settings.views, manifest.rate, settings.seed),
             context=context,
             memory=None if memory is None else InProcessMemory(SpeakerMemory(**memory)),
             log=log,

@@ -24,8 +24,8 @@ Role: TypeAlias = Literal["all", "labelled", "unlabelled"]  # of a stream: which
 class View:
     """One segment of each utterance of a batch, on the training device.
 
-    ``wave`` float32 ``[B, T]`` in [-1, 1]; ``keys`` int64 ``[B]`` seed the random masks, or None for an undistorted
-    view.
+    ``wave`` float32 ``[B, T]`` in [-1, 1]; ``keys`` int64 ``[B]`` seed the random masks, or None for a view of recipe
+    ``none``.
     """
 
     wave: Tensor

@@ -104,7 +104,7 @@ class DINO(Method):
             Segment(
                 name=name,
                 seconds=views.segment_s if name in _GLOBALS else local_s,
-                distort=True,
+                recipe="distort",
                 disjoint=views.disjoint,
             )
             for name in self._crops

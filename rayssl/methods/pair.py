@@ -35,7 +35,7 @@ class PairMethod(Method):
         """Anchor and positive, both distorted."""
         views = self.views
         return tuple(
-            Segment(name=name, seconds=views.segment_s, distort=True, disjoint=views.disjoint)
+            Segment(name=name, seconds=views.segment_s, recipe="distort", disjoint=views.disjoint)
             for name in ("anchor", "positive")
         )
 

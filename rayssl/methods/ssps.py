@@ -154,7 +154,7 @@ class SSPS(Method):
         self.base.after_step(progress)
 
     def _reference_segment(self) -> Segment:
-        return Segment(name="reference", seconds=self.views.reference_s, distort=False)
+        return Segment(name="reference", seconds=self.views.reference_s)
 
     @torch.no_grad()
     def _reference(self, view: View) -> torch.Tensor:

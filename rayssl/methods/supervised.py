@@ -39,7 +39,7 @@ class Supervised(Method):
 
     def segments(self, epoch: int) -> tuple[Segment, ...]:
         """One distorted segment."""
-        return (Segment(name="anchor", seconds=self.views.segment_s, distort=True),)
+        return (Segment(name="anchor", seconds=self.views.segment_s, recipe="distort"),)
 
     def forward(self, views: Views) -> Outputs:
         """``anchor`` ``[B, D]``."""

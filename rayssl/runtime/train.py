@@ -35,8 +35,8 @@ from rayssl.training import checkpoint
 from rayssl.training.loop import Loop, Parts
 from rayssl.training.metrics import RunLog
 from rayssl.training.streams import Stream, joined
-from rayssl.views.distort import build_distort
 from rayssl.views.epochs import Cursor
+from rayssl.views.modules import build_recipes
 
 _AHEAD_BYTES = 256 << 20  # decoded batches that wait in the object store for one rank
 
@@ -293,7 +293,7 @@ def build_loop(experiment: Experiment, manifest: shards.Manifest, context: _RayC
             architecture=experiment.architecture,
             method=method,
             wrapped=wrapped,
-            distort=build_distort(experiment.views.distort, manifest.rate, experiment.seed).to(context.device),
+            recipes=build_recipes(experiment.views, manifest.rate, experiment.seed).to(context.device),
             context=context,
             memory=memory,
             prototypes=prototypes,

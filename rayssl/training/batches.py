@@ -16,22 +16,25 @@ from rayssl.views.epochs import TURN_BIT
 from rayssl.views.recipes import Segment
 
 Raw: TypeAlias = dict[str, Any]  # see `rayssl.views.epochs.read`
-_VIEW = 17  # purpose of the draws made for distorting views
+_VIEW = 17  # purpose of the draws made for distorting and augmenting views
 
 
-def make_views(raw: Raw, segments: Sequence[Segment], distort: nn.Module, *, seed: int, device: torch.device) -> Views:
-    """The segments of a batch on the device, distorted where the recipe says so, under keys of (seed, epoch, id).
+def make_views(
+    raw: Raw, segments: Sequence[Segment], recipes: nn.ModuleDict, *, seed: int, device: torch.device, first: int = 0
+) -> Views:
+    """The segments of a batch on the device, each through its recipe's module, under keys of (seed, epoch, id).
 
-    An utterance's later turns in an epoch have other keys.
+    Those of recipe ``none`` stay as they are and have no keys. An utterance's later turns in an epoch have other keys,
+    and so has each segment, by its number from ``first`` on.
     """
     ids = torch.tensor(raw["id"] + (raw["turn"].astype(np.int64) << TURN_BIT)).to(device)
     views = {}
-    for index, segment in enumerate(segments):
+    for index, segment in enumerate(segments, start=first):
         wave = torch.tensor(raw[segment.name]).to(device).float() / 32768.0
         keys = None
-        if segment.distort:
+        if segment.recipe != "none":
             keys = draws_torch.keys_torch(draws.fold(seed, _VIEW, raw["epoch"], index), ids)
-            wave = distort(wave, keys)
+            wave = recipes[segment.recipe](wave, keys)
         views[segment.name] = View(wave, keys)
     return views
 

@@ -50,7 +50,7 @@ class Parts:
     architecture: str
     method: Method
     wrapped: nn.Module
-    distort: nn.Module
+    recipes: nn.ModuleDict
     context: Context
     memory: MemoryClient | None = None
     prototypes: ClassClient | None = None

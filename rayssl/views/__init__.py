@@ -1,1 +1,1 @@
-"""What the encoder sees: segments and their distortion."""
+"""What the encoder sees: segments, their distortion and augmentation."""

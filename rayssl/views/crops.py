@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rayssl.draws import uniform_np
 from rayssl.views.recipes import Segment
 
-# Streams 100..199 belong to crops; `distort` uses 200..299 and feature masks 300..399.
+# Streams 100..199 belong to crops; `distort` uses 200..299, feature masks 300..399, `augment` 400..499.
 FIRST_STREAM = 100
 _ORDER_STREAM = 150
 

@@ -1,4 +1,4 @@
-"""Which views a method sees, and how they are distorted: configuration only, no torch (data tasks read it too)."""
+"""Which views a method sees, and what is done to them: configuration only, no torch (data tasks read it too)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 from rayssl.schema import Config
 
 NoiseKind = Literal["white", "pink", "brown", "babble", "corpus"]
+Recipe = Literal["none", "distort", "weak", "strong"]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -24,12 +25,13 @@ Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
 class Segment(Config):
     """One stretch of an utterance that goes through the encoder; its ``name`` is its key in the batch.
 
-    Segments marked ``disjoint`` share no sample with each other where the utterance is long enough for all of them.
+    ``recipe`` names the part of `ViewsConfig` that it goes through first. Segments marked ``disjoint`` share no sample
+    with each other where the utterance is long enough for all of them.
     """
 
     name: str = Field(min_length=1)
     seconds: float = Field(gt=0.0)
-    distort: bool
+    recipe: Recipe = "none"
     disjoint: bool = False
 
     def samples(self, rate: int) -> int:
@@ -94,8 +96,92 @@ class DistortConfig(Config):
     gain: GainConfig = GainConfig()
 
 
+class PitchShiftConfig(Config):
+    """Another pitch at the same tempo, by a number of semitones drawn uniformly from ``semitones``."""
+
+    p: Probability = 0.0
+    semitones: Range = (-15.0, 15.0)
+
+    @model_validator(mode="after")
+    def _within_two_octaves(self) -> PitchShiftConfig:
+        if not -24.0 <= self.semitones[0] <= self.semitones[1] <= 24.0:
+            raise ValueError("'semitones' must be within -24 and 24")
+        return self
+
+
+class TimeStretchConfig(Config):
+    """Another tempo at the same pitch, ``rate`` times as fast (drawn uniformly); cut or zero-padded at the end."""
+
+    p: Probability = 0.0
+    rate: Range = (0.5, 1.5)
+
+    @model_validator(mode="after")
+    def _within_two_octaves(self) -> TimeStretchConfig:
+        if not 0.25 <= self.rate[0] <= self.rate[1] <= 4.0:
+            raise ValueError("'rate' must be within 0.25 and 4")
+        return self
+
+
+class WhiteNoiseConfig(Config):
+    """White noise at a signal-to-noise ratio drawn uniformly from ``snr_db``."""
+
+    p: Probability = 0.0
+    snr_db: Range = (0.0, 20.0)
+
+
+class MixedNoiseConfig(Config):
+    """White, brown or pink noise, each equally likely, at a signal-to-noise ratio drawn uniformly from ``snr_db``."""
+
+    p: Probability = 0.0
+    snr_db: Range = (0.0, 20.0)
+
+
+class TimeShiftConfig(Config):
+    """A roll, forward or back, by at most the share ``most`` of the length: what leaves at one end enters at the other.
+
+    The share is drawn uniformly.
+    """
+
+    p: Probability = 0.0
+    most: float = Field(default=0.5, ge=0.0, le=1.0)
+
+
+class FadeConfig(Config):
+    """A fade in and a fade out, each over at most the share ``most`` of the length and with a shape of its own.
+
+    Shares are drawn uniformly, shapes from linear, logarithmic and exponential.
+    """
+
+    p: Probability = 0.0
+    most: float = Field(default=0.5, ge=0.0, le=1.0)
+
+
+class TimeMaskConfig(Config):
+    """Zeros in one stretch of at most the share ``most`` of the length; share and position are drawn uniformly."""
+
+    p: Probability = 0.0
+    most: float = Field(default=0.125, ge=0.0, lt=1.0)
+
+
+class AugmentConfig(Config):
+    """The augmentations of CLAR (Al-Tahan and Mohsenzadeh, 2021), each with its own probability for each row.
+
+    They are applied in the order of these fields, whatever their order in the YAML (`rayssl.views.augment` says why);
+    all are off until they are given a ``p``.
+    """
+
+    pitch_shift: PitchShiftConfig = PitchShiftConfig()
+    time_stretch: TimeStretchConfig = TimeStretchConfig()
+    white_noise: WhiteNoiseConfig = WhiteNoiseConfig()
+    mixed_noise: MixedNoiseConfig = MixedNoiseConfig()
+    time_shift: TimeShiftConfig = TimeShiftConfig()
+    fade: FadeConfig = FadeConfig()
+    time_mask: TimeMaskConfig = TimeMaskConfig()
+    gain: GainConfig = GainConfig()
+
+
 class ViewsConfig(Config):
-    """Lengths of the segments that methods ask for, in seconds, and the distortion of those marked ``distort``.
+    """Lengths of the segments that methods ask for, in seconds, and the recipes that their segments name.
 
     ``disjoint``: the distorted segments of an utterance do not overlap (where it is long enough), so that what was said
     in both cannot tell utterances apart; the published methods let them overlap.
@@ -105,3 +191,5 @@ class ViewsConfig(Config):
     reference_s: float = Field(default=4.0, gt=0.0)
     disjoint: bool = False
     distort: DistortConfig = DistortConfig()
+    weak: AugmentConfig = AugmentConfig()
+    strong: AugmentConfig = AugmentConfig()

@@ -26,8 +26,8 @@ from rayssl.experiment import Experiment, MemoryConfig, build_method, memory_set
 from rayssl.memory.speakers import Recall, Remember
 from rayssl.training.context import Answer, LocalContext, MemoryClient
 from rayssl.training.loop import Loop, Parts
-from rayssl.views.distort import build_distort
 from rayssl.views.epochs import Cursor
+from rayssl.views.modules import build_recipes
 
 CONFIG = Path(__file__).parents[2] / "configs" / "gsc_ssps_simclr.yaml"
 RATE = 16000
@@ -95,7 +95,7 @@ def loop(settings: Experiment, manifest: Any, memory: MemoryClient, steps: int) 
             architecture=settings.architecture,
             method=method,
             wrapped=method,
-            distort=build_distort(settings.views.distort, RATE, settings.seed),
+            recipes=build_recipes(settings.views, RATE, settings.seed),
             context=LocalContext(),
             memory=memory,
         )

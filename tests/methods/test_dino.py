@@ -52,7 +52,7 @@ def test_segments() -> None:
         *((name, 0.2) for name in GLOBALS),
         *((name, 0.1) for name in LOCALS),
     ]
-    assert all(s.distort and not s.disjoint for s in segments)
+    assert all(s.recipe == "distort" and not s.disjoint for s in segments)
     assert [s.name for s in method(locals=0).segments(3)] == list(GLOBALS)
 
 

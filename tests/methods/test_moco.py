@@ -40,7 +40,10 @@ def recall(dim: int = 16) -> Recall:
 
 def test_segments() -> None:
     segments = moco().segments(0)
-    assert [(s.name, s.seconds, s.distort) for s in segments] == [("anchor", 0.2, True), ("positive", 0.2, True)]
+    assert [(s.name, s.seconds, s.recipe) for s in segments] == [
+        ("anchor", 0.2, "distort"),
+        ("positive", 0.2, "distort"),
+    ]
 
 
 def test_loss_is_infonce_over_the_queue_as_it_was() -> None:

@@ -24,7 +24,10 @@ def simclr(**changes: object) -> SimCLR:
 
 def test_segments() -> None:
     segments = simclr().segments(0)
-    assert [(s.name, s.seconds, s.distort) for s in segments] == [("anchor", 0.2, True), ("positive", 0.2, True)]
+    assert [(s.name, s.seconds, s.recipe) for s in segments] == [
+        ("anchor", 0.2, "distort"),
+        ("positive", 0.2, "distort"),
+    ]
 
 
 def test_loss_is_ntxent_of_the_views() -> None:

@@ -153,7 +153,7 @@ def test_epochs() -> None:
     names = [[segment.name for segment in method.segments(epoch)] for epoch in range(3)]
     assert names[0] == ["anchor", "positive"] and names[1] == names[2] == ["anchor", "positive", "reference"]
     reference = method.segments(1)[2]
-    assert reference.seconds == 0.3 and not reference.distort
+    assert reference.seconds == 0.3 and reference.recipe == "none"
     assert method.segments(1)[:2] == method.segments(0)
 
 

@@ -20,7 +20,7 @@ def supervised(speakers: int = 3, **changes: float) -> Supervised:
 
 def test_loss_and_accuracy() -> None:
     method = supervised(margin=0.3, scale=20.0)
-    assert [(s.name, s.seconds, s.distort) for s in method.segments(0)] == [("anchor", 0.2, True)]
+    assert [(s.name, s.seconds, s.recipe) for s in method.segments(0)] == [("anchor", 0.2, "distort")]
     out = method(random_views(("anchor",)))
     batch = batch_of(speakers=[0, 1, 2, 0, 1, 2])
     step = method.step(out, batch, None)

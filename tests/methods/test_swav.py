@@ -58,7 +58,10 @@ def update(method: SwAV, epoch: int, seed: int = 0) -> Outputs:
 
 def test_segments() -> None:
     segments = model().segments(0)
-    assert [(s.name, s.seconds, s.distort) for s in segments] == [("anchor", 0.2, True), ("positive", 0.2, True)]
+    assert [(s.name, s.seconds, s.recipe) for s in segments] == [
+        ("anchor", 0.2, "distort"),
+        ("positive", 0.2, "distort"),
+    ]
 
 
 def test_loss_is_swav_of_the_views_scores() -> None:

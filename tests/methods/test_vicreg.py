@@ -41,7 +41,10 @@ def expected(a: Tensor, b: Tensor) -> Tensor:
 
 def test_segments() -> None:
     segments = model().segments(0)
-    assert [(s.name, s.seconds, s.distort) for s in segments] == [("anchor", 0.2, True), ("positive", 0.2, True)]
+    assert [(s.name, s.seconds, s.recipe) for s in segments] == [
+        ("anchor", 0.2, "distort"),
+        ("positive", 0.2, "distort"),
+    ]
 
 
 def test_loss_is_the_weighted_sum_of_the_terms() -> None:

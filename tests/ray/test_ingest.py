@@ -21,8 +21,8 @@ from tests.small_experiment import write_corpus
 pytestmark = pytest.mark.ray
 
 BATCH, EPOCHS, SEED, UNIT_ROWS = 16, 3, 5, 20
-SHORT = (Segment(name="anchor", seconds=0.2, distort=True),)
-LONG = (*SHORT, Segment(name="reference", seconds=0.4, distort=False))
+SHORT = (Segment(name="anchor", seconds=0.2, recipe="distort"),)
+LONG = (*SHORT, Segment(name="reference", seconds=0.4))
 SEGMENTS = [SHORT, LONG, LONG]  # another recipe from the second epoch on, as SSPS has it
 FILLS = [(), (), LONG[1:]]  # and before the third a pass that fills the memory
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import time
 from collections.abc import Iterator
@@ -218,8 +219,8 @@ def test_views_follow_seed_epoch_and_utterance(corpus: Path, tmp_path: Path) -> 
     loop = build(settings)
     raw = next(batches(settings, loop)) | {"reference": np.zeros((8, 4800), np.int16)}
     raw["positive"] = raw["anchor"]
-    segments = (*loop.parts.method.segments(0), Segment(name="reference", seconds=0.3, distort=False))
-    common = {"distort": loop.parts.distort, "seed": loop.parts.seed, "device": torch.device("cpu")}
+    segments = (*loop.parts.method.segments(0), Segment(name="reference", seconds=0.3))
+    common = {"recipes": loop.parts.recipes, "seed": loop.parts.seed, "device": torch.device("cpu")}
     views = make_views(raw, segments, epoch=1, **common)
     plain = torch.tensor(raw["anchor"]).float() / 32768
     assert not torch.allclose(views["anchor"].wave, plain, atol=1e-3)
@@ -229,3 +230,22 @@ def test_views_follow_seed_epoch_and_utterance(corpus: Path, tmp_path: Path) -> 
     torch.testing.assert_close(part["anchor"].wave, views["anchor"].wave[3:5])
     other = make_views(raw, segments, epoch=2, **common)
     assert not torch.allclose(other["anchor"].wave, views["anchor"].wave, atol=1e-3)
+
+
+def test_each_segment_goes_through_its_recipe(corpus: Path, tmp_path: Path) -> None:
+    """``none`` alone has no keys; the others differ from each other and from what was cut."""
+    from rayssl.training.batches import make_views
+
+    strong = [f"views.strong.{name}.p=1.0" for name in ("pitch_shift", "white_noise", "time_mask")]
+    settings = experiment(tmp_path, corpus, "views.distort.noise.p=1.0", "views.weak.fade.p=1.0", *strong)
+    loop = build(settings)
+    assert list(loop.parts.recipes) == ["distort", "weak", "strong"]
+    recipes = ("none", "distort", "weak", "strong")
+    segments = [Segment(name=recipe, seconds=0.2, recipe=recipe) for recipe in recipes]
+    raw = next(batches(settings, loop))
+    raw |= dict.fromkeys(recipes, raw["anchor"])
+    views = make_views(raw, segments, loop.parts.recipes, seed=3, epoch=0, device=torch.device("cpu"))
+    assert [view.keys is None for view in views.values()] == [True, False, False, False]
+    torch.testing.assert_close(views["none"].wave, torch.tensor(raw["anchor"]).float() / 32768)
+    for first, second in itertools.combinations(recipes, 2):
+        assert not torch.allclose(views[first].wave, views[second].wave, atol=1e-3)

@@ -45,11 +45,11 @@ def test_starts_are_uniform() -> None:
 
 
 def test_segments_take_their_own_streams() -> None:
-    short = [Segment(name="a", seconds=0.01, distort=True), Segment(name="b", seconds=0.01, distort=True)]
+    short = [Segment(name="a", seconds=0.01, recipe="distort"), Segment(name="b", seconds=0.01, recipe="distort")]
     keys = keys_np(fold(1), np.arange(500))
     starts = np.array([[part[0] for part in cut_segments(PCM, short, key, 16000).values()] for key in keys])
     assert abs(np.corrcoef(starts.T)[0, 1]) < 0.15
-    longer = [short[0], Segment(name="reference", seconds=0.05, distort=False)]
+    longer = [short[0], Segment(name="reference", seconds=0.05)]
     alone = cut_segments(PCM, longer, keys[3], 16000)
     assert alone["a"][0] == starts[3, 0]
     assert {name: len(part) for name, part in alone.items()} == {"a": 160, "reference": 800}
@@ -62,7 +62,7 @@ def test_data_tasks_start_without_torch() -> None:
 
 def test_disjoint_segments_share_no_sample_and_reach_every_part() -> None:
     pcm = np.arange(1000, dtype=np.int16)
-    pair = [Segment(name=name, seconds=0.3, distort=True, disjoint=True) for name in ("a", "b")]
+    pair = [Segment(name=name, seconds=0.3, recipe="distort", disjoint=True) for name in ("a", "b")]
     first, covered = [], set()
     for key in range(400):
         cuts = cut_segments(pcm, pair, key, 1000)
@@ -77,7 +77,7 @@ def test_disjoint_segments_share_no_sample_and_reach_every_part() -> None:
 
 def test_disjoint_segments_of_a_short_utterance_fall_back_to_overlapping_ones() -> None:
     pcm = np.arange(500, dtype=np.int16)
-    pair = [Segment(name=name, seconds=0.3, distort=True, disjoint=True) for name in ("a", "b")]
+    pair = [Segment(name=name, seconds=0.3, recipe="distort", disjoint=True) for name in ("a", "b")]
     plain = [segment.model_copy(update={"disjoint": False}) for segment in pair]
     for key in range(20):
         cuts, expected = cut_segments(pcm, pair, key, 1000), cut_segments(pcm, plain, key, 1000)
@@ -87,8 +87,8 @@ def test_disjoint_segments_of_a_short_utterance_fall_back_to_overlapping_ones() 
 
 def test_a_segment_that_is_not_disjoint_is_cut_as_without_the_others() -> None:
     pcm = np.arange(2000, dtype=np.int16)
-    reference = Segment(name="reference", seconds=1.0, distort=False)
-    pair = [Segment(name=name, seconds=0.3, distort=True, disjoint=True) for name in ("a", "b")]
+    reference = Segment(name="reference", seconds=1.0)
+    pair = [Segment(name=name, seconds=0.3, recipe="distort", disjoint=True) for name in ("a", "b")]
     plain = [segment.model_copy(update={"disjoint": False}) for segment in pair]
     together = cut_segments(pcm, [*pair, reference], 7, 1000)["reference"]
     np.testing.assert_array_equal(together, cut_segments(pcm, [*plain, reference], 7, 1000)["reference"])

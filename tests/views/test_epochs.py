@@ -17,7 +17,7 @@ from tests.runs import write_corpus
 
 SIZES = (9, 14, 4, 7)  # 34 utterances: four batches of 8 an epoch, two left out
 START = Cursor()
-SEGMENTS = (Segment(name="anchor", seconds=0.2, distort=True), Segment(name="long", seconds=0.4, distort=False))
+SEGMENTS = (Segment(name="anchor", seconds=0.2, recipe="distort"), Segment(name="long", seconds=0.4))
 
 
 def manifest_of(*sizes: int) -> Manifest:
