@@ -12,13 +12,14 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from rayssl import storage
-from rayssl.data import conditions, shards, sources
+from rayssl.data import conditions, labels, shards, sources, splits
+from rayssl.data.labels import SplitConfig
 from rayssl.data.shards import Manifest, Reject
 from rayssl.data.sources import Reference
 from rayssl.data.trials import TrialsConfig
@@ -27,6 +28,7 @@ from rayssl.errors import CorpusError
 from rayssl.schema import Config
 
 _ORDER = 21
+SplitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # it becomes a file's
 _RECIPE = 1  # raise it when the same settings come to make other samples: finished work is then made anew
 
 
@@ -35,12 +37,14 @@ class CorpusConfig(ContentConfig):
 
     ``shard_utterances`` is how many utterances (after rendering, before joining) one shard takes. ``max_reject_share``
     is the share of the source that may be unusable before preparation fails. ``trials``: lists to write, by name.
+    ``splits``: labelled and unlabelled utterances, by name; they may change when the corpus is complete.
     """
 
     out: str
     shard_utterances: int = Field(default=512, ge=1)
     max_reject_share: float = Field(default=0.01, ge=0, le=1)
     trials: dict[str, TrialsConfig] = {}
+    splits: dict[SplitName, SplitConfig] = {}
 
     @model_validator(mode="after")
     def _trials_fit(self) -> CorpusConfig:
@@ -97,6 +101,7 @@ def plan(settings: CorpusConfig, references: Sequence[Reference], seed: int) -> 
     """Divides the work. Renderings (whole recordings of a condition, where joined) are shuffled among the units.
 
     Renderings of one clip go to different units by chance, so that a shard rarely holds the same words twice.
+    `CorpusError` when a split does not fit the labels.
     """
     jobs = [(k, c) for k, reference in enumerate(references) for c in _conditions(settings, reference)]
     recording = {job: recording_name(references[job[0]], job[1]) for job in jobs}
@@ -105,6 +110,7 @@ def plan(settings: CorpusConfig, references: Sequence[Reference], seed: int) -> 
         "recording": _sorted_names(recording.values()),
         "label": _sorted_names(reference.label for reference in references),
     }
+    labels.check(settings.splits, names["label"], settings.out)
     indices: dict[str, dict[str | None, int]] = {
         kind: {name: index for index, name in enumerate(known)} | {None: -1} for kind, known in names.items()
     }
@@ -132,6 +138,7 @@ def finish(settings: CorpusConfig, plan: Plan, done: Sequence[Done]) -> Manifest
         raise CorpusError(f"{settings.out}: nothing is left after {len(rejects)} rejects (first: {rejects[0].reason})")
     shards.write_labels(settings.out, plan.names)
     shards.write_rejects(settings.out, rejects)
+    made = labels.make(settings.splits, settings.out, shards.number(parts), plan.names["label"])
     manifest = shards.write_manifest(
         settings.out,
         parts,
@@ -139,12 +146,30 @@ def finish(settings: CorpusConfig, plan: Plan, done: Sequence[Done]) -> Manifest
         names=plan.names,
         rejected=len(rejects),
         settings={**content_settings(settings), "plan": plan.digest},
+        splits=made,
     )
-    listed = {storage.join(settings.out, shard.path) for shard in manifest.shards}
-    for stale in storage.list_files(storage.join(settings.out, shards.SHARDS)):
-        if stale not in listed:
-            storage.remove(stale)
+    _remove_others(settings.out, shards.SHARDS, [shard.path for shard in manifest.shards])
+    _remove_others(settings.out, splits.FOLDER, [split.path for split in made.values()])
     storage.remove(storage.join(settings.out, WORK), recursive=True)
+    return manifest
+
+
+def renew_splits(settings: CorpusConfig, manifest: Manifest) -> Manifest:
+    """Gives the complete corpus of ``manifest`` the splits of ``settings``, and no others; the audio is left alone.
+
+    Only what changed, or whose file is absent or damaged, is made. Files come before the manifest, which a reader
+    compares them with.
+    """
+    kept = labels.current(settings.out, settings.splits, manifest.splits)
+    missing = {name: config for name, config in settings.splits.items() if name not in kept}
+    names = shards.read_labels(settings.out)["label"] if missing else []
+    made = labels.make(missing, settings.out, manifest.shards, names)
+    both = {**kept, **made}
+    wanted = {name: both[name] for name in settings.splits}
+    if wanted == manifest.splits:
+        return manifest
+    manifest = shards.replace_splits(settings.out, manifest, wanted)
+    _remove_others(settings.out, splits.FOLDER, [split.path for split in wanted.values()])
     return manifest
 
 
@@ -167,8 +192,16 @@ def clear(settings: CorpusConfig) -> None:
     storage.remove(storage.join(settings.out, shards.MANIFEST))
     for name in (shards.LABELS, shards.REJECTS):
         storage.remove(storage.join(settings.out, name))
-    for folder in (shards.SHARDS, WORK):
+    for folder in (shards.SHARDS, splits.FOLDER, WORK):
         storage.remove(storage.join(settings.out, folder), recursive=True)
+
+
+def _remove_others(out: str, folder: str, paths: Sequence[str]) -> None:
+    """Removes the files of ``folder`` that are none of ``paths``, which are below ``out``."""
+    listed = {storage.join(out, path) for path in paths}
+    for stale in storage.list_files(storage.join(out, folder)):
+        if stale not in listed:
+            storage.remove(stale)
 
 
 def _conditions(settings: CorpusConfig, reference: Reference) -> list[int]:

@@ -4,6 +4,7 @@
     <uri>/shards/00000.parquet ... name, audio, samples, speaker, recording, label
     <uri>/labels.parquet           the names behind the speaker, recording and label indices
     <uri>/rejects.parquet          what was left out, and why
+    <uri>/splits/<name>.parquet    which utterances are labelled and unlabelled ones, see `rayssl.data.splits`
 
 An utterance's id is its place: the shard's `first_id` plus its row. Ids are therefore dense, 0..N-1, and tables of one
 row per utterance need no look-up. Index -1 means "unknown" for speaker, recording and label.
@@ -17,12 +18,15 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, ValidationError
 
 from rayssl import storage
 from rayssl.data import decode
+from rayssl.data import splits as split_files
+from rayssl.data.splits import Split
 from rayssl.errors import CorpusError, StorageError
 from rayssl.schema import Config
 
@@ -54,7 +58,10 @@ class Shard(Config):
 
 
 class Manifest(Config):
-    """What the corpus holds; ``speakers``, ``recordings``, ``labels`` count names; ``fingerprint`` is the content's."""
+    """What the corpus holds; ``speakers``, ``recordings``, ``labels`` count names; ``fingerprint`` is the content's.
+
+    ``splits`` say what its utterances are used for, by name; the fingerprint does not depend on them.
+    """
 
     version: int
     rate: int = decode.RATE
@@ -68,6 +75,7 @@ class Manifest(Config):
     shards: list[Shard]
     settings: dict[str, Any]
     fingerprint: str
+    splits: dict[str, Split] = {}
 
 
 class Reject(Config):
@@ -183,8 +191,9 @@ def write_manifest(
     names: Mapping[str, Sequence[str]],
     rejected: int,
     settings: dict[str, Any],
+    splits: Mapping[str, Split] | None = None,
 ) -> Manifest:
-    """Writes what makes the corpus complete, and returns it."""
+    """Writes what makes the corpus complete, and returns it. The files of ``splits`` must be there already."""
     shards = number(parts)
     manifest = Manifest(
         version=VERSION,
@@ -198,9 +207,17 @@ def write_manifest(
         shards=shards,
         settings=settings,
         fingerprint=fingerprint(shards),
+        splits=dict(splits or {}),
     )
-    storage.write_text(storage.join(uri, MANIFEST), json.dumps(manifest.model_dump(), indent=1) + "\n")
+    _write(uri, manifest)
     return manifest
+
+
+def replace_splits(uri: str, manifest: Manifest, splits: Mapping[str, Split]) -> Manifest:
+    """Writes the manifest of a complete corpus again, with other ``splits``, and returns it."""
+    replaced = manifest.model_copy(update={"splits": dict(splits)})
+    _write(uri, replaced)
+    return replaced
 
 
 def fingerprint(shards: Sequence[Shard]) -> str:
@@ -214,7 +231,8 @@ def verify(uri: str) -> list[str]:
     problems = []
     if manifest.fingerprint != fingerprint(manifest.shards):
         problems.append(f"{storage.join(uri, MANIFEST)}: the fingerprint does not belong to the shards listed")
-    known = {kind: len(names) for kind, names in read_labels(uri).items()}
+    named = read_labels(uri)
+    known = {kind: len(names) for kind, names in named.items()}
     counted = {"speaker": manifest.speakers, "recording": manifest.recordings, "label": manifest.labels}
     problems += [
         f"{storage.join(uri, LABELS)}: {known[kind]} {kind} names, the manifest says {counted[kind]}"
@@ -229,7 +247,14 @@ def verify(uri: str) -> list[str]:
         problems += _verify_shard(uri, shard, manifest.format, known, names)
     if first != manifest.rows:
         problems.append(f"{storage.join(uri, MANIFEST)}: rows is {manifest.rows}, the shards have {first}")
+    if manifest.splits and not problems:  # compared with the labels in the shards, where those are sound
+        columns = [read_shard(uri, shard, ["label"])["label"].to_numpy() for shard in manifest.shards]
+        problems += split_files.problems(uri, manifest.splits, np.concatenate(columns), named["label"])
     return problems
+
+
+def _write(uri: str, manifest: Manifest) -> None:
+    storage.write_text(storage.join(uri, MANIFEST), json.dumps(manifest.model_dump(), indent=1) + "\n")
 
 
 def _verify_shard(

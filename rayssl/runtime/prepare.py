@@ -47,6 +47,10 @@ class Summary(Config):
             lines.append(f"{name}: {m.rows} utterances, {m.seconds / 3600:.2f} h, {m.speakers} speakers, ")
             lines[-1] += f"{m.recordings} recordings, {len(m.shards)} shards at {made.out} ({pace})"
             lines += [f"  rejected {count}: {reason}" for reason, count in made.reasons.items()]
+            for label, split in m.splits.items():
+                lines.append(f"  split {label}: {split.labelled} labelled of {len(split.classes)} classes, ")
+                lines[-1] += f"{split.unlabelled} unlabelled"
+                lines += [f"    {note}" for note in split.notes]
             for label, listed in made.trials.items():
                 left_out = f", {listed.left_out} left out" if listed.left_out else ""
                 lines.append(f"  trials {label}: {listed.trials}, {listed.targets} of them targets{left_out}")
@@ -54,10 +58,10 @@ class Summary(Config):
 
 
 def prepare(config: PrepareConfig, *, progress: bool = True, overwrite: bool = False) -> Summary:
-    """Makes every corpus of ``config`` that is not complete yet, and its trials.
+    """Makes every corpus of ``config`` that is not complete yet, its splits and its trials.
 
     An interrupted preparation goes on where it stopped. ``overwrite`` replaces a corpus made with other settings, which
-    is otherwise a `CorpusError`.
+    is otherwise a `CorpusError`. Splits are made anew wherever their settings changed.
     """
     made = {}
     for name, settings in config.corpora.items():
@@ -83,6 +87,8 @@ def _prepare_one(name: str, settings: CorpusConfig, seed: int, progress: bool, o
     reused = manifest is not None
     if manifest is None:
         manifest = corpus.finish(settings, plan, _process(name, plan, progress))
+    else:
+        manifest = corpus.renew_splits(settings, manifest)
     lists = {label: trials.make(wanted, settings.out) for label, wanted in settings.trials.items()}
     reasons = Counter(reject.reason.partition(":")[0] for reject in shards.read_rejects(settings.out))
     return Prepared(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,16 @@ import pytest
 from pydantic import ValidationError
 
 from rayssl.data import corpus, decode, shards, units
-from rayssl.data.corpus import CorpusConfig
-from rayssl.errors import CorpusError
+from rayssl.data.corpus import CorpusConfig, PrepareConfig
+from rayssl.errors import ConfigError, CorpusError
+from rayssl.schema import parse
 from tests.data import corpora
 from tests.data.corpora import encoded, files_below, folder_config, prepare, sine
 
 CONDITIONS = {"count": 6, "per_utterance": 2}
+
+
+SPLIT = {"labelled": {"share": 0.5}}
 
 
 def rows_of(uri: Path) -> list[dict[str, object]]:
@@ -194,3 +199,78 @@ def test_mistakes_are_told_before_any_audio_is_read(tmp_path: Path) -> None:
     trials = {"t": {"out": "y", "source": "z"}}
     with pytest.raises(ValidationError, match=r"trials\.t\.source"):
         CorpusConfig.model_validate({"source": rows, "out": "x", "join": {"min_s": 1}, "trials": trials})
+
+
+def labelled_config(folder: Path, out: Path, **changes: object) -> CorpusConfig:
+    """The clips of `folder_config`, their speakers as labels."""
+    uri = corpora.write_folder(folder, corpora.clips())
+    source = {"name": "folder", "uri": uri, "layout": ["label", "recording"]}
+    return CorpusConfig.model_validate({"source": source, "out": str(out), "shard_utterances": 5, **changes})
+
+
+def test_splits_of_a_complete_corpus_change_without_its_audio(tmp_path: Path) -> None:
+    """What comes out is what a preparation from nothing makes; only the manifest and the splits are written."""
+    plain = labelled_config(tmp_path / "in", tmp_path / "out")
+    wanted = {"half": SPLIT, "few": {"labelled": {"per_class": 1}, "open_set": ["spk1"]}}
+    split = labelled_config(tmp_path / "in", tmp_path / "out", splits=wanted)
+    references = corpus.list_references(plain)
+    plan = corpus.plan(plain, references, 0)
+    assert corpus.plan(split, references, 0).digest == plan.digest
+    before = prepare(plain)
+    assert before.splits == {} and corpus.renew_splits(plain, before) is before
+    files = {path: path.stat() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    found = corpus.prepared(split, plan)
+    assert found is not None
+    after = corpus.renew_splits(split, found)
+    assert after == shards.read_manifest(split.out) == before.model_copy(update={"splits": after.splits})
+    assert list(after.splits) == ["half", "few"] and after.fingerprint == before.fingerprint
+    for path, stat in files.items():
+        if path.name != shards.MANIFEST:
+            assert (path.stat().st_ino, path.stat().st_mtime_ns) == (stat.st_ino, stat.st_mtime_ns)
+    assert prepare(labelled_config(tmp_path / "in", tmp_path / "new", splits=wanted)) == after
+    assert files_below(tmp_path / "new") == files_below(tmp_path / "out")
+    assert shards.verify(split.out) == [] and corpus.renew_splits(split, after) is after
+    corpus.clear(split)
+    assert files_below(tmp_path / "out") == {}
+
+
+def test_only_changed_and_damaged_splits_are_made_again_and_others_go(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = labelled_config(tmp_path / "in", out, splits={"kept": SPLIT, "other": SPLIT, "damaged": SPLIT})
+    manifest = prepare(first)
+    kept, damaged = (out / "splits" / f"{name}.parquet" for name in ("kept", "damaged"))
+    before, sound = kept.stat(), damaged.read_bytes()
+    damaged.write_bytes(sound[:-1])
+    changed = {"labelled": {"per_class": 3}, "seed": 4}
+    second = labelled_config(tmp_path / "in", out, splits={"other": changed, "damaged": SPLIT, "kept": SPLIT})
+    assert corpus.renew_splits(second, manifest).splits["other"].labelled == 9
+    assert (kept.stat().st_ino, kept.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert damaged.read_bytes() == sound
+    third = labelled_config(tmp_path / "in", out, splits={"other": changed})
+    assert list(corpus.renew_splits(third, shards.read_manifest(str(out))).splits) == ["other"]
+    assert [path.name for path in (out / "splits").iterdir()] == ["other.parquet"]
+    assert shards.verify(str(out)) == []
+
+
+def test_a_corpus_made_before_there_were_splits_is_read(tmp_path: Path) -> None:
+    settings = labelled_config(tmp_path / "in", tmp_path / "out")
+    manifest = prepare(settings)
+    place = tmp_path / "out" / shards.MANIFEST
+    tree = json.loads(place.read_text())
+    del tree["splits"]
+    place.write_text(json.dumps(tree))
+    assert shards.read_manifest(settings.out) == manifest
+    assert corpus.prepared(settings, corpus.plan(settings, corpus.list_references(settings), 0)) == manifest
+
+
+def test_splits_that_do_not_fit_are_told_before_any_audio_is_read(tmp_path: Path) -> None:
+    wanted = {"s": {**SPLIT, "open_set": ["spk7"]}}
+    settings = labelled_config(tmp_path / "in", tmp_path / "out", splits=wanted)
+    with pytest.raises(CorpusError, match=r"out: splits\.s\.open_set: 'spk7' is no label.*did you mean 'spk[012]'"):
+        corpus.plan(settings, corpus.list_references(settings), 0)
+    settings = folder_config(tmp_path / "in", tmp_path / "out", splits={"s": SPLIT})
+    with pytest.raises(CorpusError, match=r"out: splits\.s: the corpus has no labels"):
+        corpus.plan(settings, corpus.list_references(settings), 0)
+    tree = {"corpora": {"a": {"out": "o", "source": {"name": "folder", "uri": "u"}, "splits": {"x/y": SPLIT}}}}
+    with pytest.raises(ConfigError, match=r"c\.yaml: 'corpora\.a\.splits\.x/y.*match pattern"):
+        parse(PrepareConfig, tree, "c.yaml")

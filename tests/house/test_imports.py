@@ -74,7 +74,7 @@ def test_everything_below_runtime_imports_without_ray_and_in_silence() -> None:
 
 def test_data_tasks_start_without_torch() -> None:
     names = [module(path) for path in SOURCES if path.parent.name == "data"]
-    names += ["rayssl.views.crops", "rayssl.views.recipes"]
+    names += ["rayssl.views.crops", "rayssl.views.epochs", "rayssl.views.recipes", "rayssl.views.selection"]
     code = f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\n"
     done = run(code + "print(sorted({'torch', 'torchaudio', 'ray'} & set(sys.modules)))")
     assert done.returncode == 0, done.stderr

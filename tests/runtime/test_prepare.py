@@ -10,7 +10,7 @@ import pytest
 from rayssl.data import trials
 from rayssl.data.corpus import PrepareConfig
 from rayssl.errors import CorpusError, StorageError
-from tests.data.corpora import clips, files_below, folder_config, prepare
+from tests.data.corpora import clips, files_below, folder_config, prepare, write_folder
 
 pytestmark = pytest.mark.ray
 
@@ -52,3 +52,33 @@ def test_an_error_in_a_task_is_the_users_one_line(ray_cluster: Any, tmp_path: Pa
     with pytest.raises(StorageError, match=r"00\.flac") as caught:
         runtime.prepare(PrepareConfig(corpora={"small": blocked}), progress=False)
     assert "\n" not in str(caught.value)
+
+
+def test_splits_are_made_renewed_and_told(ray_cluster: Any, tmp_path: Path) -> None:
+    from rayssl.runtime import prepare as runtime
+
+    uri = write_folder(tmp_path / "in", clips())
+
+    def config(**splits: Any) -> PrepareConfig:
+        source = {"name": "folder", "uri": uri, "layout": ["label", "recording"]}
+        corpus = {"source": source, "out": str(tmp_path / "out"), "shard_utterances": 5, "splits": splits}
+        return PrepareConfig.model_validate({"corpora": {"small": corpus}})
+
+    quarter = {"labelled": {"share": 0.25}}
+    first = runtime.prepare(config(quarter=quarter), progress=False)
+    assert "\n  split quarter: 3 labelled of 3 classes, 9 unlabelled" in first.text()
+    second = runtime.prepare(config(quarter=quarter, ten={"labelled": {"per_class": 10}}), progress=False)
+    assert second.corpora["small"].reused
+    assert second.text().splitlines()[1:] == [
+        "  split quarter: 3 labelled of 3 classes, 9 unlabelled",
+        "  split ten: 12 labelled of 3 classes, 0 unlabelled",
+        "    18 fewer labelled than asked for, too few utterances in 3 classes: "
+        "spk0 4 of 10, spk1 4 of 10, spk2 4 of 10",
+        "    no utterance is unlabelled",
+    ]
+    damaged = tmp_path / "out" / "splits" / "ten.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert [problem.partition(": ")[0] for problem in runtime.verify_corpora(config())] == [str(damaged)] * 2
+    both = config(quarter=quarter, ten={"labelled": {"per_class": 10}})
+    assert runtime.prepare(both, progress=False).corpora["small"].manifest == second.corpora["small"].manifest
+    assert runtime.verify_corpora(both) == []

@@ -1,0 +1,265 @@
+"""Which utterances are labelled and which unlabelled: stratified, long-tailed or open-set, from a seed.
+
+The utterances of a class stand in an order that is a hash of (seed, name), so that the same corpus in other shards is
+split alike. A class's first ones are labelled, those that follow unlabelled: of two splits with one seed, the one with
+fewer labels has a part of the other's. An utterance is a row of the corpus: two renderings of one clip are two.
+
+Long tails as in DASO (Oh, Kim and Kweon, CVPR 2022, section 4): class k of C, in order of rank, has
+``most * gamma ** (-k / (C - 1))`` utterances, rounded down, at least one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, field_validator, model_validator
+
+from rayssl import draws
+from rayssl.data import shards, splits
+from rayssl.data.conditions import text_key
+from rayssl.data.shards import Shard
+from rayssl.data.splits import LABELLED, UNLABELLED, Split
+from rayssl.errors import CorpusError
+from rayssl.schema import Config
+
+_SPLIT = 41
+_NAMED = 5  # classes that a note names
+_ALL = np.iinfo(np.int64).max
+
+
+class LabelledConfig(Config):
+    """How many utterances of each class are labelled, in one of three ways.
+
+    ``share``: that part of the class, rounded, at least one. ``per_class``: as many of every class. ``most``: as many
+    of the head class, and `gamma` times fewer of the last.
+    """
+
+    share: float | None = Field(default=None, gt=0, le=1)
+    per_class: int | None = Field(default=None, ge=1)
+    most: int | None = Field(default=None, ge=1)
+    gamma: float = Field(default=1.0, ge=1)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> LabelledConfig:
+        ways = [key for key in ("share", "per_class", "most") if getattr(self, key) is not None]
+        if len(ways) != 1:
+            raise ValueError(f"give one of share, per_class and most, not {' and '.join(ways) or 'none'}")
+        if self.most is None and self.gamma != 1:
+            raise ValueError(f"gamma belongs to most, not to {ways[0]}")
+        return self
+
+
+class UnlabelledConfig(Config):
+    """Which utterances are unlabelled: all that are not labelled, or with ``most`` a tail of their own.
+
+    ``most`` of one class, ``gamma`` times fewer of another; ``order``: the head is the labelled head (same), the
+    labelled tail (reversed), or all classes are equal (uniform, like gamma 1). ``open_set_most`` bounds each class of
+    the open set, which otherwise comes whole.
+    """
+
+    most: int | None = Field(default=None, ge=1)
+    gamma: float = Field(default=1.0, ge=1)
+    order: Literal["same", "reversed", "uniform"] = "same"
+    open_set_most: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _tail_is_one(self) -> UnlabelledConfig:
+        if self.most is None and (self.gamma != 1 or self.order != "same"):
+            raise ValueError("gamma and order belong to most, which is not given")
+        if self.order == "uniform" and self.gamma != 1:
+            raise ValueError(f"order: uniform has no tail and gamma is {self.gamma:g}; leave one out")
+        return self
+
+
+class SplitConfig(Config):
+    """One split of a corpus into labelled and unlabelled utterances.
+
+    ``unlabelled`` may be written `rest`: all that is not labelled. ``order``: the classes from head to tail (otherwise
+    the largest first, equal ones by name). ``open_set``: classes that only occur among the unlabelled, and that the
+    classifier does not know. ``unknown``: utterances without a label are unlabelled ones too, otherwise they are
+    unused. ``keep_labelled_in_unlabelled``: the labelled are unlabelled ones as well, besides the number asked for.
+    """
+
+    seed: int = 0
+    labelled: LabelledConfig
+    unlabelled: UnlabelledConfig = UnlabelledConfig()
+    order: list[str] | None = None
+    open_set: list[str] = []
+    unknown: bool = False
+    keep_labelled_in_unlabelled: bool = False
+
+    @field_validator("unlabelled", mode="before")
+    @classmethod
+    def _rest(cls, value: object) -> object:
+        # no union with the word, for which a mistake in the keys would read "input should be 'rest'"
+        return {} if value == "rest" else value
+
+
+def check(wanted: Mapping[str, SplitConfig], names: Sequence[str], uri: str) -> None:
+    """`CorpusError` when a split of ``wanted`` does not fit the corpus at ``uri``, whose labels are ``names``."""
+    for name, config in wanted.items():
+        where = f"{uri}: splits.{name}"
+        if not names:
+            raise CorpusError(f"{where}: the corpus has no labels; name the source's label, or leave the split out")
+        for key, listed in (("order", config.order or []), ("open_set", config.open_set)):
+            for item in listed:
+                if item not in names:
+                    close = difflib.get_close_matches(item, names, n=1, cutoff=0.5)
+                    hint = f"did you mean '{close[0]}'?" if close else f"labels are {_some(names)}"
+                    raise CorpusError(f"{where}.{key}: '{item}' is no label of the corpus; {hint}")
+            if len(set(listed)) != len(listed):
+                raise CorpusError(f"{where}.{key}: names a class twice; name each once")
+        known = set(names) - set(config.open_set)
+        if not known:
+            raise CorpusError(f"{where}.open_set: names every label of the corpus; leave some for the classifier")
+        if len(known) > splits.MOST_CLASSES:
+            raise CorpusError(f"{where}: {len(known)} classes are more than {splits.MOST_CLASSES}")
+        if config.order is not None and set(config.order) != known:
+            odd = sorted(known ^ set(config.order))
+            message = f"must name every class once and none of open_set; look at {_some(odd)}"
+            raise CorpusError(f"{where}.order: {message}")
+
+
+def make(wanted: Mapping[str, SplitConfig], uri: str, parts: Sequence[Shard], names: Sequence[str]) -> dict[str, Split]:
+    """Writes the splits ``wanted`` of the corpus at ``uri`` with shards ``parts`` and label ``names``.
+
+    Reads names and labels of all utterances, not the audio; holds 12 bytes an utterance of them.
+    """
+    if not wanted:
+        return {}
+    check(wanted, names, uri)
+    keys, labels = _columns(uri, parts)
+    return {name: _make_one(name, config, uri, keys, labels, names) for name, config in wanted.items()}
+
+
+def current(uri: str, wanted: Mapping[str, SplitConfig], made: Mapping[str, Split]) -> dict[str, Split]:
+    """Those of the splits ``made`` that are ``wanted`` with the same settings, and whose files are whole."""
+    return {
+        name: made[name]
+        for name, config in wanted.items()
+        if name in made and made[name].settings == settings_of(config) and splits.unchanged(uri, made[name])
+    }
+
+
+def settings_of(config: SplitConfig) -> dict[str, object]:
+    """The settings of a split as plain values, as its `Split` keeps them."""
+    return config.model_dump(mode="json")
+
+
+def choose(
+    config: SplitConfig, keys: np.ndarray, labels: np.ndarray, names: Sequence[str]
+) -> tuple[np.ndarray, list[int], list[str]]:
+    """Roles int8 ``[N]``, the labels of the classes in order, and notes where a class has too few utterances.
+
+    ``keys [N]`` int64 are those of the utterances' names, ``labels [N]`` indices into ``names``, -1 where unknown.
+    """
+    known = [k for k, name in enumerate(names) if name not in config.open_set]
+    sizes = np.bincount(labels[labels >= 0], minlength=len(names))
+    rank = _ranks(config, [names[k] for k in known], sizes[known])
+    wanted = np.zeros((2, len(names) + 1), np.int64)  # labelled, unlabelled; the last is for label -1
+    wanted[0, known] = _labelled(config.labelled, sizes[known], rank)
+    wanted[1] = _unlabelled(config, known, rank, len(names))
+    taken = np.minimum(wanted[0, :-1], sizes)
+    left = np.minimum(wanted[1, :-1], sizes - taken)
+    notes = _shortfalls("labelled", names, wanted[0, :-1], taken)
+    if config.unlabelled.most is not None:
+        notes += _shortfalls("unlabelled", [names[k] for k in known], wanted[1, known], left[known])
+    # places within a class, in the drawn order
+    order = np.lexsort((draws.keys_np(draws.fold(config.seed, _SPLIT), keys), labels))
+    place = np.empty(len(labels), np.int64)
+    place[order] = np.arange(len(labels)) - np.searchsorted(labels[order], labels[order])
+    labelled = place < wanted[0, labels]
+    unlabelled = ~labelled & (place - wanted[0, labels] < wanted[1, labels])
+    if config.keep_labelled_in_unlabelled:
+        unlabelled |= labelled
+    roles = (LABELLED * labelled + UNLABELLED * unlabelled).astype(np.int8)
+    if not unlabelled.any():
+        notes.append("no utterance is unlabelled")
+    return roles, known, notes
+
+
+def tail(most: int, gamma: float, classes: int) -> np.ndarray:
+    """``floor(most * gamma ** (-k / (classes - 1)))``, at least 1, for k = 0..classes-1; int64 ``[classes]``."""
+    share = gamma ** -(np.arange(classes) / max(1, classes - 1))
+    counts = np.floor(most * share * (1 + 1e-12))  # what is a whole number must not come out just below it
+    return np.asarray(np.maximum(1, counts), np.int64)
+
+
+def _ranks(config: SplitConfig, names: Sequence[str], sizes: np.ndarray) -> np.ndarray:
+    """The rank of each class, 0 for the head."""
+    if config.order is not None:
+        return np.array([config.order.index(name) for name in names])
+    head_first = sorted(range(len(names)), key=lambda k: (-sizes[k], names[k]))
+    rank = np.empty(len(names), np.int64)
+    rank[head_first] = np.arange(len(names))
+    return rank
+
+
+def _labelled(config: LabelledConfig, sizes: np.ndarray, rank: np.ndarray) -> np.ndarray:
+    if config.share is not None:
+        return np.asarray(np.maximum(1, np.floor(config.share * sizes + 0.5)), np.int64)
+    if config.per_class is not None:
+        return np.full(len(sizes), config.per_class, np.int64)
+    assert config.most is not None
+    return np.asarray(tail(config.most, config.gamma, len(sizes))[rank])
+
+
+def _unlabelled(config: SplitConfig, known: Sequence[int], rank: np.ndarray, labels: int) -> np.ndarray:
+    """How many are wanted of each label, ``[labels + 1]``; those without a label come last."""
+    wanted = np.full(labels + 1, _ALL)
+    wanted[-1] = _ALL if config.unknown else 0
+    if config.unlabelled.open_set_most is not None:
+        wanted[np.setdiff1d(np.arange(labels), known)] = config.unlabelled.open_set_most
+    if config.unlabelled.most is not None:
+        counts = tail(config.unlabelled.most, config.unlabelled.gamma, len(known))
+        wanted[known] = counts[::-1][rank] if config.unlabelled.order == "reversed" else counts[rank]
+    return wanted
+
+
+def _shortfalls(role: str, names: Sequence[str], wanted: np.ndarray, taken: np.ndarray) -> list[str]:
+    short = np.flatnonzero(taken < wanted)
+    if not len(short):
+        return []
+    missing = int((wanted - taken)[short].sum())
+    listed = _some([f"{names[k]} {taken[k]} of {wanted[k]}" for k in map(int, short)])
+    return [f"{missing} fewer {role} than asked for, too few utterances in {len(short)} classes: {listed}"]
+
+
+def _make_one(
+    name: str, config: SplitConfig, uri: str, keys: np.ndarray, labels: np.ndarray, names: Sequence[str]
+) -> Split:
+    roles, known, notes = choose(config, keys, labels, names)
+    class_of = np.full(len(names) + 1, -1, np.int16)  # the last is that of label -1
+    class_of[known] = np.arange(len(known))
+    path, sha256 = splits.write(uri, name, roles, class_of[labels])
+    classes, unknown = splits.counted(roles, labels, names, known)
+    open_set, _ = splits.counted(roles, labels, names, sorted(set(range(len(names))) - set(known)))
+    return Split(
+        path=path,
+        settings=settings_of(config),
+        sha256=sha256,
+        labelled=int(np.count_nonzero(roles & LABELLED)),
+        unlabelled=int(np.count_nonzero(roles & UNLABELLED)),
+        classes=classes,
+        open_set=open_set,
+        unknown=unknown,
+        notes=notes,
+    )
+
+
+def _columns(uri: str, parts: Sequence[Shard]) -> tuple[np.ndarray, np.ndarray]:
+    """The keys of all names int64 ``[N]`` and their label indices int32 ``[N]``, in id order."""
+    keys, labels = [], []
+    for part in parts:
+        table = shards.read_shard(uri, part, ["name", "label"])
+        keys.append(np.array([text_key(name) for name in table["name"].to_pylist()], np.int64))
+        labels.append(table["label"].to_numpy())
+    return np.concatenate(keys), np.concatenate(labels)
+
+
+def _some(items: Sequence[str]) -> str:
+    more = f" and {len(items) - _NAMED} more" if len(items) > _NAMED else ""
+    return ", ".join(items[:_NAMED]) + more

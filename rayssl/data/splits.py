@@ -1,0 +1,170 @@
+"""A split on storage: what each utterance of a corpus is used for, in a small file beside shards it leaves alone.
+
+    <uri>/splits/<name>.parquet    role int8, class int16; row i speaks of the utterance with id i
+
+Role 0 is unused, 1 labelled, 2 unlabelled, 3 both (bits). Class is the utterance's among those that the classifier
+knows, whether or not its label may be used; -1 where it is none of them or unknown. The manifest holds a `Split`, with
+counts and hash. How rows are chosen is `rayssl.data.labels`'s.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayssl import storage
+from rayssl.errors import CorpusError, StorageError
+from rayssl.schema import Config
+
+FOLDER = "splits"
+LABELLED, UNLABELLED = 1, 2
+MOST_CLASSES = 1 << 15  # what an int16 numbers
+_SCHEMA = pa.schema([pa.field("role", pa.int8(), nullable=False), pa.field("class", pa.int16(), nullable=False)])
+
+
+class SplitClass(Config):
+    """A class by its ``name`` and its ``label``, the index in the corpus; how many utterances are used as what."""
+
+    name: str
+    label: int
+    labelled: int
+    unlabelled: int
+
+
+class Split(Config):
+    """A split as the manifest has it; what is labelled *and* unlabelled counts in both.
+
+    ``classes``: those that the classifier knows, in the order of its indices. ``open_set``: classes that only occur
+    among the unlabelled. ``unknown``: unlabelled utterances that have no label in the corpus. ``notes``: where the
+    corpus had fewer utterances than were asked for, one line each.
+    """
+
+    path: str
+    settings: dict[str, Any]
+    sha256: str
+    labelled: int
+    unlabelled: int
+    classes: list[SplitClass]
+    open_set: list[SplitClass]
+    unknown: int
+    notes: list[str]
+
+
+def write(uri: str, name: str, roles: np.ndarray, classes: np.ndarray) -> tuple[str, str]:
+    """Writes ``roles [N]`` and ``classes [N]`` atomically; returns the path below ``uri`` and the content's hash."""
+    table = pa.table({"role": pa.array(roles, pa.int8()), "class": pa.array(classes, pa.int16())}, schema=_SCHEMA)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", row_group_size=max(1, len(roles)))
+    path, data = f"{FOLDER}/{name}.parquet", buffer.getvalue()
+    storage.write_bytes(storage.join(uri, path), data)
+    return path, hashlib.sha256(data).hexdigest()
+
+
+@functools.lru_cache(maxsize=4)
+def columns(place: str, sha256: str) -> tuple[np.ndarray, np.ndarray]:
+    """Roles int8 ``[N]`` and classes int16 ``[N]`` of the file at ``place``, read-only; kept, 3 bytes an utterance.
+
+    `CorpusError` when it is no longer the one that the manifest told of.
+    """
+    data = storage.read_bytes(place)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise CorpusError(f"{place}: is not the file that the manifest lists (sha256); run rayssl prepare again")
+    return _parse(data)
+
+
+def unchanged(uri: str, split: Split) -> bool:
+    """Whether the file of ``split`` is there and what the manifest says."""
+    try:
+        data = storage.read_bytes(storage.join(uri, split.path))
+    except StorageError as error:
+        if error.errno in storage.ABSENT:
+            return False
+        raise
+    return hashlib.sha256(data).hexdigest() == split.sha256
+
+
+def counted(
+    roles: np.ndarray, labels: np.ndarray, names: Sequence[str], chosen: Sequence[int]
+) -> tuple[list[SplitClass], int]:
+    """The classes that have the labels ``chosen``, counted, and how many unlabelled rows have no label.
+
+    ``roles [N]`` and ``labels [N]`` are of all utterances; ``names`` are those of all labels.
+    """
+    per_role = [
+        np.bincount(labels[(roles & role > 0) & (labels >= 0)], minlength=len(names)) for role in (LABELLED, UNLABELLED)
+    ]
+    classes = [
+        SplitClass(name=names[k], label=k, labelled=int(per_role[0][k]), unlabelled=int(per_role[1][k])) for k in chosen
+    ]
+    return classes, int(np.count_nonzero((roles & UNLABELLED > 0) & (labels < 0)))
+
+
+def problems(uri: str, splits: Mapping[str, Split], labels: np.ndarray, names: Sequence[str]) -> list[str]:
+    """What is wrong with the files of ``splits`` of the corpus at ``uri``, one line each; empty when all are sound.
+
+    ``labels [N]`` are the corpus's label indices in id order, ``names`` theirs.
+    """
+    found = []
+    for split in splits.values():
+        place = storage.join(uri, split.path)
+        try:
+            data = storage.read_bytes(place)
+        except StorageError as error:
+            if error.errno not in storage.ABSENT:
+                raise
+            found.append(f"{place}: absent")
+            continue
+        if hashlib.sha256(data).hexdigest() != split.sha256:
+            found.append(f"{place}: content differs from the manifest (sha256)")
+        try:
+            roles, classes = _parse(data)
+        except (CorpusError, pa.ArrowException, OSError):
+            found.append(f"{place}: not a Parquet file of roles and classes")
+            continue
+        if len(roles) != len(labels):
+            found.append(f"{place}: {len(roles)} rows, the corpus has {len(labels)}")
+            continue
+        found += [f"{place}: {problem}" for problem in _disagreements(split, roles, classes, labels, names)]
+    return found
+
+
+def _disagreements(
+    split: Split, roles: np.ndarray, classes: np.ndarray, labels: np.ndarray, names: Sequence[str]
+) -> list[str]:
+    listed = [known.label for known in (*split.classes, *split.open_set)]
+    if len(roles) and (roles.min() < 0 or roles.max() > LABELLED | UNLABELLED):
+        return ["a role is out of range 0..3"]
+    if any(label >= len(names) for label in listed):
+        return ["the manifest's classes are not labels of the corpus"]
+    class_of = np.full(len(names) + 1, -1, np.int16)  # the last is that of label -1
+    class_of[[known.label for known in split.classes]] = np.arange(len(split.classes))
+    found = []
+    if (classes != class_of[labels]).any():
+        found.append("its classes are not those of the corpus's labels")
+    again, unknown = counted(roles, labels, names, listed)
+    if again != [*split.classes, *split.open_set] or unknown != split.unknown:
+        found.append("holds other numbers of utterances for a class than the manifest says")
+    totals = [int(np.count_nonzero(roles & role)) for role in (LABELLED, UNLABELLED)]
+    if totals != [split.labelled, split.unlabelled]:
+        found.append(
+            f"{totals[0]} labelled and {totals[1]} unlabelled utterances, the manifest says {split.labelled} and "
+            f"{split.unlabelled}"
+        )
+    return found
+
+
+def _parse(data: bytes) -> tuple[np.ndarray, np.ndarray]:
+    table = pq.ParquetFile(io.BytesIO(data)).read()
+    if not table.schema.equals(_SCHEMA):
+        raise CorpusError("its columns are not those of a split")
+    roles, classes = (table[name].to_numpy() for name in ("role", "class"))
+    for column in (roles, classes):
+        column.setflags(write=False)
+    return roles, classes
