@@ -79,7 +79,7 @@ class SplitConfig(Config):
 
     ``unlabelled`` may be written `rest`: all that is not labelled. ``order``: the classes from head to tail (otherwise
     the largest first, equal ones by name). ``open_set``: classes that only occur among the unlabelled, and that the
-    classifier does not know. ``unknown``: utterances without a label are unlabelled ones too, otherwise they are
+    classifier does not know. ``left_out``: classes that are not used at all. ``unknown``: utterances without a label are unlabelled ones too, otherwise they are
     unused. ``keep_labelled_in_unlabelled``: the labelled are unlabelled ones as well, besides the number asked for.
     """
 
@@ -88,6 +88,7 @@ class SplitConfig(Config):
     unlabelled: UnlabelledConfig = UnlabelledConfig()
     order: list[str] | None = None
     open_set: list[str] = []
+    left_out: list[str] = []
     unknown: bool = False
     keep_labelled_in_unlabelled: bool = False
 
@@ -104,7 +105,8 @@ def check(wanted: Mapping[str, SplitConfig], names: Sequence[str], uri: str) -> 
         where = f"{uri}: splits.{name}"
         if not names:
             raise CorpusError(f"{where}: the corpus has no labels; name the source's label, or leave the split out")
-        for key, listed in (("order", config.order or []), ("open_set", config.open_set)):
+        listings = {"order": config.order or [], "open_set": config.open_set, "left_out": config.left_out}
+        for key, listed in listings.items():
             for item in listed:
                 if item not in names:
                     close = difflib.get_close_matches(item, names, n=1, cutoff=0.5)
@@ -112,14 +114,18 @@ def check(wanted: Mapping[str, SplitConfig], names: Sequence[str], uri: str) -> 
                     raise CorpusError(f"{where}.{key}: '{item}' is no label of the corpus; {hint}")
             if len(set(listed)) != len(listed):
                 raise CorpusError(f"{where}.{key}: names a class twice; name each once")
-        known = set(names) - set(config.open_set)
+        if twice := set(config.open_set) & set(config.left_out):
+            raise CorpusError(f"{where}.left_out: '{min(twice)}' is in open_set, too; name it once")
+        known = set(names) - set(config.open_set) - set(config.left_out)
         if not known:
-            raise CorpusError(f"{where}.open_set: names every label of the corpus; leave some for the classifier")
+            raise CorpusError(
+                f"{where}.open_set and left_out: name every label of the corpus; leave some for the classifier"
+            )
         if len(known) > splits.MOST_CLASSES:
             raise CorpusError(f"{where}: {len(known)} classes are more than {splits.MOST_CLASSES}")
         if config.order is not None and set(config.order) != known:
             odd = sorted(known ^ set(config.order))
-            message = f"must name every class once and none of open_set; look at {_some(odd)}"
+            message = f"must name every class once and none of open_set or left_out; look at {_some(odd)}"
             raise CorpusError(f"{where}.order: {message}")
 
 
@@ -156,12 +162,14 @@ def choose(
 
     ``keys [N]`` int64 are those of the utterances' names, ``labels [N]`` indices into ``names``, -1 where unknown.
     """
-    known = [k for k, name in enumerate(names) if name not in config.open_set]
+    known = [k for k, name in enumerate(names) if name not in (*config.open_set, *config.left_out)]
+    unused = [k for k, name in enumerate(names) if name in config.left_out]
     sizes = np.bincount(labels[labels >= 0], minlength=len(names))
     rank = _ranks(config, [names[k] for k in known], sizes[known])
     wanted = np.zeros((2, len(names) + 1), np.int64)  # labelled, unlabelled; the last is for label -1
     wanted[0, known] = _labelled(config.labelled, sizes[known], rank)
     wanted[1] = _unlabelled(config, known, rank, len(names))
+    wanted[1, unused] = 0
     taken = np.minimum(wanted[0, :-1], sizes)
     left = np.minimum(wanted[1, :-1], sizes - taken)
     notes = _shortfalls("labelled", names, wanted[0, :-1], taken)
@@ -236,7 +244,7 @@ def _make_one(
     class_of[known] = np.arange(len(known))
     path, sha256 = splits.write(uri, name, roles, class_of[labels])
     classes, unknown = splits.counted(roles, labels, names, known)
-    open_set, _ = splits.counted(roles, labels, names, sorted(set(range(len(names))) - set(known)))
+    open_set, _ = splits.counted(roles, labels, names, [k for k, label in enumerate(names) if label in config.open_set])
     return Split(
         path=path,
         settings=settings_of(config),

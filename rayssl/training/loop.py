@@ -40,6 +40,8 @@ from rayssl.training.window import SHOWN, Window, duration
 from rayssl.views.epochs import Cursor, cycle_position
 from rayssl.views.recipes import Segment
 
+_LABELLED = 100  # number of the first segment of the labelled stream, for its draws
+
 
 class Loop:
     """Trains ``parts.method`` over batches; `restore` first when there is a checkpoint."""
@@ -157,9 +159,11 @@ class Loop:
         for window in (self._window, self._epoch):
             window.leave_out(seconds)
 
-    def _views(self, raw: Raw, segments: tuple[Segment, ...]) -> Views:
+    def _views(self, raw: Raw, segments: tuple[Segment, ...], first: int = 0) -> Views:
         parts = self.parts
-        return make_views(raw, segments, parts.recipes, seed=parts.seed, device=parts.context.device)
+        return make_views(
+            raw, segments, parts.recipes, seed=parts.seed, device=parts.context.device, first=first
+        )
 
     def _inputs(self, raw: Raw) -> tuple[Views, Batch]:
         """What the method is given of a step: the views of its own stream and of the labelled one, and who they are."""
@@ -172,7 +176,7 @@ class Loop:
             return views, batch
         assert parts.labelled_steps is not None
         self._check_place(raw["labelled"], parts.labelled_steps)
-        views |= self._views(raw["labelled"], few)
+        views |= self._views(raw["labelled"], few, _LABELLED)
         return views, replace(batch, labelled=batch_of(raw["labelled"], parts.context.device, self.step))
 
     def _check_place(self, raw: Raw, steps: int) -> None:

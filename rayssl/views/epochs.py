@@ -37,7 +37,7 @@ from rayssl.views.recipes import Segment
 from rayssl.views.selection import Selection
 
 _ORDER, _ROWS, _CUT = 1, 2, 3  # purposes, so that no two draws share a key; 4 is `selection`'s
-_TURN_BIT = 44  # keys of an utterance's second turn in an epoch are those of id + 2**44
+TURN_BIT = 44  # keys of an utterance's second turn in an epoch are those of id + 2**44
 _LABELS = ("speaker", "recording", "label", "truth")
 
 
@@ -255,7 +255,7 @@ def _rows(
         used, table = held[piece.shard] if left[piece.shard] else held.pop(piece.shard)
         at = np.searchsorted(used, rows)
         ids = shard.first_id + rows.astype(np.int64)
-        keys = draws.keys_np(draws.fold(seed, _CUT, unit.epoch, *purpose), ids + (turns << _TURN_BIT))
+        keys = draws.keys_np(draws.fold(seed, _CUT, unit.epoch, *purpose), ids + (turns << TURN_BIT))
         labels = {name: table.column(name).to_numpy()[at] for name in ("speaker", "recording", "label")}
         labels["truth"] = labels["label"]
         if selection is not None:

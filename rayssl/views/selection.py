@@ -82,6 +82,12 @@ class Selection:
         rows: np.ndarray = np.flatnonzero(self._columns(shard)[0] & _MASKS[self.roles])
         return rows
 
+    def ids_and_classes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Ids int64 ``[rows_total]`` and classes int64 of all selected utterances of a split; for sets that fit."""
+        roles, classes = splits.columns(self.place, self.sha256)
+        ids = np.flatnonzero(roles & _MASKS[self.roles])
+        return ids, classes[ids].astype(np.int64)
+
     def epoch_counts(self, seed: int, epoch: int) -> Sequence[int]:
         """How many rows of each shard come in ``epoch``; for class-aware sampling other numbers in every epoch."""
         if not self.rates:
