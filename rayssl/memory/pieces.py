@@ -21,7 +21,7 @@ Kind = Literal["index", "references", "positives", "classes"]
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a memory's state: ``arrays`` by name; those of rows are of the rows ``first`` to ``end``.
+    """A part of a memory's state: ``arrays`` by name; those of rows, or classes, are of ``first`` to ``end - 1``.
 
     Rows at the end that have never been written are left out, so that an array may hold fewer than ``end - first``.
     """
@@ -54,3 +54,9 @@ def limits(total: int, shards: int) -> np.ndarray:
     bounds = cuts(total)
     starts = [bounds[pieces_of(bounds, shard, shards).start] for shard in range(shards)]
     return np.array([*starts, total], dtype=np.int64)
+
+
+def check_array(name: str, given: np.ndarray, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    """Raises ValueError, naming the array, unless ``given`` is of this type and shape."""
+    if given.dtype != dtype or given.shape != shape:
+        raise ValueError(f"memory state: '{name}' is {given.dtype} {given.shape}, expected {dtype} {shape}")

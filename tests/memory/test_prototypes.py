@@ -184,61 +184,6 @@ def test_a_mean_of_a_full_queue_does_not_drift() -> None:
     assert (kept.recall(200).prototypes[2] == np.float32(1 / 3)).all()
 
 
-def counted(number: int, *counts: int) -> ClassRemember:
-    return ClassRemember(number, None, NONE, np.array([*counts, *[0] * (C - len(counts))]))
-
-
-def test_a_histogram_is_that_of_the_last_closed_window() -> None:
-    kept, told = memory(), []
-    for number in range(3 * WINDOW):
-        told.append(kept.recall(number).histogram.tolist()[:2])
-        kept.remember(counted(number, 1, number))
-    assert told[:WINDOW] == [[0, 0]] * WINDOW
-    assert told[WINDOW : 2 * WINDOW] == [[WINDOW, 0 + 1 + 2 + 3 + 4]] * WINDOW
-    assert told[2 * WINDOW :] == [[WINDOW, 5 + 6 + 7 + 8 + 9]] * WINDOW
-
-
-def test_late_counts_reach_the_last_closed_window_and_no_older_one() -> None:
-    kept = memory()
-    kept.remember(counted(4, 1))
-    assert kept.recall(5).histogram[0] == 1  # closes window 0, though a slow rank is still at step 4
-    kept.remember(counted(4, 0, 2))
-    assert kept.recall(5).histogram.tolist()[:2] == [1, 2]
-    kept.remember(counted(5, 5))
-    kept.remember(counted(10, 7))  # closes window 1
-    kept.remember(counted(4, 8))
-    kept.remember(counted(9, 0, 3))
-    assert kept.recall(10).histogram.tolist()[:2] == [5, 3]
-    assert kept.metrics()["dropped"] == 8 and kept.metrics()["dropped"] == 0
-
-
-def test_a_slow_ranks_recall_is_of_its_own_step() -> None:
-    kept = memory()
-    kept.remember(counted(2, 1))
-    kept.remember(counted(7, 2))
-    kept.remember(counted(11, 3))
-    assert [kept.recall(number).histogram[0] for number in (12, 8, 3)] == [2, 1, 0]
-    kept.recall(15)
-    assert [kept.recall(number).histogram[0] for number in (16, 12, 8)] == [3, 2, 0]  # of step 8 nothing is known
-
-
-@pytest.mark.parametrize("ahead", [2, 3, 4, 50])
-def test_windows_that_nothing_was_counted_in_are_empty(ahead: int) -> None:
-    kept = memory()
-    kept.remember(counted(3, 1))
-    assert not kept.recall(ahead * WINDOW).histogram.any()
-    kept.remember(counted(ahead * WINDOW, 4))
-    assert kept.recall((ahead + 1) * WINDOW).histogram[0] == 4
-
-
-def test_a_remember_without_counts_closes_a_window_too() -> None:
-    kept = memory()
-    kept.remember(counted(4, 1))
-    kept.remember(ClassRemember(10, None, NONE))
-    kept.remember(counted(4, 1))
-    assert kept.metrics()["dropped"] == 1
-
-
 def test_six_steps_are_three_and_three_after_a_resume_across_a_window() -> None:
     for start in (WINDOW - 3, 4 * WINDOW - 3):  # the window closes at the first step after the resume
         whole, before, after = memory(), memory(), memory()
@@ -304,6 +249,14 @@ def test_any_parts_read_what_any_others_wrote(tmp_path: Path, writers: Any) -> N
         np.testing.assert_array_equal(part.recall(13).prototypes, whole.recall(13).prototypes[first:last])
 
 
+def test_nothing_of_what_was_is_left_after_a_restore() -> None:
+    kept = memory()
+    life(kept, 0, 7)
+    kept.load_state_dict(memory().state_dict())
+    assert seen(kept.recall(0)) == seen(memory().recall(0))
+    assert kept.metrics() == memory().metrics()
+
+
 @pytest.mark.parametrize("count", [2, 3, 7])
 def test_pieces_do_not_depend_on_the_parts(count: int) -> None:
     one, other = [memory()], parts_of(count)
@@ -323,6 +276,9 @@ def test_metrics_by_hand() -> None:
     expected = {"prototypes_filled": 2 / C, "queue_fill": 4 / (C * L), "rejected": 1.0, "dropped": 0.0}
     assert kept.metrics(reset=False) == kept.metrics() == expected
     assert kept.metrics() == {**expected, "rejected": 0.0}
+    kept.remember(ClassRemember(3 * WINDOW, None, NONE))
+    kept.remember(ClassRemember(0, None, NONE, np.full(C, 2)))  # three windows late
+    assert [kept.metrics()["dropped"], kept.metrics()["dropped"]] == [2 * C, 0]
     assert memory(first=2, last=2).metrics() == dict.fromkeys(expected, 0.0)
 
 
