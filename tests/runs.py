@@ -12,16 +12,20 @@ import torch
 from torch import nn
 
 from rayssl.data import decode, shards
+from rayssl.data import labels as splitting
+from rayssl.data.labels import SplitConfig
 from rayssl.data.shards import Manifest
-from rayssl.experiment import Experiment, begin_from, build_method, memory_settings
+from rayssl.experiment import Experiment, begin_from, build_method, class_settings, memory_settings, streams
 from rayssl.memory.pieces import Kind
+from rayssl.memory.prototypes import ClassMemory
 from rayssl.memory.speakers import SpeakerMemory
 from rayssl.methods.base import Batch, View, Views
 from rayssl.schema import override, parse
 from rayssl.training import checkpoint, pieces
-from rayssl.training.context import InProcessMemory, LocalContext
+from rayssl.training.context import InProcessClasses, InProcessMemory, LocalContext
 from rayssl.training.loop import Loop, Parts
 from rayssl.training.metrics import RunLog, read_metrics
+from rayssl.training.streams import Stream, joined
 from rayssl.views import epochs
 from rayssl.views.modules import build_recipes
 from rayssl.views.recipes import ViewsConfig
@@ -88,11 +92,17 @@ def tone(number: int, speaker: int, samples: int) -> np.ndarray:
 
 
 def write_corpus(
-    folder: Path, sizes: Sequence[int] = (9, 14, 4, 7), *, speakers: int = 4, corrupt: int | None = None
+    folder: Path,
+    sizes: Sequence[int] = (9, 14, 4, 7),
+    *,
+    speakers: int = 4,
+    corrupt: int | None = None,
+    splits: dict[str, Any] | None = None,
 ) -> Manifest:
     """One shard for each of ``sizes``; utterance k is of speaker k % speakers and lasts 0.25 to 0.5 s.
 
-    The audio of utterance ``corrupt`` is no FLAC. With ``speakers`` 0 nothing is labelled.
+    The audio of utterance ``corrupt`` is no FLAC. With ``speakers`` 0 nothing is labelled. With ``splits`` speakers are
+    classes, too.
     """
     parts, first = [], 0
     for index, size in enumerate(sizes):
@@ -105,17 +115,19 @@ def write_corpus(
             "samples": [len(samples) for samples in pcm],
             "speaker": [k % speakers if speakers else -1 for k in numbers],
             "recording": [k % (2 * speakers) if speakers else -1 for k in numbers],
-            "label": [-1 for _ in numbers],
+            "label": [k % speakers if splits else -1 for k in numbers],
         }
         parts.append(shards.write_shard(str(folder), index, columns))
         first += size
     names = {
         "speaker": [f"s{k}" for k in range(speakers)],
         "recording": [f"r{k}" for k in range(2 * speakers)],
-        "label": [],
+        "label": [f"s{k}" for k in range(speakers)] if splits else [],
     }
     shards.write_labels(str(folder), names)
-    return shards.write_manifest(str(folder), parts, format="flac", names=names, rejected=0, settings={})
+    wanted = {name: SplitConfig.model_validate(config) for name, config in (splits or {}).items()}
+    made = splitting.make(wanted, str(folder), shards.number(parts), names["label"])
+    return shards.write_manifest(str(folder), parts, format="flac", names=names, rejected=0, settings={}, splits=made)
 
 
 def experiment(run: Path, corpus: Path, *overrides: str, method: dict[str, Any] | None = None) -> Experiment:
@@ -141,7 +153,8 @@ def build(settings: Experiment, *, wrap: Any = None) -> Loop:
     """The loop of this rank, gone back to the run's last checkpoint where there is one."""
     manifest = shards.read_manifest(settings.corpus.uri)
     method = build_method(settings, manifest)
-    memory = memory_settings(settings, manifest)
+    memory, classes = memory_settings(settings, manifest), class_settings(settings, manifest)
+    own, labelled = streams(settings, manifest, method)
     context = Quiet()
     known = checkpoint.steps(settings.run)
     loaded = checkpoint.load(checkpoint.locate(settings.run, "last")) if known else None
@@ -154,14 +167,17 @@ def build(settings: Experiment, *, wrap: Any = None) -> Loop:
             config=settings.training,
             run=settings.run,
             seed=settings.seed,
-            steps_per_epoch=epochs.steps_per_epoch(manifest.rows, settings.training.batch),
+            steps_per_epoch=own.epoch_steps,
             architecture=settings.architecture,
             method=method,
             wrapped=wrapped,
             recipes=build_recipes(settings.views, manifest.rate, settings.seed),
             context=context,
             memory=None if memory is None else InProcessMemory(SpeakerMemory(**memory)),
+            prototypes=None if classes is None else InProcessClasses(ClassMemory(**classes)),
             log=log,
+            pass_steps=own.pass_steps,
+            labelled_steps=None if labelled is None else labelled.pass_steps,
         )
     )
     if loaded is not None:
@@ -172,16 +188,38 @@ def build(settings: Experiment, *, wrap: Any = None) -> Loop:
 def batches(settings: Experiment, loop: Loop) -> Iterator[dict[str, Any]]:
     """This rank's batches from the loop's cursor on."""
     manifest = shards.read_manifest(settings.corpus.uri)
-    common = {"seed": settings.seed, "batch": settings.training.batch}
+    method = loop.parts.method
+    own, labelled = streams(settings, manifest, method)
+    few = None if labelled is None else _batches(settings, loop, manifest, labelled, True)
+    return joined(_batches(settings, loop, manifest, own, False), few)
+
+
+def _batches(
+    settings: Experiment, loop: Loop, manifest: Manifest, stream: Stream, few: bool
+) -> Iterator[dict[str, Any]]:
     rank, world = loop.parts.context.rank, loop.parts.context.world
     method, last = loop.parts.method, settings.training.epochs
-    fills = {epoch for epoch in range(last) if method.fill_segments(epoch)}
-    units = epochs.plan(
-        manifest, **common, epochs=last, start=loop.cursor, unit_rows=settings.corpus.unit_rows, fills=fills
+    fills = set() if few else {epoch for epoch in range(last) if method.fill_segments(epoch)}
+    units = stream.units(
+        manifest,
+        seed=settings.seed,
+        start=loop.cursor,
+        epoch_count=last,
+        unit_rows=settings.corpus.unit_rows,
+        fills=fills,
     )
     for unit in units:
-        segments = (method.fill_segments if unit.fill else method.segments)(unit.epoch)
-        for raw in epochs.read(unit, settings.corpus.uri, manifest, **common, ranks=world, segments=segments):
+        cut = method.labelled_segments if few else method.fill_segments if unit.fill else method.segments
+        for raw in epochs.read(
+            unit,
+            settings.corpus.uri,
+            manifest,
+            seed=settings.seed,
+            batch=stream.batch,
+            ranks=world,
+            segments=cut(0 if stream.cycles else unit.epoch),
+            selection=stream.selection,
+        ):
             if raw["rank"] == rank:
                 yield raw
 
@@ -217,6 +255,9 @@ def fit(settings: Experiment, stop: int | None = None) -> Loop:
 
 def remembered(loop: Loop) -> dict[str, np.ndarray]:
     """The arrays of a loop's memory in this process, none without one."""
+    if loop.parts.prototypes is not None:
+        assert isinstance(loop.parts.prototypes, InProcessClasses)
+        return loop.parts.prototypes.memory.state_dict()
     memory = loop.parts.memory
     assert memory is None or isinstance(memory, InProcessMemory)
     return {} if memory is None else memory.memory.state_dict()
@@ -242,7 +283,7 @@ def arrays_of(folder: str, records: pieces.Records) -> dict[str, np.ndarray]:
 
 
 def content(loop: Loop) -> dict[str, Any]:
-    assert loop.parts.memory is not None
+    assert loop.parts.keeper is not None
     return {
         "weights": loop.parts.method.state_dict(),
         "optimiser": loop.optimiser.state_dict(),
@@ -276,4 +317,4 @@ def random_views(names: Sequence[str], size: int = 6, seed: int = 0) -> Views:
 def batch_of(size: int = 6, speakers: Sequence[int] | None = None, epoch: int = 1) -> Batch:
     unknown = torch.full((size,), -1)
     known = unknown if speakers is None else torch.tensor(speakers)
-    return Batch(torch.arange(size), known, unknown, unknown, epoch)
+    return Batch(torch.arange(size), known, unknown, unknown, epoch, unknown)

@@ -244,7 +244,8 @@ def _make_one(
     class_of[known] = np.arange(len(known))
     path, sha256 = splits.write(uri, name, roles, class_of[labels])
     classes, unknown = splits.counted(roles, labels, names, known)
-    open_set, _ = splits.counted(roles, labels, names, [k for k, label in enumerate(names) if label in config.open_set])
+    others = [k for k, label in enumerate(names) if label in config.open_set]
+    open_set, _ = splits.counted(roles, labels, names, others)
     return Split(
         path=path,
         settings=settings_of(config),

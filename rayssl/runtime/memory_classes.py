@@ -26,6 +26,8 @@ from rayssl.runtime.rounds import Rounds, get
 from rayssl.training import pieces
 from rayssl.training.pieces import Records
 
+_SHARES = ("prototypes_filled", "queue_fill")  # of an actor's own classes; the others but "rejected" are the same
+
 
 class ClassServer:
     """The memory of some classes; every method is a coroutine of one event loop, so none interrupts another."""
@@ -105,6 +107,7 @@ class ActorClasses:
         self._strict = config.sync == "strict"
         prefix = collectives.broadcast_object(f"memory:{label}:{os.urandom(4).hex()}")
         names = [f"{prefix}:{shard}" for shard in range(config.shards)]
+        self._sizes = np.diff(limits(settings["classes"], config.shards))
         if collectives.rank() == 0:
             self.actors = start(settings, collectives.world(), config, names)
         collectives.barrier()
@@ -119,7 +122,9 @@ class ActorClasses:
     def metrics(self) -> dict[str, float]:
         """See `rayssl.training.context.Keeper.metrics`."""
         every = ray.get([actor.metrics.remote() for actor in self.actors])
-        figures = {name: float(np.mean([each[name] for each in every])) for name in every[0]}
+        shares = [float(np.average([each[name] for each in every], weights=self._sizes)) for name in _SHARES]
+        figures = {**every[0], **dict(zip(_SHARES, shares, strict=True))}
+        figures["rejected"] = sum(each["rejected"] for each in every)
         figures["staleness_steps"] += 0.0 if self._strict else 1.0  # an answer is that to the step before
         return figures
 

@@ -161,9 +161,7 @@ class Loop:
 
     def _views(self, raw: Raw, segments: tuple[Segment, ...], first: int = 0) -> Views:
         parts = self.parts
-        return make_views(
-            raw, segments, parts.recipes, seed=parts.seed, device=parts.context.device, first=first
-        )
+        return make_views(raw, segments, parts.recipes, seed=parts.seed, device=parts.context.device, first=first)
 
     def _inputs(self, raw: Raw) -> tuple[Views, Batch]:
         """What the method is given of a step: the views of its own stream and of the labelled one, and who they are."""

@@ -198,7 +198,7 @@ def test_settings_that_contradict_each_other_are_told(config: dict[str, Any], me
         ({}, [], r"c: splits\.s: the corpus has no labels; name the source's label"),
         ({"open_set": ["cart"]}, NAMES, r"c: splits\.s\.open_set: 'cart' is no label .*; did you mean 'cat'\?"),
         ({"open_set": ["zzz"]}, NAMES, r"'zzz' is no label .*; labels are bed, cat, dog, owl"),
-        ({"open_set": NAMES}, NAMES, r"open_set: names every label"),
+        ({"open_set": NAMES}, NAMES, r"open_set and left_out: name every label"),
         ({"order": ["bed", "cat", "dog"]}, NAMES, r"order: must name every class once .* look at owl"),
         ({"order": NAMES, "open_set": ["owl"]}, NAMES, r"order: must name every class once .* look at owl"),
         ({"order": ["bed", "bed", "cat", "dog", "owl"]}, NAMES, r"order: names a class twice"),
