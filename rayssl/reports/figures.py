@@ -1,34 +1,37 @@
-"""The pictures of a report as inline SVG: text and axes take the page's colour, so that they read on light and dark.
-
-Data colours are Okabe and Ito's, which readers with any common colour vision can tell apart.
-"""
+"""The pictures of a run's training and of speaker verification, as inline SVG."""
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 from scipy.stats import norm
 from sklearn.manifold import TSNE
 from sklearn.metrics import det_curve
 
+from rayssl.reports.drawing import (
+    BLUE,
+    COLOURS,
+    FAINT,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PURPLE,
+    STYLE,
+    VERMILION,
+    WIDTH,
+    new_figure,
+    svg_text,
+)  # fmt: skip
 from rayssl.reports.run import Run, Sample, Scores, is_number
 
 Floats = NDArray[np.float64]
 
-BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BROWN, GREY = COLOURS = (
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C6D46", "#888888"
-)  # fmt: skip
-_INK, _FAINT = "#010203", "#040506"  # stand for the page's text colour and its line colour
-_WIDTH = 9.8  # inches, of a picture that fills the page
 _POINTS = 900  # of one curve; more cannot be seen
 _SPECIAL = ("loss", "lr", "utterances_per_s")
 _POSITIVES = {
@@ -39,31 +42,22 @@ _POSITIVES = {
 }
 _CLUSTERS = {"nmi_speaker": ("NMI with speakers", BLUE, "-"), "nmi_recording": ("NMI with recordings", VERMILION, "-")}
 _DET_TICKS = np.array([0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5])
-# Artists take their style when they are made, so every function that makes some is decorated with this.
-_STYLE: Any = {
-    "font.size": 9.5, "axes.titlesize": 10, "axes.labelsize": 9.5, "legend.fontsize": 8.8,
-    "text.color": _INK, "axes.edgecolor": _FAINT, "axes.labelcolor": _INK, "axes.titlecolor": _INK,
-    "xtick.color": _FAINT, "ytick.color": _FAINT, "xtick.labelcolor": _INK, "ytick.labelcolor": _INK,
-    "axes.xmargin": 0.015, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
-    "lines.linewidth": 1.7,
-    "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none", "svg.fonttype": "none",
-}  # fmt: skip
 
 
-@rc_context(_STYLE)
+@rc_context(STYLE)
 def loss_curve(run: Run) -> str | None:
     """The training loss over steps: every logged value faintly, their running mean on top."""
     steps, values = run.series("step", "loss")
     if len(steps) < 2:
         return None
-    figure, axes = _figure(_WIDTH, 3.1)
+    figure, axes = new_figure(WIDTH, 3.1)
     _curve(axes, steps, values, BLUE)
     axes.set(xlabel="Step", ylabel="Training loss")
     _mark_start(axes, run, "positives sampled from here on")
-    return _svg(figure, "loss")
+    return svg_text(figure, "loss")
 
 
-@rc_context(_STYLE)
+@rc_context(STYLE)
 def schedule_curves(run: Run) -> str | None:
     """Learning rate and throughput over steps, side by side; None where neither was logged."""
     panels = [("lr", "Learning rate", ORANGE), ("utterances_per_s", "Utterances per second", PURPLE)]
@@ -71,7 +65,7 @@ def schedule_curves(run: Run) -> str | None:
     found = [panel for panel in found if len(panel[2]) > 1]
     if not found:
         return None
-    figure, all_axes = _figure(_WIDTH, 2.5, columns=len(found))
+    figure, all_axes = new_figure(WIDTH, 2.5, columns=len(found))
     for axes, (label, colour, steps, values) in zip(np.ravel(all_axes), found, strict=True):
         if colour == ORANGE:
             axes.plot(*_thin(steps, values), color=colour)
@@ -79,10 +73,10 @@ def schedule_curves(run: Run) -> str | None:
             _curve(axes, steps, values, colour)
         axes.set(xlabel="Step", ylabel=label, ylim=(0, 1.08 * values.max() or 1))
         _mark_start(axes, run)
-    return _svg(figure, "schedule")
+    return svg_text(figure, "schedule")
 
 
-@rc_context(_STYLE)
+@rc_context(STYLE)
 def other_curves(run: Run, most: int = 9) -> str | None:
     """Small multiples of the remaining numbers that change during the run, at most ``most``; None without any."""
     drawn = {*_SPECIAL, *_POSITIVES, *_CLUSTERS}
@@ -97,7 +91,7 @@ def other_curves(run: Run, most: int = 9) -> str | None:
     shown = list(panels.items())[:most]
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
-    figure, all_axes = _figure(_WIDTH, 2.1 * rows, rows=rows, columns=columns)
+    figure, all_axes = new_figure(WIDTH, 2.1 * rows, rows=rows, columns=columns)
     for axes in np.ravel(all_axes)[len(shown) :]:
         axes.set_visible(False)
     for axes, (name, (steps, values)) in zip(np.ravel(all_axes), shown, strict=False):
@@ -105,10 +99,10 @@ def other_curves(run: Run, most: int = 9) -> str | None:
         axes.set_title(name.replace("$", r"\$"))
         axes.set_xlabel("Step")
         _mark_start(axes, run)
-    return _svg(figure, "others")
+    return svg_text(figure, "others")
 
 
-@rc_context(_STYLE)
+@rc_context(STYLE)
 def positives_curves(run: Run) -> str | None:
     """What the sampled positives are, and what the clusters follow, over epochs; None without SSPS."""
     groups = [("Share of anchors or positives", _POSITIVES), ("Normalised mutual information", _CLUSTERS)]
@@ -120,7 +114,7 @@ def positives_curves(run: Run) -> str | None:
             found.append((label, curves, series))
     if not any("coverage" in series for _, _, series in found):
         return None
-    figure, all_axes = _figure(_WIDTH, 3.6, columns=len(found))
+    figure, all_axes = new_figure(WIDTH, 3.6, columns=len(found))
     for axes, (label, curves, series) in zip(np.ravel(all_axes), found, strict=True):
         for name, (epochs, values) in series.items():
             text, colour, style = curves[name]
@@ -130,14 +124,14 @@ def positives_curves(run: Run) -> str | None:
         if curves is _POSITIVES:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-    return _svg(figure, "positives")
+    return svg_text(figure, "positives")
 
 
-@rc_context(_STYLE)
+@rc_context(STYLE)
 def det_picture(scores: Scores, eer: float | None) -> str:
     """Miss rate against false alarm rate on probit axes, with the EER and the two detection cost minima."""
     false_alarm, miss, _ = det_curve(scores.label, scores.score)
-    figure, axes = _figure(_WIDTH / 2, 4.6)
+    figure, axes = new_figure(WIDTH / 2, 4.6)
     low, high = _det_range(eer if eer else float(np.maximum(false_alarm, miss).min()))
     ends = norm.ppf([low, high])
     # rates of exactly 0 and 1 are infinitely far out on a probit axis
@@ -148,7 +142,7 @@ def det_picture(scores: Scores, eer: float | None) -> str:
         axes.plot(x[best], y[best], marker, color=colour, markersize=6, label=f"min. cost at p = {p_target}", zorder=3)
     if eer and low <= eer <= high:
         spot = norm.ppf(eer)
-        axes.plot([ends[0], spot], [ends[0], spot], color=_FAINT, linewidth=0.9)
+        axes.plot([ends[0], spot], [ends[0], spot], color=FAINT, linewidth=0.9)
         axes.plot(spot, spot, "o", color=GREEN, markersize=8, label=f"EER {100 * eer:.2f} %", zorder=4)
     ticks = np.array([tick for tick in _DET_TICKS if low <= tick <= high])
     texts = [f"{100 * tick:g}" for tick in ticks]
@@ -157,7 +151,7 @@ def det_picture(scores: Scores, eer: float | None) -> str:
     axes.set(xlim=ends, ylim=ends, xlabel="False alarms (% of non-target trials)", ylabel="Misses (% of target trials)")
     axes.set_aspect("equal")
     axes.legend(loc="upper right")
-    return _svg(figure, "det")
+    return svg_text(figure, "det")
 
 
 def _det_range(eer: float) -> tuple[float, float]:
@@ -167,10 +161,10 @@ def _det_range(eer: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-@rc_context(_STYLE)
+@rc_context(STYLE)
 def score_histogram(scores: Scores) -> str:
     """Densities of the target and the non-target scores, with the threshold at which both error rates are equal."""
-    figure, axes = _figure(_WIDTH / 2, 4.6)
+    figure, axes = new_figure(WIDTH / 2, 4.6)
     edges = np.histogram_bin_edges(scores.score, bins=70)
     for label, text, colour in ((0, "Non-target: two speakers", VERMILION), (1, "Target: one speaker", BLUE)):
         values = scores.score[scores.label == label]
@@ -180,15 +174,15 @@ def score_histogram(scores: Scores) -> str:
     false_alarm, miss, thresholds = det_curve(scores.label, scores.score)
     threshold = thresholds[np.abs(false_alarm - miss).argmin()]
     axes.axvline(
-        threshold, ymax=0.78, color=_INK, linestyle=":", linewidth=1.2, label=f"Threshold at EER ({threshold:.3f})"
+        threshold, ymax=0.78, color=INK, linestyle=":", linewidth=1.2, label=f"Threshold at EER ({threshold:.3f})"
     )
     axes.set(xlabel="Score", ylabel="Density")
     axes.set_ylim(0, axes.get_ylim()[1] * 1.28)  # room for the legend
     axes.legend(loc="upper left")
-    return _svg(figure, "histogram")
+    return svg_text(figure, "histogram")
 
 
-@rc_context(_STYLE)
+@rc_context(STYLE)
 def embedding_map(sample: Sample, seed: int = 0) -> str | None:
     """t-SNE by cosine distance, once coloured by speaker and once by the recording's number within its speaker."""
     if len(sample.embedding) < 8:
@@ -203,7 +197,7 @@ def embedding_map(sample: Sample, seed: int = 0) -> str | None:
     for index in range(len(speakers)):
         mine = who == index
         within[mine] = np.unique(sample.recording[mine], return_inverse=True)[1]
-    figure, (left, right) = _figure(_WIDTH, 4.9, columns=2)
+    figure, (left, right) = new_figure(WIDTH, 4.9, columns=2)
     for axes, classes, title in (
         (left, who, f"Coloured by speaker ({len(speakers)})"),
         (right, within, f"Coloured by recording of that speaker (up to {within.max() + 1})"),
@@ -215,32 +209,7 @@ def embedding_map(sample: Sample, seed: int = 0) -> str | None:
         axes.set_title(title)
         axes.set(xticks=[], yticks=[], xlabel="t-SNE 1 (no unit)", ylabel="t-SNE 2 (no unit)")
         axes.set_aspect("equal", adjustable="datalim")
-    return _svg(figure, "map")
-
-
-def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasSVG(figure)
-    axes = figure.subplots(rows, columns)
-    for one in np.ravel(axes):
-        one.grid(True, color=_FAINT, linewidth=0.6)
-        one.set_axisbelow(True)
-    return figure, axes
-
-
-def _svg(figure: Figure, salt: str) -> str:
-    """The figure as an ``<svg>`` element to stand inside HTML: no header, no metadata, colours of the page."""
-    target = io.StringIO()
-    with rc_context({"svg.hashsalt": salt}):
-        figure.savefig(target, format="svg", metadata={"Date": None})
-    text = target.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
-    text = re.sub(r' xmlns(:xlink)?="[^"]*"| version="1\.1"', "", text)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r'\1 role="img"', text, count=1)
-    text = re.sub(r'<g id="[^"]*"', "<g", text)  # the ids of groups repeat from picture to picture
-    return text.replace(_INK, "currentColor").replace(_FAINT, "var(--line)").replace(BLUE.lower(), "var(--blue)")
+    return svg_text(figure, "map")
 
 
 def _curve(axes: Any, steps: Floats, values: Floats, colour: str) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rayssl.reports.drawing import svg_text
 from rayssl.reports.figures import (
-    _svg,
     _thin,
     _thin_path,
     det_picture,
@@ -105,5 +105,5 @@ def test_long_curves_are_thinned_and_keep_their_ends() -> None:
 def test_svg_scales_to_the_page() -> None:
     from matplotlib.figure import Figure
 
-    opening = _svg(Figure(figsize=(2, 1)), "x").partition(">")[0]
+    opening = svg_text(Figure(figsize=(2, 1)), "x").partition(">")[0]
     assert "width=" not in opening and "height=" not in opening and 'viewBox="0 0 144 72"' in opening

@@ -1,0 +1,185 @@
+"""How well classes can be read off frozen embeddings: a linear classifier, nearest neighbours, and shares of labels."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from threadpoolctl import ThreadpoolController
+
+from rayssl.draws import fold, keys_np, uniform_np
+from rayssl.evaluation.scoring import unit_rows
+
+Float32 = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+L2 = (1.0, 0.1, 0.01, 0.001, 0.0001)  # strongest first
+_L2_UNCHOSEN = 0.01  # where no class has a row to spare for choosing
+_ITERATIONS = 200
+_THREADS = 4
+_HELD, _SHARES = 31, 32  # purposes of draws
+_BLOCK_BYTES = 64 << 20  # of the cosines held at once
+
+
+def linear_probe(train_x: Float32, train_y: ArrayLike, test_x: Float32, *, seed: int, l2: Sequence[float] = L2) -> Ints:
+    """Classes ``[m]`` of ``test_x [m, D]`` by multinomial logistic regression on ``train_x [n, D]``, ``train_y [n]``.
+
+    Embeddings are standardised with mean and deviation of the training rows. Minimised is the mean cross-entropy plus
+    ``l2 / 2 * |W|^2``. The strength is the one of ``l2`` with the least cross-entropy, mean over classes, on a fifth of
+    the training rows, held out by class (one row of a class of two to seven, none of a class of one); then all training
+    rows are used. In the regression itself classes are not weighted. At most 200 iterations on at most 4 threads.
+
+    Raises `ValueError` for fewer than two classes, no rows, rows without a label (below 0), or embeddings that are not
+    finite or do not fit.
+    """
+    data = _checked(train_x, train_y, test_x, "a linear probe")
+    if not len(l2) or min(l2) <= 0:
+        raise ValueError(f"l2: expected strengths above 0, got {list(l2)}")
+    held = _held_out(data.labels, seed)
+    strength = _L2_UNCHOSEN if len(l2) > 1 else l2[0]
+    with _few_threads():
+        if held.any() and len(l2) > 1:
+            strength = _best_strength(data, held, sorted(l2, reverse=True))
+        chosen = _fit(data.train, data.labels, strength)
+        return data.classes[np.asarray(chosen.predict(data.test), np.int64)]
+
+
+def knn(train_x: Float32, train_y: ArrayLike, test_x: Float32, *, k: int = 20, temperature: float = 0.07) -> Ints:
+    """Classes ``[m]`` of ``test_x [m, D]`` by a vote of the ``k`` training rows of highest cosine.
+
+    A neighbour's vote weighs ``exp(cosine / temperature)`` (Wu et al., CVPR 2018, section 3.4); of classes with equal
+    votes the lowest wins. Fewer than ``k`` rows all vote. Raises as `linear_probe`, and for embeddings that are zero.
+    """
+    data = _checked(train_x, train_y, test_x, "a vote of neighbours")
+    if k < 1 or temperature <= 0:
+        raise ValueError(f"k must be at least 1 and temperature above 0, got {k} and {temperature}")
+    known, asked = unit_rows(train_x, len(data.labels)), unit_rows(test_x, len(data.test))
+    k = min(k, len(known))
+    winners = np.empty(len(asked), np.int64)
+    block = max(1, _BLOCK_BYTES // (4 * max(len(known), len(data.classes))))
+    with _few_threads():
+        for start in range(0, len(asked), block):
+            cosines = asked[start : start + block] @ known.T
+            nearest = np.argpartition(cosines, len(known) - k, axis=1)[:, len(known) - k :]
+            values = np.take_along_axis(cosines, nearest, axis=1).astype(np.float64)
+            weights = np.exp((values - values.max(axis=1, keepdims=True)) / temperature)
+            votes = np.zeros((len(cosines), len(data.classes)))
+            np.add.at(votes, (np.arange(len(cosines))[:, None], data.labels[nearest]), weights)
+            winners[start : start + block] = votes.argmax(axis=1)
+    return data.classes[winners]
+
+
+def label_shares(y: ArrayLike, shares: Sequence[float] = (0.01, 0.1, 0.2, 1.0), *, seed: int) -> dict[float, Ints]:
+    """Sorted rows of ``y [n]`` whose labels may be used at each of ``shares`` in (0, 1].
+
+    Each class gives its share of rows, rounded to the nearest, and at least one. Rows of a smaller share are among
+    those of a larger one. Rows without a label (below 0) are in none. Raises `ValueError` where no row has a label.
+    """
+    labels = np.ravel(np.asarray(y))
+    known = labels >= 0
+    if not known.any():
+        raise ValueError(f"label shares: none of {len(labels)} rows has a label")
+    if not len(shares) or not all(0 < share <= 1 for share in shares):
+        raise ValueError(f"label shares must lie in (0, 1], got {list(shares)}")
+    place, size = _places(labels, seed, _SHARES)
+    return {share: np.flatnonzero(known & (place < np.maximum(1, np.floor(share * size + 0.5)))) for share in shares}
+
+
+@dataclass(frozen=True)
+class _Data:
+    """``train [n, D]`` and ``test [m, D]`` standardised; ``labels [n]`` index ``classes [K]``."""
+
+    train: Float32
+    labels: Ints
+    test: Float32
+    classes: Ints
+
+
+def _checked(train_x: Float32, train_y: ArrayLike, test_x: Float32, what: str) -> _Data:
+    train, test, given = np.asarray(train_x, np.float32), np.asarray(test_x, np.float32), np.ravel(np.asarray(train_y))
+    if train.ndim != 2 or test.ndim != 2 or train.shape[1] != test.shape[1] or not train.shape[1]:
+        raise ValueError(f"{what} needs embeddings [n, D] and [m, D], got {list(train.shape)} and {list(test.shape)}")
+    if len(given) != len(train):
+        raise ValueError(f"{what}: {len(train)} training embeddings but {len(given)} labels")
+    if not len(train) or not len(test):
+        raise ValueError(f"{what} needs training and test rows, got {len(train)} and {len(test)}")
+    for name, rows in (("training", train), ("test", test)):
+        bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+        if len(bad):
+            raise ValueError(f"{what}: {len(bad)} {name} embeddings are NaN or infinite, first at row {bad[0]}")
+    unlabelled = np.flatnonzero(given < 0)
+    if len(unlabelled):
+        raise ValueError(f"{what}: {len(unlabelled)} training rows have no label, first row {unlabelled[0]}")
+    classes, labels = np.unique(given.astype(np.int64), return_inverse=True)
+    if len(classes) < 2:
+        raise ValueError(f"{what} needs at least two classes, but all training rows are of class {classes[0]}")
+    mean, deviation = train.mean(axis=0, dtype=np.float64), train.std(axis=0, dtype=np.float64)
+    deviation[deviation <= 1e-6 * np.abs(mean)] = 1  # constant up to rounding
+    return _Data(
+        ((train - mean) / deviation).astype(np.float32),
+        labels,
+        ((test - mean) / deviation).astype(np.float32),
+        classes,
+    )
+
+
+def _best_strength(data: _Data, held: NDArray[np.bool_], strengths: Sequence[float]) -> float:
+    """The strength, of falling ones, whose fit to the other rows has the least cross-entropy on the ``held [n]``.
+
+    Their accuracy moves in steps of a row, which with few labels says little; every class weighs the same.
+    """
+    truth = data.labels[held]
+    support = np.bincount(truth, minlength=len(data.classes))
+    best, least = strengths[0], np.inf
+    model = None
+    for strength in strengths:
+        model = _fit(data.train[~held], data.labels[~held], strength, model)
+        likelihood = model.predict_proba(data.train[held])[np.arange(len(truth)), truth]
+        surprise = -np.log(np.maximum(likelihood, 1e-30))
+        entropy = float((surprise / support[truth]).sum())
+        if entropy < least:
+            best, least = strength, entropy
+    return best
+
+
+def _fit(x: Float32, y: Ints, strength: float, start: LogisticRegression | None = None) -> LogisticRegression:
+    """Fitted from the weights of ``start``, which a neighbouring strength leaves near the solution."""
+    model = start or LogisticRegression(max_iter=_ITERATIONS, warm_start=True)
+    model.set_params(C=1 / (strength * len(x)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # iterations are bounded on purpose
+        return model.fit(x, y)
+
+
+def _held_out(labels: Ints, seed: int) -> NDArray[np.bool_]:
+    """Which rows choose the strength: a fifth of each class, at least one row of a class that has two."""
+    place, size = _places(labels, seed, _HELD)
+    return (size > 1) & (place < np.maximum(1, np.floor(size / 5 + 0.5)))
+
+
+def _places(labels: NDArray[np.generic], seed: int, purpose: int) -> tuple[Ints, Ints]:
+    """For each row ``[n]`` its place in a random order of its class, and the rows of that class."""
+    drawn = uniform_np(keys_np(fold(seed, purpose), np.arange(len(labels))), 0)
+    _, column, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    order = np.lexsort((drawn, column))
+    first = np.repeat(np.cumsum(sizes) - sizes, sizes)
+    place = np.empty(len(labels), np.int64)
+    place[order] = np.arange(len(labels)) - first
+    return place, sizes[column]
+
+
+@contextmanager
+def _few_threads() -> Iterator[None]:
+    """At most `_THREADS` threads of BLAS and OpenMP each, and no more than there were."""
+    pools = ThreadpoolController()
+    counts: dict[str, int] = {}
+    for pool in pools.info():
+        counts[pool["user_api"]] = min(_THREADS, pool["num_threads"], counts.get(pool["user_api"], _THREADS))
+    with pools.limit(limits=counts):
+        yield
