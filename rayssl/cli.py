@@ -105,8 +105,9 @@ def _classified(result: Any) -> str:
     low, high = result.balanced_accuracy_low, result.balanced_accuracy_high
     interval = "" if low is None else f" [{low:.2%}, {high:.2%}]"
     return (
-        f"{result.head} with {result.share:.0%} of the labels: "
-        f"balanced accuracy {result.balanced_accuracy:.2%}{interval}, geometric mean {result.geometric_mean:.2%}, macro F1 {result.macro_f1:.2%} over {result.n} clips"
+        f"{result.head} with {result.share:.0%} of the labels: balanced accuracy "
+        f"{result.balanced_accuracy:.2%}{interval}, geometric mean {result.geometric_mean:.2%}, "
+        f"macro F1 {result.macro_f1:.2%} over {result.n} clips"
     )
 
 

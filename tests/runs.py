@@ -23,8 +23,9 @@ from rayssl.methods.base import Batch, View, Views
 from rayssl.schema import override, parse
 from rayssl.training import checkpoint, pieces
 from rayssl.training.context import InProcessClasses, InProcessMemory, LocalContext
-from rayssl.training.loop import Loop, Parts
+from rayssl.training.loop import Loop
 from rayssl.training.metrics import RunLog, read_metrics
+from rayssl.training.parts import Parts
 from rayssl.training.streams import Stream, joined
 from rayssl.views import epochs
 from rayssl.views.modules import build_recipes
@@ -83,6 +84,33 @@ VICREG_METHOD: dict[str, Any] = {
     "variance": 1.0,
     "covariance": 0.04,
 }
+# windows, a warm-up and queues that end within nine steps; few clips are ever sure of their class
+DASO_METHOD: dict[str, Any] = {
+    "name": "daso",
+    "threshold": 0.3,
+    "ema": 0.8,
+    "queue": 3,
+    "warmup_steps": 4,
+    "window": 2,
+    "prototype_temperature": 0.2,
+    "adjust": 0.5,
+}
+USADTM_METHOD: dict[str, Any] = {
+    "name": "usadtm",
+    "threshold": 0.3,
+    "ema": 0.8,
+    "queue": 3,
+    "temperature": 0.2,
+    "aggregation": 0.3,
+}
+SPLITS: dict[str, Any] = {"few": {"labelled": {"per_class": 2}}}
+# an epoch of three steps is no pass over either stream
+FEW = (
+    "labels={split: few, ratio: 2}",
+    "training.epoch_steps=3",
+    "views.weak.time_shift.p=0.5",
+    "views.strong.fade.p=1",
+)
 
 
 def tone(number: int, speaker: int, samples: int) -> np.ndarray:

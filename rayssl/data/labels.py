@@ -77,10 +77,11 @@ class UnlabelledConfig(Config):
 class SplitConfig(Config):
     """One split of a corpus into labelled and unlabelled utterances.
 
-    ``unlabelled`` may be written `rest`: all that is not labelled. ``order``: the classes from head to tail (otherwise
-    the largest first, equal ones by name). ``open_set``: classes that only occur among the unlabelled, and that the
-    classifier does not know. ``left_out``: classes that are not used at all. ``unknown``: utterances without a label are unlabelled ones too, otherwise they are
-    unused. ``keep_labelled_in_unlabelled``: the labelled are unlabelled ones as well, besides the number asked for.
+    ``unlabelled``: `rest` is all that is not labelled. ``order``: the classes from head to tail (otherwise the largest
+    first, equal ones by name). ``open_set``: classes that only occur among the unlabelled, and that the classifier does
+    not know; ``left_out``: classes that are not used at all. ``unknown``: utterances without a label are unlabelled
+    ones too, otherwise they are unused. ``keep_labelled_in_unlabelled``: the labelled are unlabelled ones as well,
+    besides the number asked for.
     """
 
     seed: int = 0

@@ -32,8 +32,9 @@ from rayssl.experiment import (
 from rayssl.models.encoder import Encoder
 from rayssl.runtime import cluster
 from rayssl.training import checkpoint
-from rayssl.training.loop import Loop, Parts
+from rayssl.training.loop import Loop
 from rayssl.training.metrics import RunLog
+from rayssl.training.parts import Parts
 from rayssl.training.streams import Stream, joined
 from rayssl.views.epochs import Cursor
 from rayssl.views.modules import build_recipes

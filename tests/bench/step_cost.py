@@ -25,7 +25,8 @@ from rayssl import schema
 from rayssl.experiment import Experiment, MemoryConfig, build_method, memory_settings
 from rayssl.memory.speakers import Recall, Remember
 from rayssl.training.context import Answer, LocalContext, MemoryClient
-from rayssl.training.loop import Loop, Parts
+from rayssl.training.loop import Loop
+from rayssl.training.parts import Parts
 from rayssl.views.epochs import Cursor
 from rayssl.views.modules import build_recipes
 

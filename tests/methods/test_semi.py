@@ -1,4 +1,4 @@
-"""What methods with few labels share: streams, confidence, the mean over ranks, what a checkpoint's parts are called."""
+"""What methods with few labels share: streams, confidence, the mean over ranks, names of a checkpoint's parts."""
 
 from __future__ import annotations
 

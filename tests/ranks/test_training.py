@@ -14,10 +14,14 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.runs import (
+    DASO_METHOD,
     DINO_METHOD,
+    FEW,
     MOCO_METHOD,
+    SPLITS,
     SSPS_METHOD,
     SWAV_METHOD,
+    USADTM_METHOD,
     VICREG_METHOD,
     batches,
     build,
@@ -42,7 +46,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "ssps_swav": {**SSPS_METHOD, "over": SWAV_METHOD},
     "vicreg": VICREG_METHOD,
     "ssps_vicreg": {**SSPS_METHOD, "over": VICREG_METHOD},
+    "daso": DASO_METHOD,
+    "usadtm": USADTM_METHOD,
+    "clar": {"name": "clar", "projector": {"sizes": [12, 8]}, "labels": "cross_entropy"},
+    "supcon": {"name": "clar", "projector": {"sizes": [12, 8]}, "labels": "supcon"},
 }
+LEARNERS = ("daso", "usadtm", "clar", "supcon")  # from the labels of a split
 # SGD with small steps: larger ones amplify rounding, and Adam makes a whole step of a gradient that is nothing but it
 OVERRIDES = (
     "training.optimiser={name: sgd, lr: 0.002, momentum: 0.5}",
@@ -59,7 +68,9 @@ def _train(rank: int, world: int, corpus: str, method: str, sync: bool) -> Resul
 
 def _train_in(folder: Path, rank: int, world: int, corpus: str, method: str, sync: bool) -> Result:
     overrides = (*OVERRIDES, f"ray.workers={world}", f"training.sync_batchnorm={str(sync).lower()}")
-    settings = experiment(folder, Path(corpus), *overrides, method=METHODS[method])
+    # as many steps as there are passes of the others
+    few = (*FEW, "training.epoch_steps=4") if method in LEARNERS else ()
+    settings = experiment(folder, Path(corpus), *overrides, *few, method=METHODS[method])
     loop = build(settings, wrap=DistributedDataParallel if world > 1 else None)
     gradients: dict[str, np.ndarray] = {}
 
@@ -79,6 +90,7 @@ def _train_in(folder: Path, rank: int, world: int, corpus: str, method: str, syn
         "memory": remembered(loop),
         "steps": records(settings.run, "step") if rank == 0 else [],
         "epochs": records(settings.run, "epoch") if rank == 0 else [],
+        "classes": records(settings.run, "classes") if rank == 0 else [],
     }
 
 
@@ -91,7 +103,7 @@ def _close(one: dict[str, np.ndarray], other: dict[str, np.ndarray], rtol: float
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("corpus")
-    write_corpus(folder)
+    write_corpus(folder, splits=SPLITS)
     return str(folder)
 
 
@@ -108,6 +120,7 @@ def test_two_ranks_are_one(ranks: Callable[..., list[Result]], corpus: str, meth
         _close(result["gradients"], one["gradients"], rtol=1e-3, atol=2e-6)
         _close(result["weights"], one["weights"], rtol=1e-3, atol=2e-5)
         same_memory(result["memory"], one["memory"])
+    assert two[0]["classes"] == one["classes"] and bool(one["classes"]) == (method in ("daso", "usadtm"))
     # between the ranks there is not even rounding
     for name, value in two[0]["weights"].items():
         np.testing.assert_array_equal(two[1]["weights"][name], value, err_msg=name)

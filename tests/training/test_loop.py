@@ -221,14 +221,14 @@ def test_views_follow_seed_epoch_and_utterance(corpus: Path, tmp_path: Path) -> 
     raw["positive"] = raw["anchor"]
     segments = (*loop.parts.method.segments(0), Segment(name="reference", seconds=0.3))
     common = {"recipes": loop.parts.recipes, "seed": loop.parts.seed, "device": torch.device("cpu")}
-    views = make_views(raw, segments, epoch=1, **common)
+    views = make_views(raw | {"epoch": 1}, segments, **common)
     plain = torch.tensor(raw["anchor"]).float() / 32768
     assert not torch.allclose(views["anchor"].wave, plain, atol=1e-3)
     assert not torch.allclose(views["anchor"].wave, views["positive"].wave, atol=1e-3)
     assert views["reference"].keys is None and not views["reference"].wave.any()
-    part = make_views({k: v[3:5] for k, v in raw.items() if np.ndim(v)}, segments, epoch=1, **common)
+    part = make_views({k: v[3:5] for k, v in raw.items() if np.ndim(v)} | {"epoch": 1}, segments, **common)
     torch.testing.assert_close(part["anchor"].wave, views["anchor"].wave[3:5])
-    other = make_views(raw, segments, epoch=2, **common)
+    other = make_views(raw | {"epoch": 2}, segments, **common)
     assert not torch.allclose(other["anchor"].wave, views["anchor"].wave, atol=1e-3)
 
 
@@ -244,7 +244,7 @@ def test_each_segment_goes_through_its_recipe(corpus: Path, tmp_path: Path) -> N
     segments = [Segment(name=recipe, seconds=0.2, recipe=recipe) for recipe in recipes]
     raw = next(batches(settings, loop))
     raw |= dict.fromkeys(recipes, raw["anchor"])
-    views = make_views(raw, segments, loop.parts.recipes, seed=3, epoch=0, device=torch.device("cpu"))
+    views = make_views(raw, segments, loop.parts.recipes, seed=3, device=torch.device("cpu"))
     assert [view.keys is None for view in views.values()] == [True, False, False, False]
     torch.testing.assert_close(views["none"].wave, torch.tensor(raw["anchor"]).float() / 32768)
     for first, second in itertools.combinations(recipes, 2):

@@ -12,10 +12,14 @@ from rayssl.experiment import Experiment
 from rayssl.training import checkpoint
 from rayssl.training.loop import Loop
 from tests.runs import (
+    DASO_METHOD,
     DINO_METHOD,
+    FEW,
     MOCO_METHOD,
+    SPLITS,
     SSPS_METHOD,
     SWAV_METHOD,
+    USADTM_METHOD,
     batches,
     build,
     experiment,
@@ -33,7 +37,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "ssps_moco": {**SSPS_METHOD, "over": MOCO_METHOD},
     "swav": SWAV_METHOD,
     "ssps_swav": {**SSPS_METHOD, "over": SWAV_METHOD},
+    "daso": DASO_METHOD,
+    "usadtm": USADTM_METHOD,
+    "classifier": {"name": "classifier", "ema": 0.8, "recipe": "strong"},
+    "clar": {"name": "clar", "projector": {"sizes": [12, 8]}, "labels": "cross_entropy"},
 }
+LEARNERS = ("daso", "usadtm", "classifier", "clar")  # from the labels of a split
 # What a resumed run would lack if it were not saved, by method
 STATE = {
     **dict.fromkeys(("dino",), ("centre", "teacher.head.prototypes.weight", "teacher.encoder.backbone.project.weight")),
@@ -42,6 +51,11 @@ STATE = {
     "ssps_moco": ("base.queue.rows", "base.queue.pushed", "base.key_encoder.backbone.project.weight"),
     "swav": ("queue.rows", "queue.pushed", "prototypes.weight"),
     "ssps_swav": ("base.queue.rows", "base.queue.pushed", "base.prototypes.weight"),
+    **dict.fromkeys(
+        ("daso", "usadtm", "classifier"),
+        ("average.classifier.linear.weight", "average.encoder.backbone.project.weight", "model.classifier.linear.bias"),
+    ),
+    "clar": ("classifier.linear.weight", "encoder.backbone.project.weight"),
 }
 
 
@@ -52,7 +66,7 @@ class Interrupted(Exception):
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
-    write_corpus(folder, (9, 10, 6))
+    write_corpus(folder, (9, 10, 6), splits=SPLITS)
     return folder
 
 
@@ -97,22 +111,23 @@ def test_interrupted_while_the_memory_is_clustered(corpus: Path, tmp_path: Path,
     while not checkpoint.steps(settings.run) or checkpoint.steps(settings.run)[-1] < 14:
         life(settings, 2)
     torch.testing.assert_close(content(life(settings)), expected, rtol=0, atol=0)
-    for kind in ("step", "epoch", "refresh"):
+    for kind in ("step", "epoch", "refresh", "classes"):
         assert records(settings.run, kind) == records(whole.run, kind)
 
 
 @pytest.mark.parametrize("name", list(METHODS))
 def test_interrupted_after_every_step(corpus: Path, tmp_path: Path, name: str) -> None:
-    whole = experiment(tmp_path / "whole", corpus, method=METHODS[name])
+    few = FEW if name in LEARNERS else ()
+    whole = experiment(tmp_path / "whole", corpus, *few, method=METHODS[name])
     fresh = {key: value.clone() for key, value in build(whole).parts.method.state_dict().items()}
     expected = content(life(whole))
     assert [key for key in STATE[name] if torch.equal(fresh[key], expected["weights"][key])] == []
-    settings = experiment(tmp_path / "cut", corpus, "training.checkpoints.every_steps=1", method=METHODS[name])
+    settings = experiment(tmp_path / "cut", corpus, "training.checkpoints.every_steps=1", *few, method=METHODS[name])
     lives = 0
     while not checkpoint.steps(settings.run) or checkpoint.steps(settings.run)[-1] < STEPS - 1:
         life(settings, 2)
         lives += 1
     assert lives > STEPS / 2
     torch.testing.assert_close(content(life(settings)), expected, rtol=0, atol=0)
-    for kind in ("step", "epoch", "refresh"):
+    for kind in ("step", "epoch", "refresh", "classes"):
         assert records(settings.run, kind) == records(whole.run, kind)
