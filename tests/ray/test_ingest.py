@@ -13,6 +13,7 @@ import pytest
 
 from rayssl.data import shards
 from rayssl.errors import CorpusError, StorageError
+from rayssl.training.streams import Stream
 from rayssl.views import epochs
 from rayssl.views.epochs import Cursor
 from rayssl.views.recipes import Segment
@@ -25,6 +26,7 @@ SHORT = (Segment(name="anchor", seconds=0.2, recipe="distort"),)
 LONG = (*SHORT, Segment(name="reference", seconds=0.4))
 SEGMENTS = [SHORT, LONG, LONG]  # another recipe from the second epoch on, as SSPS has it
 FILLS = [(), (), LONG[1:]]  # and before the third a pass that fills the memory
+STREAM = Stream(BATCH, 90 // BATCH, 90 // BATCH)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def consume(uri: str, manifest: shards.Manifest, start: Cursor, ranks: int, slow
     from rayssl.runtime import ingest
 
     found = ingest.dataset(
-        manifest, uri, seed=SEED, batch=BATCH, epoch_count=EPOCHS, ranks=ranks, segments=SEGMENTS,
+        manifest, uri, STREAM, seed=SEED, epoch_count=EPOCHS, ranks=ranks, segments=SEGMENTS,
         fill_segments=FILLS, start=start, unit_rows=UNIT_ROWS,
     )  # fmt: skip
     found.context.execution_options.preserve_order = True
