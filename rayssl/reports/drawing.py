@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from matplotlib.figure import Figure
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BROWN, GREY = COLOURS = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C6D46", "#888888"
 )  # fmt: skip
+CRISP = "crisp"  # the gid of artists whose edges should not be smoothed: cells that touch
 INK, FAINT = "#010203", "#040506"  # stand for the page's text colour and its line colour
 WIDTH = 9.8  # inches, of a picture that fills the page
 # Artists take their style when they are made, so every function that makes some is decorated with this.
@@ -53,5 +55,11 @@ def svg_text(figure: Figure, salt: str) -> str:
     text = re.sub(r' xmlns(:xlink)?="[^"]*"| version="1\.1"', "", text)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r'\1 role="img"', text, count=1)
+    text = text.replace(f'<g id="{CRISP}"', '<g shape-rendering="crispEdges"')
     text = re.sub(r'<g id="[^"]*"', "<g", text)  # the ids of groups repeat from picture to picture
     return text.replace(INK, "currentColor").replace(FAINT, "var(--line)").replace(BLUE.lower(), "var(--blue)")
+
+
+def framed(picture: str, caption: str) -> str:
+    """The picture, an ``<svg>`` element, as a figure with its caption, which is escaped."""
+    return f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>"

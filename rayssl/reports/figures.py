@@ -261,7 +261,7 @@ def _thin_path(x: Floats, y: Floats) -> tuple[Floats, Floats]:
 
 
 def pictures(run: Run, seed: int = 0) -> dict[str, str]:
-    """Every picture that the run's folder has the data for, by name."""
+    """Every picture of training and verification that the run's folder has the data for, by name."""
     eer = next((r["eer"] for r in run.results if is_number(r.get("eer"))), None)
     drawn: Sequence[tuple[str, str | None]] = (
         ("loss", loss_curve(run)),
@@ -270,6 +270,7 @@ def pictures(run: Run, seed: int = 0) -> dict[str, str]:
         ("positives", positives_curves(run)),
         ("det", det_picture(run.scores, eer) if run.scores else None),
         ("histogram", score_histogram(run.scores) if run.scores else None),
-        ("map", embedding_map(run.sample, seed) if run.sample else None),
+        # it shows speakers, which say nothing of a run that only tells other classes apart
+        ("map", embedding_map(run.sample, seed) if run.sample and (run.verified or not run.classified) else None),
     )
     return {name: picture for name, picture in drawn if picture}

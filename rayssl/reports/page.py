@@ -8,6 +8,8 @@ from importlib import resources
 from typing import Any
 
 from rayssl import storage
+from rayssl.reports import classification
+from rayssl.reports.drawing import framed
 from rayssl.reports.figures import pictures
 from rayssl.reports.run import Record, Run, is_number, read_run
 from rayssl.schema import flatten
@@ -46,12 +48,13 @@ def write_report(uri: str, *, seed: int = 0) -> str:
 
 def render(run: Run, *, seed: int = 0) -> str:
     """The whole page as HTML text. All text that comes from the run is escaped."""
-    drawn = pictures(run, seed)
+    drawn = pictures(run, seed) | classification.class_pictures(run)
     style = resources.files("rayssl.reports").joinpath("page.css").read_text(encoding="utf-8")
     sections = [
         _header(run),
         _cards(run),
         *(f'<p class="problem">{escape(problem)}</p>' for problem in run.problems),
+        classification.section(run, drawn),
         _verification(run, drawn),
         _map(run, drawn),
         _positives(run, drawn),
@@ -85,8 +88,8 @@ def _header(run: Run) -> str:
 
 
 def _cards(run: Run) -> str:
-    cards: list[tuple[str, str]] = []
-    for result in run.results[:1]:
+    cards = classification.cards(run)
+    for result in run.verified[:1]:
         if is_number(result.get("eer")):
             cards.append((f"{100 * result['eer']:.2f} %", f"EER{_interval(result)}"))
         for name, p_target in (("min_dcf_001", 0.01), ("min_dcf_005", 0.05)):
@@ -119,12 +122,14 @@ def _interval(result: Record) -> str:
 
 def _verification(run: Run, drawn: dict[str, str]) -> str:
     title = "<h2>Speaker verification</h2>"
-    if not run.results and not run.scores:
+    if not run.verified and not run.scores:
+        if classification.is_classification(run):
+            return ""
         command = escape(f"rayssl evaluate {shlex.quote(run.uri)}")
         return f"{title}\n<p>This run has not been evaluated yet; <code>{command}</code> does it.</p>"
     parts = [title]
-    if run.results:
-        parts.append(_results_table(run.results))
+    if run.verified:
+        parts.append(_results_table(run.verified))
     if "det" in drawn:
         parts.append(f'<div class="pair">{_figure("det", drawn)}{_figure("histogram", drawn)}</div>')
     else:
@@ -157,7 +162,7 @@ def _results_table(results: list[Record]) -> str:
 def _map(run: Run, drawn: dict[str, str]) -> str:
     if "map" in drawn:
         return f"<h2>Embeddings</h2>\n{_figure('map', drawn)}"
-    if run.results or run.scores:
+    if run.verified or run.scores:
         return (
             "<h2>Embeddings</h2>\n<p>There is no map: it needs embeddings of utterances whose speakers are known.</p>"
         )
@@ -177,7 +182,7 @@ def _training(run: Run, drawn: dict[str, str]) -> str:
 
 
 def _figure(name: str, drawn: dict[str, str], more: str = "") -> str:
-    return f"<figure>{drawn[name]}<figcaption>{escape(_CAPTIONS[name] + more)}</figcaption></figure>"
+    return framed(drawn[name], _CAPTIONS[name] + more)
 
 
 def _reproduce(run: Run) -> str:

@@ -23,6 +23,8 @@ Ints = NDArray[np.int64]
 Record = dict[str, Any]
 T = TypeVar("T")
 
+HEADS = {"model": "The model's own", "linear": "Linear probe", "finetune": "Fine-tuned", "knn": "Nearest neighbours"}
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -42,6 +44,22 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class PseudoLabels:
+    """Counts of an epoch's unlabelled rows by class, each ``[E, C]``, at epochs ``epoch [E]``.
+
+    ``predicted`` rows were given the class as pseudo-label, ``confident`` of them above the threshold, ``right`` of
+    them rightly; ``truth`` rows are of the class (0 everywhere where the truth is not known).
+    """
+
+    names: list[str]
+    epoch: Ints
+    predicted: Ints
+    confident: Ints
+    right: Ints
+    truth: Ints
+
+
+@dataclass(frozen=True)
 class Run:
     """What a run's folder holds. ``problems`` are sentences about parts that are there but cannot be used."""
 
@@ -58,6 +76,41 @@ class Run:
     def name(self) -> str:
         """The folder's own name."""
         return self.uri.rstrip("/").rpartition("/")[2] or self.uri
+
+    @property
+    def verified(self) -> list[Record]:
+        """The results of trials."""
+        return [result for result in self.results if "balanced_accuracy" not in result]
+
+    @property
+    def classified(self) -> list[Record]:
+        """The results of classification, by head (the model's own first), then by falling share of the labels."""
+        found = [result for result in self.results if "balanced_accuracy" in result]
+        place = {head: index for index, head in enumerate(HEADS)}
+        return sorted(found, key=lambda r: (place.get(str(r.get("head")), len(place)), -_share(r)))
+
+    def pseudo_labels(self) -> PseudoLabels | None:
+        """The counts by class that were logged (lines of kind "classes"); None without any that can be used.
+
+        Lines whose lists do not fit the first's are passed over; without names the classes are numbered.
+        """
+        lines = [r for r in self.metrics if r.get("kind") == "classes"]
+        usable = [(r, counts) for r in lines if (counts := _class_counts(r)) is not None]
+        if not usable:
+            return None
+        classes = usable[0][1].shape[1]
+        usable = [(r, counts) for r, counts in usable if counts.shape[1] == classes]
+        given: list[Any] = next((r["names"] for r in lines if isinstance(r.get("names"), list)), [])
+        names = [str(name) for name in given] if len(given) == classes else [str(c) for c in range(classes)]
+        epochs = [r["epoch"] if is_number(r.get("epoch")) else index for index, (r, _) in enumerate(usable)]
+        return PseudoLabels(names, np.array(epochs, np.int64), *np.stack([counts for _, counts in usable], axis=1))
+
+    def timed(self, name: str) -> tuple[Floats, Floats]:
+        """Seconds of training and values ``[k]`` of one figure of the probes made on the way (kind "probe")."""
+        lines = [r for r in self.metrics if r.get("kind") == "probe"]
+        pairs = [(r["seconds"], r[name]) for r in lines if is_number(r.get("seconds")) and is_number(r.get(name))]
+        table = np.array(pairs, np.float64).reshape(-1, 2)
+        return table[:, 0], table[:, 1]
 
     def series(self, kind: str, name: str) -> tuple[Floats, Floats]:
         """Steps and values ``[k]`` of one metric, where it was written as a number."""
@@ -139,6 +192,20 @@ def choose(speaker: Ints, recording: Ints, speakers: int, utterances: int, seed:
     order = sorted(draw.permutation(known).tolist(), key=lambda s: s not in several)[:speakers]
     rows = [draw.permutation(np.flatnonzero(speaker == s))[: max(1, utterances // max(1, len(order)))] for s in order]
     return np.sort(np.concatenate(rows)) if rows else np.zeros(0, np.int64)
+
+
+def _share(result: Record) -> float:
+    share: Any = result.get("share")
+    return float(share) if is_number(share) else 1.0
+
+
+def _class_counts(line: Record) -> Ints | None:
+    """Predicted, confident, right and true counts ``[4, C]`` of a line; None where they are no such lists."""
+    lists = [line.get(name) for name in ("predicted", "confident", "right", "truth")]
+    whole = all(isinstance(values, list) and all(type(v) is int and v >= 0 for v in values) for values in lists)
+    if not whole or len({len(values) for values in lists if values is not None}) != 1 or not lists[0]:
+        return None
+    return np.array(lists, np.int64)
 
 
 def _read_object(where: str) -> Record:

@@ -9,6 +9,7 @@ import pytest
 from rayssl.reports.figures import pictures
 from rayssl.reports.page import write_report
 from rayssl.reports.run import read_run
+from tests.reports.example_classes import write_class_run
 from tests.reports.example_run import write_run
 
 
@@ -30,3 +31,16 @@ def page(small_run: Path) -> str:
     """The report that the small run's folder gets; drawn on its own, not from `drawn`."""
     assert write_report(str(small_run)) == f"{small_run}/report.html"
     return (small_run / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def class_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run on a long-tailed corpus, evaluated as a classifier, without trials."""
+    return write_class_run(tmp_path_factory.mktemp("runs") / "classes", classes=7, epochs=6, steps=5)
+
+
+@pytest.fixture(scope="session")
+def class_page(class_run: Path) -> str:
+    """The report of the classification run."""
+    write_report(str(class_run))
+    return (class_run / "report.html").read_text(encoding="utf-8")

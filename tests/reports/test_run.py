@@ -107,3 +107,39 @@ def test_parts_of_another_shape_become_sentences(small_run: Path, tmp_path: Path
     assert run.scores is None and "scores.parquet cannot be used" in run.problems[0]
     (folder / "evaluation/result.json").write_text(json.dumps([{"eer": 0.1}, {"eer": 0.2}]))
     assert [result["eer"] for result in read_run(str(folder)).results] == [0.1, 0.2]
+
+
+def test_results_are_divided_and_heads_come_in_their_order() -> None:
+    heads = [("knn", 1.0), ("linear", 0.1), ("odd", None), ("linear", 1.0), ("model", None)]
+    classified = [{"balanced_accuracy": 0.1, "head": head, "share": share} for head, share in heads]
+    run = Run("r", results=[{"eer": 0.1}, *classified])
+    assert run.verified == [{"eer": 0.1}]
+    order = [("model", None), ("linear", 1.0), ("linear", 0.1), ("knn", 1.0), ("odd", None)]
+    assert [(r["head"], r["share"]) for r in run.classified] == order
+
+
+def test_pseudo_labels_are_read_and_lines_that_do_not_fit_passed_over() -> None:
+    def line(*lists: object, **more: object) -> dict[str, object]:
+        return {
+            "kind": "classes",
+            **dict(zip(("predicted", "confident", "right", "truth"), lists, strict=False)),
+            **more,
+        }
+
+    good = ([1, 2], [0, 1], [1, 0], [3, 3])
+    bad = [line(*good[:3]), line([1], [1], [1], [1]), line([1, 2], [0, 1], [1, 0], [3, None]), line([1, -2], *good[1:])]
+    bad += [line([1, 2.5], *good[1:]), line([True, 2], *good[1:]), line("ab", *good[1:]), line([], [], [], [])]
+    lines = [bad[0], line(*good, epoch=4, names=["a", "b"]), *bad[1:], line([5, 0], [0, 0], [0, 0], [3, 3], epoch=7)]
+    found = Run("r", metrics=lines).pseudo_labels()
+    assert found is not None and found.names == ["a", "b"] and found.epoch.tolist() == [4, 7]
+    assert found.predicted.tolist() == [[1, 2], [5, 0]] and found.truth.tolist() == [[3, 3]] * 2
+    assert found.confident.tolist() == [[0, 1], [0, 0]] and found.right.tolist() == [[1, 0], [0, 0]]
+    nameless = Run("r", metrics=[line(*good, names=["a"]), line(*good)]).pseudo_labels()
+    assert nameless is not None and nameless.names == ["0", "1"] and nameless.epoch.tolist() == [0, 1]
+    assert Run("r", metrics=bad[3:]).pseudo_labels() is None
+
+
+def test_probes_are_read_by_their_seconds() -> None:
+    lines = [{"kind": "probe", "seconds": s, "accuracy": a} for s, a in ((1, 0.5), (2, None), (None, 0.5), (3.5, 0.75))]
+    seconds, values = Run("r", metrics=lines).timed("accuracy")
+    assert seconds.tolist() == [1, 3.5] and values.tolist() == [0.5, 0.75]
