@@ -326,6 +326,7 @@ class Loop:
             state = {
                 "method": parts.method.state_dict(),
                 "encoder_prefix": parts.method.encoder_prefix,
+                "head_prefix": parts.method.head_prefix,
                 "optimiser": self.optimiser.state_dict(),
                 "rng": states,
                 # sums, so that the mean of an interrupted epoch is the mean of all of it

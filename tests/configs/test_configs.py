@@ -12,7 +12,7 @@ import torch
 from rayssl.data.corpus import PrepareConfig
 from rayssl.experiment import Experiment
 from rayssl.schema import load_yaml, override, parse
-from tests.runs import batches, build, records, write_corpus
+from tests.runs import SPLITS, batches, build, records, write_corpus
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "configs").glob("*.yaml"))
@@ -33,7 +33,11 @@ QUICK_METHODS = {
     "moco": ("queue=20",),
     "swav": ("projector.sizes=[16, 8]", "prototypes=10", "queue=12", "queue_start_epoch=1"),
     "vicreg": ("projector.sizes=[16, 16, 8]",),
+    "clar": ("projector.sizes=[16, 8]",),
+    "daso": ("warmup_steps=1", "window=1"),
 }
+# of clips of four classes, two of each labelled
+QUICK_LABELS = ("labels.split=few", "labels.ratio=2", "training.epoch_steps=2")
 
 
 def made_small(tree: dict[str, Any]) -> list[str]:
@@ -41,8 +45,16 @@ def made_small(tree: dict[str, Any]) -> list[str]:
     method: dict[str, Any] = tree["method"]
     over = method.get("over", {}) if method["name"] == "ssps" else method
     changes = [*QUICK, *(QUICK_SSPS if method["name"] == "ssps" else ())]
-    if tree["encoder"]["backbone"].get("channels", 512) > 64:
-        changes += [f"encoder.backbone.{change}" for change in SMALL_BACKBONE]
+    encoder, at = tree["encoder"], "encoder"
+    while encoder is not None:
+        backbone = encoder["backbone"]
+        if "width" in backbone:
+            changes += [f"{at}.backbone.width=4", f"{at}.backbone.embedding_dim=16"]
+        elif backbone.get("channels", 512) > 64:
+            changes += [f"{at}.backbone.{change}" for change in SMALL_BACKBONE]
+        encoder, at = encoder.get("beside"), f"{at}.beside"
+    if "labels" in tree:
+        changes += QUICK_LABELS
     prefix = "method." if over is method else "method.over."
     return changes + [prefix + change for change in QUICK_METHODS.get(over.get("name", "simclr"), ())]
 
@@ -71,7 +83,7 @@ def test_prepare_configs_are_read(name: str) -> None:
 def test_experiments_run(name: str, tmp_path: Path) -> None:
     """As written it is read; made small it is built, and runs, with every weight moved."""
     assert parse(Experiment, TREES[name], name).training.epochs > 1
-    write_corpus(tmp_path / "corpus", (9, 8))
+    write_corpus(tmp_path / "corpus", (9, 8), splits=SPLITS)
     method: dict[str, Any] = TREES[name]["method"]
     changes = [*made_small(TREES[name]), f"run={tmp_path}/run", f"corpus.uri={tmp_path}/corpus"]
     settings = parse(Experiment, override(TREES[name], changes), name)

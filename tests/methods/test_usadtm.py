@@ -1,0 +1,61 @@
+"""USADTM: pseudo-labels by the nearest template, and the mutual information of three views."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rayssl.methods.base import ClassRecall
+from rayssl.methods.usadtm import USADTM, USADTMConfig
+from tests.methods.few_labels import WIDTH, batch, build, outputs, same_gradients
+from tests.runs import random_views
+
+KNOBS = {"threshold": 0.4, "weight": 0.6, "aggregation": 0.2, "temperature": 0.3}
+
+
+def recall(*absent: int) -> ClassRecall:
+    prototypes = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    present = torch.tensor([k not in absent for k in range(4)])
+    return ClassRecall(prototypes * present[:, None], present, torch.zeros(4, dtype=torch.long))
+
+
+def with_plain(seed: int) -> dict[str, Tensor]:
+    plain = torch.randn(10, 4, generator=torch.Generator().manual_seed(50 + seed), dtype=torch.float64)
+    return outputs(seed) | {"plain": plain.requires_grad_()}
+
+
+def test_step_row_by_row() -> None:
+    method, known = build(USADTM, USADTMConfig, **KNOBS), recall(2)
+    out, twin, given = with_plain(0), with_plain(0), batch()
+    assert given.labelled is not None
+    rows = [-twin["labelled"][i].log_softmax(0)[int(c)] for i, c in enumerate(given.labelled.labels)]
+    loss = torch.stack(rows).mean()
+    pseudo = []
+    for weak, strong in zip(twin["weak_rows"].detach(), twin["strong"], strict=True):
+        cosines = torch.cosine_similarity(weak[None], known.prototypes[[0, 1, 3]])
+        q = (cosines / KNOBS["temperature"]).softmax(0)
+        target = [0, 1, 3][int(q.argmax())]
+        pseudo.append(-strong.log_softmax(0)[target] * (float(q.max()) >= KNOBS["threshold"]))
+    a, b, c = (twin[name].softmax(1) for name in ("plain", "weak", "strong"))
+    orders = [(a, b, c), (a, c, b), (b, a, c), (b, c, a), (c, a, b), (c, b, a)]
+    together = sum(torch.einsum("ni,nj,nk->ijk", *order) for order in orders) / (6 * len(a))
+    assert isinstance(together, Tensor)
+    parts = [together.sum((1, 2)), together.sum((0, 2)), together.sum((0, 1))]
+    apart = torch.einsum("i,j,k->ijk", *parts)
+    information = (together * (together / apart).log()).sum()
+    expected = loss + KNOBS["weight"] * torch.stack(pseudo).mean() - KNOBS["aggregation"] * information
+    same_gradients(method.step(out, given, known).loss, out, expected, twin)
+
+
+def test_before_any_template_nothing_is_confident() -> None:
+    method = build(USADTM, USADTMConfig, threshold=0.3, aggregation=0.0)
+    step = method.step(outputs(), batch(), recall(0, 1, 2, 3))
+    assert float(step.terms["confident"]) == 0 and float(step.terms["pseudo"]) == 0
+
+
+def test_the_third_view_is_there_for_the_aggregation_only() -> None:
+    with_it, without = (build(USADTM, USADTMConfig, aggregation=weight) for weight in (0.1, 0.0))
+    assert [(s.name, s.recipe) for s in with_it.segments(0)][-1] == ("plain", "none")
+    assert [s.name for s in without.segments(0)] == ["weak", "strong"]
+    views = random_views(("labelled", "weak", "strong", "plain"))
+    assert with_it(views)["plain"].shape == (6, 4)
