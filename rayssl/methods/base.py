@@ -154,6 +154,14 @@ class Method(nn.Module):
         """``[B, D_emb]``: of each utterance, what SSPS may give to another one as its positive. Not detached."""
         raise NotImplementedError
 
+    def positive_segments(self, epoch: int) -> tuple[Segment, ...]:
+        """Those of `segments` that `positives_of` needs."""
+        return self.segments(epoch)
+
+    def positives_of(self, views: Views) -> Tensor:
+        """`positives` of a pass of inference, which fills the memory of SSPS and needs nothing else."""
+        return self.positives(self(views))
+
     def with_positives(self, out: Outputs, recall: Recall) -> Outputs:
         """The outputs with the recalled rows, detached, in place of `positives` where ``recall.found`` (Eq. 6)."""
         raise NotImplementedError

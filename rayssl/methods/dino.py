@@ -125,6 +125,17 @@ class DINO(Method):
         """What the teacher makes of the first global crop."""
         return out["teacher1"]
 
+    def positive_segments(self, epoch: int) -> tuple[Segment, ...]:
+        """The first global crop."""
+        return self.segments(epoch)[:1]
+
+    def positives_of(self, views: Views) -> Tensor:
+        """Without the student and the other crops."""
+        rows: Tensor = self.teacher([views[_GLOBALS[0]]])[0]
+        if self.config.store == "output":
+            rows = self.teacher.head.prototypes(rows)
+        return rows
+
     def with_positives(self, out: Outputs, recall: Recall) -> Outputs:
         """The recalled row takes the place of both the teacher's crops, and so enters the centre twice."""
         return {**out, **{name: replaced(out[name], recall) for name in _TEACHER}}

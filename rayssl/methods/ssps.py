@@ -118,14 +118,14 @@ class SSPS(Method):
     def fill_segments(self, epoch: int) -> tuple[Segment, ...]:
         """Reference and positives where nothing has been remembered yet, the reference where only that is renewed."""
         if epoch == 0 and self.config.start_from is not None:
-            return (*self.base.segments(epoch), self._reference_segment())
+            return (*self.base.positive_segments(epoch), self._reference_segment())
         return (self._reference_segment(),) if self.recalls(epoch) and self.config.references == "fill" else ()
 
     @torch.no_grad()
     def fill(self, views: Views) -> Remember:
         """References and, where the base method's segments are there, its positives."""
         alone = set(views) == {"reference"}
-        positives = None if alone else self.base.positives(self.base(views))
+        positives = None if alone else self.base.positives_of(views)
         return Remember(self._reference(views["reference"]), positives)
 
     def forward(self, views: Views) -> Outputs:

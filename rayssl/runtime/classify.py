@@ -57,7 +57,7 @@ def classify(
     tested = np.flatnonzero(classes >= 0)
     if not len(tested):
         raise CorpusError(
-            f"{settings.corpus}: no clip has one of the labels {', '.join(names[:5])}, ... of {experiment.corpus.uri}; "
+            f"{settings.corpus}: no clip has one of the labels {', '.join(names[:5])} of {experiment.corpus.uri}; "
             "name another corpus in evaluation.corpus"
         )
     speakers = np.asarray(table["speaker"].to_numpy())[tested]

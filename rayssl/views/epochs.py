@@ -32,6 +32,7 @@ import pyarrow as pa
 from rayssl import draws
 from rayssl.data import decode, shards
 from rayssl.errors import CorpusError
+from rayssl.views import kept
 from rayssl.views.crops import cut_segments
 from rayssl.views.recipes import Segment
 from rayssl.views.selection import Selection
@@ -248,8 +249,13 @@ def _rows(
         shard = manifest.shards[piece.shard]
         if piece.shard not in held:
             used = np.unique(rows if left[piece.shard] > 1 else rows[wanted])
-            columns = ["name", "audio", "speaker", "recording", "label"]
-            held[piece.shard] = used, shards.read_shard(uri, shard, columns).take(pa.array(used))
+            if selection is not None and selection.roles == "labelled":
+                used = selection.rows_of(piece.shard)
+                key = (uri, shard.sha256, selection.sha256)
+                table = kept.LABELLED.table(key, partial(_read, uri, shard, used))
+            else:
+                table = _read(uri, shard, used)
+            held[piece.shard] = used, table
         rows, turns = rows[wanted], turns[wanted]
         left[piece.shard] -= 1
         used, table = held[piece.shard] if left[piece.shard] else held.pop(piece.shard)
@@ -269,6 +275,12 @@ def _rows(
             cuts = cut_segments(pcm, segments, keys[i], manifest.rate)
             known = {name: column[i] for name, column in labels.items()}
             yield {"id": utterance, **known, "turn": turns[i], **cuts}
+
+
+def _read(uri: str, shard: shards.Shard, rows: np.ndarray) -> pa.Table:
+    columns = ["name", "audio", "speaker", "recording", "label"]
+    # copied together, so that nothing holds on to the audio of the others
+    return shards.read_shard(uri, shard, columns).take(pa.array(rows)).combine_chunks()
 
 
 def _order(

@@ -292,3 +292,15 @@ def test_reference_is_the_teachers() -> None:
     expected = torch.nn.functional.normalize(encoder(views["reference"].wave, None), dim=1)
     torch.testing.assert_close(reference, expected, rtol=0, atol=1e-6)
     assert model.encoder_prefix == "base.teacher.encoder." and model.segments(0)[-1].name == "reference"
+
+
+@pytest.mark.parametrize("store", ["bottleneck", "output"])
+def test_what_fills_the_memory_needs_one_crop(store: str) -> None:
+    """In eval mode the teacher's rows of the first global crop are the same with and without the others."""
+    model = trained(method(store=store)).eval()
+    views = crops()
+    needed = {segment.name for segment in model.positive_segments(0)}
+    assert needed == {"global1"} and model.positive_segments(0) == model.segments(0)[:1]
+    with torch.no_grad():
+        alone = model.positives_of({"global1": views["global1"]})
+        torch.testing.assert_close(alone, model.positives(model(views)), rtol=1e-5, atol=1e-6)

@@ -14,15 +14,16 @@ import pytest
 from rayssl.data import shards, splits
 from rayssl.data.shards import Manifest
 from rayssl.errors import CorpusError
-from rayssl.views import epochs
+from rayssl.views import epochs, kept
 from rayssl.views.epochs import Cursor, Piece, Unit, cycle_position, plan, plan_steps, steps_per_epoch
+from rayssl.views.kept import Kept
 from rayssl.views.recipes import Segment
 from rayssl.views.selection import Roles, Selection, selection
 from tests.data.corpora import write_labelled
 
 NAMES = ["bed", "cat", "dog", "owl"]
 SIZES = (13, 1, 30, 22, 1, 17)  # the rows of the shards
-SEGMENTS = (Segment(name="anchor", seconds=0.02, distort=True),)
+SEGMENTS = (Segment(name="anchor", seconds=0.02, recipe="distort"),)
 # cat is 40 times, bed 20, dog 10, owl (the open set) 8; 6 have no label
 LABELS = np.random.default_rng(2).permutation([1] * 40 + [0] * 20 + [2] * 10 + [3] * 8 + [-1] * 6).tolist()
 WANTED = {
@@ -236,6 +237,7 @@ def test_wrapping_repeats_the_order_until_a_batch_is_full(corpus: Corpus, split:
 
 def test_a_small_set_that_wraps_reads_each_shard_once(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     uri, manifest = corpus
+    monkeypatch.setattr(kept, "LABELLED", Kept())
     chosen, asked = labelled(corpus), []
     whole = shards.read_shard
     monkeypatch.setattr(shards, "read_shard", lambda *args: (asked.append(args[1].path), whole(*args))[1])
