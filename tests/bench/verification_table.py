@@ -1,6 +1,6 @@
 """The README's tables over seeds: SimCLR, SSPS in three ways, its bound, supervised training; other bases with SSPS.
 
-    python tests/bench/verification_table.py [--seeds 0 1 2] [--rows simclr ssps supervised dino ssps_dino ...]
+    python -m tests.bench.verification_table [--seeds 0 1 2] [--rows simclr ssps supervised dino ssps_dino ...]
 
 Trains and evaluates what is missing, by the commands a user would type, and prints one Markdown row for each; a run
 that was interrupted goes on where it stopped. Needs the corpora of `configs/gsc_prepare.yaml` and access to them.
@@ -9,17 +9,11 @@ that was interrupted goes on where it stopped. Needs the corpora of `configs/gsc
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from rayssl import storage
 from rayssl.training import checkpoint
-
-CONFIGS = Path(__file__).parents[2] / "configs"
+from tests.bench.table_runs import cell, result
 
 
 @dataclass(frozen=True)
@@ -58,29 +52,16 @@ ROWS = (
 def measure(row: Row, seed: int, into: str) -> dict[str, float]:
     """The row's figures for one seed, trained and evaluated where that has not been done."""
     run = storage.join(into, f"{row.run}-seed{seed}")
-    result = storage.join(run, "evaluation", *([] if row.which == "last" else [row.which]), "result.json")
-    if not storage.exists(result):
-        say = [str(Path(sys.executable).with_name("rayssl"))]
-        train = ["train", str(CONFIGS / row.config), f"run={run}", f"seed={seed}", *row.overrides]
-        subprocess.run([*say, *train], check=True)
-        subprocess.run([*say, "evaluate", run, "--checkpoint", row.which], check=True)
-    figures = json.loads(storage.read_text(result))
+    figures = result(run, row.config, seed, row.overrides, row.which)
     return {**checkpoint.read_meta(checkpoint.locate(run, row.which)).metrics, **figures}
 
 
 def line(row: Row, measured: list[dict[str, float]]) -> str:
     """The row as Markdown: mean and standard deviation over seeds, percentages where a rate is meant."""
-
-    def cell(name: str, scale: float, digits: int) -> str:
-        values = [scale * figures[name] for figures in measured if name in figures]
-        if not values:
-            return "-"
-        spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-        return f"{statistics.mean(values):.{digits}f}{spread}"
-
-    rates = [cell(name, 100, 0) for name in ("coverage", "speaker_accuracy", "recording_accuracy")]
-    figures = [cell("eer", 100, 2), cell("min_dcf_001", 1, 3), cell("min_dcf_005", 1, 3), *rates]
-    return f"| {row.title} | {' | '.join(figures)} |"
+    columns = [("eer", 100, 2), ("min_dcf_001", 1, 3), ("min_dcf_005", 1, 3)]
+    columns += [(name, 100, 0) for name in ("coverage", "speaker_accuracy", "recording_accuracy")]
+    cells = [cell((figures.get(name) for figures in measured), scale, digits) for name, scale, digits in columns]
+    return f"| {row.title} | {' | '.join(cells)} |"
 
 
 def main() -> None:

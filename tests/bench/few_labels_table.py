@@ -1,0 +1,159 @@
+"""The README's tables of few labels over seeds, on the words of `configs/words_prepare.yaml`.
+
+    python -m tests.bench.few_labels_table imbalance [--seeds 0 1 2] [--splits same uniform reversed] [--rows ...]
+    python -m tests.bench.few_labels_table clar [--seeds 0 1 2]
+    python -m tests.bench.few_labels_table augmentations [--seeds 0]
+
+Trains and evaluates what is missing, by the commands a user would type, and prints one Markdown row for each; a run
+that was interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import Any
+
+from rayssl import storage
+from rayssl.training.metrics import read_metrics
+from tests.bench.table_runs import cell, result
+
+ADJUSTED = "method.adjust=1.0"
+# T_dist as published: 0.3 where the unlabelled classes are distributed otherwise than the labelled ones
+BLENDED = {"same": "method.blend_temperature=1.5"}
+OTHERWISE = "method.blend_temperature=0.3"
+FEW = 3  # classes of the tail
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method of the imbalance table."""
+
+    title: str
+    config: str
+    overrides: tuple[str, ...] = ()
+
+
+IMBALANCE = {
+    "supervised": Row("supervised", "words_classifier.yaml"),
+    "fixmatch": Row("FixMatch", "words_fixmatch.yaml"),
+    "usadtm": Row("USADTM", "words_usadtm.yaml"),
+    "daso": Row("FixMatch + DASO", "words_daso.yaml"),
+    "fixmatch_la": Row("FixMatch + LA", "words_fixmatch.yaml", (ADJUSTED,)),
+    "daso_la": Row("FixMatch + LA + DASO", "words_daso.yaml", (ADJUSTED,)),
+}
+RAW = "{frontend: {name: raw}, backbone: {name: resnet1d, width: 16, embedding_dim: 128}}"
+SPECTRUM = (
+    "{frontend: {name: spectrum, n_fft: 1024, hop_ms: 16, bins: 64}, "
+    "backbone: {name: resnet2d, width: 16, embedding_dim: 128}}"
+)
+ENCODERS = {
+    "raw": ("waveform", "words_clar.yaml", RAW),
+    "tf": ("time-frequency", "words_clar_spectrum.yaml", SPECTRUM),
+    "cross": ("cross", "words_clar_cross.yaml", f"{RAW[:-1]}, beside: {SPECTRUM}}}"),
+}
+
+
+def _clar_rows() -> dict[str, Row]:
+    """CLAR without labels, with a tenth and with all of them, and training on these alone, for each kind of encoder."""
+    rows = {}
+    for name, (title, config, encoder) in ENCODERS.items():
+        rows[f"self_{name}"] = Row(f"CLAR, {title}", config)
+        for split, share in (("tenth", "10 %"), ("all", "100 %")):
+            labels = (f"labels={{split: {split}}}", "evaluation.probes=[]")
+            semi, alone = (*labels, "method.labels=cross_entropy"), (*labels, f"encoder={encoder}")
+            rows[f"semi_{split}_{name}"] = Row(f"CLAR with {share} of the labels, {title}", config, semi)
+            rows[f"supervised_{split}_{name}"] = Row(f"supervised, {share}, {title}", "words_classifier.yaml", alone)
+    return rows
+
+
+AUGMENTATIONS = ("fade", "time_mask", "time_shift", "white_noise", "mixed_noise", "pitch_shift", "time_stretch")
+
+
+def imbalance(arguments: argparse.Namespace) -> None:
+    """Balanced accuracy, geometric mean, and recall of the tail's pseudo-labels, by method and split."""
+    rows = [(name, IMBALANCE[name]) for name in arguments.rows or IMBALANCE]
+    print(
+        "| split | method | balanced accuracy % | geometric mean % | few % | recall of few pseudo-labels % |",
+        flush=True,
+    )
+    print("|---|---|---|---|---|---|", flush=True)
+    for split in arguments.splits:
+        for name, row in rows:
+            measured = [_imbalance(name, row, split, seed, arguments.into) for seed in arguments.seeds]
+            cells = [cell((each.get(key) for each in measured), 100, 1) for key in ("ba", "gm", "few", "pseudo")]
+            print(f"| {split} | {row.title} | {' | '.join(cells)} |", flush=True)
+
+
+def _imbalance(name: str, row: Row, split: str, seed: int, into: str) -> dict[str, float | None]:
+    run = storage.join(into, f"{name}-{split}-seed{seed}")
+    blended = (BLENDED.get(split, OTHERWISE),) if "daso" in name else ()
+    model = result(run, row.config, seed, (f"labels.split={split}", *row.overrides, *blended))[0]
+    return {
+        "ba": model["balanced_accuracy"],
+        "gm": model["geometric_mean"],
+        "few": model["few"],
+        "pseudo": _tail_recall(run, model),
+    }
+
+
+def _tail_recall(run: str, model: dict[str, Any]) -> float | None:
+    """Right pseudo-labels of the least labelled classes in the last epoch, by how many there should be."""
+    lines = [line for line in read_metrics(storage.join(run, "metrics.jsonl")) if line["kind"] == "classes"]
+    if not lines:
+        return None
+    known = {each["name"]: each["train_count"] for each in model["per_class"]}
+    tail = sorted(range(len(known)), key=lambda k: known[lines[-1]["names"][k]])[:FEW]
+    recalls = [lines[-1]["right"][k] / max(1, lines[-1]["truth"][k]) for k in tail]
+    return sum(recalls) / len(recalls)
+
+
+def clar(arguments: argparse.Namespace) -> None:
+    """Balanced accuracy of linear probes by share of the labels, and of classifiers that were trained along."""
+    heads = ("run", "linear, 10 % of the labels", "linear, 100 %", "nearest neighbours, 100 %", "own classifier")
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}", flush=True)
+    rows = _clar_rows()
+    for name in arguments.rows or rows:
+        row = rows[name]
+        found = [
+            {(each["head"], each["share"]): each["balanced_accuracy"] for each in results}
+            for results in (
+                result(storage.join(arguments.into, f"clar_{name}-seed{seed}"), row.config, seed, row.overrides)
+                for seed in arguments.seeds
+            )
+        ]
+        keys = [("linear", 0.1), ("linear", 1.0), ("knn", 1.0), ("model", 1.0)]
+        cells = [cell((each.get(key) for each in found), 100, 1) for key in keys]
+        print(f"| {row.title} | {' | '.join(cells)} |", flush=True)
+
+
+def augmentations(arguments: argparse.Namespace) -> None:
+    """Each augmentation alone, at the configuration's own settings or the defaults, over the time-frequency encoder."""
+    print("| augmentation | linear, 100 % of the labels |\n|---|---|", flush=True)
+    for chosen in AUGMENTATIONS:
+        overrides = ("views.strong={" + chosen + ": {p: 0.5}}", "evaluation.probes=[linear]", "evaluation.shares=[1.0]")
+        runs = (storage.join(arguments.into, f"only-{chosen}-seed{seed}") for seed in arguments.seeds)
+        found = [
+            result(run, "words_clar_spectrum.yaml", seed, overrides)[0]["balanced_accuracy"]
+            for run, seed in zip(runs, arguments.seeds, strict=True)
+        ]
+        print(f"| {chosen} | {cell(found, 100, 1)} |", flush=True)
+
+
+def main() -> None:
+    """Prints the table that is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    tables = {"imbalance": imbalance, "clar": clar, "augmentations": augmentations}
+    parser.add_argument("table", choices=tables)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--splits", nargs="+", default=["same", "uniform", "reversed"])
+    parser.add_argument(
+        "--rows", nargs="+", help=f"of imbalance: {', '.join(IMBALANCE)}; clar: {', '.join(_clar_rows())}"
+    )
+    parser.add_argument("--into", default="runs/words/table")
+    arguments = parser.parse_args()
+    tables[arguments.table](arguments)
+
+
+if __name__ == "__main__":
+    main()
