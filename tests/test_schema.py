@@ -121,7 +121,8 @@ def test_missing_key_and_how_many_follow() -> None:
 @pytest.mark.parametrize("method", [{}, {"name": "simclear"}])
 def test_union_tag(method: dict[str, str]) -> None:
     unknown = "unknown name 'simclear'; " if method else ""
-    known = "'dino', 'moco', 'simclr', 'ssps', 'supervised', 'swav', 'vicreg'"
+    names = "clar classifier daso dino fixmatch moco simclr ssps supervised swav usadtm vicreg"
+    known = ", ".join(f"'{name}'" for name in names.split())
     assert message(tree(method=method)) == f"'method.name': {unknown}choose one of {known}"
 
 

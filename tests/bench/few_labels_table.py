@@ -147,9 +147,8 @@ def main() -> None:
     parser.add_argument("table", choices=tables)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--splits", nargs="+", default=["same", "uniform", "reversed"])
-    parser.add_argument(
-        "--rows", nargs="+", help=f"of imbalance: {', '.join(IMBALANCE)}; clar: {', '.join(_clar_rows())}"
-    )
+    rows = f"of imbalance: {', '.join(IMBALANCE)}; of clar: {', '.join(_clar_rows())}"
+    parser.add_argument("--rows", nargs="+", help=rows)
     parser.add_argument("--into", default="runs/words/table")
     arguments = parser.parse_args()
     tables[arguments.table](arguments)

@@ -148,4 +148,4 @@ def test_a_rare_class_keeps_the_linear_answer() -> None:
     cosines = torch.nn.functional.cosine_similarity(out["weak_rows"][:, None], known.prototypes[None], dim=2)
     expected = torch.where(linear == 0, cosines.argmax(1), linear)
     assert torch.equal(step.counts["predicted"], torch.bincount(expected, minlength=4))
-    assert math.isfinite(float(step.loss))
+    assert math.isfinite(step.loss.item())
