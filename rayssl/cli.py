@@ -85,20 +85,27 @@ def train(arguments: argparse.Namespace) -> int:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Embeds a run's test corpus and scores its trials, or classifies it."""
-    from rayssl.runtime.evaluate import evaluate as runtime
+    from rayssl.runtime import evaluate as runtime
 
-    result = runtime(arguments.run, arguments.checkpoint, arguments.overrides)
-    if isinstance(result, list):
-        for each in result:
-            print(f"{arguments.run} ({arguments.checkpoint}), {_classified(each)}")
-        return 0
+    if arguments.checkpoint == "every":
+        found = runtime.over_time(arguments.run, arguments.overrides)
+    else:
+        result = runtime.evaluate(arguments.run, arguments.checkpoint, arguments.overrides)
+        found = iter([(arguments.checkpoint, result)])
+    for which, figures in found:
+        for each in figures if isinstance(figures, list) else [figures]:
+            told = _classified(each) if isinstance(figures, list) else _verified(each)
+            print(f"{arguments.run} ({which}): {told}", flush=True)
+    return 0
+
+
+def _verified(result: Any) -> str:
     interval = "" if result.eer_low is None else f" [{result.eer_low:.2%}, {result.eer_high:.2%}]"
-    print(
-        f"{arguments.run} ({arguments.checkpoint}): EER {result.eer:.2%}{interval}, "
+    return (
+        f"EER {result.eer:.2%}{interval}, "
         f"minDCF(0.01) {result.min_dcf_001:.3f}, minDCF(0.05) {result.min_dcf_005:.3f} "
         f"over {result.trials} trials ({result.targets} of the same speaker)"
     )
-    return 0
 
 
 def _classified(result: Any) -> str:
@@ -208,7 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     _add(verbs, train, "train, or go on training after any interruption", example, config, over)
     text = "figures on trials, or on the classes of a test corpus"
     scored = _add(verbs, evaluate, text, "runs/synthetic/ssps --checkpoint best", run, over)
-    scored.add_argument("--checkpoint", default="last", help="last (default), best, epoch-N or step-N")
+    scored.add_argument("--checkpoint", default="last", help="last (default), best, epoch-N, step-N, or every one kept")
     _add(verbs, report, "one self-contained HTML page", "runs/synthetic/ssps", run)
     text = "times parts of a job on this machine, before the job"
     measured = verbs.add_parser("bench", help=text, description=text).add_subparsers(

@@ -23,6 +23,7 @@ Ints = NDArray[np.int64]
 Record = dict[str, Any]
 T = TypeVar("T")
 
+_LINES = ("metrics.jsonl", "evaluation/over_time.jsonl")
 HEADS = {"model": "The model's own", "linear": "Linear probe", "finetune": "Fine-tuned", "knn": "Nearest neighbours"}
 
 
@@ -106,7 +107,7 @@ class Run:
         return PseudoLabels(names, np.array(epochs, np.int64), *np.stack([counts for _, counts in usable], axis=1))
 
     def timed(self, name: str) -> tuple[Floats, Floats]:
-        """Seconds of training and values ``[k]`` of one figure of the probes made on the way (kind "probe")."""
+        """Seconds of training and values ``[k]`` of one figure of the checkpoints on the way (kind "probe")."""
         lines = [r for r in self.metrics if r.get("kind") == "probe"]
         pairs = [(r["seconds"], r[name]) for r in lines if is_number(r.get("seconds")) and is_number(r.get(name))]
         table = np.array(pairs, np.float64).reshape(-1, 2)
@@ -171,7 +172,7 @@ def read_run(uri: str, *, speakers: int = 15, utterances: int = 600, seed: int =
         uri=uri,
         config=part("config.yaml", lambda where: load_yaml(storage.read_text(where), "config.yaml"), None),
         origin=part("origin.json", _read_object, {}),
-        metrics=part("metrics.jsonl", _read_lines, []),
+        metrics=[line for name in _LINES for line in part(name, _read_lines, list[Record]())],
         results=part("evaluation/result.json", _read_results, []),
         scores=part("evaluation/scores.parquet", _read_scores, None),
         sample=part(

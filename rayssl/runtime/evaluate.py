@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import warnings
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,9 @@ from rayssl.models.encoder import Encoder
 from rayssl.runtime import cluster
 from rayssl.schema import load_yaml, override, parse
 from rayssl.training import checkpoint
+from rayssl.training.metrics import read_metrics
+
+Figures: TypeAlias = "Result | list[ClassificationResult]"
 
 
 def read_run(run: str, overrides: list[str]) -> Experiment:
@@ -35,7 +39,7 @@ def read_run(run: str, overrides: list[str]) -> Experiment:
     return parse(Experiment, override(load_yaml(storage.read_text(path), path), overrides), path)
 
 
-def evaluate(run: str, which: str = "last", overrides: list[str] | None = None) -> Result | list[ClassificationResult]:
+def evaluate(run: str, which: str = "last", overrides: list[str] | None = None) -> Figures:
     """Evaluates a checkpoint of a run on its trials or classes and returns the figures, which `report` shows.
 
     Writes ``evaluation/embeddings.parquet``, ``scores.parquet`` (of trials) and ``result.json`` for the last
@@ -61,6 +65,30 @@ def evaluate(run: str, which: str = "last", overrides: list[str] | None = None) 
         _write_result(folder, [result.model_dump(mode="json") for result in results])
         return results
     return _verify(experiment, settings, uri, folder)
+
+
+def over_time(run: str, overrides: list[str] | None = None) -> Iterator[tuple[str, Figures]]:
+    """`evaluate` of each checkpoint that ended an epoch and has been kept (``training.checkpoints.milestones``).
+
+    Yields which it was, and its figures. Then ``evaluation/over_time.jsonl`` has a line for each, with the seconds that
+    training had taken until then: those of interruptions, of filling a memory and of clustering left out.
+    """
+    experiment = read_run(run, overrides or [])
+    lines = [line for line in read_metrics(storage.join(run, "metrics.jsonl")) if line["kind"] == "epoch"]
+    metas = [checkpoint.read_meta(uri) for uri in checkpoint.kept(storage.absolute(run))]
+    written = []
+    for meta in (meta for meta in metas if meta.epoch_step == 0):
+        which = f"epoch-{meta.epoch}"
+        found = evaluate(run, which, overrides)
+        done = [line for line in lines if line["step"] <= meta.step]
+        steps = np.diff([0, *(line["step"] for line in done)])
+        rates = [line["utterances_per_s"] / experiment.training.batch for line in done]
+        record = {"kind": "probe", "epoch": meta.epoch, "step": meta.step, "seconds": float(np.sum(steps / rates))}
+        first = found[0] if isinstance(found, list) else found
+        written.append({**record, **first.model_dump(mode="json", exclude={"per_class", "confusion"})})
+        yield which, found
+    text = "".join(json.dumps(line) + "\n" for line in written)
+    storage.write_text(storage.join(run, "evaluation", "over_time.jsonl"), text)
 
 
 def _verify(experiment: Experiment, settings: VerificationConfig, uri: str, folder: str) -> Result:

@@ -122,6 +122,11 @@ def locate(run: str, which: str, best: str | None = "loss") -> str:
     return _uri(run, chosen)
 
 
+def kept(run: str) -> list[str]:
+    """The URIs of all complete checkpoints of a run, in order."""
+    return [_uri(run, step) for step in steps(run)]
+
+
 def read_meta(uri: str) -> Meta:
     """The meta data of the checkpoint at ``uri``."""
     text = storage.read_text(storage.join(uri, _META))

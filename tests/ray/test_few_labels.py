@@ -82,6 +82,11 @@ def evaluated(run: str) -> None:
     assert [result["head"] for result in results] == ["model", "linear", "knn", "finetune"]
     assert all(result["n"] == 21 and 0 <= result["balanced_accuracy"] <= 1 for result in results)
     assert [c["train_count"] for c in results[0]["per_class"]] == [2, 2, 2, 2]
+    assert main(["evaluate", run, "--checkpoint", "every", "evaluation.probes=[]"]) == 0
+    lines = [json.loads(line) for line in (Path(run) / "evaluation" / "over_time.jsonl").read_text().splitlines()]
+    assert [(line["epoch"], line["head"]) for line in lines] == [(1, "model"), (2, "model")]
+    assert 0 < lines[0]["seconds"] < lines[1]["seconds"]
+    assert lines[1]["balanced_accuracy"] == pytest.approx(results[0]["balanced_accuracy"])
     assert main(["report", run]) == 0
     page = (Path(run) / "report.html").read_text()
     assert "Classification" in page and "Pseudo-labels" in page
