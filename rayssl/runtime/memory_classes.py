@@ -7,7 +7,6 @@ batch, whatever the number of ranks and actors.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from concurrent.futures import Future
 from threading import Lock
@@ -21,19 +20,18 @@ from rayssl.experiment import MemoryConfig
 from rayssl.memory.pieces import limits
 from rayssl.memory.prototypes import ClassMemory, ClassRecall, ClassRemember
 from rayssl.runtime.memory import on_all_ranks, options
-from rayssl.runtime.memory_servers import Staleness
+from rayssl.runtime.memory_servers import Keeping, Staleness
 from rayssl.runtime.rounds import Rounds, get
-from rayssl.training import pieces
 from rayssl.training.pieces import Records
 
 _SHARES = ("prototypes_filled", "queue_fill")  # of an actor's own classes; the others but "rejected" are the same
 
 
-class ClassServer:
+class ClassServer(Keeping):
     """The memory of some classes; every method is a coroutine of one event loop, so none interrupts another."""
 
     def __init__(self, settings: dict[str, Any], world: int, strict: bool, first: int, last: int) -> None:
-        self.memory = ClassMemory(**settings, first=first, last=last)
+        self.memory: ClassMemory = ClassMemory(**settings, first=first, last=last)
         self.rounds = Rounds(world, strict)
         self.staleness = Staleness(world)
 
@@ -52,20 +50,6 @@ class ClassServer:
         async with self.rounds.lock:
             behind = self.staleness.metrics(self.rounds.strict)["staleness_steps"] / 2  # two calls a step
             return {**self.memory.metrics(), "staleness_steps": behind}
-
-    async def save(self, folder: str) -> Records:
-        """Writes these classes; calls that come meanwhile wait."""
-        async with self.rounds.lock:
-            return await asyncio.to_thread(lambda: pieces.write(folder, self.memory.pieces()))
-
-    async def load(self, folder: str, records: Records) -> None:
-        """Restores these classes."""
-
-        def restore() -> None:
-            self.memory.restore(pieces.read_index(folder, records), pieces.reader(folder, records))
-
-        async with self.rounds.lock:
-            await asyncio.to_thread(restore)
 
 
 def start(settings: dict[str, Any], world: int, config: MemoryConfig, names: list[str]) -> list[Any]:

@@ -19,6 +19,7 @@ from rayssl.memory.index import Draw, Index, Told
 from rayssl.memory.knobs import Knobs
 from rayssl.memory.pieces import Piece
 from rayssl.memory.positives import Nearest
+from rayssl.memory.prototypes import ClassMemory
 from rayssl.memory.speakers import SpeakerMemory
 from rayssl.memory.store import Answer, Message, Store
 from rayssl.memory.whitening import Whitening
@@ -54,14 +55,35 @@ class Staleness:
         return {"staleness_steps": staleness}
 
 
-class Server:
+class Keeping:
+    """What saves and restores the memory that one actor holds, or its part of one."""
+
+    memory: SpeakerMemory | ClassMemory
+    rounds: Rounds
+
+    async def save(self, folder: str) -> Records:
+        """Writes what it holds; calls that come meanwhile wait."""
+        async with self.rounds.lock:
+            return await asyncio.to_thread(lambda: pieces.write(folder, self.memory.pieces()))
+
+    async def load(self, folder: str, records: Records) -> None:
+        """Restores it."""
+
+        def restore() -> None:
+            self.memory.restore(pieces.read_index(folder, records), pieces.reader(folder, records))
+
+        async with self.rounds.lock:
+            await asyncio.to_thread(restore)
+
+
+class Server(Keeping):
     """A whole memory; every method is a coroutine of one event loop, so none interrupts another.
 
     What takes long runs in a thread, while calls that need its result wait.
     """
 
     def __init__(self, settings: dict[str, Any], world: int, strict: bool) -> None:
-        self.memory = SpeakerMemory(**_on_this_node(settings))
+        self.memory: SpeakerMemory = SpeakerMemory(**_on_this_node(settings))
         self.rounds = Rounds(world, strict)
         self.staleness = Staleness(world)
 
@@ -89,20 +111,6 @@ class Server:
         """The memory's counts since the last call, and the staleness in steps of its answers."""
         async with self.rounds.lock:
             return {**self.memory.metrics(reset=True), **self.staleness.metrics(self.rounds.strict)}
-
-    async def save(self, folder: str) -> Records:
-        """Writes the whole memory; calls that come meanwhile wait."""
-        async with self.rounds.lock:
-            return await asyncio.to_thread(lambda: pieces.write(folder, self.memory.pieces()))
-
-    async def load(self, folder: str, records: Records) -> None:
-        """Restores the memory."""
-
-        def restore() -> None:
-            self.memory.restore(pieces.read_index(folder, records), pieces.reader(folder, records))
-
-        async with self.rounds.lock:
-            await asyncio.to_thread(restore)
 
 
 class StoreServer:
