@@ -76,7 +76,8 @@ def batches(settings: Experiment, count: int, utterances: int, segments: Any) ->
     for step in range(count):
         ids = order[np.arange(step * size, (step + 1) * size) % utterances]
         row: dict[str, Any] = {"id": ids, "epoch": 1, "step": step, "rank": 0, "fill": False}
-        row |= {name: (ids % 5000).astype(np.int32) for name in ("speaker", "recording", "label")}
+        row |= {name: (ids % 5000).astype(np.int32) for name in ("speaker", "recording", "label", "truth")}
+        row["turn"] = np.zeros(size, np.int32)
         for segment in segments:
             samples = round(segment.seconds * RATE)
             row[segment.name] = random.integers(-3000, 3000, (size, samples), dtype=np.int16)
