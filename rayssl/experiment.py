@@ -174,7 +174,9 @@ class Experiment(Config):
                 f"training.batch={batch} unlabelled clips a step are not divisible by labels.ratio={self.labels.ratio} "
                 f"times ray.workers={workers}; change one of them"
             )
-        if self.training.epoch_steps and isinstance(self.method, SSPSConfig):
+        if isinstance(self.method, SSPSConfig) and self.labels is not None:
+            raise ValueError("labels: SSPS remembers the whole corpus, not what a split has of it; leave it out")
+        if isinstance(self.method, SSPSConfig) and self.training.epoch_steps:
             raise ValueError("training.epoch_steps: SSPS clusters between passes over the corpus; leave it out")
         if isinstance(self.method, SSPSConfig) and self.method.start_epoch >= self.training.epochs:
             raise ValueError(

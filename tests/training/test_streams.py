@@ -77,6 +77,8 @@ def test_mistakes_are_one_line(corpus: Path, tmp_path: Path) -> None:
         experiment(tmp_path, corpus, "labels={split: few, ratio: 3}", method=DASO_METHOD)
     with pytest.raises(ConfigError, match=r"training\.epoch_steps: SSPS clusters between passes"):
         experiment(tmp_path, corpus, "training.epoch_steps=3")
+    with pytest.raises(ConfigError, match=r"labels: SSPS remembers the whole corpus"):
+        experiment(tmp_path, corpus, "labels={split: few}")
     settings = experiment(tmp_path, corpus, "labels={split: many}", method=DASO_METHOD)
     with pytest.raises(CorpusError, match=r"has no split 'many' \(splits: few\)"):
         build_method(settings, shards.read_manifest(str(corpus)))
