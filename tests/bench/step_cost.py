@@ -1,6 +1,6 @@
 """What the memory actor adds to a step of SSPS: the same steps with it and with a memory that costs nothing, in turn.
 
-    python tests/bench/step_cost.py [--batch 256] [--dim 512] [--queue 100000] [--steps 10] [--rounds 5] [--json]
+    python -m tests.bench.step_cost [--batch 256] [--dim 512] [--queue 100000] [--steps 10] [--rounds 5] [--json]
 
 One rank with as many threads as there are cores, so that the actor has no core to itself. Both forms compute the
 reference; the one without an actor hands out rows made beforehand and forgets what it is given.
