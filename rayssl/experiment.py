@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from rayssl import draws, storage
 from rayssl.data.shards import Manifest
-from rayssl.errors import ConfigError, CorpusError
+from rayssl.errors import ConfigError
 from rayssl.evaluation.settings import AnyEvaluation
 from rayssl.memory.knobs import Knobs, bytes_needed
 from rayssl.memory.pieces import cuts
@@ -38,6 +38,7 @@ from rayssl.training import checkpoint
 from rayssl.training.parts import TrainingConfig
 from rayssl.training.streams import Stream, labelled_stream, own_stream
 from rayssl.views.recipes import ViewsConfig
+from rayssl.views.selection import split_of
 
 _BASES: dict[type[Config], Callable[[Any, Encoder, ViewsConfig], Method]] = {
     SimCLRConfig: SimCLR,
@@ -242,13 +243,7 @@ def classes_of(experiment: Experiment, manifest: Manifest) -> Classes | None:
     """The classes of the split that the labels are taken from, None without one."""
     if experiment.labels is None:
         return None
-    name = experiment.labels.split
-    if name not in manifest.splits:
-        raise CorpusError(
-            f"{experiment.corpus.uri}: has no split '{name}' (splits: {', '.join(manifest.splits) or 'none'}); add it "
-            "to the corpus's splits and run rayssl prepare, or change labels.split"
-        )
-    split = manifest.splits[name]
+    split = split_of(manifest, experiment.corpus.uri, experiment.labels.split)
     return Classes(tuple(each.name for each in split.classes), tuple(each.labelled for each in split.classes))
 
 

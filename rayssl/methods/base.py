@@ -127,8 +127,6 @@ class Method(nn.Module):
     class_names: tuple[str, ...] = ()
     #: Which rows of a split the method's own stream has.
     role: Role = "all"
-    #: Whether `step` needs what the memory makes of this very batch, see `consult`.
-    consults: bool = False
 
     def segments(self, epoch: int) -> tuple[Segment, ...]:
         """The segments cut from every utterance in ``epoch`` (from 0)."""
@@ -143,7 +141,7 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def consult(self, out: Outputs, batch: Batch) -> ClassRemember:
-        """What the memory shall know before it answers `step`'s question; asked for where ``consults``."""
+        """What the memory shall know before it answers `step`'s question, where it is one of classes."""
         raise NotImplementedError
 
     def step(self, out: Outputs, batch: Batch, recall: Recalled | None) -> Step:

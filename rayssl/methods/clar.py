@@ -22,7 +22,7 @@ from rayssl.methods.pair import PairConfig, PairMethod
 from rayssl.methods.semi import global_mean
 from rayssl.models.encoder import Encoder, Joined
 from rayssl.models.heads import Classifier, Projector, ProjectorConfig
-from rayssl.views.recipes import Recipe, Segment, ViewsConfig
+from rayssl.views.recipes import Recipe, ViewsConfig
 
 
 class CLARConfig(PairConfig):
@@ -57,7 +57,7 @@ class CLAR(PairMethod):
                 "one that `rayssl prepare` has made, or leave out method.labels"
             )
         super().__init__(config, encoder, views)
-        self.config = config
+        self.config, self.recipe = config, config.recipe
         self.class_names = () if classes is None else classes.names
         self.other_projector: Projector | None = None
         if isinstance(encoder, Joined):
@@ -67,14 +67,6 @@ class CLAR(PairMethod):
         if config.labels == "cross_entropy" and classes is not None:
             self.classifier = Classifier(encoder.embedding_dim, len(classes.names))
             self.head_prefix = "classifier."
-
-    def segments(self, epoch: int) -> tuple[Segment, ...]:
-        """Anchor and positive, each with a draw of the recipe of its own."""
-        views = self.views
-        return tuple(
-            Segment(name=name, seconds=views.segment_s, recipe=self.config.recipe, disjoint=views.disjoint)
-            for name in ("anchor", "positive")
-        )
 
     def forward(self, views: Views) -> Outputs:
         """``anchor``, ``positive``: projections ``[B, D_emb]``; with a classifier ``logits [2 B, C]`` of both."""

@@ -6,9 +6,7 @@ from typing import Literal
 
 from rayssl.methods.base import Batch, Outputs, Recalled, Role, Step, Views
 from rayssl.methods.semi import Labelled, LabelledConfig
-from rayssl.views.recipes import Segment
-
-Recipe = Literal["none", "distort", "weak", "strong"]
+from rayssl.views.recipes import Recipe, Segment
 
 
 class ClassifierConfig(LabelledConfig):

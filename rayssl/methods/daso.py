@@ -41,8 +41,6 @@ class DASOConfig(SemiConfig):
 class Prototypical(SemiSupervised):
     """Semi-supervised methods whose memory keeps features of labelled clips, made by the averaged encoder."""
 
-    consults = True
-
     def forward(self, views: Views) -> Outputs:
         """As `SemiSupervised.forward`, and ``labelled_average [B, D]``: the average's embeddings, not normalised."""
         out = super().forward(views)

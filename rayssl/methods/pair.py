@@ -8,7 +8,7 @@ from rayssl.methods.base import Method, Outputs, Recall, replaced
 from rayssl.models.encoder import Encoder
 from rayssl.models.heads import Projector, ProjectorConfig
 from rayssl.schema import Config
-from rayssl.views.recipes import Segment, ViewsConfig
+from rayssl.views.recipes import Recipe, Segment, ViewsConfig
 
 
 class PairConfig(Config):
@@ -24,6 +24,8 @@ class PairConfig(Config):
 class PairMethod(Method):
     """Two distorted segments of each utterance; SSPS replaces the second one's embedding, ``positive``."""
 
+    recipe: Recipe = "distort"
+
     def __init__(self, config: PairConfig, encoder: Encoder, views: ViewsConfig) -> None:
         super().__init__()
         self.views = views
@@ -32,10 +34,10 @@ class PairMethod(Method):
         self.embedding_dim = self.projector.outputs
 
     def segments(self, epoch: int) -> tuple[Segment, ...]:
-        """Anchor and positive, both distorted."""
+        """Anchor and positive, each with draws of its own for the recipe."""
         views = self.views
         return tuple(
-            Segment(name=name, seconds=views.segment_s, recipe="distort", disjoint=views.disjoint)
+            Segment(name=name, seconds=views.segment_s, recipe=self.recipe, disjoint=views.disjoint)
             for name in ("anchor", "positive")
         )
 

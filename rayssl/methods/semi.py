@@ -99,9 +99,6 @@ class Labelled(Method):
             return adjusted_cross_entropy(logits, labels, log_prior=self.log_prior, tau=self.settings.adjust)
         return cross_entropy(logits, labels)
 
-    def before_update(self, epoch: int) -> None:
-        """Nothing is frozen."""
-
     def after_step(self, progress: float) -> None:
         """The average follows the model; its momentum rises as ``min(1 - 1 / (t + 1), ema)`` in the first steps t."""
         average(self.average, self.model, warmed_momentum(self._updates, self.settings.ema), statistics=True)

@@ -121,7 +121,7 @@ def _probed(
     if probe == "linear":
         return probes.linear_probe(material.train_rows[chosen], labels, material.test_rows, seed=experiment.seed)
     if probe == "knn":
-        return probes.knn(material.train_rows[chosen], labels, material.test_rows, k=min(20, len(chosen)))
+        return probes.knn(material.train_rows[chosen], labels, material.test_rows)
     manifest, test, tested = corpora
     waves = _waves(experiment.corpus.uri, manifest, material.train_ids[chosen])
     device = torch.device("cuda" if torch.cuda.is_available() and experiment.ray.gpu is not False else "cpu")

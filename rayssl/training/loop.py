@@ -120,7 +120,7 @@ class Loop:
             if self.cursor.step == 0:
                 self._end_epoch()
             elif self._checkpoint_due():
-                self._save(self._finite_sums())
+                self._save(self._finite_sums(), self._epoch.total_counts())
             raw = following if following is not None else self._next(batches)
         if self.cursor.epoch < self.parts.config.epochs:
             raise RuntimeError(f"the batches ended at {self.cursor}, before epoch {self.parts.config.epochs}")
@@ -281,7 +281,7 @@ class Loop:
                 parts.log.write("classes", self.step, epoch=epoch, names=list(parts.method.class_names), **whole)
             shown = "  ".join(f"{name} {value:.3g}" for name, value in metrics.items() if name in SHOWN)
             parts.context.say(f"epoch {epoch}/{parts.config.epochs}  {shown}")
-        self._save(sums)
+        self._save(sums, counts)
         parts.context.report({"epoch": epoch, "step": self.step, **metrics})
         self._window, self._epoch = Window(), Window()
 
@@ -316,10 +316,9 @@ class Loop:
             )
         return sums
 
-    def _save(self, sums: dict[str, Tensor]) -> None:
+    def _save(self, sums: dict[str, Tensor], counts: dict[str, Tensor]) -> None:
         parts = self.parts
         states = collectives.gather_objects(torch.get_rng_state())
-        counts = self._epoch.total_counts()
         if parts.context.rank == 0:
             if parts.log is not None:
                 parts.log.flush()  # first: lines up to a checkpoint are never written again

@@ -26,7 +26,7 @@ import numpy as np
 from rayssl import draws, storage
 from rayssl.data import splits
 from rayssl.data.shards import Manifest
-from rayssl.data.splits import LABELLED, UNLABELLED
+from rayssl.data.splits import LABELLED, UNLABELLED, Split
 from rayssl.errors import CorpusError
 
 Roles = Literal["all", "labelled", "unlabelled"]
@@ -123,6 +123,14 @@ class Selection:
         return roles[part], classes[part]
 
 
+def split_of(manifest: Manifest, uri: str, name: str) -> Split:
+    """The split ``name`` of the corpus at ``uri``; `CorpusError` when it has none of that name."""
+    if name not in manifest.splits:
+        known = ", ".join(manifest.splits) or "none"
+        raise CorpusError(f"{uri}: has no split '{name}' (splits: {known}); add it to splits and run rayssl prepare")
+    return manifest.splits[name]
+
+
 def selection(
     manifest: Manifest,
     uri: str,
@@ -146,10 +154,7 @@ def selection(
     bounds = (*(shard.first_id for shard in manifest.shards), manifest.rows)
     if split is None:
         return Selection(roles, bounds, tuple(shard.rows for shard in manifest.shards), manifest.rows)
-    if split not in manifest.splits:
-        known = ", ".join(manifest.splits) or "none"
-        raise CorpusError(f"{uri}: has no split '{split}' (splits: {known}); add it to splits and run rayssl prepare")
-    found = manifest.splits[split]
+    found = split_of(manifest, uri, split)
     place = storage.join(storage.absolute(uri), found.path)
     column, _ = splits.columns(place, found.sha256)
     if len(column) != manifest.rows:

@@ -116,7 +116,7 @@ def test_forward_and_consult() -> None:
     alone = method.average.encoder(views["labelled"].wave[2:3], None)
     torch.testing.assert_close(out["labelled_average"][2:3], alone, rtol=1e-4, atol=1e-5)
     assert not out["labelled_average"].requires_grad and out["weak"].requires_grad
-    assert method.consults and not method.average.training and method.model.training
+    assert not method.average.training and method.model.training
 
 
 def test_the_average_follows_parameters_and_statistics() -> None:

@@ -80,7 +80,7 @@ def test_a_mean_over_nothing_is_zero_with_a_gradient() -> None:
     total = torch.zeros((), requires_grad=True)
     mean = global_mean(total, torch.tensor(0))
     mean.backward()
-    assert float(mean) == 0 and total.grad is not None and total.grad.isfinite()
+    assert mean.item() == 0 and total.grad is not None and total.grad.isfinite()
 
 
 def test_a_split_of_one_class_is_refused() -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision import models
 
 from rayssl.models.resnet2d import Resnet2d, Resnet2dConfig
 
@@ -31,9 +32,8 @@ def their_name(name: str) -> str:
 
 @pytest.mark.parametrize("training", [True, False])
 def test_torchvision_parity(training: bool) -> None:
-    torchvision = pytest.importorskip("torchvision.models")
     torch.manual_seed(0)
-    ours, theirs = Resnet2d(Resnet2dConfig(), 3), torchvision.resnet18()
+    ours, theirs = Resnet2d(Resnet2dConfig(), 3), models.resnet18()
     theirs.fc = nn.Identity()
     with torch.no_grad():
         for name, value in ours.state_dict().items():
