@@ -25,8 +25,9 @@ class Rounds:
     """The calls of ``world`` ranks on one event loop.
 
     Strict: what all ranks have to apply in one call is applied together, in rank order, before any of them is answered,
-    and all are answered before the next call. Ahead: each as it comes. ``lock`` is held meanwhile, and by whoever
-    wants no call to come in between.
+    and all are answered before the next call. Ahead: each as it comes, but a rank's in the order in which it made them,
+    which Ray does not promise for coroutines. ``lock`` is held meanwhile, and by whoever wants no call to come in
+    between.
     """
 
     def __init__(self, world: int, strict: bool) -> None:
@@ -34,14 +35,21 @@ class Rounds:
         self.strict = strict
         self.lock = asyncio.Lock()
         self._waiting: dict[int, dict[int, _Part]] = {}
+        self._early: dict[tuple[int, int], _Part] = {}  # ahead, by rank and call: those before it have not come yet
+        self._done = [0] * world  # ahead: the last call of each rank
 
     async def take(self, call: int, rank: int, apply: Callable[[], T], answer: Callable[[T], Any]) -> Any:
         """The ``call``-th call (from 1) of ``rank``: what `answer` makes of what `apply` returns."""
+        part = _Part(apply, answer)
         if not self.strict:
+            self._early[rank, call] = part
             async with self.lock:
-                return answer(apply())
+                while following := self._early.pop((rank, self._done[rank] + 1), None):
+                    self._done[rank] += 1
+                    _apply([following])
+            return await part.done
         parts = self._waiting.setdefault(call, {})
-        parts[rank] = part = _Part(apply, answer)
+        parts[rank] = part
         if len(parts) == self.world:
             del self._waiting[call]
             async with self.lock:

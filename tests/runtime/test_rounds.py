@@ -1,0 +1,56 @@
+"""The order in which an actor applies calls that come in any order."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from rayssl.runtime.rounds import Rounds
+
+
+def applied(strict: bool, calls: list[tuple[int, int]]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """What two ranks' ``(call, rank)`` that come in this order are applied as, and the answers."""
+    done: list[tuple[int, int]] = []
+
+    async def run() -> list[tuple[int, int]]:
+        rounds = Rounds(2, strict)
+
+        async def one(each: tuple[int, int]) -> tuple[int, int]:
+            return await rounds.take(*each, lambda: done.append(each), lambda _: each)  # type: ignore[no-any-return]
+
+        return await asyncio.gather(*(one(each) for each in calls))
+
+    return done, asyncio.run(run())
+
+
+CALLS = [(2, 0), (1, 1), (3, 0), (2, 1), (1, 0), (3, 1)]
+
+
+def test_strict_applies_whole_rounds_in_rank_order() -> None:
+    done, answers = applied(True, CALLS)
+    assert [call for call, _ in done] == [2, 2, 1, 1, 3, 3]  # as they are whole; a rank that waits asks in order
+    assert [rank for _, rank in done] == [0, 1] * 3
+    assert answers == CALLS
+
+
+def test_ahead_keeps_the_order_of_each_rank_and_waits_for_no_other() -> None:
+    done, answers = applied(False, CALLS)
+    assert done == [(1, 1), (2, 1), (1, 0), (2, 0), (3, 0), (3, 1)]
+    assert answers == CALLS
+
+
+def test_ahead_an_error_goes_to_its_own_call() -> None:
+    async def run() -> list[object]:
+        rounds = Rounds(1, strict=False)
+
+        def fail() -> None:
+            raise ValueError("of the first")
+
+        second = rounds.take(2, 0, lambda: "applied", lambda applied: applied)
+        return await asyncio.gather(second, rounds.take(1, 0, fail, lambda _: None), return_exceptions=True)
+
+    good, bad = asyncio.run(run())
+    assert good == "applied"
+    with pytest.raises(ValueError, match="of the first"):
+        raise bad  # type: ignore[misc]
