@@ -5,7 +5,8 @@
     python -m tests.bench.few_labels_table augmentations [--seeds 0]
 
 Trains and evaluates what is missing, by the commands a user would type, and prints one Markdown row for each; a run
-that was interrupted goes on where it stopped.
+that was interrupted goes on where it stopped. Each seed of the first table has its own draw of the split. ``--set``
+changes what does not change results: `ray.workers=1`, say, for two of these side by side.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ class Row:
     overrides: tuple[str, ...] = ()
 
 
+ALONE = "supervised"
 IMBALANCE = {
-    "supervised": Row("supervised", "words_classifier.yaml"),
+    ALONE: Row("supervised", "words_classifier.yaml"),
     "fixmatch": Row("FixMatch", "words_fixmatch.yaml"),
     "usadtm": Row("USADTM", "words_usadtm.yaml"),
     "daso": Row("FixMatch + DASO", "words_daso.yaml"),
@@ -80,15 +82,18 @@ def imbalance(arguments: argparse.Namespace) -> None:
     print("|---|---|---|---|---|---|", flush=True)
     for split in arguments.splits:
         for name, row in rows:
-            measured = [_imbalance(name, row, split, seed, arguments.into) for seed in arguments.seeds]
+            if name == ALONE and split != arguments.splits[0]:
+                continue  # the labelled clips of a seed are those of each of its splits
+            measured = [_imbalance(name, row, split, seed, arguments) for seed in arguments.seeds]
             cells = [cell((each.get(key) for each in measured), 100, 1) for key in ("ba", "gm", "few", "pseudo")]
-            print(f"| {split} | {row.title} | {' | '.join(cells)} |", flush=True)
+            print(f"| {'any' if name == ALONE else split} | {row.title} | {' | '.join(cells)} |", flush=True)
 
 
-def _imbalance(name: str, row: Row, split: str, seed: int, into: str) -> dict[str, float | None]:
-    run = storage.join(into, f"{name}-{split}-seed{seed}")
+def _imbalance(name: str, row: Row, split: str, seed: int, arguments: argparse.Namespace) -> dict[str, float | None]:
+    drawn = f"{split}_{seed}" if seed else split
+    run = storage.join(arguments.into, f"{name}-{split}-seed{seed}")
     blended = (BLENDED.get(split, OTHERWISE),) if "daso" in name else ()
-    model = result(run, row.config, seed, (f"labels.split={split}", *row.overrides, *blended))[0]
+    model = result(run, row.config, seed, (f"labels.split={drawn}", *row.overrides, *blended, *arguments.set))[0]
     return {
         "ba": model["balanced_accuracy"],
         "gm": model["geometric_mean"],
@@ -118,7 +123,12 @@ def clar(arguments: argparse.Namespace) -> None:
         found = [
             {(each["head"], each["share"]): each["balanced_accuracy"] for each in results}
             for results in (
-                result(storage.join(arguments.into, f"clar_{name}-seed{seed}"), row.config, seed, row.overrides)
+                result(
+                    storage.join(arguments.into, f"clar_{name}-seed{seed}"),
+                    row.config,
+                    seed,
+                    (*row.overrides, *arguments.set),
+                )
                 for seed in arguments.seeds
             )
         ]
@@ -132,6 +142,7 @@ def augmentations(arguments: argparse.Namespace) -> None:
     print("| augmentation | linear, 100 % of the labels |\n|---|---|", flush=True)
     for chosen in AUGMENTATIONS:
         overrides = ("views.strong={" + chosen + ": {p: 0.5}}", "evaluation.probes=[linear]", "evaluation.shares=[1.0]")
+        overrides = (*overrides, *arguments.set)
         runs = (storage.join(arguments.into, f"only-{chosen}-seed{seed}") for seed in arguments.seeds)
         found = [
             result(run, "words_clar_spectrum.yaml", seed, overrides)[0]["balanced_accuracy"]
@@ -150,6 +161,7 @@ def main() -> None:
     rows = f"of imbalance: {', '.join(IMBALANCE)}; of clar: {', '.join(_clar_rows())}"
     parser.add_argument("--rows", nargs="+", help=rows)
     parser.add_argument("--into", default="runs/words/table")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
     tables[arguments.table](arguments)
 
