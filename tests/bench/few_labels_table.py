@@ -5,8 +5,8 @@
     python -m tests.bench.few_labels_table augmentations [--seeds 0]
 
 Trains and evaluates what is missing, by the commands a user would type, and prints one Markdown row for each; a run
-that was interrupted goes on where it stopped. Each seed of the first table has its own draw of the split. ``--set``
-changes what does not change results: `ray.workers=1`, say, for two of these side by side.
+that was interrupted goes on where it stopped. Each seed of the first table has its own draw of the split. ``--here``
+trains without Ray, in one process of one thread, so that two of these commands may run side by side on two cores.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _imbalance(name: str, row: Row, split: str, seed: int, arguments: argparse.N
     drawn = f"{split}_{seed}" if seed else split
     run = storage.join(arguments.into, f"{name}-{split}-seed{seed}")
     blended = (BLENDED.get(split, OTHERWISE),) if "daso" in name else ()
-    model = result(run, row.config, seed, (f"labels.split={drawn}", *row.overrides, *blended, *arguments.set))[0]
+    model = result(run, row.config, seed, (f"labels.split={drawn}", *row.overrides, *blended), here=arguments.here)[0]
     return {
         "ba": model["balanced_accuracy"],
         "gm": model["geometric_mean"],
@@ -127,7 +127,8 @@ def clar(arguments: argparse.Namespace) -> None:
                     storage.join(arguments.into, f"clar_{name}-seed{seed}"),
                     row.config,
                     seed,
-                    (*row.overrides, *arguments.set),
+                    row.overrides,
+                    here=arguments.here,
                 )
                 for seed in arguments.seeds
             )
@@ -142,10 +143,9 @@ def augmentations(arguments: argparse.Namespace) -> None:
     print("| augmentation | linear, 100 % of the labels |\n|---|---|", flush=True)
     for chosen in AUGMENTATIONS:
         overrides = ("views.strong={" + chosen + ": {p: 0.5}}", "evaluation.probes=[linear]", "evaluation.shares=[1.0]")
-        overrides = (*overrides, *arguments.set)
         runs = (storage.join(arguments.into, f"only-{chosen}-seed{seed}") for seed in arguments.seeds)
         found = [
-            result(run, "words_clar_spectrum.yaml", seed, overrides)[0]["balanced_accuracy"]
+            result(run, "words_clar_spectrum.yaml", seed, overrides, here=arguments.here)[0]["balanced_accuracy"]
             for run, seed in zip(runs, arguments.seeds, strict=True)
         ]
         print(f"| {chosen} | {cell(found, 100, 1)} |", flush=True)
@@ -161,7 +161,7 @@ def main() -> None:
     rows = f"of imbalance: {', '.join(IMBALANCE)}; of clar: {', '.join(_clar_rows())}"
     parser.add_argument("--rows", nargs="+", help=rows)
     parser.add_argument("--into", default="runs/words/table")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--here", action="store_true")
     arguments = parser.parse_args()
     tables[arguments.table](arguments)
 

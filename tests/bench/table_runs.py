@@ -15,13 +15,20 @@ from rayssl import storage
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-def result(run: str, config: str, seed: int, overrides: Sequence[str] = (), which: str = "last") -> Any:
-    """What `rayssl evaluate` wrote of the checkpoint ``which``; a run that was interrupted goes on where it stopped."""
+def result(
+    run: str, config: str, seed: int, overrides: Sequence[str] = (), which: str = "last", *, here: bool = False
+) -> Any:
+    """What `rayssl evaluate` wrote of the checkpoint ``which``; a run that was interrupted goes on where it stopped.
+
+    ``here``: trained by `tests.bench.train_here` in place of `rayssl train`.
+    """
     place = storage.join(run, "evaluation", *([] if which == "last" else [which]), "result.json")
     if not storage.exists(place):
         say = [str(Path(sys.executable).with_name("rayssl"))]
-        train = ["train", str(CONFIGS / config), f"run={run}", f"seed={seed}", *overrides]
-        subprocess.run([*say, *train], check=True)
+        train = [str(CONFIGS / config), f"run={run}", f"seed={seed}", *overrides]
+        subprocess.run(
+            [*([sys.executable, "-m", "tests.bench.train_here"] if here else [*say, "train"]), *train], check=True
+        )
         subprocess.run([*say, "evaluate", run, "--checkpoint", which], check=True)
     return json.loads(storage.read_text(place))
 
