@@ -71,19 +71,26 @@ class DASO(Prototypical):
         """The loss, and which class each weak view was given, confident or not: what the histogram counts."""
         assert isinstance(recall, ClassRecall)
         knobs, present = self.knobs, recall.present
-        p = out["weak"].detach().softmax(dim=1)
+        pseudo = p = out["weak"].detach().softmax(dim=1)
         aligned = p.new_zeros(())
+        q = self.semantic(out["weak_rows"].detach(), recall, knobs.prototype_temperature).softmax(dim=1)
         if batch.step >= knobs.warmup_steps and bool(present.any()):
-            q = self.semantic(out["weak_rows"].detach(), recall, knobs.prototype_temperature).softmax(dim=1)
             weights = blend_weights(recall.histogram.to(p.dtype), temperature=knobs.blend_temperature)
-            p = blend(p, q, weights)
+            pseudo = blend(p, q, weights)
             strong = self.semantic(out["strong_rows"], recall, knobs.prototype_temperature)
             aligned = alignment(strong, q, present)
-        step = self.pseudo_step(out, batch, p)
+        step = self.pseudo_step(out, batch, pseudo)
         assert step.counts is not None
         return Step(
             step.loss + knobs.align * aligned,
             {**step.terms, "align": aligned.detach()},
             ClassRemember(counts=step.counts["predicted"]),
-            step.counts,
+            # which of the two classifiers to believe is what the blend is about, from the first step on
+            step.counts
+            | {"right_linear": self._right(p, batch), "right_semantic": self._right(q, batch) * present.any()},
         )
+
+    def _right(self, labels: Tensor, batch: Batch) -> Tensor:
+        """How many rows of each class ``labels [B, C]`` are right about; int64 ``[C]``."""
+        found = labels.argmax(dim=1)
+        return torch.bincount(found[found == batch.truth], minlength=len(self.classes.names))

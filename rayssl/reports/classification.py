@@ -14,7 +14,7 @@ from rayssl.reports.classes import (
     train_counts,
 )
 from rayssl.reports.drawing import WIDTH, framed
-from rayssl.reports.pseudo_labels import bias_picture, pseudo_curves, pseudo_map, sorted_classes
+from rayssl.reports.pseudo_labels import bias_picture, pseudo_curves, pseudo_map, sorted_classes, source_curves
 from rayssl.reports.run import HEADS, Record, Run, is_number
 
 _CAPTIONS = {
@@ -35,6 +35,9 @@ _CAPTIONS = {
     "with many, medium and few labels, faint lines single classes. Precision: of the rows given a class, the share "
     "that are of it. Recall: of the rows of a class, the share that were given it. Above the threshold: of the rows "
     "given a class, the share confident enough to be trained on. Few labels far below many is the bias to be mended.",
+    "sources": "The same recall had the linear classifier, or the similarity to prototypes, been believed alone, and "
+    "of the labels in use. Blending pays for the third of classes where prototypes lie above linear; where they lie "
+    "below, method.blend_temperature, align and queue are to be changed, or fixmatch is the better method here.",
     "pseudo_map": "The same by class, most labelled on top, epochs from left to right: blank is 0, full colour 100 %, "
     "the number beside is the last epoch's. Grey: no row was given this class, so that there is no precision. More "
     "than 60 classes are pooled with their neighbours and numbered by their place.",
@@ -66,7 +69,8 @@ def class_pictures(run: Run) -> dict[str, str]:
     pseudo = run.pseudo_labels()
     if pseudo is not None:
         pseudo = sorted_classes(pseudo, train_counts(main))
-        drawn |= {"pseudo": pseudo_curves(pseudo), "pseudo_map": pseudo_map(pseudo), "bias": bias_picture(pseudo)}
+        drawn |= {"pseudo": pseudo_curves(pseudo), "sources": source_curves(pseudo)}
+        drawn |= {"pseudo_map": pseudo_map(pseudo), "bias": bias_picture(pseudo)}
     return {name: picture for name, picture in drawn.items() if picture}
 
 
@@ -102,7 +106,7 @@ def section(run: Run, drawn: dict[str, str]) -> str:
     parts += [_figure(name, drawn) for name in ("classes", "confusion") if name in drawn]
     pair = [_figure(name, drawn) for name in ("efficiency", "over_time") if name in drawn]
     parts.append(f'<div class="pair">{"".join(pair)}</div>' if len(pair) == 2 else "".join(pair))
-    labels = [_figure(name, drawn) for name in ("pseudo", "pseudo_map", "bias") if name in drawn]
+    labels = [_figure(name, drawn) for name in ("pseudo", "sources", "pseudo_map", "bias") if name in drawn]
     if labels:
         parts += ["<h2>Pseudo-labels</h2>", *labels]
     return "\n".join(part for part in parts if part)

@@ -28,8 +28,9 @@ def sorted_classes(pseudo: PseudoLabels, labelled: Mapping[str, int]) -> PseudoL
     known for every class."""
     counts = [labelled.get(name) for name in pseudo.names]
     order = by_count(counts if None not in counts else pseudo.truth[-1].tolist())
-    parts = (pseudo.predicted, pseudo.confident, pseudo.right, pseudo.truth)
-    return PseudoLabels([pseudo.names[c] for c in order], pseudo.epoch, *(part[:, order] for part in parts))
+    parts = (pseudo.predicted, pseudo.confident, pseudo.right, pseudo.truth, pseudo.linear, pseudo.semantic)
+    ordered = (None if part is None else part[:, order] for part in parts)
+    return PseudoLabels([pseudo.names[c] for c in order], pseudo.epoch, *ordered)  # type: ignore[arg-type]
 
 
 @rc_context(STYLE)
@@ -48,9 +49,7 @@ def pseudo_curves(pseudo: PseudoLabels) -> str | None:
             *panels,
         ]
     figure, all_axes = new_figure(WIDTH, 3.4, columns=len(panels))
-    classes = len(pseudo.names)
-    thirds = np.array_split(np.arange(classes), 3) if classes >= 3 else [np.array([c]) for c in range(classes)]
-    names = [name for name, _, _ in _THIRDS] if classes >= 3 else [name.replace("$", r"\$") for name in pseudo.names]
+    classes, (thirds, names) = len(pseudo.names), _thirds(pseudo)
     for axes, (title, values) in zip(np.ravel(all_axes), panels, strict=True):
         for part, name, (_, colour, style) in zip(thirds, names, _THIRDS, strict=False):
             if len(part) > 1 and classes <= NAMED:
@@ -62,6 +61,29 @@ def pseudo_curves(pseudo: PseudoLabels) -> str | None:
     np.ravel(all_axes)[0].set_ylabel("Share of rows")
     np.ravel(all_axes)[-1].legend(loc="lower right")
     return svg_text(figure, "pseudo")
+
+
+@rc_context(STYLE)
+def source_curves(pseudo: PseudoLabels) -> str | None:
+    """Recall over epochs of the linear classifier's labels, the prototypes' and their blend, for each third of classes.
+
+    None where a method does not blend, the truth is not known, or there are fewer than two epochs.
+    """
+    if len(pseudo.epoch) < 2 or pseudo.linear is None or pseudo.semantic is None or not pseudo.truth.any():
+        return None
+    thirds, names = _thirds(pseudo)
+    figure, all_axes = new_figure(WIDTH, 3.4, columns=len(thirds))
+    sources = ((pseudo.linear, "linear", "--", BLUE), (pseudo.semantic, "prototypes", "-.", ORANGE))
+    for axes, part, name in zip(np.ravel(all_axes), thirds, names, strict=True):
+        for right, label, style, colour in (*sources, (pseudo.right, "used", "-", INK)):
+            recall = _mean(_ratio(right, pseudo.truth)[:, part])
+            axes.plot(pseudo.epoch, recall, style, color=colour, linewidth=2.0, label=label)
+        axes.set(title=name, xlabel="Epoch", ylim=(-0.02, 1.02))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    np.ravel(all_axes)[0].set_ylabel("Recall of pseudo-labels")
+    np.ravel(all_axes)[-1].legend(loc="lower right")
+    return svg_text(figure, "sources")
 
 
 @rc_context(STYLE)
@@ -126,6 +148,14 @@ def bias_picture(pseudo: PseudoLabels) -> str:
         top.set_xticks([])
     name_classes(np.ravel(all_axes)[-1], pseudo.names)
     return svg_text(figure, "bias")
+
+
+def _thirds(pseudo: PseudoLabels) -> tuple[list[Ints], list[str]]:
+    """The classes with many, medium and few labels, and what they are called; of one or two classes each its own."""
+    classes = len(pseudo.names)
+    if classes < 3:
+        return [np.array([c]) for c in range(classes)], [name.replace("$", r"\$") for name in pseudo.names]
+    return np.array_split(np.arange(classes), 3), [name for name, _, _ in _THIRDS]
 
 
 def _ratio_axis(axes: Any, classes: int) -> None:

@@ -49,7 +49,8 @@ class PseudoLabels:
     """Counts of an epoch's unlabelled rows by class, each ``[E, C]``, at epochs ``epoch [E]``.
 
     ``predicted`` rows were given the class as pseudo-label, ``confident`` of them above the threshold, ``right`` of
-    them rightly; ``truth`` rows are of the class (0 everywhere where the truth is not known).
+    them rightly; ``truth`` rows are of the class (0 everywhere where the truth is not known). ``linear`` and
+    ``semantic``: what `right` would be if the one or the other of the classifiers that DASO blends had been believed.
     """
 
     names: list[str]
@@ -58,6 +59,8 @@ class PseudoLabels:
     confident: Ints
     right: Ints
     truth: Ints
+    linear: Ints | None = None
+    semantic: Ints | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,11 @@ class Run:
         given: list[Any] = next((r["names"] for r in lines if isinstance(r.get("names"), list)), [])
         names = [str(name) for name in given] if len(given) == classes else [str(c) for c in range(classes)]
         epochs = [r["epoch"] if is_number(r.get("epoch")) else index for index, (r, _) in enumerate(usable)]
-        return PseudoLabels(names, np.array(epochs, np.int64), *np.stack([counts for _, counts in usable], axis=1))
+        both = [_lists(r, ("right_linear", "right_semantic"), classes) for r, _ in usable]
+        parts = np.stack([counts for _, counts in usable], axis=1)
+        if not any(each is None for each in both):
+            parts = np.concatenate([parts, np.stack([each for each in both if each is not None], axis=1)])
+        return PseudoLabels(names, np.array(epochs, np.int64), *parts)
 
     def timed(self, name: str) -> tuple[Floats, Floats]:
         """Seconds of training and values ``[k]`` of one figure of the checkpoints on the way (kind "probe")."""
@@ -202,9 +209,15 @@ def _share(result: Record) -> float:
 
 def _class_counts(line: Record) -> Ints | None:
     """Predicted, confident, right and true counts ``[4, C]`` of a line; None where they are no such lists."""
-    lists = [line.get(name) for name in ("predicted", "confident", "right", "truth")]
+    first = line.get("predicted")
+    return _lists(line, ("predicted", "confident", "right", "truth"), len(first) if isinstance(first, list) else 0)
+
+
+def _lists(line: Record, names: tuple[str, ...], classes: int) -> Ints | None:
+    """Counts ``[n, classes]`` by these names in a line; None where one is no list of as many."""
+    lists = [line.get(name) for name in names]
     whole = all(isinstance(values, list) and all(type(v) is int and v >= 0 for v in values) for values in lists)
-    if not whole or len({len(values) for values in lists if values is not None}) != 1 or not lists[0]:
+    if not classes or not whole or any(len(values) != classes for values in lists if values is not None):
         return None
     return np.array(lists, np.int64)
 

@@ -70,6 +70,11 @@ def test_step_is_the_papers(known: ClassRecall, seed: int) -> None:
     right = [c for c, t in zip(chosen, given.truth.tolist(), strict=True) if c == t]
     assert torch.equal(step.counts["right"], torch.bincount(torch.tensor(right, dtype=torch.long), minlength=4))
     assert int(step.counts["truth"].sum()) == int((given.truth >= 0).sum())
+    cosines = torch.nn.functional.cosine_similarity(out["weak_rows"][:, None], known.prototypes[None], dim=2)
+    by = {"linear": out["weak"].argmax(1), "semantic": cosines.masked_fill(~known.present, -9).argmax(1)}
+    for name, found in by.items():
+        hits = torch.bincount(found[found == given.truth], minlength=4)
+        assert torch.equal(step.counts[f"right_{name}"], hits), name
 
 
 def test_warmup_is_fixmatch_and_counts_all_the_same() -> None:

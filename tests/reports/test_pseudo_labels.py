@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from rayssl.reports.pseudo_labels import (
     pseudo_curves,
     pseudo_map,
     sorted_classes,
+    source_curves,
 )
 from rayssl.reports.run import PseudoLabels
 from tests.reports.test_figures import words
@@ -46,6 +48,16 @@ def test_last_precision_and_recall_stand_beside_the_map() -> None:
     found = words(str(pseudo_map(pseudo)))
     assert [word for word in found if word.endswith("%") or word == "-"] == ["75 %", "20 %", "-", "50 %", "33 %", "0 %"]
     assert found.count("a") == 2
+
+
+@pytest.mark.parametrize(("classes", "titles"), [(6, ["many", "medium", "few"]), (2, ["k0", "k1"])])
+def test_sources_are_drawn_where_a_method_blends(classes: int, titles: list[str]) -> None:
+    pseudo = counts(classes, 3)
+    assert source_curves(pseudo) is None
+    blended = replace(pseudo, linear=pseudo.right // 2, semantic=pseudo.right)
+    found = words(str(source_curves(sorted_classes(blended, {}))))
+    assert [title for title in titles if title not in found] == [] and {"linear", "prototypes", "used"} <= set(found)
+    assert source_curves(replace(blended, truth=blended.truth * 0)) is None
 
 
 def test_many_classes_are_pooled_and_many_epochs_thinned() -> None:
