@@ -141,6 +141,7 @@ def bias_picture(pseudo: PseudoLabels) -> str:
             all_axes[1].plot(place, ratio, **look)
     top.set(ylabel="Share of unlabelled rows", xlim=(-0.6, len(place) - 0.4))
     top.set_ylim(bottom=0)
+    top.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))  # 2.5 % would be written as 2 %
     top.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     top.legend(loc="upper right")
     if known:
