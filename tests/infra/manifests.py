@@ -79,18 +79,18 @@ def documents(text: str) -> list[Document]:
 
 
 @functools.cache
-def _rendered(overlay: str) -> str:
+def _rendered(overlay: str) -> list[Document]:
     command = ["kubectl", "kustomize", str(KUBERNETES / "overlays" / overlay)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{overlay} does not render: {done.stderr}"
-    return done.stdout
+    return documents(done.stdout)
 
 
 def render(overlay: str) -> list[Document]:
     """What ``kubectl apply -k`` would send, anew at each call, so that a test may break it."""
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed: overlays cannot be rendered (files are checked one by one all the same)")
-    return documents(_rendered(overlay))
+    return copy.deepcopy(_rendered(overlay))
 
 
 def need_crds() -> None:
