@@ -9,7 +9,7 @@ from tests.infra.manifests import ROOT, documents
 
 RECIPE = (ROOT / "infra/image/Dockerfile").read_text()
 LINES = [line for line in RECIPE.replace("\\\n", " ").splitlines() if line and not line.startswith("#")]
-STAGES = dict(reversed(match.groups()) for line in LINES if (match := re.fullmatch(r"FROM (\S+) AS (\S+)", line)))
+STAGES = {m[2]: m[1] for line in LINES if (m := re.fullmatch(r"FROM (\S+) AS (\S+)", line))}  # to what each begins from
 
 
 def stage(name: str) -> list[str]:
