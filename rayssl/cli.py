@@ -1,4 +1,4 @@
-"""The command line: ``rayssl show | prepare | train | evaluate | report | bench``.
+"""The command line: ``rayssl show | prepare | train | evaluate | embed | export | report | bench``.
 
 A user's mistake prints one line and exits with status 2; a defect keeps its traceback.
 """
@@ -118,6 +118,37 @@ def _classified(result: Any) -> str:
     )
 
 
+def embed(arguments: argparse.Namespace) -> int:
+    """Embeds a prepared corpus into a folder of Parquet files; the same command again goes on where it stopped."""
+    from rayssl.runtime.embed_files import embed_corpus
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    given = (arguments.run, arguments.corpus, arguments.out, arguments.checkpoint, arguments.overrides)
+    done = embed_corpus(*given, actors=arguments.actors, say=say)
+    record = done.record
+    made = f"{done.made} made now in {done.wall_s:.1f} s" if done.made else "all there already"
+    print(
+        f"{arguments.out}: {record.rows} embeddings [{record.dim}] of {arguments.corpus} by {record.checkpoint}, "
+        f"in {len(record.files)} Parquet files ({made})"
+    )
+    return 0
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """Writes front end and encoder of a run as one file for torch.export.load, once it agrees with the run."""
+    from rayssl.use.export import export as write
+
+    done = write(arguments.run, arguments.out, arguments.checkpoint)
+    print(
+        f"{done.out}: samples [B, T] at {done.rate} Hz to embeddings [B, {done.dim}], T of {done.minimum_samples} at "
+        f"least; largest difference to the run {done.difference:.1e} of an embedding's scale, over {done.clips} clips "
+        f"of {done.compared_on}"
+    )
+    return 0
+
+
 def report(arguments: argparse.Namespace) -> int:
     """Writes the HTML page of a run."""
     from rayssl.reports.page import write_report
@@ -216,6 +247,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "figures on trials, or on the classes of a test corpus"
     scored = _add(verbs, evaluate, text, "runs/synthetic/ssps --checkpoint best", run, over)
     scored.add_argument("--checkpoint", default="last", help="last (default), best, epoch-N, step-N, or every one kept")
+    _embed_and_export(verbs, run, over)
     _add(verbs, report, "one self-contained HTML page", "runs/synthetic/ssps", run)
     text = "times parts of a job on this machine, before the job"
     measured = verbs.add_parser("bench", help=text, description=text).add_subparsers(
@@ -224,6 +256,28 @@ def _parser() -> argparse.ArgumentParser:
     _bench_kmeans(measured)
     _bench_memory(measured)
     return parser
+
+
+def _embed_and_export(verbs: Any, run: Any, over: Any) -> None:
+    checkpoint = {"default": "last", "help": "last (default), best, epoch-N or step-N"}
+    corpus = ("corpus", {"metavar": "CORPUS", "help": "folder or URI of a prepared corpus"})
+    out = ("out", {"metavar": "OUT", "help": "folder or URI for the Parquet files, one for each shard of the corpus"})
+    example = "runs/synthetic/ssps runs/synthetic/test embeddings/test --actors 4"
+    embedded = _add(verbs, embed, "a corpus to embeddings in Parquet", example, run, corpus, out, over)
+    embedded.add_argument("--checkpoint", **checkpoint)
+    actors = "that embed at once (default: one a GPU, without GPUs the run's evaluation.actors)"
+    embedded.add_argument("--actors", type=_count, default=0, metavar="N", help=actors)
+    text, example = "one file that needs only torch", "runs/synthetic/ssps --out encoder.pt2"
+    exported = _add(verbs, export, text, example, run)
+    exported.add_argument("--checkpoint", **checkpoint)
+    place = "file or URI (default: RUN/exported/CHECKPOINT.pt2)"
+    exported.add_argument("--out", metavar="FILE", help=place)
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 on, got '{text}'")
+    return int(text)
 
 
 def _bench_kmeans(measured: Any) -> None:

@@ -23,5 +23,9 @@ class CorpusError(UserError, ValueError):
     """A corpus that does not hold what it should: absent manifest, hash mismatch, too many rejects, unknown trials."""
 
 
+class AudioError(UserError, ValueError):
+    """Audio that cannot be embedded: a file that does not decode, too few samples, samples that are not finite."""
+
+
 class CheckpointError(UserError, ValueError):
     """A checkpoint that does not fit the run: another architecture, an incomplete or damaged file."""

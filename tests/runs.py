@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -170,6 +171,21 @@ def experiment(run: Path, corpus: Path, *overrides: str, method: dict[str, Any] 
         "ray": {"workers": 1},
     }
     return parse(Experiment, override(tree, list(overrides)), "tests/runs.py")
+
+
+def write_run(settings: Experiment, step: int = 4) -> Path:
+    """A run's folder with one checkpoint of weights that no training has touched, but for the statistics of norms."""
+    method = build_method(settings, shards.read_manifest(settings.corpus.uri))
+    generator = torch.Generator().manual_seed(step)
+    for name, value in method.state_dict().items():
+        if name.endswith(("running_mean", "running_var")):
+            value.add_(torch.rand(value.shape, generator=generator))
+    run = Path(settings.run)
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "config.yaml").write_text(json.dumps(settings.model_dump(mode="json")))  # JSON is YAML
+    state = {"method": method.state_dict(), "encoder_prefix": method.encoder_prefix}
+    checkpoint.save(str(run), checkpoint.Meta(step, 1, 0, settings.architecture, {"loss": 1.0}), state, None)
+    return run
 
 
 class Quiet(LocalContext):

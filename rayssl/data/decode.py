@@ -45,12 +45,17 @@ def decode(data: bytes, channels: Channels = "reject_above_2", rate: int = RATE)
     if count > 2 and channels == "reject_above_2":
         raise Unusable(f"{count} channels: set channels to 'mean' or 'first' to accept more than two")
     mono = samples[:, 0] if channels == "first" else samples.mean(axis=1)
-    if source_rate != rate:
-        from scipy.signal import resample_poly  # a second to import, which tasks that read shards need not wait for
+    return np.asarray(np.clip(resample(mono, source_rate, rate), -1.0, 1.0), dtype=np.float32)
 
-        divisor = math.gcd(source_rate, rate)
-        mono = resample_poly(mono, rate // divisor, source_rate // divisor)
-    return np.asarray(np.clip(mono, -1.0, 1.0), dtype=np.float32)
+
+def resample(samples: np.ndarray, source_rate: int, rate: int = RATE) -> np.ndarray:
+    """Samples ``[..., T]`` at ``source_rate`` Hz as samples at ``rate`` Hz, in the same dtype; none are clipped."""
+    if source_rate == rate:
+        return samples
+    from scipy.signal import resample_poly  # a second to import, which tasks that read shards need not wait for
+
+    divisor = math.gcd(source_rate, rate)
+    return np.asarray(resample_poly(samples, rate // divisor, source_rate // divisor, axis=-1))
 
 
 def quantise(samples: np.ndarray) -> np.ndarray:

@@ -35,7 +35,7 @@ def embed_utterances(
             raise ValueError(f"utterance {index}: expected int16 [T] with T > 0, got {wave.dtype} {list(wave.shape)}")
         by_length[len(wave)].append(index)
     rows: dict[int, Tensor] = {}
-    with _frozen(encoder), _full_float32(), torch.inference_mode():
+    with frozen(encoder):
         # longest first, so that memory which does not suffice shows at once
         for length in sorted(by_length, reverse=True):
             members = by_length[length]
@@ -54,12 +54,16 @@ def embed_utterances(
 
 
 @contextmanager
-def _frozen(encoder: nn.Module) -> Iterator[None]:
-    """Eval mode within; afterwards each module has its own mode again (parts may have been frozen by the caller)."""
+def frozen(encoder: nn.Module) -> Iterator[None]:
+    """Eval mode, full float32 and no gradient within: how every embedding is computed.
+
+    Afterwards each module has its own mode again (parts may have been frozen by the caller).
+    """
     modes = {module: module.training for module in encoder.modules()}
     encoder.eval()
     try:
-        yield
+        with _full_float32(), torch.inference_mode():
+            yield
     finally:
         for module, mode in modes.items():
             module.training = mode

@@ -47,6 +47,8 @@ class EcapaConfig(Config):
 class Ecapa(nn.Module):
     """``[B, F, T]`` features to ``[B, embedding_dim]``; T must exceed 4 frames (the reflection at the ends)."""
 
+    least_frames = max(_DILATIONS) + 1
+
     def __init__(self, config: EcapaConfig, features: int) -> None:
         super().__init__()
         channels, mfa = config.channels, config.mfa_channels or 3 * config.channels
@@ -136,7 +138,8 @@ class AttentiveStatistics(nn.Module):
 
 def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """A convolution of length 1 as a product: ``x [B, I, T]``, ``weight [O, I]``, ``bias [O]`` to ``[B, O, T]``."""
-    if x.device.type != "cpu" or len(x) * weight.numel() > _LARGEST_REPEATED:
+    # An exported file takes batches of any size, so it cannot choose by it
+    if torch.compiler.is_exporting() or x.device.type != "cpu" or len(x) * weight.numel() > _LARGEST_REPEATED:
         return F.conv1d(x, weight[:, :, None], bias)
     repeated = weight.expand(len(x), -1, -1)
     return torch.bmm(repeated, x) if bias is None else torch.baddbmm(bias[:, None], repeated, x)

@@ -75,7 +75,10 @@ class EncoderConfig(Config):
 
 
 class Encoder(nn.Module):
-    """Samples ``[B, T]`` in [-1, 1] to embeddings ``[B, embedding_dim]``, float32, not normalised."""
+    """Samples ``[B, T]`` in [-1, 1] to embeddings ``[B, embedding_dim]``, float32, not normalised.
+
+    ``minimum_samples``: what T must be at the least.
+    """
 
     def __init__(self, config: EncoderConfig, rate: int) -> None:
         super().__init__()
@@ -83,6 +86,7 @@ class Encoder(nn.Module):
         self.masks = FeatureMask(config.masks)
         self.backbone = _build_backbone(config)
         self.embedding_dim = config.backbone.embedding_dim
+        self.minimum_samples = self.frontend.samples_for(self.backbone.least_frames)
 
     def forward(self, wave: Tensor, keys: Tensor | None = None) -> Tensor:
         """Masks features in training where ``keys [B]`` int64 are given; gradients reach neither ``wave`` nor masks."""
@@ -102,6 +106,7 @@ class Joined(Encoder):
         self.first = Encoder(config, rate)
         self.second = build_encoder(config.beside, rate)
         self.embedding_dim = config.embedding_dim
+        self.minimum_samples = max(self.first.minimum_samples, self.second.minimum_samples)
 
     def forward(self, wave: Tensor, keys: Tensor | None = None) -> Tensor:
         """As `Encoder.forward`; masks of both are drawn from the same keys."""
@@ -115,13 +120,13 @@ def build_encoder(config: EncoderConfig, rate: int = 16000, sync_batchnorm: bool
     return encoder
 
 
-def _build_frontend(config: LogMelConfig | RawConfig | SpectrumConfig, rate: int) -> nn.Module:
+def _build_frontend(config: LogMelConfig | RawConfig | SpectrumConfig, rate: int) -> LogMel | Raw | Spectrum:
     if isinstance(config, RawConfig):
         return Raw(config)
     return Spectrum(config, rate) if isinstance(config, SpectrumConfig) else LogMel(config, rate)
 
 
-def _build_backbone(config: EncoderConfig) -> nn.Module:
+def _build_backbone(config: EncoderConfig) -> Ecapa | FastResnet34 | Resnet1d | Resnet2d:
     frontend, backbone = config.frontend, config.backbone
     if isinstance(backbone, Resnet1dConfig):
         return Resnet1d(backbone)

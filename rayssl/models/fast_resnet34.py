@@ -31,6 +31,8 @@ class FastResnet34Config(Config):
 class FastResnet34(nn.Module):
     """``[B, F, T]`` features to ``[B, embedding_dim]``."""
 
+    least_frames = 1
+
     def __init__(self, config: FastResnet34Config, features: int) -> None:
         super().__init__()
         width = config.channels

@@ -74,6 +74,10 @@ class LogMel(nn.Module):
                 features = features - features.mean(dim=-1, keepdim=True)
             return features
 
+    def samples_for(self, frames: int) -> int:
+        """The fewest samples that make ``frames`` frames."""
+        return max(self.n_fft // 2 + 1, (frames - 1) * self.hop)
+
 
 class RawConfig(Config):
     """Samples as they are, or with ``normalise`` of mean 0 and variance 1; see `Raw`."""
@@ -96,6 +100,10 @@ class Raw(nn.Module):
         """Samples ``wave [B, T]`` in [-1, 1] to ``[B, 1, T]``, float32."""
         samples = wave.float()[:, None]
         return standardised(samples, (2,), 1e-10) if self.normalise else samples
+
+    def samples_for(self, frames: int) -> int:
+        """The fewest samples that make ``frames`` frames."""
+        return frames
 
 
 def standardised(x: Tensor, dims: tuple[int, ...], floor: float) -> Tensor:

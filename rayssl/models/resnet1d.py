@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rayssl.models.norm import BatchNorm1d
+from rayssl.models.pooling import pool_time
 from rayssl.schema import Config
 
 _STEM, _KERNEL, _STRIDE = 80, 9, 4
@@ -37,6 +38,8 @@ class Resnet1dConfig(Config):
 
 class Resnet1d(nn.Module):
     """``[B, 1, T]`` samples to ``[B, embedding_dim]``; T of 4 at least."""
+
+    least_frames = _STEM - 2 * ((_STEM - _STRIDE) // 2)  # of the input: samples
 
     def __init__(self, config: Resnet1dConfig) -> None:
         super().__init__()
@@ -58,7 +61,7 @@ class Resnet1d(nn.Module):
 
     def forward(self, samples: Tensor) -> Tensor:
         x = F.relu(self.stem_norm(self.stem(samples)))
-        x = self.blocks(F.max_pool1d(x, _STRIDE, ceil_mode=True))
+        x = self.blocks(pool_time(x, _STRIDE))
         # Without a projection this is the embedding: not in bfloat16
         embedding: Tensor = self.project(x.mean(2, dtype=torch.promote_types(x.dtype, torch.float32)))
         return embedding

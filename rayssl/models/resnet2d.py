@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from rayssl.models.fast_resnet34 import Basic
 from rayssl.models.norm import BatchNorm2d
+from rayssl.models.pooling import pool_plane
 from rayssl.schema import Config
 
 
@@ -31,6 +32,8 @@ class Resnet2dConfig(Config):
 
 class Resnet2d(nn.Module):
     """``[B, channels, F, T]``, or ``[B, F, T]`` as one channel, to ``[B, embedding_dim]``; any F and T."""
+
+    least_frames = 1
 
     def __init__(self, config: Resnet2dConfig, channels: int) -> None:
         super().__init__()
@@ -52,7 +55,7 @@ class Resnet2d(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         x = features[:, None] if features.dim() == 3 else features
-        x = F.max_pool2d(F.relu(self.stem_norm(self.stem(x))), 3, stride=2, padding=1)
+        x = pool_plane(F.relu(self.stem_norm(self.stem(x))))
         x = self.blocks(x)
         # Without a projection this is the embedding: not in bfloat16
         embedding: Tensor = self.project(x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32)))

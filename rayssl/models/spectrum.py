@@ -82,6 +82,10 @@ class Spectrum(nn.Module):
             features = torch.stack((log_power, phase, log_mel), dim=1).transpose(2, 3)
             return standardised(features, (2, 3), 1e-5) if self.normalise else features
 
+    def samples_for(self, frames: int) -> int:
+        """The fewest samples that make ``frames`` frames."""
+        return max(self.n_fft // 2 + 1, (frames - 1) * self.hop)
+
 
 def _triangles(edges: Tensor, bins: int) -> Tensor:
     """Weights ``[bins, R]`` of the bins 0, 1, ... in the R rows at ``edges[1:-1]`` (in bins); each row's sum to 1."""

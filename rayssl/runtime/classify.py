@@ -16,8 +16,9 @@ from rayssl.evaluation import finetune, probes
 from rayssl.evaluation.imbalance import ClassificationResult, classification_result
 from rayssl.evaluation.settings import ClassificationConfig
 from rayssl.experiment import Experiment
-from rayssl.runtime.embed import embed, load_encoder, matrix
+from rayssl.runtime.embed import embed, matrix
 from rayssl.training import checkpoint
+from rayssl.use.runs import load_encoder
 from rayssl.views.selection import selection
 
 

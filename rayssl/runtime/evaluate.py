@@ -20,19 +20,11 @@ from rayssl.evaluation.settings import ClassificationConfig, VerificationConfig
 from rayssl.evaluation.verification import Result, verification_result
 from rayssl.experiment import Experiment, located
 from rayssl.runtime.embed import embed, matrix
-from rayssl.schema import load_yaml, override, parse
 from rayssl.training import checkpoint
 from rayssl.training.metrics import read_metrics
+from rayssl.use.runs import read_run
 
 Figures: TypeAlias = "Result | list[ClassificationResult]"
-
-
-def read_run(run: str, overrides: list[str]) -> Experiment:
-    """The experiment that a run's folder holds, with overrides on top; raises `ConfigError` where there is none."""
-    path = storage.join(run, "config.yaml")
-    if not storage.exists(path):
-        raise ConfigError(f"{run}: no config.yaml there; give the folder of a run that 'rayssl train' wrote")
-    return parse(Experiment, override(load_yaml(storage.read_text(path), path), overrides), path)
 
 
 def evaluate(run: str, which: str = "last", overrides: list[str] | None = None) -> Figures:

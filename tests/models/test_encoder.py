@@ -140,3 +140,13 @@ def test_one_graph_without_breaks(name: str) -> None:
     compiled = torch.compile(copy.deepcopy(encoder), backend="eager", fullgraph=True)
     wave, keys = torch.randn(4, 8000) * 0.1, keys_torch(fold(1), torch.arange(4))
     torch.testing.assert_close(compiled(wave, keys), encoder(wave, keys), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", list(FITTING))
+def test_the_least_length_is_enough_and_one_sample_less_is_not(name: str) -> None:
+    frontend, backbone = FITTING[name]
+    encoder = build(backbone, frontend).eval()
+    least = encoder.minimum_samples
+    assert torch.isfinite(encoder(torch.randn(1, least))).all()
+    with pytest.raises(RuntimeError):
+        encoder(torch.randn(1, least - 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -9,8 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
+import rayssl
 from rayssl import storage
 from rayssl.cli import main
 from tests.conftest import S3Server
@@ -95,10 +98,17 @@ def test_everything_in_the_object_store(
     assert main(["train", f"{home}/experiment.yaml"]) == 0
     assert main(["evaluate", f"{home}/run"]) == 0
     assert main(["report", f"{home}/run"]) == 0
+    for _ in range(2):
+        assert main(["embed", f"{home}/run", f"{home}/corpus", f"{home}/embeddings"]) == 0
+    assert main(["export", f"{home}/run"]) == 0
+    rows = pq.read_table(io.BytesIO(storage.read_bytes(f"{home}/embeddings/00000.parquet")))
+    assert rows["embedding"].type.list_size == rayssl.load(f"{home}/run").dim
     printed = capfd.readouterr()
     assert f"{home}/run (last): EER " in printed.out
+    assert f"{home}/embeddings: 64 embeddings [16] of " in printed.out and "(all there already)" in printed.out
     written = storage.list_files(f"{home}/run")
     wanted = ["config.yaml", "origin.json", "metrics.jsonl", "report.html", "evaluation/result.json"]
+    wanted += ["exported/step-0000000008.pt2"]
     assert [name for name in wanted if f"{home}/run/{name}" not in written] == []
     assert [uri for uri in written if uri.endswith("meta.json")] != []
     secret = s3_server.secret_key

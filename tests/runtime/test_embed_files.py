@@ -1,0 +1,205 @@
+"""A folder of embeddings: what is in it, going on after an interruption, and what it refuses. Without Ray."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import rayssl
+from rayssl.cli import main
+from rayssl.data import decode, shards
+from rayssl.runtime import embed_files
+from rayssl.runtime.embed import Embedder, Job
+from rayssl.use import export as exporting
+from tests.runs import experiment, write_corpus, write_run
+
+SIZES = (9, 14, 4)
+
+
+@pytest.fixture(autouse=True)
+def shards_done(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Embeds in this process; lists the shards that were."""
+    done: list[int] = []
+
+    def here(job: Job, which: Sequence[int], embedder: type[Embedder], *extra: Any) -> Iterator[bytes]:
+        actor = embedder(job, *extra)
+        for index in which:
+            yield actor.answer(index)
+            done.append(index)
+
+    monkeypatch.setattr(embed_files, "over_shards", here)
+    return done
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("embed")
+    write_corpus(folder / "corpus", SIZES)
+    write_run(experiment(folder / "run", folder / "corpus"))
+    return folder
+
+
+def content(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def embed(folder: Path, out: Path, *more: str) -> int:
+    return main(["embed", str(folder / "run"), str(folder / "corpus"), str(out), *more])
+
+
+def test_files_rows_and_record(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert embed(folder, tmp_path / "out") == 0
+    assert sorted(content(tmp_path / "out")) == ["00000.parquet", "00001.parquet", "00002.parquet", "_embeddings.json"]
+    table = pq.read_table(tmp_path / "out")  # the record beside the files is passed over
+    assert table.column_names == ["name", "id", "speaker", "recording", "label", "embedding"]
+    assert str(table.schema.field("embedding").type) == "fixed_size_list<element: float>[16]"
+    assert table["id"].to_pylist() == list(range(27)) and table["name"][26].as_py() == "utt026"
+    assert table["speaker"].to_pylist() == [k % 4 for k in range(27)]
+    record = json.loads((tmp_path / "out/_embeddings.json").read_text())
+    assert (record["rows"], record["dim"], record["rate"], record["complete"]) == (27, 16, 16000, True)
+    assert (
+        record["checkpoint"] == f"{folder}/run/checkpoints/step-0000000004" and record["corpus"] == f"{folder}/corpus"
+    )
+    printed = capsys.readouterr()
+    assert "3 of 3 shards, 27 of 27 utterances, " in printed.err
+    assert f"{tmp_path}/out: 27 embeddings [16] of {folder}/corpus by {record['checkpoint']}" in printed.out
+
+
+def test_embed_export_and_python_agree(folder: Path, tmp_path: Path) -> None:
+    assert embed(folder, tmp_path / "out") == 0
+    exporting.export(str(folder / "run"), str(tmp_path / "x.pt2"))
+    module = torch.export.load(tmp_path / "x.pt2").module()
+    model = rayssl.load(str(folder / "run"), device="cpu")
+    manifest = shards.read_manifest(str(folder / "corpus"))
+    rows = np.stack(pq.read_table(tmp_path / "out")["embedding"].to_pylist()).astype(np.float32)
+    scale = np.sqrt(np.mean(rows**2))
+    assert 0.01 < scale < 100 and np.std(rows, axis=0).min() > 1e-3 * scale  # they tell utterances apart
+    for shard in manifest.shards:
+        for k, audio in enumerate(shards.read_shard(str(folder / "corpus"), shard, ["audio"])["audio"].to_pylist()):
+            wave = decode.pcm(audio, "flac")
+            (tmp_path / "clip.flac").write_bytes(audio)
+            three = [
+                model.embed(wave),
+                model.embed_file(str(tmp_path / "clip.flac")),
+                module(torch.from_numpy(wave)[None].float() / 32768)[0],
+            ]
+            for found in three:
+                np.testing.assert_allclose(found.numpy() / scale, rows[shard.first_id + k] / scale, rtol=0, atol=1e-5)
+
+
+def test_goes_on_to_identical_files(
+    folder: Path, tmp_path: Path, shards_done: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Absent, cut short, of another content, or left half-written by a process that was killed."""
+    out = tmp_path / "out"
+    assert embed(folder, out) == 0
+    whole = content(out)
+    (out / "00001.parquet").unlink()
+    (out / "00002.parquet").write_bytes(whole["00002.parquet"][:-20])
+    (out / ".00001.parquet.0123456789ab.part").write_bytes(b"half")
+    times = (out / "00000.parquet").stat().st_mtime_ns
+    shards_done.clear()
+    capsys.readouterr()
+    assert embed(folder, out) == 0
+    assert shards_done == [1, 2] and (out / "00000.parquet").stat().st_mtime_ns == times
+    printed = capsys.readouterr()
+    assert "1 of 3 shards were embedded before" in printed.err and "(2 made now in " in printed.out
+    assert {name: data for name, data in content(out).items() if not name.startswith(".")} == whole
+    (out / "00002.parquet").write_bytes(whole["00000.parquet"])
+    shards_done.clear()
+    assert embed(folder, out) == 0
+    assert shards_done == [2] and content(out)["00002.parquet"] == whole["00002.parquet"]
+    shards_done.clear()
+    assert embed(folder, out) == 0
+    assert shards_done == [] and "(all there already)" in capsys.readouterr().out
+
+
+def test_killed_in_the_middle(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert embed(folder, tmp_path / "whole") == 0
+    real, out = embed_files.over_shards, tmp_path / "parts"
+
+    def dies(*arguments: Any) -> Iterator[bytes]:
+        yield next(real(*arguments))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embed_files, "over_shards", dies)
+        assert embed(folder, out) == 130
+    assert sorted(content(out)) == ["00000.parquet", "_embeddings.json"]
+    assert json.loads(content(out)["_embeddings.json"])["complete"] is False
+    assert embed(folder, out) == 0
+    assert content(out) == content(tmp_path / "whole")
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    capsys.readouterr()
+    assert main(["embed", *(str(argument) for argument in arguments)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("rayssl embed: ") and error.count("\n") == 1, error
+    return error.removeprefix("rayssl embed: ").rstrip("\n")
+
+
+def test_folders_of_something_else(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, corpus, out = folder / "run", folder / "corpus", tmp_path / "out"
+    assert refused(capsys, run, corpus, corpus).startswith(f"{corpus}: is a prepared corpus, not a folder for")
+    assert refused(capsys, run, corpus, run).startswith(f"{run}: is a run, not a folder for")
+    assert embed(folder, out) == 0
+    before = content(out)
+    write_corpus(tmp_path / "other", (4, 5))
+    told = refused(capsys, run, tmp_path / "other", out)
+    assert told.startswith(f"{out}: holds embeddings of the corpus {corpus} (") and f"not of {tmp_path}/other (" in told
+    other = write_run(experiment(tmp_path / "run", corpus, "seed=9"), step=6)
+    told = refused(capsys, other, corpus, out)
+    assert f"by {run}/checkpoints/step-0000000004, not by {other}/checkpoints/step-0000000006; give another" in told
+    told = refused(capsys, run, corpus, out, "encoder.frontend.normalise=false")
+    assert told.endswith("with another 'encoder' section; give another folder, or delete this one")
+    assert content(out) == before
+    (out / "_embeddings.json").write_text("{}")
+    assert refused(capsys, run, corpus, out).startswith(f"{out}/_embeddings.json: damaged, or of another version")
+    (out / "_embeddings.json").unlink()
+    assert "holds Parquet files that are no embeddings of rayssl" in refused(capsys, run, corpus, out)
+
+
+def test_mistakes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, corpus, out = folder / "run", folder / "corpus", tmp_path / "out"
+    assert refused(capsys, tmp_path / "no", corpus, out).startswith(f"{tmp_path}/no: no config.yaml there; give")
+    assert refused(capsys, run, tmp_path / "no", out).startswith(f"{tmp_path}/no: no prepared corpus there")
+    told = refused(capsys, run, corpus, out, "--checkpoint", "epoch-7")
+    assert told.startswith(f"{run}: no checkpoint 'epoch-7'; there are step-4")
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.yaml").write_text((run / "config.yaml").read_text())
+    assert refused(capsys, bare, corpus, out).startswith(f"{bare}: no checkpoint there; train first")
+    told = refused(capsys, run, corpus, out, "encoder.backbone.channels=32")
+    assert f"{run}/checkpoints/step-0000000004: the checkpoint is of another architecture" in told
+    assert not out.exists()
+
+
+def test_audio_that_cannot_be_embedded(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_corpus(tmp_path / "damaged", SIZES, corrupt=11)
+    told = refused(capsys, folder / "run", tmp_path / "damaged", tmp_path / "out")
+    place = f"{tmp_path}/damaged/shards/00001.parquet: utterance 'utt011'"
+    assert told == f"{place}: damaged audio in a shard: not FLAC; run rayssl prepare --verify"
+    names = {"speaker": [], "recording": [], "label": []}
+    columns = {"name": ["a"], "samples": [99], "speaker": [-1], "recording": [-1], "label": [-1]}
+    audio = [decode.encode(np.zeros(99, np.int16), "flac")]
+    parts = [shards.write_shard(str(tmp_path / "short"), 0, {**columns, "audio": audio})]
+    shards.write_manifest(str(tmp_path / "short"), parts, format="flac", names=names, rejected=0, settings={})
+    told = refused(capsys, folder / "run", tmp_path / "short", tmp_path / "out2")
+    assert told.startswith(
+        f"{tmp_path}/short/shards/00000.parquet: utterance 'a': 99 samples, this run's encoder needs"
+    )
+    assert told.endswith("640 at least; prepare the corpus again with min_s=0.04 or more")
+
+
+def test_a_number_of_actors(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        embed(folder, tmp_path, "--actors", "0")
+    assert "a whole number from 1 on, got '0'" in capsys.readouterr().err
