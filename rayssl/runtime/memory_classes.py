@@ -32,7 +32,7 @@ class ClassServer(Keeping):
 
     def __init__(self, settings: dict[str, Any], world: int, strict: bool, first: int, last: int) -> None:
         self.memory: ClassMemory = ClassMemory(**settings, first=first, last=last)
-        self.rounds = Rounds(world, strict)
+        self.rounds = Rounds(world, strict, ordered=True)  # a rank asks again before it has been answered
         self.staleness = Staleness(world)
 
     async def exchange(self, call: int, rank: int, remember: ClassRemember, step: int | None) -> ClassRecall | None:

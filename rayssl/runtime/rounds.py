@@ -25,14 +25,15 @@ class Rounds:
     """The calls of ``world`` ranks on one event loop.
 
     Strict: what all ranks have to apply in one call is applied together, in rank order, before any of them is answered,
-    and all are answered before the next call. Ahead: each as it comes, but a rank's in the order in which it made them,
-    which Ray does not promise for coroutines. ``lock`` is held meanwhile, and by whoever wants no call to come in
-    between.
+    and all are answered before the next call. Ahead: each as it comes; if ``ordered``, those of a rank in the order in
+    which it made them, which Ray does not promise for coroutines: a rank must leave out no call then. ``lock`` is held
+    meanwhile, and by whoever wants no call to come in between.
     """
 
-    def __init__(self, world: int, strict: bool) -> None:
+    def __init__(self, world: int, strict: bool, ordered: bool = False) -> None:
         self.world = world
         self.strict = strict
+        self.ordered = ordered
         self.lock = asyncio.Lock()
         self._waiting: dict[int, dict[int, _Part]] = {}
         self._early: dict[tuple[int, int], _Part] = {}  # ahead, by rank and call: those before it have not come yet
@@ -40,6 +41,9 @@ class Rounds:
 
     async def take(self, call: int, rank: int, apply: Callable[[], T], answer: Callable[[T], Any]) -> Any:
         """The ``call``-th call (from 1) of ``rank``: what `answer` makes of what `apply` returns."""
+        if not self.strict and not self.ordered:
+            async with self.lock:
+                return answer(apply())
         part = _Part(apply, answer)
         if not self.strict:
             self._early[rank, call] = part
