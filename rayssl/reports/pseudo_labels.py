@@ -50,16 +50,12 @@ def pseudo_curves(pseudo: PseudoLabels) -> str | None:
         ]
     figure, all_axes = new_figure(WIDTH, 3.4, columns=len(panels))
     classes, (thirds, names) = len(pseudo.names), _thirds(pseudo)
-    for axes, (title, values) in zip(np.ravel(all_axes), panels, strict=True):
+    for axes, (_, values) in zip(np.ravel(all_axes), panels, strict=True):
         for part, name, (_, colour, style) in zip(thirds, names, _THIRDS, strict=False):
             if len(part) > 1 and classes <= NAMED:
                 axes.plot(pseudo.epoch, values[:, part], color=colour, alpha=0.25, linewidth=0.7)
             axes.plot(pseudo.epoch, _mean(values[:, part]), style, color=colour, linewidth=2.2, label=name)
-        axes.set(title=title, xlabel="Epoch", ylim=(-0.02, 1.02))
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    np.ravel(all_axes)[0].set_ylabel("Share of rows")
-    np.ravel(all_axes)[-1].legend(loc="lower right")
+    _shares_over_epochs(all_axes, [title for title, _ in panels], "Share of rows")
     return svg_text(figure, "pseudo")
 
 
@@ -74,15 +70,11 @@ def source_curves(pseudo: PseudoLabels) -> str | None:
     thirds, names = _thirds(pseudo)
     figure, all_axes = new_figure(WIDTH, 3.4, columns=len(thirds))
     sources = ((pseudo.linear, "linear", "--", BLUE), (pseudo.semantic, "prototypes", "-.", ORANGE))
-    for axes, part, name in zip(np.ravel(all_axes), thirds, names, strict=True):
+    for axes, part in zip(np.ravel(all_axes), thirds, strict=True):
         for right, label, style, colour in (*sources, (pseudo.right, "used", "-", INK)):
             recall = _mean(_ratio(right, pseudo.truth)[:, part])
             axes.plot(pseudo.epoch, recall, style, color=colour, linewidth=2.0, label=label)
-        axes.set(title=name, xlabel="Epoch", ylim=(-0.02, 1.02))
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    np.ravel(all_axes)[0].set_ylabel("Recall of pseudo-labels")
-    np.ravel(all_axes)[-1].legend(loc="lower right")
+    _shares_over_epochs(all_axes, names, "Recall of pseudo-labels")
     return svg_text(figure, "sources")
 
 
@@ -149,6 +141,16 @@ def bias_picture(pseudo: PseudoLabels) -> str:
         top.set_xticks([])
     name_classes(np.ravel(all_axes)[-1], pseudo.names)
     return svg_text(figure, "bias")
+
+
+def _shares_over_epochs(all_axes: Any, titles: list[str], label: str) -> None:
+    """Axes of shares side by side, each under its title; the last one has the legend."""
+    for axes, title in zip(np.ravel(all_axes), titles, strict=True):
+        axes.set(title=title, xlabel="Epoch", ylim=(-0.02, 1.02))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    np.ravel(all_axes)[0].set_ylabel(label)
+    np.ravel(all_axes)[-1].legend(loc="lower right")
 
 
 def _thirds(pseudo: PseudoLabels) -> tuple[list[Ints], list[str]]:

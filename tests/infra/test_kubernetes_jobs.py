@@ -62,10 +62,10 @@ def commands(entrypoint: str) -> list[list[str]]:
 
 
 def experiments(entrypoint: str) -> list[Experiment]:
-    """What `train` and `sweep` in an entrypoint will do."""
+    """What `train` in an entrypoint will do."""
     found = []
     for _, script, first, *overrides in commands(entrypoint):
-        if script in ("jobs/train.py", "jobs/sweep.py"):
+        if script == "jobs/train.py":
             found.append(parse(Experiment, override(load_yaml((ROOT / first).read_text(), first), overrides), first))
     return found
 
@@ -77,8 +77,7 @@ def test_entrypoints_are_jobs_with_arguments_that_parse(items: list[Document]) -
         for python, script, first, *overrides in commands(spec["entrypoint"]):
             used.add(script)
             assert python == "python", name
-            written_later = script == "jobs/sweep.py" and not (ROOT / "rayssl/runtime/sweep.py").exists()
-            assert written_later or (ROOT / script).is_file(), f"{name}: {script} does not exist"
+            assert (ROOT / script).is_file(), f"{name}: {script} does not exist"
             if script == "jobs/evaluate.py":
                 assert first.startswith(f"s3://{BUCKET}/")
                 continue
@@ -86,7 +85,7 @@ def test_entrypoints_are_jobs_with_arguments_that_parse(items: list[Document]) -
             made = parse(PrepareConfig if script == "jobs/prepare.py" else Experiment, tree, first)
             uris = re.findall(r"s3://[^\s'\"]+", str(made.model_dump(exclude={"evaluation"})))
             assert uris and all(uri.startswith(f"s3://{BUCKET}/") for uri in uris), (name, uris)
-    assert used == {f"jobs/{verb}.py" for verb in ("prepare", "train", "sweep", "evaluate")}
+    assert used == {f"jobs/{verb}.py" for verb in ("prepare", "train", "evaluate")}
 
 
 def test_jobs_hand_on_to_each_other(items: list[Document]) -> None:
@@ -94,7 +93,6 @@ def test_jobs_hand_on_to_each_other(items: list[Document]) -> None:
     jobs = {name: commands(spec["entrypoint"]) for name, spec in job_specs(items).items()}
     for prepared, trained in (
         (jobs["rayssl-prepare"][0], jobs["rayssl-train"][0]),
-        (jobs["rayssl-prepare"][0], jobs["rayssl-sweep"][0]),
         (jobs["rayssl-nightly"][0], jobs["rayssl-nightly"][1]),
     ):
         made, reads = (dict(word.split("=", 1) for word in command[3:]) for command in (prepared, trained))
