@@ -170,8 +170,8 @@ class Store:
 
     def _start_object_daemon(self, settings: dict[str, object]) -> None:
         if not (self.folder / "osd" / "ready").exists():
-            self._run(["ceph", "osd", "new", settings["osd"]])
-            self._run(["ceph", "osd", "crush", "add", "osd.0", "1.0", "root=default", "host=local"])
+            self._ask(["ceph", "osd", "new", settings["osd"]])
+            self._ask(["ceph", "osd", "crush", "add", "osd.0", "1.0", "root=default", "host=local"])
             monmap = self.folder / "monmap"
             self._run(["ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", settings["osd"], "--monmap", monmap])
         self._start("osd", ["ceph-osd", "-i", "0"])
@@ -208,6 +208,20 @@ class Store:
             return json.loads(done.stdout)
         except ValueError:
             return {}
+
+    def _ask(self, command: list[object]) -> None:
+        """Runs a command of the monitor; asked again for 60 s, since one that has just started may refuse (EPERM).
+
+        Only for commands that change nothing when they are said twice.
+        """
+        end = time.monotonic() + 60
+        while True:
+            try:
+                return self._run(command)
+            except StoreError:
+                if time.monotonic() > end or running(self.folder / "run" / "mon.pid") is None:
+                    raise
+            time.sleep(0.5)
 
     def _run(self, command: list[object]) -> None:
         words = [str(word) for word in command]

@@ -58,6 +58,29 @@ def test_bucket_of_the_session_server(s3_server) -> None:
         wrong.cat_file(f"{uri}/a")
 
 
+def test_a_monitor_that_just_started_is_asked_again(
+    object_store_launcher: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers its first commands with EPERM now and then; seen on a busy machine."""
+    store = object_store_launcher.Store(tmp_path)
+    (tmp_path / "run").mkdir()
+    file, refusals = tmp_path / "run" / "mon.pid", [1, 1]
+    file.write_text(f"{os.getpid()} {object_store_launcher.start_time(os.getpid())}\n")
+
+    def answer(words: list[str]) -> None:
+        if refusals:
+            refusals.pop()
+            raise object_store_launcher.StoreError("Error EPERM")
+
+    monkeypatch.setattr(store, "_run", answer)
+    store._ask(["ceph", "osd", "new", "x"])
+    assert not refusals
+    refusals.append(1)
+    file.unlink()  # a monitor that has ended will not answer later
+    with pytest.raises(object_store_launcher.StoreError, match="EPERM"):
+        store._ask(["ceph", "osd", "new", "x"])
+
+
 def test_a_reused_process_id_is_not_ours(tmp_path: Path) -> None:
     """The file names this test's own process with another start time: stopping the store must leave it alone."""
     (tmp_path / "run").mkdir()
