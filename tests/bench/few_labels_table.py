@@ -68,7 +68,17 @@ def _clar_rows() -> dict[str, Row]:
     return rows
 
 
-AUGMENTATIONS = ("fade", "time_mask", "time_shift", "white_noise", "mixed_noise", "pitch_shift", "time_stretch")
+NOTHING = "none"  # views that differ by their crop alone
+AUGMENTATIONS = (
+    NOTHING,
+    "fade",
+    "time_mask",
+    "time_shift",
+    "white_noise",
+    "mixed_noise",
+    "pitch_shift",
+    "time_stretch",
+)
 
 
 def imbalance(arguments: argparse.Namespace) -> None:
@@ -141,7 +151,7 @@ def augmentations(arguments: argparse.Namespace) -> None:
     """Each augmentation alone, at the configuration's own settings or the defaults, over the time-frequency encoder."""
     print("| augmentation | linear, 100 % of the labels |\n|---|---|", flush=True)
     for chosen in AUGMENTATIONS:
-        only = "views.strong={" + chosen + ": {p: 0.5}}"
+        only = "views.strong={}" if chosen == NOTHING else "views.strong={" + chosen + ": {p: 0.5}}"
         overrides = (only, "evaluation.probes=[linear]", "evaluation.shares=[1.0]")
         runs = (storage.join(arguments.into, f"only-{chosen}-seed{seed}") for seed in arguments.seeds)
         found = [
