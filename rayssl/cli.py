@@ -150,10 +150,15 @@ def export(arguments: argparse.Namespace) -> int:
 
 
 def report(arguments: argparse.Namespace) -> int:
-    """Writes the HTML page of a run."""
+    """Writes the HTML page of a run, or one that compares several."""
+    if len(arguments.runs) > 1:
+        from rayssl.reports.compare_page import write_comparison
+
+        print(write_comparison(arguments.runs, arguments.out or "comparison.html"))
+        return 0
     from rayssl.reports.page import write_report
 
-    print(write_report(arguments.run))
+    print(write_report(arguments.runs[0], arguments.out))
     return 0
 
 
@@ -248,7 +253,9 @@ def _parser() -> argparse.ArgumentParser:
     scored = _add(verbs, evaluate, text, "runs/synthetic/ssps --checkpoint best", run, over)
     scored.add_argument("--checkpoint", default="last", help="last (default), best, epoch-N, step-N, or every one kept")
     _embed_and_export(verbs, run, over)
-    _add(verbs, report, "one self-contained HTML page", "runs/synthetic/ssps", run)
+    runs = ("runs", {"nargs": "+", "metavar": "RUN", "help": "folders or URIs of runs; several are compared"})
+    page = _add(verbs, report, "one self-contained HTML page", "runs/a runs/b runs/c --out comparison.html", runs)
+    page.add_argument("--out", metavar="PAGE", help="file or URI (default: RUN/report.html; comparison.html of several)")
     text = "times parts of a job on this machine, before the job"
     measured = verbs.add_parser("bench", help=text, description=text).add_subparsers(
         dest="measured", required=True, metavar="WHAT"
