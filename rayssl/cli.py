@@ -255,7 +255,9 @@ def _parser() -> argparse.ArgumentParser:
     _embed_and_export(verbs, run, over)
     runs = ("runs", {"nargs": "+", "metavar": "RUN", "help": "folders or URIs of runs; several are compared"})
     page = _add(verbs, report, "one self-contained HTML page", "runs/a runs/b runs/c --out comparison.html", runs)
-    page.add_argument("--out", metavar="PAGE", help="file or URI (default: RUN/report.html; comparison.html of several)")
+    page.add_argument(
+        "--out", metavar="PAGE", help="file or URI (default: RUN/report.html; comparison.html of several)"
+    )
     text = "times parts of a job on this machine, before the job"
     measured = verbs.add_parser("bench", help=text, description=text).add_subparsers(
         dest="measured", required=True, metavar="WHAT"

@@ -6,7 +6,6 @@ Everything here is data; `compare_page` makes the page of it and `compare_pictur
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 from collections import Counter
@@ -197,7 +196,9 @@ def curve(run: Run, name: str) -> tuple[Floats, Floats, Floats]:
     """
     for kind in ("step", "epoch"):
         lines = [r for r in run.metrics if r.get("kind") == kind and is_number(r.get(name))]
-        pairs = [(r["step"], r["time"], r[name]) for r in lines if is_number(r.get("step")) and is_number(r.get("time"))]
+        pairs = [
+            (r["step"], r["time"], r[name]) for r in lines if is_number(r.get("step")) and is_number(r.get("time"))
+        ]
         if len(pairs) > 1:
             table = np.array(pairs, np.float64)
             return table[:, 0], _running_time(run, table[:, 1]), table[:, 2]
@@ -270,7 +271,9 @@ def _classifier(result: Record) -> tuple[str, float | None]:
 def _running_time(run: Run, times: Floats) -> Floats:
     """Seconds ``[k]`` since the last start before the first line, without the pauses before later starts."""
     starts = run.origin.get("starts")
-    given = [_unix(start.get("time")) for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
+    given = (
+        [_unix(start.get("time")) for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
+    )
     known = sorted(start for start in given if start is not None)
     every = sorted(float(r["time"]) for r in run.metrics if r.get("kind") != "probe" and is_number(r.get("time")))
     zero = max((start for start in known if start <= every[0]), default=every[0])
@@ -308,5 +311,6 @@ def _group_label(names: list[str]) -> str:
     """The name of one run; of several what their names begin with, without a trailing "seed"."""
     if len(names) == 1:
         return names[0]
-    begin = re.sub(r"(?i)[-_./ ]*(?:seed|s)?[-_./= ]*$", "", os.path.commonprefix(names))
+    same = next((at for at, letters in enumerate(zip(*names, strict=False)) if len(set(letters)) > 1), len(names[0]))
+    begin = re.sub(r"(?i)[-_./ ]*(?:seed|s)?[-_./= ]*$", "", names[0][:same])
     return begin if len(begin) > 2 else f"{names[0]} and {len(names) - 1} more"

@@ -172,19 +172,25 @@ def _every_classifier(comparison: Comparison, every: list[tuple[str, float | Non
 
 
 def _final(comparison: Comparison, figures: dict[str, Any], of: Any, extra: tuple[str, ...]) -> list[str]:
-    """The table of runs, and where some differ in the seed alone, or there are several groups, that of groups."""
+    """The table of runs, with differences to the first; where some differ in the seed alone, these in one of groups."""
     names, rows = comparison.names(), []
-    for group in comparison.groups:
+    groups = [group for group in comparison.groups if any(of(run) for run in group.runs)]
+    single = 1 < len(groups) == sum(len(group.runs) for group in groups)
+    lead, (title, scale_of_lead) = next(iter(figures.items()))
+    for group in groups:
         for run in (run for run in group.runs if of(run)):
             result = of(run)
             cells = [_figure_cell(result, key, scale) for key, (_, scale) in figures.items()]
+            gap = compare.difference(group, groups[0], _value(of, lead, scale_of_lead)) if single else None
+            told = "" if gap is None or group is groups[0] else gap.text(True, _decimals(lead))
+            cells += [_number(told)] if single else []
             cells += [_number(_plain(result.get(key))) for key in extra]
             rows.append([f'<td class="value">{_swatch(group)}{escape(names[run.uri])}</td>', *cells])
     heads = [_text("Run"), *(_number(text) for text, _ in figures.values())]
+    heads += [_number(f"{title.removesuffix(' %')} - first")] if single else []
     heads += [_number({"n": "Test rows", "norm": "Score norm."}.get(key, key.capitalize())) for key in extra]
     tables = [_table(heads, rows)]
-    groups = [group for group in comparison.groups if any(of(run) for run in group.runs)]
-    if len(groups) > 1 or any(len(group.runs) > 1 for group in groups):
+    if any(len(group.runs) > 1 for group in groups):
         tables.append(_group_table(groups, figures, of))
     return tables
 
@@ -218,10 +224,13 @@ def _differences(comparison: Comparison) -> str:
         return f"{title}\n<p>Nothing but seeds.</p>" if len(comparison.runs) > 1 else ""
     said = '<p class="soft">Seeds and the runs\' folders are left out; - where the key does not exist.</p>'
     turned = len(comparison.groups) > _WIDE and len(found) < len(comparison.groups)
-    heads = [f"<th>{_swatch(group)}{escape(group.label)}</th>" for group in comparison.groups]
+    heads = [f'<th class="group">{_swatch(group)}{escape(group.label)}</th>' for group in comparison.groups]
     if turned:
         rows = [
-            [head.replace("th>", "td>"), *(_setting(values[index]) for values in found.values())]
+            [
+                head.replace('<th class="group"', "<td").replace("</th>", "</td>"),
+                *(_setting(values[index]) for values in found.values()),
+            ]
             for index, head in enumerate(heads)
         ]
         return f"{title}\n{said}{_table([_text('Group'), *(_text(key) for key in found)], rows)}"
@@ -337,7 +346,8 @@ def _number(text: str) -> str:
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     head = "".join(cell.replace("<td", "<th").replace("</td>", "</th>") for cell in heads)
     body = "".join(f"<tr>{''.join(cells)}</tr>" for cells in rows)
-    return f'<div class="scroll"><table class="compare"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    table = f'<table class="compare"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    return f'<div class="scroll">{table}</div>'
 
 
 def _note(notes: list[str]) -> str:
@@ -350,7 +360,4 @@ def _cut(name: str) -> str:
 
 def _aligned(rows: list[list[str]]) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  " + "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
-        for row in rows
-    ]
+    return ["  ".join(["", row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]

@@ -64,6 +64,7 @@ def courses(comparison: Comparison) -> str | None:
         left.set(ylabel=_NAMES.get(name, name.replace("$", r"\$")), xlabel="Step")
         right.set(xlabel=f"Time since the start ({unit})")
         right.sharey(left)
+        right.tick_params(labelleft=False)
         left.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         if left.get_xlim()[1] >= 10_000:
             left.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -78,7 +79,7 @@ def courses(comparison: Comparison) -> str | None:
 
 @rc_context(STYLE)
 def verification_picture(comparison: Comparison) -> str | None:
-    """EER with its interval, and the cost at p = 0.01, one run a row; None where no run has been evaluated on trials."""
+    """EER with its interval, and the cost at p = 0.01, one run a row; None without results on trials."""
     figures = [("eer", "Equal error rate", True), ("min_dcf_001", "minDCF at p = 0.01", False)]
     return _final(comparison, [(key, text, share, verification) for key, text, share in figures], "verification")
 

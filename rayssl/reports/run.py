@@ -184,7 +184,9 @@ def read_run(uri: str, *, speakers: int = 15, utterances: int = 600, seed: int =
         metrics=[line for name in _LINES for line in part(name, _read_lines, list[Record]())],
         results=part("evaluation/result.json", _read_results, []),
         scores=part("evaluation/scores.parquet", _read_scores, None) if drawn else None,
-        sample=part("evaluation/embeddings.parquet", lambda where: _read_sample(where, speakers, utterances, seed), None)
+        sample=part(
+            "evaluation/embeddings.parquet", lambda where: _read_sample(where, speakers, utterances, seed), None
+        )
         if drawn
         else None,
         problems=problems,
