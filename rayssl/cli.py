@@ -1,4 +1,4 @@
-"""The command line: ``rayssl show | prepare | train | evaluate | embed | export | report | bench``.
+"""The command line: ``rayssl show | prepare | train | evaluate | embed | export | report | bench | doctor``.
 
 A user's mistake prints one line and exits with status 2; a defect keeps its traceback.
 """
@@ -162,6 +162,25 @@ def report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def doctor(arguments: argparse.Namespace) -> int:
+    """Checks this machine, its packages, the Ray cluster and storage, and says what to mend; status 1 with any FAIL."""
+    from rayssl.doctor import findings, machine, packages, store
+    from rayssl.runtime.doctor import cluster
+
+    checks: list[Callable[[], list[findings.Finding]]] = [machine.machine, packages.packages]
+    checks += [lambda: [packages.gpu()], cluster]
+    checks += [lambda uri=uri: store.store(uri) for uri in arguments.storage]
+    found: list[findings.Finding] = []
+    for check in checks:
+        for finding in check():
+            found.append(finding)
+            if not arguments.json:
+                print(finding.text(), flush=True)
+    status, said = findings.verdict(found)
+    print(findings.as_json(found) if arguments.json else said)
+    return status
+
+
 def kmeans(arguments: argparse.Namespace) -> int:
     """Clusters made-up points as the memory of SSPS would its references, and says what that took."""
     from rayssl.bench.kmeans import Job, measure, table
@@ -258,6 +277,10 @@ def _parser() -> argparse.ArgumentParser:
     page.add_argument(
         "--out", metavar="PAGE", help="file or URI (default: RUN/report.html; comparison.html of several)"
     )
+    checked = _add(verbs, doctor, "what to mend before the first run", "--storage s3://bucket/prefix")
+    tried = "folder or URI to try out with small objects, which are removed; may be given several times"
+    checked.add_argument("--storage", action="append", default=[], metavar="URI", help=tried)
+    checked.add_argument("--json", action="store_true", help="print the findings as JSON instead")
     text = "times parts of a job on this machine, before the job"
     measured = verbs.add_parser("bench", help=text, description=text).add_subparsers(
         dest="measured", required=True, metavar="WHAT"

@@ -37,7 +37,7 @@ _PASSED_OVER = {"lr", "data_wait", "seconds"}  # a schedule that was asked for, 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that are the same but for the seed. ``number`` counts from 1; colour and line are its own in all pictures."""
+    """Runs that are the same but for the seed; ``number`` counts from 1, colour and line are its own everywhere."""
 
     number: int
     label: str
