@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import statistics
 import time
 import urllib.error
@@ -42,7 +43,7 @@ def store(uri: str) -> list[Finding]:
         if storage.list_files(place):
             findings.append(fail("storage", f"{place} is still there after it was removed", "allow DeleteObject"))
     except StorageError as error:
-        findings.append(refused(error))
+        findings.append(refused(StorageError(re.sub(rf"{re.escape(place)}(/[\w-]+)?", uri, str(error)))))
         _leave_nothing(place, findings)
     finally:
         for folder in created:

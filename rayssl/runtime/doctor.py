@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import re
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from typing import Any
 
@@ -36,10 +34,11 @@ def cluster(address: str | None = None) -> list[Finding]:
     wrong = unusable(address)
     if wrong is not None:
         return [wrong]
-    done = _ask("nodes", address, {})
-    if isinstance(done, str):
-        return [refused(address, done)]
-    return [*_judged(address, done), tokens(address, done.get("dashboard"))]
+    for question in ("knock", "nodes"):  # joining with a wrong token takes Ray half a minute to give up
+        done = _ask(question, address, {})
+        if isinstance(done, str):
+            return [refused(address, done)]
+    return [*_judged(address, done), tokens(address, done["dashboard"])]
 
 
 def unusable(address: str) -> Finding | None:
@@ -74,10 +73,10 @@ def unusable(address: str) -> Finding | None:
 def refused(address: str, text: str) -> Finding:
     """What Ray's own words ``text`` mean when it could not be joined."""
     what, start = "Ray cluster", f"cannot join {address}"
-    if re.search(r"authenticat|unauthorized|token", text, re.IGNORECASE):
+    if re.search(r"InvalidAuthToken|AuthenticationError|authentication token", text):
         return fail(
-            what, f"{start}: it demands another token",
-            "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN) to the head's token "
+            what, f"{start}: it demands a token, and this is not it",
+            "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN) to the head's token "
             "(`ray get-auth-token` there)",
         )  # fmt: skip
     if "Version mismatch" in text:
@@ -85,29 +84,21 @@ def refused(address: str, text: str) -> Finding:
         there, here = pairs[: len(pairs) // 2], pairs[len(pairs) // 2 :]
         said = f"there {' '.join(map(' '.join, there))}, here {' '.join(map(' '.join, here))}"
         return fail(what, f"{start}: {said}", "use the same versions on both sides, to the last digit of Python's too")
-    if "raylet" in text.lower() or "node_ip_address" in text:
+    if "node_ip_address.json" in text or "find any running Ray instance" in text:
         return fail(what, f"{start}: this machine is no node of it", "submit a job (jobs/*.py), or `ray start` here")
-    return fail(what, f"{start}: {text}", "look at the head's `ray status` and its log, gcs_server.out")
+    return fail(what, f"{start}: {_last_words(text)}", "look at `ray status` there, and at its log gcs_server.out")
 
 
 def tokens(address: str, dashboard: str | None) -> Finding:
-    """Whether the cluster lets in whoever comes without a token, and who can come."""
-    what = "Ray token"
-    answer = _ask("anyone", address, {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": ""})
-    is_open = answer == {"joined": True} or _open_dashboard(dashboard)
-    host = (dashboard or address).rpartition(":")[0]
-    if not is_open:
-        return ok(what, "demanded; without it nobody is let in")
-    if host in _LOOPBACK:
-        return warn(
-            what, "not demanded: every process on this machine may run anything as this user",
-            "start the head with RAY_AUTH_MODE=token",
-        )  # fmt: skip
-    where = f"dashboard and jobs at {dashboard}" if dashboard else f"the head at {address}"
-    return warn(
-        what, f"not demanded, and {where} can be reached from other machines: whoever does may run anything there",
-        "start the head with RAY_AUTH_MODE=token, and with --dashboard-host=127.0.0.1 where nobody else needs it",
-    )  # fmt: skip
+    """Whether the cluster lets in whoever comes without a token, and takes jobs from other machines too."""
+    stranger = {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": ""}
+    if _ask("knock", address, stranger) != {"answered": True} and not _open_dashboard(dashboard):
+        return ok("Ray token", "demanded; without it nobody is let in")
+    said, mend = "not demanded: whoever reaches the head's ports may run anything", "start it with RAY_AUTH_MODE=token"
+    if dashboard and dashboard.rpartition(":")[0] not in _LOOPBACK:
+        said += f", and its dashboard at {dashboard} listens to other machines"
+        mend += ", and with --dashboard-host=127.0.0.1 where nobody else needs it"
+    return warn("Ray token", said, mend)
 
 
 def _judged(address: str, seen: dict[str, Any]) -> list[Finding]:
@@ -176,7 +167,7 @@ def _ask(question: str, address: str, environment: dict[str, str]) -> Any:
     for line in reversed(done.stdout.splitlines()):
         if line.startswith(_MARK):
             return json.loads(line.removeprefix(_MARK))
-    return _last_words(done.stderr + done.stdout) or f"the client ended with status {done.returncode}"
+    return done.stderr + done.stdout or f"the client ended with status {done.returncode}"
 
 
 def _last_words(text: str) -> str:
@@ -191,18 +182,14 @@ def _root() -> str:
     return os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
-def _anyone(address: str) -> dict[str, Any]:
-    """Whether the head answers this process, which has no token."""
-    import ray
-    from ray._raylet import GcsClient
+def _knock(address: str) -> dict[str, Any]:
+    """Whether the head answers this process with the token it has."""
+    import ray._raylet
+    from ray._private import services
 
-    if address == "auto":
-        from ray._private.services import canonicalize_bootstrap_address_or_die
-
-        address = canonicalize_bootstrap_address_or_die(address)
-    assert ray.__version__
-    GcsClient(address=address).get_all_node_info(timeout=10)
-    return {"joined": True}
+    client: Any = vars(ray._raylet)["GcsClient"]
+    client(address=services.canonicalize_bootstrap_address_or_die(address)).get_all_node_info(timeout=10)
+    return {"answered": True}
 
 
 def _nodes(address: str) -> dict[str, Any]:
@@ -255,6 +242,6 @@ def _nodes(address: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    answer = {"nodes": _nodes, "anyone": _anyone}[sys.argv[1]](sys.argv[2])
+    answer = {"nodes": _nodes, "knock": _knock}[sys.argv[1]](sys.argv[2])
     sys.stdout.write(f"{_MARK}{json.dumps(answer)}\n")
     sys.stdout.flush()
