@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from rayssl import __version__
@@ -169,7 +170,7 @@ def doctor(arguments: argparse.Namespace) -> int:
 
     checks: list[Callable[[], list[findings.Finding]]] = [machine.machine, packages.packages]
     checks += [lambda: [packages.gpu()], cluster]
-    checks += [lambda uri=uri: store.store(uri) for uri in arguments.storage]
+    checks += [partial(store.store, uri) for uri in arguments.storage]
     found: list[findings.Finding] = []
     for check in checks:
         for finding in check():

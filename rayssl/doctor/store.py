@@ -11,6 +11,7 @@ import urllib.request
 import uuid
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import TypeVar
 
 from rayssl import storage
@@ -99,8 +100,8 @@ def _small(place: str) -> Finding:
     data, timed = os.urandom(SMALL), dict[str, list[float]]()
     for number in range(_TIMES):
         uri = storage.join(place, f"small-{number}")
-        _timed(timed, "write", lambda uri=uri: storage.write_bytes(uri, data))
-        back = _timed(timed, "read", lambda uri=uri: storage.read_bytes(uri))
+        _timed(timed, "write", partial(storage.write_bytes, uri, data))
+        back = _timed(timed, "read", partial(storage.read_bytes, uri))
         if back != data:
             return fail("storage", f"{uri}: what was read is not what was written", "check the server and any proxy")
     listed = _timed(timed, "list", lambda: storage.list_files(place))

@@ -79,11 +79,14 @@ class Spread:
     deviation: float | None
     paired: bool = True
 
-    def text(self, signed: bool = False, decimals: int = 2) -> str:
-        """``mean ± sd``; with ``signed`` as a difference."""
-        sign = "+" if signed else ""
+    def text(self, decimals: int, sign: str = "") -> str:
+        """``mean ± sd``, the sd where there is one."""
         said = f"{self.mean:{sign}.{decimals}f}"
         return said if self.deviation is None else f"{said} ± {self.deviation:.{decimals}f}"
+
+    def difference(self, decimals: int) -> str:
+        """As a difference: with its sign and over how many pairs it goes, or ``*`` for none."""
+        return f"{self.text(decimals, '+')} {f'(n={self.count})' if self.paired else '*'}"
 
 
 def read_comparison(uris: Sequence[str]) -> Comparison:
@@ -212,7 +215,7 @@ def common_metrics(comparison: Comparison, most: int = 9) -> list[str]:
     for run in comparison.runs:
         names = dict.fromkeys([*run.names("step"), *run.names("epoch")])
         counts.update(name for name in names if name not in _PASSED_OVER and len(curve(run, name)[0]))
-    wanted = [name for name, count in counts.most_common() if count > 1 or len(comparison.runs) == 1]
+    wanted = [name for name, count in counts.most_common() if count > 1 and not _only_the_loss(comparison, name)]
     front = [name for name in ("loss", "utterances_per_s", "coverage") if name in wanted]
     chosen = [*front, *(name for name in wanted if name not in front)][:most]
     return sorted(chosen, key=lambda name: {"loss": 0, "utterances_per_s": 2}.get(name, 1))
@@ -255,6 +258,14 @@ def missing(comparison: Comparison) -> list[tuple[str, str | None]]:
         if not run.results:
             found.append((f"{name} has not been evaluated", shlex.join(["rayssl", "evaluate", run.uri])))
     return found
+
+
+def _only_the_loss(comparison: Comparison, name: str) -> bool:
+    """Whether a metric is the loss's only term in every run."""
+    if name == "loss":
+        return False
+    pairs = [(curve(run, name)[2], curve(run, "loss")[2]) for run in comparison.runs]
+    return all(len(one) == len(loss) and bool((one == loss).all()) for one, loss in pairs if len(one))
 
 
 def _spread(values: list[float]) -> Spread | None:

@@ -14,6 +14,8 @@ from rayssl.reports.drawing import framed
 from rayssl.reports.run import Record, Run, is_number
 
 _WIDE = 8  # groups whose settings stand in columns; of more, and few keys, the table is turned
+_LONG = 40  # differing keys, of which the table is shut at first
+_UNPAIRED = "* No seed in common: the difference of the means."
 _TERMINAL = 44  # characters of a name
 _CAPTIONS = {
     "courses": "Metrics that several runs have, as running means; left over steps, right over the time since the run's "
@@ -67,21 +69,23 @@ def render(comparison: Comparison) -> str:
 def summary(comparison: Comparison) -> str:
     """The final figures as lines of plain text, and what is missing."""
     lines = []
-    for title, figures, of, of_run in _final_tables(comparison):
-        groups = [g for g in comparison.groups if any(of_run(run) for run in g.runs)]
-        bases = [None, *([groups[0]] * (len(groups) - 1))]
+    for title, figures, of in _final_tables(comparison):
+        groups = [group for group in comparison.groups if any(of(run) for run in group.runs)]
         rows = [["", *(text for text, _ in figures.values()), "seeds", "- first" if len(groups) > 1 else ""]]
-        for group, base in zip(groups, bases, strict=True):
+        for group in groups:
+            had = [run for run in group.runs if of(run)]
             cells = []
-            for key in figures:
-                found = compare.spread(group, of(key))
-                interval = _interval(of_run(group.runs[0]), key, figures[key][1]) if len(group.runs) == 1 else ""
-                cells.append("-" if found is None else found.text(decimals=_decimals(key)) + interval)
-            lead = next(iter(figures))
-            gap = compare.difference(group, base, of(lead)) if base else None
-            told = "" if gap is None else gap.text(True, _decimals(lead)) + ("" if gap.paired else " (unpaired)")
-            rows.append([f"{group.number} {_cut(group.label)}", *cells, str(len(group.runs)), told])
+            for key, (_, scale) in figures.items():
+                found = compare.spread(group, _value(of, key, scale))
+                interval = _interval(of(had[0]), key, scale) if len(had) == 1 else ""
+                cells.append("-" if found is None else found.text(_decimals(key)) + interval)
+            lead, (_, scale) = next(iter(figures.items()))
+            gap = compare.difference(group, groups[0], _value(of, lead, scale))
+            told = "" if gap is None or group is groups[0] else gap.difference(_decimals(lead))
+            rows.append([f"{group.number} {_cut(group.label)}", *cells, str(len(had)), told])
         lines += [title, *_aligned(rows)]
+        if any(row[-1].endswith("*") for row in rows):
+            lines.append(f"  {_UNPAIRED}")
     for text, command in compare.missing(comparison):
         lines.append(f"{text}: {command}" if command else text)
     return "\n".join(lines)
@@ -165,7 +169,7 @@ def _every_classifier(comparison: Comparison, every: list[tuple[str, float | Non
     for group in comparison.groups:
         found = [compare.spread(group, _value(_of(which), "balanced_accuracy", 100)) for which in every]
         if any(found):
-            cells = [_number("-" if each is None else each.text(decimals=1)) for each in found]
+            cells = [_number("-" if each is None else each.text(1)) for each in found]
             rows.append([f'<td class="value">{_swatch(group)}{escape(group.label)}</td>', *cells])
     title = "<p>Balanced accuracy in % of every classifier that was tried, mean ± standard deviation over seeds:</p>"
     return title + _table(heads, rows)
@@ -181,15 +185,17 @@ def _final(comparison: Comparison, figures: dict[str, Any], of: Any, extra: tupl
         for run in (run for run in group.runs if of(run)):
             result = of(run)
             cells = [_figure_cell(result, key, scale) for key, (_, scale) in figures.items()]
-            gap = compare.difference(group, groups[0], _value(of, lead, scale_of_lead)) if single else None
-            told = "" if gap is None or group is groups[0] else gap.text(True, _decimals(lead))
-            cells += [_number(told)] if single else []
+            if single:
+                gap = compare.difference(group, groups[0], _value(of, lead, scale_of_lead))
+                cells.append(_number("" if gap is None or group is groups[0] else gap.difference(_decimals(lead))))
             cells += [_number(_plain(result.get(key))) for key in extra]
             rows.append([f'<td class="value">{_swatch(group)}{escape(names[run.uri])}</td>', *cells])
     heads = [_text("Run"), *(_number(text) for text, _ in figures.values())]
     heads += [_number(f"{title.removesuffix(' %')} - first")] if single else []
     heads += [_number({"n": "Test rows", "norm": "Score norm."}.get(key, key.capitalize())) for key in extra]
     tables = [_table(heads, rows)]
+    if single and any(" *<" in cell for row in rows for cell in row):
+        tables.append(_note([_UNPAIRED]))
     if any(len(group.runs) > 1 for group in groups):
         tables.append(_group_table(groups, figures, of))
     return tables
@@ -206,14 +212,13 @@ def _group_table(groups: list[Group], figures: dict[str, Any], of: Any) -> str:
         for key, (_, scale) in figures.items():
             found = compare.spread(group, _value(of, key, scale))
             gap = None if group is groups[0] else compare.difference(group, groups[0], _value(of, key, scale))
-            cells.append(_number("-" if found is None else found.text(decimals=_decimals(key))))
-            mark = "" if gap is None or gap.paired else " *"
-            unpaired = unpaired or bool(mark)
-            cells.append(_number("" if gap is None else gap.text(True, _decimals(key)) + mark))
+            cells.append(_number("-" if found is None else found.text(_decimals(key))))
+            unpaired = unpaired or (gap is not None and not gap.paired)
+            cells.append(_number("" if gap is None else gap.difference(_decimals(key))))
         rows.append([f'<td class="value">{_swatch(group)}{escape(group.label)}</td>', *cells])
-    notes = ["Mean ± standard deviation over seeds; differences to the first group are of runs with the same seed."]
+    notes = ["Mean ± standard deviation over seeds; differences to the first group are of n runs with the same seed."]
     if unpaired:
-        notes.append("* No seed in common: the difference of the means.")
+        notes.append(_UNPAIRED)
     return _table(heads, rows) + _note(notes)
 
 
@@ -240,7 +245,10 @@ def _differences(comparison: Comparison) -> str:
             section = key.partition(".")[0]
             rows.append([f'<td class="section" colspan="{len(heads) + 1}">{escape(section)}</td>'])
         rows.append([f"<td>{escape(key)}</td>", *(_setting(value) for value in values)])
-    return f"{title}\n{said}{_table([_text('Key'), *heads], rows)}"
+    table = _table([_text("Key"), *heads], rows)
+    if len(found) > _LONG:
+        table = f"<details><summary>{len(found)} keys differ</summary>{table}</details>"
+    return f"{title}\n{said}{table}"
 
 
 def _courses(comparison: Comparison) -> str:
@@ -249,15 +257,14 @@ def _courses(comparison: Comparison) -> str:
     return f"<h2>Training</h2>\n{told}"
 
 
-def _final_tables(comparison: Comparison) -> list[tuple[str, dict[str, Any], Callable[[str], Any], Any]]:
-    tables: list[tuple[str, dict[str, Any], Callable[[str], Any], Any]] = []
+def _final_tables(comparison: Comparison) -> list[tuple[str, dict[str, Any], Callable[[Run], Record]]]:
+    """Title, figures and where a run has them, of verification and of each classifier that tells of further runs."""
+    tables: list[tuple[str, dict[str, Any], Callable[[Run], Record]]] = []
     if any(run.verified for run in comparison.runs):
-        of = compare.verification
-        tables.append(("Speaker verification", VERIFICATION, lambda key: _value(of, key, VERIFICATION[key][1]), of))
+        tables.append(("Speaker verification", VERIFICATION, compare.verification))
+    shown = {key: figure for key, figure in CLASSIFICATION.items() if key != "accuracy"}
     for which in compare.chosen_classifiers(comparison):
-        one, title = _of(which), f"Classification: {compare.classifier_name(which)}"
-        shown = {key: figure for key, figure in CLASSIFICATION.items() if key != "accuracy"}
-        tables.append((title, shown, lambda key, of=one: _value(of, key, CLASSIFICATION[key][1]), one))
+        tables.append((f"Classification: {compare.classifier_name(which)}", shown, _of(which)))
     return tables
 
 

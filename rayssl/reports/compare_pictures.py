@@ -64,6 +64,8 @@ def courses(comparison: Comparison) -> str | None:
         left.set(ylabel=_NAMES.get(name, name.replace("$", r"\$")), xlabel="Step")
         right.set(xlabel=f"Time since the start ({unit})")
         right.sharey(left)
+        left.sharex(rows[0][0])
+        right.sharex(rows[0][1])
         right.tick_params(labelleft=False)
         left.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         if left.get_xlim()[1] >= 10_000:
@@ -213,7 +215,8 @@ def _legend(figure: Any, groups: Sequence[Group], squares: bool = False) -> None
     if squares:
         marks = [Line2D([], [], color=g.colour, marker="s", linestyle="none", markersize=8) for g in groups]
     else:
-        marks = [Line2D([], [], color=g.colour, linestyle=g.line, linewidth=2.2) for g in groups]
+        looks: list[Any] = [{"color": group.colour, "linestyle": group.line} for group in groups]
+        marks = [Line2D([], [], linewidth=2.2, **look) for look in looks]
     texts = [_numbered(g) + (f" ({len(g.runs)} seeds)" if len(g.runs) > 1 else "") for g in groups]
     figure.legend(marks, texts, loc="outside lower center", ncols=_legend_columns(groups), handlelength=2.6)
 
