@@ -106,10 +106,11 @@ def grouped(runs: Sequence[Run]) -> Comparison:
     names, labels = _short_names([run.uri for run in runs]), Counter[str]()
     groups = []
     for number, members in enumerate(found.values(), start=1):
+        members.sort(key=_seed_order)
         label = _group_label([names[run.uri] for run in members])
         labels[label] += 1
         label = label if labels[label] == 1 else f"{label} ({labels[label]})"
-        groups.append(Group(number, label, sorted(members, key=_seed_order)))
+        groups.append(Group(number, label, members))
     return Comparison(groups)
 
 
@@ -324,4 +325,4 @@ def _group_label(names: list[str]) -> str:
         return names[0]
     same = next((at for at, letters in enumerate(zip(*names, strict=False)) if len(set(letters)) > 1), len(names[0]))
     begin = re.sub(r"(?i)[-_./ ]*(?:seed|s)?[-_./= ]*$", "", names[0][:same])
-    return begin if len(begin) > 2 else f"{names[0]} and {len(names) - 1} more"
+    return begin or f"{names[0]} and {len(names) - 1} more"
