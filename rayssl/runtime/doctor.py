@@ -38,7 +38,7 @@ def cluster(address: str | None = None) -> list[Finding]:
         done = _ask(question, address, {})
         if isinstance(done, str):
             return [refused(address, done)]
-    return [*_judged(address, done), tokens(address, done["dashboard"])]
+    return [*judged(address, done), tokens(address, done["dashboard"])]
 
 
 def unusable(address: str) -> Finding | None:
@@ -101,7 +101,7 @@ def tokens(address: str, dashboard: str | None) -> Finding:
     return warn("Ray token", said, mend)
 
 
-def _judged(address: str, seen: dict[str, Any]) -> list[Finding]:
+def judged(address: str, seen: dict[str, Any]) -> list[Finding]:
     """Findings about the nodes that answered."""
     nodes, silent = seen["nodes"], seen["silent"]
     total = seen["resources"]
