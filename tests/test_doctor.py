@@ -68,14 +68,17 @@ def test_limits_of_cgroups(tmp_path: Path) -> None:
     """Version 2: the least of a process's folder and those above it; version 1: the one there is."""
     (tmp_path / "a/b").mkdir(parents=True)
     assert machine.cpu_quota(tmp_path, "0::/a/b\n") is None
-    assert machine.memory_limit(tmp_path, "0::/a/b\n") == float("inf")
+    assert machine.memory_limit(tmp_path, "0::/a/b\n") == (float("inf"), float("inf"))
     (tmp_path / "a/cpu.max").write_text("150000 100000\n")
     (tmp_path / "a/b/cpu.max").write_text("max 100000\n")
     (tmp_path / "a/b/memory.max").write_text(f"{3 * GIB}\n")
     (tmp_path / "memory.max").write_text("max\n")
     assert machine.cpu_quota(tmp_path, "0::/a/b\n") == 1.5
-    assert machine.memory_limit(tmp_path, "0::/a/b\n") == 3 * GIB
-    assert machine.memory_limit(tmp_path, "0::/\n") == float("inf")
+    assert machine.memory_limit(tmp_path, "0::/a/b\n") == (3 * GIB, 3 * GIB)
+    assert machine.memory_limit(tmp_path, "0::/\n")[0] == float("inf")
+    (tmp_path / "a/b/memory.current").write_text(f"{2 * GIB}\n")
+    (tmp_path / "a/b/memory.stat").write_text(f"anon {GIB}\ninactive_file {GIB}\n")
+    assert machine.memory_limit(tmp_path, "0::/a/b\n") == (3 * GIB, 2 * GIB)
     old = tmp_path / "old"
     for name, text in (("cpu/cpu.cfs_quota_us", "200000"), ("cpu/cpu.cfs_period_us", "100000")):
         (old / name).parent.mkdir(parents=True, exist_ok=True)

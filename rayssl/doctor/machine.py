@@ -26,16 +26,15 @@ _FULL = 0.95  # of a disk, from where on Ray no longer spills to it
 def machine(environment: Mapping[str, str] | None = None) -> list[Finding]:
     """All checks of this module, on this machine."""
     environment = os.environ if environment is None else environment
-    quota, limit = cpu_quota(), memory_limit()
+    quota, (limit, left) = cpu_quota(), memory_limit()
     total, available = _memory()
-    usable = min(available, limit)
     folder = environment.get("RAY_TMPDIR") or tempfile.gettempdir()
     usage = shutil.disk_usage(folder)
     return [
         python(sys.version_info),
         cores(_affinity(), os.cpu_count() or 1, quota),
         threads(environment.get("OMP_NUM_THREADS"), min(_affinity(), quota or 1e9)),
-        memory(usable, min(total, limit)),
+        memory(min(available, left), min(total, limit)),
         shared_memory(_shared(), min(total, limit)),
         disk(folder, usage.free, usage.total),
         open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
@@ -166,11 +165,23 @@ def cpu_quota(root: Path = Path("/sys/fs/cgroup"), own: str | None = None) -> fl
     return min(found, default=None)
 
 
-def memory_limit(root: Path = Path("/sys/fs/cgroup"), own: str | None = None) -> float:
-    """Bytes that the cgroup grants, the least on the way up; infinite without a limit."""
-    texts = [_read(folder / "memory.max") for folder in _cgroups(root, own)]
-    texts.append(_read(root / "memory/memory.limit_in_bytes"))
-    return min((float(text) for text in texts if text.strip().isdigit()), default=float("inf"))
+def memory_limit(root: Path = Path("/sys/fs/cgroup"), own: str | None = None) -> tuple[float, float]:
+    """Bytes that the cgroup grants and those left of them, the least on the way up; infinite without a limit.
+
+    Pages of files that the kernel can drop count as left.
+    """
+    found = []
+    for folder in _cgroups(root, own):
+        limit, used = (_read(folder / name).strip() for name in ("memory.max", "memory.current"))
+        if limit.isdigit():
+            stat = dict(line.split() for line in _read(folder / "memory.stat").splitlines() if " " in line)
+            left = float(limit) - float(used or 0) + float(stat.get("inactive_file", 0))
+            found.append((float(limit), left))
+    first = _read(root / "memory/memory.limit_in_bytes").strip()  # version 1
+    if first.isdigit():
+        found.append((float(first), float(first) - float(_read(root / "memory/memory.usage_in_bytes").strip() or 0)))
+    infinite = float("inf")
+    return min((one for one, _ in found), default=infinite), min((left for _, left in found), default=infinite)
 
 
 def _cgroups(root: Path, own: str | None) -> list[Path]:

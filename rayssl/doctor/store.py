@@ -33,19 +33,21 @@ def store(uri: str) -> list[Finding]:
     """
     place = storage.join(uri, f"rayssl-doctor-{uuid.uuid4().hex[:12]}")
     findings: list[Finding] = []
+    timed: dict[str, list[float]] = {}
     try:
         created = _absent_folders(uri)
     except StorageError as error:
         return [refused(error)]
     try:
-        findings.append(_small(place))
+        findings.append(_small(place, timed))
         findings.append(_large(place))
         storage.remove(place, recursive=True)
         if storage.list_files(place):
             findings.append(fail("storage", f"{place} is still there after it was removed", "allow DeleteObject"))
     except StorageError as error:
         findings.append(refused(StorageError(re.sub(rf"{re.escape(place)}(/[\w-]+)?", uri, str(error)))))
-        _leave_nothing(place, findings)
+        if timed:  # something had been written
+            _leave_nothing(place, findings)
     finally:
         for folder in created:
             if os.path.isdir(folder) and not os.listdir(folder):
@@ -95,9 +97,9 @@ def server_skew() -> tuple[float, str] | None:
     return (began + time.time()) / 2 - server - 0.5, "the storage server"
 
 
-def _small(place: str) -> Finding:
+def _small(place: str, timed: dict[str, list[float]]) -> Finding:
     """Latencies of a small object, listed too."""
-    data, timed = os.urandom(SMALL), dict[str, list[float]]()
+    data = os.urandom(SMALL)
     for number in range(_TIMES):
         uri = storage.join(place, f"small-{number}")
         _timed(timed, "write", partial(storage.write_bytes, uri, data))
@@ -143,8 +145,7 @@ def _leave_nothing(place: str, findings: list[Finding]) -> None:
     try:
         storage.remove(place, recursive=True)
     except StorageError:
-        if len(findings) > 1:  # something had been written
-            findings.append(fail("storage", f"{place} could not be removed", "remove it, and allow DeleteObject"))
+        findings.append(fail("storage", f"{place} could not be removed", "remove it, and allow DeleteObject"))
 
 
 def _absent_folders(uri: str) -> list[str]:

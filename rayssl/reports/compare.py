@@ -115,9 +115,17 @@ def grouped(runs: Sequence[Run]) -> Comparison:
 
 
 def settings(run: Run) -> dict[str, Any]:
-    """The run's dotted keys, without seeds and its own folder."""
+    """The run's dotted keys, without seeds and its own folder; ``seed3`` in a value of the run of seed 3 is ``seed*``.
+
+    So runs that go on from others, each from that of its seed, are the same but for the seed.
+    """
     leaves = flatten(run.config or {})
-    return {key: value for key, value in leaves.items() if key != "run" and key.rpartition(".")[2] != "seed"}
+    own = re.compile(rf"(?i)(?<=seed)([-_=]?){re.escape(str(seed(run)))}(?!\d)")
+    return {
+        key: own.sub(r"\1*", value) if isinstance(value, str) else value
+        for key, value in leaves.items()
+        if key != "run" and key.rpartition(".")[2] != "seed"
+    }
 
 
 def differences(groups: Sequence[Group]) -> dict[str, list[Any]]:
@@ -150,9 +158,12 @@ def spread(group: Group, value: Any) -> Spread | None:
 
 
 def difference(group: Group, base: Group, value: Any) -> Spread | None:
-    """How much the figure is above ``base``'s: run minus run of the same seed; of the means where none is shared."""
-    mine, theirs = ({seed(run): value(run) for run in each.runs if is_number(value(run))} for each in (group, base))
-    pairs = [float(mine[key] - theirs[key]) for key in mine if key in theirs]
+    """How much the figure is above ``base``'s: run minus run of the same seed; of the means where none is shared.
+
+    Of several runs with one seed it is their mean that is paired.
+    """
+    mine, theirs = ({key: float(np.mean(v)) for key, v in _by_seed(each, value).items()} for each in (group, base))
+    pairs = [mine[key] - theirs[key] for key in mine if key in theirs]
     if pairs or not mine or not theirs:
         return _spread(pairs)
     between = float(np.mean(list(mine.values())) - np.mean(list(theirs.values())))
@@ -261,6 +272,14 @@ def missing(comparison: Comparison) -> list[tuple[str, str | None]]:
     return found
 
 
+def _by_seed(group: Group, value: Any) -> dict[Any, list[float]]:
+    found: dict[Any, list[float]] = {}
+    for run in group.runs:
+        if is_number(value(run)):
+            found.setdefault(seed(run), []).append(float(value(run)))
+    return found
+
+
 def _only_the_loss(comparison: Comparison, name: str) -> bool:
     """Whether a metric is the loss's only term in every run."""
     if name == "loss":
@@ -324,5 +343,5 @@ def _group_label(names: list[str]) -> str:
     if len(names) == 1:
         return names[0]
     same = next((at for at, letters in enumerate(zip(*names, strict=False)) if len(set(letters)) > 1), len(names[0]))
-    begin = re.sub(r"(?i)[-_./ ]*(?:seed|s)?[-_./= ]*$", "", names[0][:same])
+    begin = re.sub(r"(?i)[-_./ ]*(?:seed[-_./= ]*\d*|s)?[-_./= ]*$", "", names[0][:same])
     return begin or f"{names[0]} and {len(names) - 1} more"

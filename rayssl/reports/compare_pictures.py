@@ -24,7 +24,7 @@ from rayssl.reports.compare import (
     seed,
     verification,
 )
-from rayssl.reports.drawing import BLUE, INK, STYLE, WIDTH, new_figure, svg_text
+from rayssl.reports.drawing import BLUE, FAINT, INK, STYLE, WIDTH, new_figure, svg_text
 from rayssl.reports.run import Record, is_number
 
 Floats = NDArray[np.float64]
@@ -169,8 +169,9 @@ def _final(comparison: Comparison, figures: list[tuple[str, str, bool, Any]], sa
         axes.xaxis.set_major_locator(MaxNLocator(5))
         if share:
             axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-        for place in (place for place in range(1, len(rows)) if rows[place][0] is not rows[place - 1][0]):
-            axes.axhline(place - 0.5, color=INK, linewidth=0.3)
+        borders = [place for place in range(1, len(rows)) if rows[place][0] is not rows[place - 1][0]]
+        for place in borders if len(borders) + 1 < len(rows) else []:
+            axes.axhline(place - 0.5, color=FAINT, linewidth=0.8)
     panels[0].set_yticks(range(len(rows)), [_row_name(group, run) for group, run in rows])
     panels[0].yaxis.set_tick_params(length=0)
     return svg_text(figure, salt)

@@ -69,6 +69,13 @@ def test_runs_that_differ_in_seeds_alone_are_a_group() -> None:
     assert [group.label for group in long.groups] == ["moco_long"]
 
 
+def test_runs_that_go_on_from_others_of_their_seed_are_a_group() -> None:
+    starts = [run_of(f"on-seed{s}", s, start=f"runs/first-seed{s}/checkpoints/step-100") for s in (1, 10)]
+    (group,) = grouped(starts).groups
+    assert group.label == "on"
+    assert len(grouped([*starts, run_of("other", 2, start="runs/first-seed1/checkpoints/step-100")]).groups) == 2
+
+
 def test_names_are_as_short_as_they_can_be() -> None:
     runs_ = [run_of("x/a", 0, k=1), run_of("y/a", 0, k=2), run_of("y/b", 0, k=3), run_of("z/bb", 0, k=4)]
     assert list(grouped(runs_).names().values()) == ["x/a", "y/a", "b", "bb"]
@@ -102,6 +109,9 @@ def test_differences_of_figures_are_of_the_same_seeds() -> None:
     gap = compare.difference(third, first, eer)
     assert gap is not None and not gap.paired and gap.difference(1) == "+8.0 *"
     assert compare.difference(third, grouped([run_of("x", 0)]).groups[0], eer) is None
+    (twice,) = grouped([run_of("e1", 0, 10.5, k=3), run_of("e2", 0, 11.5, k=3)]).groups
+    gap = compare.difference(twice, first, eer)
+    assert gap is not None and (gap.count, gap.mean, gap.deviation) == (1, 1.0, None)
 
 
 def test_time_passes_over_pauses() -> None:
