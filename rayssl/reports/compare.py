@@ -32,7 +32,9 @@ CLASSIFICATION = {
     "accuracy": ("Accuracy %", 100),
 }
 _LINES = ("-", "--", ":", "-.")
-_PASSED_OVER = {"lr", "data_wait", "seconds"}  # a schedule that was asked for, and a share of the throughput
+_FIRST = ("loss", "utterances_per_s", "coverage", "speaker_accuracy", "useful_rate")
+# a schedule that was asked for, a share of the throughput, a count of refreshes
+_PASSED_OVER = {"lr", "data_wait", "seconds", "version"}
 
 
 @dataclass(frozen=True)
@@ -221,16 +223,25 @@ def curve(run: Run, name: str) -> tuple[Floats, Floats, Floats]:
     return nothing, nothing, nothing
 
 
-def common_metrics(comparison: Comparison, most: int = 9) -> list[str]:
-    """Metrics with a course in two runs or more: the loss, what most runs have, throughput; at most ``most``."""
-    counts: Counter[str] = Counter()
+def common_metrics(comparison: Comparison, most: int = 10) -> list[str]:
+    """Metrics with a course in two runs or more, at most ``most``: loss, its terms, throughput, those of epochs.
+
+    What never changes in any run is left out, and a term that is all of the loss.
+    """
+    counts, steps, values = Counter[str](), set[str](), dict[str, set[float]]()
     for run in comparison.runs:
-        names = dict.fromkeys([*run.names("step"), *run.names("epoch")])
-        counts.update(name for name in names if name not in _PASSED_OVER and len(curve(run, name)[0]))
-    wanted = [name for name, count in counts.most_common() if count > 1 and not _only_the_loss(comparison, name)]
-    front = [name for name in ("loss", "utterances_per_s", "coverage") if name in wanted]
-    chosen = [*front, *(name for name in wanted if name not in front)][:most]
-    return sorted(chosen, key=lambda name: {"loss": 0, "utterances_per_s": 2}.get(name, 1))
+        terms = run.names("step")
+        steps.update(terms)
+        for name in dict.fromkeys([*terms, *run.names("epoch")]):
+            found = curve(run, name)[2]
+            counts[name] += len(found) > 0
+            values.setdefault(name, set()).update(found.tolist())
+    wanted = [name for name, count in counts.most_common() if count > 1 and len(values[name]) > 1]
+    wanted = [name for name in wanted if name not in _PASSED_OVER and not _only_the_loss(comparison, name)]
+    chosen = [name for name in _FIRST if name in wanted]
+    chosen += sorted((name for name in wanted if name not in _FIRST), key=lambda name: name not in steps)
+    order = {"loss": 0, "utterances_per_s": 2}
+    return sorted(chosen[:most], key=lambda name: order.get(name, 1 if name in steps else 3))
 
 
 def facts(run: Run) -> Record:

@@ -20,7 +20,8 @@ _TERMINAL = 44  # characters of a name
 _CAPTIONS = {
     "courses": "Metrics that several runs have, as running means; left over steps, right over the time since the run's "
     "start, without pauses between restarts. Curves of one colour and line are the same run with other seeds. Losses "
-    "of different methods, or of different temperatures and batches, say nothing about each other.",
+    "of different methods, or of different temperatures and batches, say nothing about each other. Same speaker and "
+    "same recording are shares of sampled positives; useful ones are of the same speaker in another recording.",
     "verification": "Points are final figures, bars the 95 % interval of the EER, resampled over the test set's "
     "speakers; it does not hold what another seed would change. A dotted line is the mean of runs that differ in the "
     "seed alone. Further left is better.",
@@ -181,6 +182,10 @@ def _final(comparison: Comparison, figures: dict[str, Any], of: Any, extra: tupl
     groups = [group for group in comparison.groups if any(of(run) for run in group.runs)]
     single = 1 < len(groups) == sum(len(group.runs) for group in groups)
     lead, (title, scale_of_lead) = next(iter(figures.items()))
+    names_of = {"n": "Test rows", "norm": "Score norm.", "checkpoint": "Checkpoint", "trials": "Trials"}
+    found = {key: {_plain(of(run).get(key)) for run in comparison.runs if of(run)} for key in extra}
+    extra = tuple(key for key in extra if len(found[key]) > 1)
+    same = [f"{names_of[key]}: {found[key].copy().pop()}." for key in found if key not in extra]
     for group in groups:
         for run in (run for run in group.runs if of(run)):
             result = of(run)
@@ -192,8 +197,8 @@ def _final(comparison: Comparison, figures: dict[str, Any], of: Any, extra: tupl
             rows.append([f'<td class="value">{_swatch(group)}{escape(names[run.uri])}</td>', *cells])
     heads = [_text("Run"), *(_number(text) for text, _ in figures.values())]
     heads += [_number(f"{title.removesuffix(' %')} - first")] if single else []
-    heads += [_number({"n": "Test rows", "norm": "Score norm."}.get(key, key.capitalize())) for key in extra]
-    tables = [_table(heads, rows)]
+    heads += [_number(names_of[key]) for key in extra]
+    tables = [_table(heads, rows), _note(same)]
     if single and any(" *<" in cell for row in rows for cell in row):
         tables.append(_note([_UNPAIRED]))
     if any(len(group.runs) > 1 for group in groups):

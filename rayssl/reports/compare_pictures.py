@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
@@ -31,12 +32,15 @@ Floats = NDArray[np.float64]
 
 _POINTS = 300  # of one curve, of which there may be dozens
 _SHARES = {
-    "coverage": "Coverage", "speaker_accuracy": "Positives of the same speaker",
-    "recording_accuracy": "Positives of the same recording", "useful_rate": "Same speaker, other recording",
-    "train_accuracy": "Training accuracy",
+    "coverage": "Coverage", "speaker_accuracy": "Same speaker", "recording_accuracy": "Same recording",
+    "useful_rate": "Useful positives", "train_accuracy": "Training accuracy",
 }  # fmt: skip
-_NAMES = {"loss": "Training loss", "utterances_per_s": "Utterances per second"} | _SHARES
-_BARS = 120  # of recall, that can be told apart
+_NAMES = {
+    "loss": "Training loss", "utterances_per_s": "Utterances per second", "nmi_speaker": "NMI with speakers",
+    "nmi_recording": "NMI with recordings", **_SHARES,
+}  # fmt: skip
+_BARS = (6, 120)  # of recall: of one class and in all, that can be told apart
+_HATCHES = {"-": "", "--": "////", ":": "....", "-.": "xxxx"}  # of bars, in place of lines
 _ROW = 0.3  # inches, of one run in a picture that lists runs
 
 
@@ -75,7 +79,7 @@ def courses(comparison: Comparison) -> str | None:
             left.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         elif name == "utterances_per_s":
             left.set_ylim(bottom=0)
-    _legend(figure, drawn)
+    _legend(figure, drawn, "outside upper center")
     return svg_text(figure, "courses")
 
 
@@ -116,7 +120,7 @@ def recall_picture(comparison: Comparison, which: tuple[str, float | None]) -> s
             groups.append(group)
             known = np.isfinite(usable).sum(axis=0)
             table.append(np.where(known > 0, np.nansum(usable, axis=0) / np.maximum(1, known), np.nan))
-    if len(groups) * len(names) <= _BARS:
+    if len(groups) <= _BARS[0] and len(groups) * len(names) <= _BARS[1]:
         return _recall_bars(groups, np.array(table), names)
     return _recall_cells(groups, np.array(table), names)
 
@@ -127,13 +131,12 @@ def _recall_bars(groups: list[Group], table: Floats, names: list[str]) -> str:
     for index, (group, values) in enumerate(zip(groups, table, strict=True)):
         place = np.arange(len(names)) + (index - (len(groups) - 1) / 2) * width
         known = np.isfinite(values)
-        hatch = {"-": "", "--": "////", ":": "....", "-.": "xxxx"}[group.line]
-        axes.bar(place[known], values[known], 0.92 * width, color=group.colour, hatch=hatch)
+        axes.bar(place[known], values[known], 0.92 * width, color=group.colour, hatch=_HATCHES[group.line])
     axes.set(ylim=(0, 1.02), ylabel="Recall", xlim=(-0.6, len(names) - 0.4))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.grid(False, axis="x")
     name_classes(axes, names)
-    _legend(figure, groups, squares=True)
+    _legend(figure, groups, "outside lower center", squares=True)
     return svg_text(figure, "recall")
 
 
@@ -166,7 +169,7 @@ def _final(comparison: Comparison, figures: list[tuple[str, str, bool, Any]], sa
         axes.set(ylim=(len(rows) - 0.4, -0.6), yticks=[], xlabel=text)
         axes.grid(False, axis="y")
         axes.margins(x=0.08)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         if share:
             axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
         borders = [place for place in range(1, len(rows)) if rows[place][0] is not rows[place - 1][0]]
@@ -211,15 +214,15 @@ def _thin(x: Floats, y: Floats) -> tuple[Floats, Floats]:
     return x[kept], y[kept]
 
 
-def _legend(figure: Any, groups: Sequence[Group], squares: bool = False) -> None:
-    """One entry a group, below the picture."""
+def _legend(figure: Any, groups: Sequence[Group], place: str, squares: bool = False) -> None:
+    """One entry a group."""
     if squares:
-        marks = [Line2D([], [], color=g.colour, marker="s", linestyle="none", markersize=8) for g in groups]
+        marks: list[Any] = [Patch(facecolor=g.colour, hatch=_HATCHES[g.line]) for g in groups]
     else:
         looks: list[Any] = [{"color": group.colour, "linestyle": group.line} for group in groups]
         marks = [Line2D([], [], linewidth=2.2, **look) for look in looks]
     texts = [_numbered(g) + (f" ({len(g.runs)} seeds)" if len(g.runs) > 1 else "") for g in groups]
-    figure.legend(marks, texts, loc="outside lower center", ncols=_legend_columns(groups), handlelength=2.6)
+    figure.legend(marks, texts, loc=place, ncols=_legend_columns(groups), handlelength=2.6)
 
 
 def _legend_columns(groups: Sequence[Group]) -> int:
