@@ -1,4 +1,4 @@
-"""The command line: ``rayssl show | prepare | train | evaluate | embed | export | report | bench``.
+"""The command line: ``rayssl show | prepare | train | evaluate | embed | export | report | bench | doctor``.
 
 A user's mistake prints one line and exits with status 2; a defect keeps its traceback.
 """
@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from rayssl import __version__
@@ -150,11 +151,35 @@ def export(arguments: argparse.Namespace) -> int:
 
 
 def report(arguments: argparse.Namespace) -> int:
-    """Writes the HTML page of a run."""
+    """Writes the HTML page of a run, or one that compares several."""
+    if len(arguments.runs) > 1:
+        from rayssl.reports.compare_page import write_comparison
+
+        print(write_comparison(arguments.runs, arguments.out or "comparison.html"))
+        return 0
     from rayssl.reports.page import write_report
 
-    print(write_report(arguments.run))
+    print(write_report(arguments.runs[0], arguments.out))
     return 0
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    """Checks this machine, its packages, the Ray cluster and storage, and says what to mend; status 1 with any FAIL."""
+    from rayssl.doctor import findings, machine, packages, store
+    from rayssl.runtime.doctor import cluster
+
+    checks: list[Callable[[], list[findings.Finding]]] = [machine.machine, packages.packages]
+    checks += [lambda: [packages.gpu()], cluster]
+    checks += [partial(store.store, uri) for uri in arguments.storage]
+    found: list[findings.Finding] = []
+    for check in checks:
+        for finding in check():
+            found.append(finding)
+            if not arguments.json:
+                print(finding.text(), flush=True)
+    status, said = findings.verdict(found)
+    print(findings.as_json(found) if arguments.json else said)
+    return status
 
 
 def kmeans(arguments: argparse.Namespace) -> int:
@@ -248,7 +273,15 @@ def _parser() -> argparse.ArgumentParser:
     scored = _add(verbs, evaluate, text, "runs/synthetic/ssps --checkpoint best", run, over)
     scored.add_argument("--checkpoint", default="last", help="last (default), best, epoch-N, step-N, or every one kept")
     _embed_and_export(verbs, run, over)
-    _add(verbs, report, "one self-contained HTML page", "runs/synthetic/ssps", run)
+    runs = ("runs", {"nargs": "+", "metavar": "RUN", "help": "folders or URIs of runs; several are compared"})
+    page = _add(verbs, report, "one self-contained HTML page", "runs/a runs/b runs/c --out comparison.html", runs)
+    page.add_argument(
+        "--out", metavar="PAGE", help="file or URI (default: RUN/report.html; comparison.html of several)"
+    )
+    checked = _add(verbs, doctor, "what to mend before the first run", "--storage s3://bucket/prefix")
+    tried = "folder or URI to try out with small objects, which are removed; may be given several times"
+    checked.add_argument("--storage", action="append", default=[], metavar="URI", help=tried)
+    checked.add_argument("--json", action="store_true", help="print the findings as JSON instead")
     text = "times parts of a job on this machine, before the job"
     measured = verbs.add_parser("bench", help=text, description=text).add_subparsers(
         dest="measured", required=True, metavar="WHAT"

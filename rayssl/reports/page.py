@@ -36,12 +36,14 @@ _CAPTIONS = {
 }
 
 
-def write_report(uri: str, *, seed: int = 0) -> str:
-    """Writes ``report.html`` into the run folder at ``uri`` and returns its URI; ``seed`` is that of the t-SNE map.
+def write_report(uri: str, out: str | None = None, *, seed: int = 0) -> str:
+    """Writes the page about the run at ``uri`` to ``out``, or ``report.html`` in its folder, and returns where it is.
+
+    ``seed`` is that of the t-SNE map.
 
     Raises `StorageError` when there is no run, or the page cannot be written.
     """
-    page = storage.join(uri, "report.html")
+    page = out or storage.join(uri, "report.html")
     storage.write_text(page, render(read_run(uri, seed=seed), seed=seed))
     return page
 

@@ -156,8 +156,10 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def read_run(uri: str, *, speakers: int = 15, utterances: int = 600, seed: int = 0) -> Run:
+def read_run(uri: str, *, speakers: int = 15, utterances: int = 600, seed: int = 0, drawn: bool = True) -> Run:
     """Reads the run folder at ``uri``; of its embeddings, a sample of at most that many speakers and utterances.
+
+    Without ``drawn``, scores and embeddings are left out: they are by far the largest, and only pictures need them.
 
     Raises `StorageError` when the folder holds neither ``config.yaml`` nor ``metrics.jsonl``, or is out of reach.
     """
@@ -181,10 +183,12 @@ def read_run(uri: str, *, speakers: int = 15, utterances: int = 600, seed: int =
         origin=part("origin.json", _read_object, {}),
         metrics=[line for name in _LINES for line in part(name, _read_lines, list[Record]())],
         results=part("evaluation/result.json", _read_results, []),
-        scores=part("evaluation/scores.parquet", _read_scores, None),
+        scores=part("evaluation/scores.parquet", _read_scores, None) if drawn else None,
         sample=part(
             "evaluation/embeddings.parquet", lambda where: _read_sample(where, speakers, utterances, seed), None
-        ),
+        )
+        if drawn
+        else None,
         problems=problems,
     )
 
