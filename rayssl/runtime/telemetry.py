@@ -68,6 +68,11 @@ HISTOGRAMS = {
         "From the end of a step to that of the next one",
         (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30, 60),
     ),
+    "rayssl_fill_seconds": (
+        ("rank",),
+        "The same where the memory is filled before a clustering",
+        (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30, 60),
+    ),
     "rayssl_clustering_seconds": (
         (),
         "How long training waited for a clustering of the memory",
@@ -143,6 +148,7 @@ class RayMetrics(Tracker):
         """Into ``rayssl_<name>_seconds``."""
         for each in seconds:
             self._made.histograms[f"rayssl_{name}_seconds"].observe(each, self._rank_tags)
+        self._progress()
 
     def close(self, *, failed: bool = False) -> None:
         """Gauges are not repeated any more."""

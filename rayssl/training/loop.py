@@ -138,6 +138,7 @@ class Loop:
     def _fill(self, raw: Raw, batches: Iterator[Raw]) -> Raw:
         """Remembers what one pass of inference over the corpus finds; returns the first batch to train on."""
         parts, epoch, began, done = self.parts, self.cursor.epoch, time.perf_counter(), 0
+        ticks = Window()
         if parts.memory is None or self.cursor.step != 0:
             raise RuntimeError(f"a batch to fill a memory with came at {self.cursor}")
         training = [module for module in parts.method.modules() if module.training]
@@ -146,6 +147,10 @@ class Loop:
             remember = parts.method.fill(self._views(raw, parts.method.fill_segments(epoch)))
             parts.memory.exchange(to_memory(remember, raw), None, epoch).result()
             raw, done = next(batches), done + 1
+            ticks.tick()
+            if parts.log is not None and done % parts.config.log_every == 0:
+                parts.log.observe("fill", ticks.durations)
+                ticks = Window()
             if parts.context.rank == 0 and done % (10 * parts.config.log_every) == 0:
                 parts.context.say(f"epoch {epoch + 1}: filling the memory, {done * parts.config.batch} utterances")
         for module in training:  # one by one: a part that was frozen in eval mode stays so
