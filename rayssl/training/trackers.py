@@ -17,7 +17,7 @@ from threading import Thread
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import Field, model_validator
 
 from rayssl import storage
 from rayssl.errors import ConfigError, UserError
@@ -87,17 +87,18 @@ class MlflowConfig(Config):
         """What decides whether an earlier run is to be found again."""
         return f"{self.uri} {self.experiment}"
 
-    @field_validator("uri")
-    @classmethod
-    def _without_account(cls, uri: str) -> str:
-        if "@" in urlsplit(uri).netloc:
+    @model_validator(mode="after")  # of the whole, for of a field the value would be shown
+    def _without_account(self) -> MlflowConfig:
+        if "@" in urlsplit(self.uri).netloc:
             raise ValueError(
-                "names an account, and configurations are stored; set MLFLOW_TRACKING_USERNAME and "
-                "MLFLOW_TRACKING_PASSWORD instead"
+                "its uri holds an account, and configurations are stored; leave it out and set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
             )
-        if ":" not in uri:
-            raise ValueError(f"'{uri}' is no address; give http://HOST:PORT or sqlite:////ABSOLUTE/PATH.db")
-        return uri
+        if ":" not in self.uri:
+            raise ValueError(
+                f"its uri '{self.uri}' is no address; give http://HOST:PORT or sqlite:////ABSOLUTE/PATH.db"
+            )
+        return self
 
 
 class WandbConfig(Config):
