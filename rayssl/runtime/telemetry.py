@@ -75,7 +75,7 @@ HISTOGRAMS = {
     ),
     "rayssl_clustering_seconds": (
         (),
-        "How long training waited for a clustering of the memory",
+        "How long a clustering took; with memory.clustering=overlapped, what was left to wait for",
         (0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1200, 3600),
     ),
 }

@@ -6,11 +6,14 @@ import re
 import time
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rayssl.cli import main
 from rayssl.runtime.telemetry import RayMetrics
+from tests.small_experiment import tree, write_config, write_corpus
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
@@ -41,18 +44,18 @@ Series = dict[frozenset[tuple[str, str]], float]
 
 
 @pytest.fixture(scope="module")
-def scrape(ray_cluster: Any) -> Callable[[], dict[str, Series]]:
-    """The project's series by name, each by its labels without Ray's own, as the node exports them."""
+def scrape(ray_cluster: Any) -> Callable[..., dict[str, Series]]:
+    """The series of ``run`` by name, each by its labels without Ray's own, as the node exports them."""
     (node,) = ray_cluster.nodes()
 
-    def read() -> dict[str, Series]:
+    def read(run: str = RUN) -> dict[str, Series]:
         url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
         with urllib.request.urlopen(url, timeout=10) as answer:
             text = answer.read().decode()
         found: dict[str, Series] = {}
         for name, labels, value in re.findall(r"^ray_(rayssl_\w+)\{(.*)\} (\S+)$", text, re.MULTILINE):
             pairs = dict(re.findall(r'(\w+)="([^"]*)"', labels))
-            if pairs.pop("run") == RUN:
+            if pairs.pop("run") == run:
                 own = {
                     key: each
                     for key, each in pairs.items()
@@ -75,7 +78,7 @@ def until(condition: Callable[[], bool], seconds: float) -> None:
         time.sleep(1)
 
 
-def test_figures_of_two_ranks(ray_cluster: Any, scrape: Callable[[], dict[str, Series]]) -> None:
+def test_figures_of_two_ranks(ray_cluster: Any, scrape: Callable[..., dict[str, Series]]) -> None:
     actors = [ray_cluster.remote(Rank).options(num_cpus=0.1).remote(rank) for rank in (0, 1)]
     ray_cluster.get([actor.write.remote() for actor in actors])
     until(lambda: len(scrape().get("rayssl_step_seconds_count", {})) == 2, 60)
@@ -110,3 +113,20 @@ def test_figures_of_two_ranks(ray_cluster: Any, scrape: Callable[[], dict[str, S
         ray_cluster.kill(actor)
     until(lambda: "rayssl_loss" not in scrape(), 60)
     assert scrape()["rayssl_diverged_total"] == {labels(): 1.0}
+
+
+def test_a_run_that_diverges_is_counted(
+    scrape: Callable[..., dict[str, Series]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its workers end at once, and their last figures are exported all the same."""
+    monkeypatch.setenv("RAYSSL_KEEP_RAY", "1")
+    write_corpus(str(tmp_path / "corpus"))
+    config = write_config(tmp_path / "x.yaml", tree(str(tmp_path)))
+    assert main(["train", config, "training.optimiser.lr=1e30", "training.log_every=1"]) == 2
+    assert "training has diverged" in capsys.readouterr().err
+    run = str(tmp_path / "run")
+    until(lambda: "rayssl_diverged_total" in scrape(run), 30)
+    assert scrape(run)["rayssl_diverged_total"] == {frozenset({("method", "ssps/simclr")}): 1.0}
