@@ -6,29 +6,45 @@ source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 
 servers=(radosgw ceph-mon ceph-osd)
 
-have_servers() {
+have() {
     local command
-    for command in "${servers[@]}" radosgw-admin monmaptool ceph; do
+    for command in "$@"; do
         command -v "$command" >/dev/null || return 1
     done
 }
 
+# WHAT PACKAGE...: installs the packages, or says why WHAT is left out.
+install_packages() {
+    local what=$1
+    shift
+    if [ "$(id -u)" != 0 ]; then
+        say "left out: $what, since only root can install $*"
+    elif ! command -v apt-get >/dev/null; then
+        say "left out: $what, since this system has no apt-get to install $*"
+    else
+        say "installing $* for $what"
+        export DEBIAN_FRONTEND=noninteractive
+        if apt-get update -qq && apt-get install -y -qq --no-install-recommends "$@" >/dev/null; then return; fi
+        say "left out: $what, since installing $* failed (see above)"
+    fi
+    return 1
+}
+
 # The s3 layer runs against Ceph's gateway; its packages and its commands have the same names.
 install_servers() {
-    if have_servers; then return; fi
-    if [ "$(id -u)" != 0 ]; then
-        say "left out: s3, since ${servers[*]} are not installed and only root can install them"
-    elif ! command -v apt-get >/dev/null; then
-        say "left out: s3, since ${servers[*]} are not installed and this system has no apt-get"
-    else
-        say "installing ${servers[*]} for the s3 layer"
-        export DEBIAN_FRONTEND=noninteractive
-        if apt-get update -qq && apt-get install -y -qq --no-install-recommends "${servers[@]}" >/dev/null; then
-            if have_servers; then return; fi
-        fi
-        say "left out: s3, since installing ${servers[*]} failed (see above)"
-    fi
+    local commands=("${servers[@]}" radosgw-admin monmaptool ceph)
+    if have "${commands[@]}"; then return; fi
+    if install_packages "the s3 layer" "${servers[@]}" && have "${commands[@]}"; then return; fi
     layers=default,ranks,ray
+}
+
+# A test scrapes a run with it, others check the rules; without it they skip themselves. Its package starts it as a
+# service, which nobody asked for here.
+install_prometheus() {
+    if have prometheus promtool; then return; fi
+    if install_packages "the tests of monitoring" prometheus && [ -d /run/systemd/system ]; then
+        systemctl disable --quiet --now prometheus || true
+    fi
 }
 
 failed=()
@@ -40,6 +56,7 @@ check() {
 ensure_venv test
 layers=all
 install_servers
+install_prometheus
 cd "$root"
 export OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0
 

@@ -33,7 +33,8 @@ from rayssl.reports.run import Run, Sample, Scores, is_number
 Floats = NDArray[np.float64]
 
 _POINTS = 900  # of one curve; more cannot be seen
-_SPECIAL = ("loss", "lr", "utterances_per_s")
+_GPU = ("gpu_allocated_bytes", "gpu_peak_bytes", "gpu_reserved_bytes", "gpu_total_bytes")
+_SPECIAL = ("loss", "lr", "utterances_per_s", *_GPU)
 _POSITIVES = {
     "coverage": ("Coverage", GREY, "--"),
     "speaker_accuracy": ("Same speaker", BLUE, "-"),

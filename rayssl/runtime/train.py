@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rayssl import collectives
+from rayssl import collectives, storage
 from rayssl.data import shards
 from rayssl.errors import CheckpointError, ConfigError, UserError
 from rayssl.experiment import (
@@ -31,9 +32,8 @@ from rayssl.experiment import (
 )
 from rayssl.models.encoder import Encoder
 from rayssl.runtime import cluster
-from rayssl.training import checkpoint
+from rayssl.training import checkpoint, trackers
 from rayssl.training.loop import Loop
-from rayssl.training.metrics import RunLog
 from rayssl.training.parts import Parts
 from rayssl.training.streams import Stream, joined
 from rayssl.views.epochs import Cursor
@@ -75,6 +75,7 @@ def train(experiment: Experiment, manifest: shards.Manifest) -> dict[str, Any]:
 
 def check(experiment: Experiment) -> shards.Manifest:
     """What can be found wrong before a single worker starts; returns the corpus's manifest."""
+    trackers.check(experiment.training.trackers, storage.absolute(experiment.run))
     manifest = shards.read_manifest(experiment.corpus.uri)
     method = build_method(experiment, manifest)
     own, _ = streams(experiment, manifest, method)
@@ -256,15 +257,22 @@ def _worker(config: dict[str, Any]) -> None:
         for name, known in (("train", True), ("labelled", loop.parts.labelled_steps is not None))
     )
     assert own is not None
-    loop.fit(joined(own, few))
-    if loop.parts.log is not None:
-        loop.parts.log.close()
+    log = loop.parts.log
+    assert log is not None
+    try:
+        loop.fit(joined(own, few))
+    except BaseException:
+        with suppress(Exception):  # what went wrong first is what is told
+            log.close(failed=True)
+        raise
+    log.close()
 
 
 def build_loop(experiment: Experiment, manifest: shards.Manifest, context: _RayContext) -> Loop:
     """The loop of one rank, restored from the run's last checkpoint where there is one; called on all ranks."""
     from rayssl.runtime import memory as actors
     from rayssl.runtime.memory_classes import ActorClasses
+    from rayssl.runtime.telemetry import open_log
 
     method = build_method(experiment, manifest).to(context.device)
     if experiment.training.compile:
@@ -282,9 +290,13 @@ def build_loop(experiment: Experiment, manifest: shards.Manifest, context: _RayC
     if context.world > 1:
         devices = [context.device] if context.device.type == "cuda" else None
         wrapped = DistributedDataParallel(method, device_ids=devices)
-    log = None
-    if context.rank == 0:
-        log = RunLog(experiment.run, resume_step=loaded.meta.step if loaded else None)
+    log = open_log(
+        experiment,
+        rank=context.rank,
+        world=context.world,
+        resume_step=loaded.meta.step if loaded else None,
+        say=context.say,
+    )
     loop = Loop(
         Parts(
             config=experiment.training,

@@ -36,7 +36,7 @@ from rayssl.training.context import ClassClient
 from rayssl.training.optim import build_optimiser
 from rayssl.training.parts import Parts
 from rayssl.training.schedules import learning_rate
-from rayssl.training.window import SHOWN, Window, duration
+from rayssl.training.window import SHOWN, Window, device_memory, duration
 from rayssl.views.epochs import Cursor, cycle_position
 from rayssl.views.recipes import Segment
 
@@ -138,6 +138,7 @@ class Loop:
     def _fill(self, raw: Raw, batches: Iterator[Raw]) -> Raw:
         """Remembers what one pass of inference over the corpus finds; returns the first batch to train on."""
         parts, epoch, began, done = self.parts, self.cursor.epoch, time.perf_counter(), 0
+        ticks = Window()
         if parts.memory is None or self.cursor.step != 0:
             raise RuntimeError(f"a batch to fill a memory with came at {self.cursor}")
         training = [module for module in parts.method.modules() if module.training]
@@ -146,11 +147,15 @@ class Loop:
             remember = parts.method.fill(self._views(raw, parts.method.fill_segments(epoch)))
             parts.memory.exchange(to_memory(remember, raw), None, epoch).result()
             raw, done = next(batches), done + 1
-            if parts.log is not None and done % (10 * parts.config.log_every) == 0:
+            ticks.tick()
+            if parts.log is not None and done % parts.config.log_every == 0:
+                parts.log.observe("fill", ticks.durations)
+                ticks = Window()
+            if parts.context.rank == 0 and done % (10 * parts.config.log_every) == 0:
                 parts.context.say(f"epoch {epoch + 1}: filling the memory, {done * parts.config.batch} utterances")
         for module in training:  # one by one: a part that was frozen in eval mode stays so
             module.training = True
-        if parts.log is not None:
+        if parts.context.rank == 0:
             parts.context.say(f"epoch {epoch + 1}: filled the memory in {time.perf_counter() - began:.1f} s")
         self._leave_out(time.perf_counter() - began)
         return raw
@@ -193,6 +198,7 @@ class Loop:
         if parts.log is not None:
             # of the step that comes: a run that goes on from the checkpoint before it clusters, and logs, once more
             parts.log.write("refresh", self.step + 1, epoch=epoch + 1, **metrics)
+        if parts.context.rank == 0:
             parts.context.say(f"epoch {epoch + 1}: clustered the memory in {time.perf_counter() - began:.1f} s")
         self._refreshed = metrics
         self._leave_out(time.perf_counter() - began)
@@ -216,6 +222,7 @@ class Loop:
         self.optimiser.step()
         parts.method.after_step((self.step + 1) / (parts.config.epochs * parts.steps_per_epoch))
         self._window.add(step)
+        self._window.tick()
         self._epoch.add(step)
         self.step += 1
         self._advance()
@@ -275,10 +282,12 @@ class Loop:
         self._metrics = metrics
         counts = self._epoch.total_counts()
         if parts.log is not None:
+            parts.log.observe("step", self._window.durations)
             parts.log.write("epoch", self.step, epoch=epoch, **metrics)
             if counts:
                 whole = {name: value.tolist() for name, value in counts.items()}
                 parts.log.write("classes", self.step, epoch=epoch, names=list(parts.method.class_names), **whole)
+        if parts.context.rank == 0:
             shown = "  ".join(f"{name} {value:.3g}" for name, value in metrics.items() if name in SHOWN)
             parts.context.say(f"epoch {epoch}/{parts.config.epochs}  {shown}")
         self._save(sums, counts)
@@ -288,28 +297,38 @@ class Loop:
     def _log(self, lr: float, epoch: int) -> None:
         means = self._window.means()
         if not np.isfinite(means["loss"]):
+            self._diverged()
             raise UserError(
                 f"the loss is {means['loss']} at step {self.step}: training has diverged; lower "
                 "training.optimiser.lr, set training.optimiser.clip_norm, or use training.precision=fp32"
             )
         parts = self.parts
-        speed = self._window.speed(parts.config.batch)
+        speed, durations = self._window.speed(parts.config.batch), self._window.durations
         rate, share = speed["utterances_per_s"], speed["data_wait"]
         self._window = Window()
-        if parts.log is None:
+        if parts.log is not None:
+            parts.log.observe("step", durations)
+            parts.log.write(
+                "step", self.step, epoch=epoch, lr=lr, **speed, **device_memory(parts.context.device), **means
+            )
+        if parts.context.rank != 0:
             return
-        parts.log.write("step", self.step, epoch=epoch, lr=lr, **speed, **means)
         left = (parts.config.epochs * parts.steps_per_epoch - self.step) * parts.config.batch / rate
         parts.context.say(
             f"epoch {epoch + 1}/{parts.config.epochs}  step {self.step}/{parts.config.epochs * parts.steps_per_epoch}  "
             f"loss {means['loss']:.4f}  {rate:.0f} utterances/s  {share:.0%} waiting for data  ETA {duration(left)}"
         )
 
+    def _diverged(self) -> None:
+        if self.parts.log is not None:
+            self.parts.log.write("event", self.step, event="diverged")
+
     def _finite_sums(self) -> dict[str, Tensor]:
         """The epoch's sums so far; raises `UserError` on every rank rather than let a diverged run be saved."""
         sums = self._epoch.sums()
         weights = nn.utils.get_total_norm([p.detach() for p in self.parts.method.parameters()])
         if not torch.isfinite(weights) or not all(torch.isfinite(value) for value in sums.values()):
+            self._diverged()
             raise UserError(
                 f"the loss or the weights are not finite by step {self.step}: training has diverged, nothing was "
                 "saved; lower training.optimiser.lr, set training.optimiser.clip_norm, or use training.precision=fp32"

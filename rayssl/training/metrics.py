@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rayssl import storage
 from rayssl.errors import StorageError
+from rayssl.training.trackers import Tracker
 
 Record = dict[str, Any]
 
@@ -47,7 +48,7 @@ def read_metrics(uri: str) -> list[Record]:
     return records
 
 
-class RunLog:
+class RunLog(Tracker):
     """Writes the metrics of the run at ``uri``; one process (rank 0) at a time.
 
     ``resume_step`` is the step of the checkpoint that the run goes on from: later lines, which that checkpoint knows
@@ -120,7 +121,7 @@ class RunLog:
                 storage.write_bytes(storage.join(self._run, "tensorboard", file.name), file.read_bytes())
         self._uploaded_at, self._changed = self._clock(), False
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         """Flushes and frees what is held; a second call does nothing."""
         try:
             self.flush()

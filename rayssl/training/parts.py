@@ -12,15 +12,16 @@ from rayssl.methods.base import Method
 from rayssl.schema import Config
 from rayssl.training.checkpoint import CheckpointConfig
 from rayssl.training.context import ClassClient, Context, MemoryClient
-from rayssl.training.metrics import RunLog
 from rayssl.training.optim import OptimiserConfig
+from rayssl.training.trackers import Tracker, TrackerConfig
 
 
 class TrainingConfig(Config):
     """``batch`` is global: the same figure on any number of ranks, which must divide it.
 
     ``epoch_steps``: how many steps make an epoch, 0 for a pass over the stream. What an epoch ends with, a checkpoint
-    and its metrics, costs seconds, and a few labelled clips are passed over in less.
+    and its metrics, costs seconds, and a few labelled clips are passed over in less. ``trackers``: where figures go
+    besides the run's folder and Ray's metrics.
     """
 
     epochs: int = Field(100, ge=1)
@@ -32,12 +33,13 @@ class TrainingConfig(Config):
     optimiser: OptimiserConfig = OptimiserConfig()
     checkpoints: CheckpointConfig = CheckpointConfig()
     log_every: int = Field(10, ge=1)
+    trackers: list[TrackerConfig] = []
 
 
 @dataclass
 class Parts:
-    """What a run is made of. ``log`` is None on every rank but 0; ``memory`` None for methods without one, and so
-    ``prototypes``, the memory of classes.
+    """What a run is made of. ``log`` takes its figures, None for a rank that has none to give; ``memory`` is None for
+    methods without one, and so ``prototypes``, the memory of classes.
 
     ``pass_steps``: the steps of a pass over the stream, where an epoch is not one; ``labelled_steps``: of a pass over
     the labelled stream.
@@ -54,7 +56,7 @@ class Parts:
     context: Context
     memory: MemoryClient | None = None
     prototypes: ClassClient | None = None
-    log: RunLog | None = None
+    log: Tracker | None = None
     pass_steps: int | None = None
     labelled_steps: int | None = None
 

@@ -32,6 +32,8 @@ class Window:
     restored: int = 0  # of these steps, those that an earlier process timed
     waited: float = 0.0
     since: float = field(default_factory=time.perf_counter)
+    durations: list[float] = field(default_factory=list)  # seconds of each step, from the end of the one before
+    _mark: float = field(default_factory=time.perf_counter)
 
     def add(self, step: Step) -> None:
         for name, value in {"loss": step.loss.detach(), **step.terms}.items():
@@ -40,9 +42,16 @@ class Window:
             self.counts[name] = self.counts[name] + value if name in self.counts else value.clone()
         self.steps += 1
 
+    def tick(self) -> None:
+        """A step has ended: with the waiting for its data, and with a checkpoint that came before it."""
+        now = time.perf_counter()
+        self.durations.append(now - self._mark)
+        self._mark = now
+
     def leave_out(self, seconds: float) -> None:
         """Time that was spent on something else than training."""
         self.since += seconds
+        self._mark += seconds
 
     def sums(self) -> dict[str, Tensor]:
         """Sums over steps of the means over ranks, on the CPU; every rank must call this."""
@@ -72,6 +81,20 @@ class Window:
             "utterances_per_s": (self.steps - self.restored) * batch / elapsed,
             "data_wait": self.waited / elapsed,
         }
+
+
+def device_memory(device: torch.device) -> dict[str, float]:
+    """Bytes of a GPU: in tensors now and at the most since the last call, held by torch, there in all; else nothing."""
+    if device.type != "cuda":
+        return {}
+    figures = {
+        "gpu_allocated_bytes": float(torch.cuda.memory_allocated(device)),
+        "gpu_peak_bytes": float(torch.cuda.max_memory_allocated(device)),
+        "gpu_reserved_bytes": float(torch.cuda.memory_reserved(device)),
+        "gpu_total_bytes": float(torch.cuda.get_device_properties(device).total_memory),
+    }
+    torch.cuda.reset_peak_memory_stats(device)
+    return figures
 
 
 def duration(seconds: float) -> str:
