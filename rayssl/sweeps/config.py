@@ -64,7 +64,8 @@ class Range(Config):
 
 
 def _kind(value: Any) -> str:
-    return "choices" if (isinstance(value, dict) and "choices" in value) or isinstance(value, Choices) else "range"
+    limits = isinstance(value, Range) or (isinstance(value, dict) and ("low" in value or "high" in value))
+    return "range" if limits else "choices"
 
 
 Domain = Annotated[Annotated[Choices, Tag("choices")] | Annotated[Range, Tag("range")], Discriminator(_kind)]
