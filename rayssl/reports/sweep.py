@@ -177,7 +177,7 @@ def _table(sweep: Sweep) -> str:
     body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
     return (
         "<h2>All trials</h2>\n<p>Those that trained longer come first, of these the better; failed ones last.</p>\n"
-        f'<div class="scroll"><table>{body}</table></div>'
+        f'<div class="scroll"><table class="trials">{body}</table></div>'
     )
 
 

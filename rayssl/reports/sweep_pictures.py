@@ -21,6 +21,8 @@ from rayssl.reports.run import Record, is_number
 Floats = NDArray[np.float64]
 
 _LEAST_TRIALS = 8  # below which a forest says nothing
+_PAPER = "#070809"  # stands for the page's ground, behind labels that lines would run through
+_BEHIND = {"facecolor": _PAPER, "edgecolor": "none", "pad": 1, "alpha": 0.85}
 _MOST_LABELS = 6  # ticks of an axis of choices that are numbers
 
 
@@ -82,7 +84,7 @@ def parallel(space: Record, trials: Sequence[Record], metric: str, mode: str, be
         axes.axvline(place, color=INK, linewidth=0.9)
         for height, label in axis.ticks:
             axes.annotate(_plain(label), (place, height), xytext=(5, 0), textcoords="offset points", va="center",
-                          fontsize=8.2, bbox={"facecolor": "none", "edgecolor": "none", "pad": 0})  # fmt: skip
+                          fontsize=8.2, bbox=_BEHIND, zorder=6)  # fmt: skip
     keys = list(space)
     axes.set_xticks(range(len(axes_of)), [_plain(short(key, keys)) for key in keys] + [_plain(metric)])
     axes.set(xlim=(-0.15, len(axes_of) - 0.6), ylim=(-0.06, 1.06), yticks=[])
@@ -95,7 +97,7 @@ def parallel(space: Record, trials: Sequence[Record], metric: str, mode: str, be
     ]
     labels = [f"best third of those with {longest} epochs", f"others with {longest} epochs", "fewer epochs"]
     axes.legend(handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
-    return svg_text(figure, "parallel")
+    return svg_text(figure, "parallel").replace(_PAPER, "var(--paper)")
 
 
 @rc_context(STYLE)
@@ -160,7 +162,7 @@ def importance_bars(found: Importance) -> str:
     places = np.arange(len(found.keys))[::-1]
     axes.barh(places, 100 * found.share, 0.62, color=BLUE, xerr=100 * found.spread, ecolor=INK, error_kw={"lw": 0.9})
     axes.set_yticks(places, [_plain(key) for key in found.keys])
-    axes.set(xlabel="Share of importance (%)", xlim=(0, None))
+    axes.set(xlabel="Share of importance (%)", xlim=(0, min(101, axes.get_xlim()[1])))
     axes.grid(False, axis="y")
     axes.tick_params(axis="y", color=FAINT, length=0)
     return svg_text(figure, "importance")
