@@ -12,9 +12,12 @@ import math
 import os
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
+from rayssl import storage
 from rayssl.errors import ConfigError, UserError
 from rayssl.experiment import Experiment
 from rayssl.reports.sweep import write_sweep_report
@@ -34,7 +37,7 @@ def sweep(plan: Plan, say: Callable[[str], None], *, retry_failed: bool = False)
     if book.left:
         book.begin()
         with tempfile.TemporaryDirectory(prefix="rayssl-tune-") as scratch:
-            _run(plan, book, scratch)
+            _run(plan, book, scratch, say)
     book.write()
     write_sweep_report(plan.uri)
     failed = [record for record in book.records.values() if record.state == "failed"]
@@ -43,17 +46,18 @@ def sweep(plan: Plan, say: Callable[[str], None], *, retry_failed: bool = False)
     return book
 
 
-def _run(plan: Plan, book: Book, scratch: str) -> None:
+def _run(plan: Plan, book: Book, scratch: str, say: Callable[[str], None]) -> None:
     # Tune's own files are of no use here, and trials keep this process's working folder
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one greets even where it is told to be silent
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "3600")
-    trials_at_once = _connect(plan, book.left)
+    trials_at_once = _connect(plan, book.left, say)
     from ray import tune
 
     from rayssl.runtime.sweep_tune import Points, Rungs, Watch
+    from rayssl.runtime.train import user_error
 
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     tuner = tune.Tuner(
@@ -73,13 +77,20 @@ def _run(plan: Plan, book: Book, scratch: str) -> None:
             failure_config=tune.FailureConfig(max_failures=0),  # training has restarts of its own
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    except Exception as error:
+        mistake = user_error(error)  # of what this process writes; trials report theirs
+        if mistake is None:
+            raise
+        raise mistake from None
 
 
 def run_trial(config: dict[str, Any]) -> None:
     """What Tune runs in a process of its own: trains to each rung, evaluates, reports and waits to be told to go on.
 
-    Relies on Tune ending this process where it is not to go on. Errors are reported, by the first line.
+    Relies on Tune ending this process where it is not to go on. Errors are reported by their first line; ``error.txt``
+    in the run's folder has the rest.
     """
     from ray import tune
 
@@ -93,8 +104,9 @@ def run_trial(config: dict[str, Any]) -> None:
             if value is None or not math.isfinite(value):
                 raise UserError(f"{job['metric']} is {value} after epoch {epoch}")
         except Exception as error:
-            logging.getLogger(__name__).exception("trial %s", experiment.run)
-            tune.report({"failed": reason(error)})
+            told = reason(error)
+            storage.write_text(storage.join(experiment.run, "error.txt"), traceback.format_exc())
+            tune.report({"failed": told})
             return
         rung = Rung(epoch=epoch, value=value, seconds=round(time.monotonic() - began, 1), figures=figures)
         tune.report({"rung": rung.model_dump_json(), "last": experiment.training.epochs})
@@ -123,47 +135,58 @@ def _to(experiment: Experiment, epoch: int, evaluated: bool) -> dict[str, float]
     return {name: float(value) for name, value in figures.items() if type(value) in (int, float)}
 
 
-def _connect(plan: Plan, left: int) -> int:
-    """Connects to Ray; how many trials have room there at once: two half of which started would wait for ever."""
-    cpus, gpus = needs(plan)
-    wanted = plan.config.concurrent
+def _connect(plan: Plan, left: int, say: Callable[[str], None]) -> int:
+    """Connects to Ray; how many trials run at once there.
+
+    No more than have room, unless they were asked for: of two that have half of what they need neither would go on.
+    """
+    every, wanted = _experiments(plan), plan.config.concurrent
     if not cluster.started() and not cluster.joins():
-        base = plan.experiment({}, plan.run(0)).ray
-        room = max(1, int((os.cpu_count() or 1) / (base.workers * base.cpus_per_worker)))
-        at_once = min(left, wanted or room)
-        cluster.connect(cpus=at_once * cpus, logs=False)
-    else:
-        cluster.connect(logs=False)
-        at_once = left
+        cores = os.cpu_count() or 1
+        at_once = wanted or min(max(1, int(cores / (e.ray.workers * e.ray.cpus_per_worker))) for e in every)
+        at_once = min(at_once, left)
+        cluster.connect(cpus=at_once * max(_cpus(experiment) for experiment in every), logs=False)
+        return at_once
+    cluster.connect(logs=False)
     import ray
 
-    has = ray.cluster_resources()
-    room = int(has.get("CPU", 0.0) / cpus)
-    if gpus and has.get("GPU", 0.0) >= gpus:
-        room = min(room, int(has["GPU"] / gpus))
-    if wanted and wanted > max(1, room):
-        raise ConfigError(
-            f"concurrent={wanted}: trials need {cpus:g} CPUs and {gpus:g} GPUs each, of the {has.get('CPU', 0):g} and "
-            f"{has.get('GPU', 0):g} of the cluster; set concurrent to {max(1, room)} at the most"
-        )
-    return max(1, min(at_once, room, wanted or room))
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    has_room = min(room(experiment, nodes) for experiment in every)
+    if wanted and wanted > has_room:
+        say(f"concurrent={wanted}: the cluster has room for {has_room} now; the others wait for nodes")
+    return min(left, wanted or max(1, has_room))
 
 
-def needs(plan: Plan) -> tuple[float, float]:
-    """CPUs and GPUs that the largest trial takes of a cluster: ranks, memory, and one CPU for its data tasks."""
-    cpus = gpus = 0.0
-    domains = plan.config.space.items()
-    corners = [
-        {},
-        *({key: value} for key, domain in domains if isinstance(domain, Choices) for value in domain.choices),
-    ]
-    for point in corners:
-        try:
-            experiment = plan.experiment(point, plan.run(0))
-        except ConfigError:  # not by itself
-            continue
-        ray, memory = experiment.ray, experiment.memory
-        actors = 0 if experiment.evaluation is None else experiment.evaluation.actors
-        cpus = max(cpus, ray.workers * ray.cpus_per_worker + memory.actors * memory.cpus + 1, actors + 1)
-        gpus = max(gpus, 0 if ray.gpu is False else ray.workers + memory.gpus * memory.shards)
-    return cpus, gpus
+def _experiments(plan: Plan) -> list[Experiment]:
+    """The base and, for each of the choices of a key, the base with it: trials differ little in what they take."""
+    found = [plan.experiment({}, plan.run(0))]
+    for key, domain in plan.config.space.items():
+        for value in domain.choices if isinstance(domain, Choices) else ():
+            with suppress(ConfigError):  # not by itself
+                found.append(plan.experiment({key: value}, plan.run(0)))
+    return found
+
+
+def _cpus(experiment: Experiment) -> float:
+    """CPUs that a trial takes: of ranks and memory, and one for the tasks that read; or of its evaluation."""
+    ray, memory = experiment.ray, experiment.memory
+    actors = 0 if experiment.evaluation is None else experiment.evaluation.actors
+    return max(ray.workers * ray.cpus_per_worker + memory.actors * memory.cpus, actors) + 1
+
+
+def room(experiment: Experiment, nodes: list[dict[str, float]]) -> int:
+    """How many trials of ``experiment`` the ``nodes`` hold at once; each is what Ray says the node has."""
+    ray, memory = experiment.ray, experiment.memory
+
+    def total(name: str) -> float:
+        return sum(node.get(name, 0.0) for node in nodes)
+
+    def fitting(name: str, amount: float) -> int:
+        return sum(int(node.get(name, 0.0) / amount) for node in nodes)
+
+    found = [int(total("CPU") / _cpus(experiment)), fitting("CPU", ray.cpus_per_worker) // ray.workers]
+    if ray.gpu is True or (ray.gpu == "auto" and total("GPU") >= ray.workers):
+        found.append(int(total("GPU") / (ray.workers + memory.gpus * memory.shards)))
+    if memory.memory_bytes:
+        found.append(fitting("memory", memory.memory_bytes) // memory.shards)
+    return min(found)
