@@ -171,6 +171,8 @@ def _table(sweep: Sweep) -> str:
         cells = [str(rank), str(trial["index"]), *(_value(trial["point"].get(key)) for key in keys)]
         cells += [_number(trial.get("value")), str(trial["epochs"]), f"{minutes:.1f}"]
         said = trial["state"] if trial["state"] != "stopped" else f"stopped: {trial.get('reason') or '-'}"
+        for taken in trial.get("taken", []):
+            said += f", from trial {taken['source']} after epoch {taken['epoch']}"
         mark = ' class="given"' if trial["index"] == sweep.best else ""
         numbers = "".join(f'<td class="number">{escape(cell)}</td>' for cell in cells)
         rows.append(f"<tr{mark}>{numbers}<td>{escape(said)}</td></tr>")

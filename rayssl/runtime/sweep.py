@@ -23,7 +23,9 @@ from rayssl.experiment import Experiment
 from rayssl.reports.sweep import write_sweep_report
 from rayssl.runtime import cluster
 from rayssl.sweeps.book import Book
-from rayssl.sweeps.config import Choices, Plan
+from rayssl.sweeps.config import Choices, PBTConfig, Plan
+from rayssl.sweeps.points import count
+from rayssl.sweeps.population import Population
 from rayssl.sweeps.records import Rung
 
 
@@ -33,7 +35,8 @@ def sweep(plan: Plan, say: Callable[[str], None], *, retry_failed: bool = False)
     ``say`` is given one line for each time a trial is judged. A trial that fails does not end the sweep. Raises
     `UserError` for what is wrong with all of them, and where every one has failed.
     """
-    book = Book(plan, say, retry_failed=retry_failed)
+    kind = Population if isinstance(plan.config.scheduler, PBTConfig) else Book
+    book = kind(plan, say, retry_failed=retry_failed)
     if book.left:
         book.begin()
         with tempfile.TemporaryDirectory(prefix="rayssl-tune-") as scratch:
@@ -53,7 +56,7 @@ def _run(plan: Plan, book: Book, scratch: str, say: Callable[[str], None]) -> No
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one greets even where it is told to be silent
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "3600")
-    trials_at_once = _connect(plan, book.left, say)
+    trials_at_once = _connect(plan, min(book.left, count(plan.config)), say)
     from ray import tune
 
     from rayssl.runtime.sweep_tune import Points, Rungs, Watch

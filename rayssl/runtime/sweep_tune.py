@@ -26,7 +26,7 @@ class Points(Searcher):  # type: ignore[misc]
         """The next trial's configuration, which is what `rayssl.runtime.sweep.run_trial` is given."""
         found = self.book.next()
         if found is None:
-            return Searcher.FINISHED
+            return None if self.book.waiting else Searcher.FINISHED
         record, experiment = found
         job = {
             "experiment": experiment.model_dump(mode="json"),

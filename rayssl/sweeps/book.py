@@ -45,6 +45,11 @@ class Book:
         """How many trials are still to be started."""
         return len(self._unfinished) + len(self._new)
 
+    @property
+    def waiting(self) -> bool:
+        """Whether `next` will have more when a trial that runs is judged."""
+        return False
+
     def begin(self) -> None:
         """Writes what sweep this is."""
         tree = {"sweep": self.config.model_dump(mode="json"), "fixed": self.plan.fixed()}
@@ -58,17 +63,9 @@ class Book:
             else:
                 index = self._new.pop(0)
                 record = Record(index=index, point=self._point(index))
-            record = record.at(state="running", reason=None)
-            self._keep(record)
-            run = self.plan.run(record.index)
-            try:
-                experiment = self.plan.experiment(record.point, run)
-            except UserError as error:
-                self.failed(record.index, str(error).removeprefix(f"{self.plan.where}: "))
-                continue
-            tree = experiment.model_dump(mode="json")
-            record_run(experiment, origins(tree, assignments(record.point), experiment))
-            return record, experiment
+            found = self._start(record)
+            if found is not None:
+                return found
         return None
 
     def rungs_left(self, record: Record, experiment: Experiment) -> list[int]:
@@ -124,8 +121,26 @@ class Book:
             f"{self.config.metric} {best.value:.5g} after {best.epochs} epochs.\n"
             f"# Command: rayssl train {storage.join(self.plan.uri, BEST)}\n"
         )
+        if best.taken:
+            head += (
+                f"# Its values changed on the way; the weights that came of it are in {self.plan.run(best.index)}.\n"
+            )
         tree = yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
         storage.write_text(storage.join(self.plan.uri, BEST), head + tree)
+
+    def _start(self, record: Record) -> tuple[Record, Experiment] | None:
+        """The trial's experiment, its folder ready; None where its values do not go together, which is a failure."""
+        record = record.at(state="running", reason=None)
+        self._keep(record)
+        run = self.plan.run(record.index)
+        try:
+            experiment = self.plan.experiment(record.point, run)
+        except UserError as error:
+            self.failed(record.index, str(error).removeprefix(f"{self.plan.where}: "))
+            return None
+        tree = experiment.model_dump(mode="json")
+        record_run(experiment, origins(tree, assignments(record.point), experiment))
+        return record, experiment
 
     def _point(self, index: int) -> Point:
         if self.config.search == "optuna":
@@ -150,7 +165,7 @@ class Book:
 
     def _judge(self, record: Record, last: int) -> bool:
         config, rung, value = self.config, record.rungs[-1], record.rungs[-1].value
-        told = f"trial {record.index}  epoch {rung.epoch}/{last}  {config.metric} {value:.5g}"
+        told = self._told(record, last)
         if rung.epoch >= last:
             self._keep(record.at(state="finished"))
             self._say(f"{told}  finished ({record.seconds:.0f} s)")
@@ -166,6 +181,9 @@ class Book:
         self._keep(record.at(passed=rung.epoch))
         self._say(told)
         return True
+
+    def _told(self, record: Record, last: int) -> str:
+        return f"trial {record.index}  epoch {record.epochs}/{last}  {self.config.metric} {record.value:.5g}"
 
 
 def table(book: Book) -> str:

@@ -93,6 +93,18 @@ class ASHAConfig(Config):
         return self
 
 
+class PBTConfig(Config):
+    """Population based training: all trials are trained together, and after each ``every`` epochs those in the worst
+    ``quantile`` go on from the checkpoint of one in the best, with its values changed a little.
+
+    For values that a training can go on with (rates, temperatures, weights), not for those that decide on shapes.
+    """
+
+    name: Literal["pbt"]
+    every: int = Field(ge=1)
+    quantile: float = Field(0.25, gt=0, le=0.5)
+
+
 class SweepConfig(Config):
     """``sweep``: folder or URI of the sweep; ``base``: YAML of an experiment, beside this file or where it is run;
     ``overrides``: ``key.path=value`` of all trials; ``space``: dotted keys of the experiment and what they may be.
@@ -109,7 +121,7 @@ class SweepConfig(Config):
     space: dict[str, Domain] = Field(min_length=1)
     trials: int | None = Field(None, ge=1)
     search: Literal["grid", "random", "optuna"] = "random"
-    scheduler: Annotated[FIFOConfig | ASHAConfig, Field(discriminator="name")] = FIFOConfig()
+    scheduler: Annotated[FIFOConfig | ASHAConfig | PBTConfig, Field(discriminator="name")] = FIFOConfig()
     metric: str
     mode: Literal["min", "max"]
     seed: int = Field(0, ge=0)
@@ -123,6 +135,13 @@ class SweepConfig(Config):
                 raise ValueError(f"search: grid needs choices; give some for space '{ranges[0]}', or search at random")
         elif self.trials is None:
             raise ValueError(f"trials: search: {self.search} needs to know how many")
+        if isinstance(self.scheduler, PBTConfig):
+            if self.search == "optuna":
+                raise ValueError("scheduler: pbt needs all points at its start; search: random or grid draws them")
+            if self.trials == 1:
+                raise ValueError("scheduler: pbt needs several trials")
+            if "training.epochs" in self.space or "training.epoch_steps" in self.space:
+                raise ValueError("scheduler: pbt trains all trials equally long; leave training.epochs out of space")
         if "run" in self.space or any(each.startswith("run=") for each in self.overrides):
             raise ValueError("run: each trial has a folder of its own below sweep; leave it out")
         return self
@@ -153,7 +172,11 @@ class Plan:
     def rungs(self, experiment: Experiment) -> list[int]:
         """The epochs after which a trial is judged, the last one included."""
         last = experiment.training.epochs
-        early = self.config.scheduler.rungs if isinstance(self.config.scheduler, ASHAConfig) else []
+        scheduler, early = self.config.scheduler, list[int]()
+        if isinstance(scheduler, ASHAConfig):
+            early = scheduler.rungs
+        if isinstance(scheduler, PBTConfig):
+            early = list(range(scheduler.every, last, scheduler.every))
         return [*(epoch for epoch in early if epoch < last), last]
 
     @property
@@ -219,6 +242,11 @@ def _check(plan: Plan, experiment: Experiment) -> None:
         raise ConfigError(
             f"scheduler.rungs: {config.scheduler.rungs[-1]} is not before training.epochs="
             f"{experiment.training.epochs} of {where}; leave it out, every trial that is left is judged at its end"
+        )
+    if isinstance(config.scheduler, PBTConfig) and config.scheduler.every >= experiment.training.epochs:
+        raise ConfigError(
+            f"scheduler.every={config.scheduler.every} is not below training.epochs={experiment.training.epochs} of "
+            f"{where}: nothing would be taken over"
         )
     _check_metric(config.metric, experiment, where)
 

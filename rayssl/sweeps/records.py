@@ -27,8 +27,18 @@ class Rung(Config):
     figures: dict[str, float] = {}
 
 
+class Taken(Config):
+    """After ``epoch`` a trial of a population went on from the checkpoint of trial ``source``; its point ``before``."""
+
+    epoch: int
+    source: int
+    before: dict[str, Any]
+
+
 class Record(Config):
-    """A trial: its point, how far it has come, and why no further; ``passed``: the last rung from which it went on."""
+    """A trial: its point, how far it has come, and why no further; ``passed``: the last rung from which it went on;
+    ``taken``: where it became a copy of another one.
+    """
 
     index: int = Field(ge=0)
     point: dict[str, Any]
@@ -36,6 +46,7 @@ class Record(Config):
     reason: str | None = None
     rungs: list[Rung] = []
     passed: int = 0
+    taken: list[Taken] = []
 
     @property
     def epochs(self) -> int:
