@@ -44,7 +44,7 @@ def sweep(plan: Plan, say: Callable[[str], None], *, retry_failed: bool = False)
     book.write()
     write_sweep_report(plan.uri)
     failed = [record for record in book.records.values() if record.state == "failed"]
-    if len(failed) == len(book.records):
+    if failed and len(failed) == len(book.records):
         raise UserError(f"{plan.uri}: every trial failed ({len(failed)} of them), the first by: {failed[0].reason}")
     return book
 
@@ -144,20 +144,21 @@ def _connect(plan: Plan, left: int, say: Callable[[str], None]) -> int:
     No more than have room, unless they were asked for: of two that have half of what they need neither would go on.
     """
     every, wanted = _experiments(plan), plan.config.concurrent
-    if not cluster.started() and not cluster.joins():
+    at_once = wanted or left
+    if cluster.started() or cluster.joins():
+        cluster.connect(logs=False)
+    else:
         cores = os.cpu_count() or 1
-        at_once = wanted or min(max(1, int(cores / (e.ray.workers * e.ray.cpus_per_worker))) for e in every)
-        at_once = min(at_once, left)
+        by_cores = min(max(1, int(cores / (each.ray.workers * each.ray.cpus_per_worker))) for each in every)
+        at_once = min(wanted or by_cores, left)
         cluster.connect(cpus=at_once * max(_cpus(experiment) for experiment in every), logs=False)
-        return at_once
-    cluster.connect(logs=False)
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     has_room = min(room(experiment, nodes) for experiment in every)
     if wanted and wanted > has_room:
-        say(f"concurrent={wanted}: the cluster has room for {has_room} now; the others wait for nodes")
-    return min(left, wanted or max(1, has_room))
+        say(f"concurrent={wanted}: there is room for {has_room} now; the others wait for more nodes")
+    return min(left, wanted or max(1, min(at_once, has_room)))
 
 
 def _experiments(plan: Plan) -> list[Experiment]:
