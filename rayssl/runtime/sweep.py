@@ -28,6 +28,8 @@ from rayssl.sweeps.points import count
 from rayssl.sweeps.population import Population
 from rayssl.sweeps.records import Rung
 
+_PAUSE_S = 2.0  # before an evaluation is tried again
+
 
 def sweep(plan: Plan, say: Callable[[str], None], *, retry_failed: bool = False) -> Book:
     """Runs the trials that ``plan`` still needs, and writes results, the best configuration and the report.
@@ -128,14 +130,32 @@ def reason(error: BaseException) -> str:
 def _to(experiment: Experiment, epoch: int, evaluated: bool) -> dict[str, float]:
     """Trains to the end of ``epoch`` and evaluates; the figures of both, those of evaluation before."""
     from rayssl.runtime import train as training
-    from rayssl.runtime.evaluate import evaluate
 
     figures = dict(training.train(experiment, training.check(experiment), until=epoch))
     if evaluated:
-        found = evaluate(experiment.run)
-        first = found[0] if isinstance(found, list) else found  # of several heads the model's own, or the first probe
-        figures |= first.model_dump(mode="json")
+        figures |= evaluated_again(experiment)
     return {name: float(value) for name, value in figures.items() if type(value) in (int, float)}
+
+
+def evaluated_again(experiment: Experiment) -> dict[str, Any]:
+    """The figures of a run's last checkpoint; of several heads those of the model's own, or of the first probe.
+
+    Tried once more after an error that a user cannot mend, as often as training is: beside other trials an actor of
+    Ray Data was seen to be refused its place, once.
+    """
+    from rayssl.runtime import evaluate as evaluation
+    from rayssl.runtime.train import user_error
+
+    for attempt in range(experiment.ray.max_failures + 1):
+        try:
+            found = evaluation.evaluate(experiment.run)
+            first = found[0] if isinstance(found, list) else found
+            return first.model_dump(mode="json")
+        except Exception as error:
+            if user_error(error) is not None or attempt == experiment.ray.max_failures:
+                raise
+            time.sleep(_PAUSE_S)
+    raise AssertionError("unreachable")
 
 
 def _connect(plan: Plan, left: int, say: Callable[[str], None]) -> int:
