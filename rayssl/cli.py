@@ -1,4 +1,4 @@
-"""The command line: ``rayssl show | prepare | train | evaluate | embed | export | report | bench | doctor``.
+"""The command line: ``rayssl show | prepare | train | sweep | evaluate | embed | export | report | bench | doctor``.
 
 A user's mistake prints one line and exits with status 2; a defect keeps its traceback.
 """
@@ -84,6 +84,28 @@ def train(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def sweep(arguments: argparse.Namespace) -> int:
+    """Tries many values of the keys of an experiment; the same command again goes on where it stopped."""
+    from rayssl.sweeps import book, points
+    from rayssl.sweeps.config import assignments, read_plan
+
+    plan = read_plan(arguments.config, arguments.overrides)
+    if arguments.dry_run:
+        if plan.config.search == "optuna":
+            points.suggested(plan.config, 0, [])
+            print(f"{points.count(plan.config)} trials, each drawn by optuna from what came of those before")
+            return 0
+        for index, point in enumerate(points.drawn(plan.config)):
+            print(f"trial {index}  {' '.join(assignments(point))}")
+        return 0
+    from rayssl.runtime.sweep import sweep as run
+
+    kept = run(plan, lambda line: print(line, flush=True), retry_failed=arguments.retry_failed)
+    print(book.table(kept))
+    print(f"{plan.uri}: best.yaml for 'rayssl train', results.json, report.html")
+    return 0
+
+
 def evaluate(arguments: argparse.Namespace) -> int:
     """Embeds a run's test corpus and scores its trials, or classifies it."""
     from rayssl.runtime import evaluate as runtime
@@ -151,15 +173,17 @@ def export(arguments: argparse.Namespace) -> int:
 
 
 def report(arguments: argparse.Namespace) -> int:
-    """Writes the HTML page of a run, or one that compares several."""
+    """Writes the HTML page of a run or of a sweep, or one that compares several runs."""
     if len(arguments.runs) > 1:
         from rayssl.reports.compare_page import write_comparison
 
         print(write_comparison(arguments.runs, arguments.out or "comparison.html"))
         return 0
     from rayssl.reports.page import write_report
+    from rayssl.reports.sweep import is_sweep, write_sweep_report
 
-    print(write_report(arguments.runs[0], arguments.out))
+    run = arguments.runs[0]
+    print(write_sweep_report(run) if is_sweep(run) else write_report(run, arguments.out))
     return 0
 
 
@@ -269,11 +293,22 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--quiet", action="store_true", help="no progress bar")
     example = "configs/gsc_ssps_simclr.yaml method.clusters=500 training.epochs=30"
     _add(verbs, train, "train, or go on training after any interruption", example, config, over)
+    text, example = "search over keys of an experiment", "configs/sweep_synthetic.yaml trials=20 training.epochs=12"
+    searched = _add(verbs, sweep, text, example, config, over)
+    searched.add_argument("--retry-failed", action="store_true", help="try trials that failed once more")
+    searched.add_argument("--dry-run", action="store_true", help="print what would be tried")
     text = "figures on trials, or on the classes of a test corpus"
     scored = _add(verbs, evaluate, text, "runs/synthetic/ssps --checkpoint best", run, over)
     scored.add_argument("--checkpoint", default="last", help="last (default), best, epoch-N, step-N, or every one kept")
     _embed_and_export(verbs, run, over)
-    runs = ("runs", {"nargs": "+", "metavar": "RUN", "help": "folders or URIs of runs; several are compared"})
+    runs = (
+        "runs",
+        {
+            "nargs": "+",
+            "metavar": "RUN",
+            "help": "folders or URIs of runs, or one of a sweep; several runs are compared",
+        },
+    )
     page = _add(verbs, report, "one self-contained HTML page", "runs/a runs/b runs/c --out comparison.html", runs)
     page.add_argument(
         "--out", metavar="PAGE", help="file or URI (default: RUN/report.html; comparison.html of several)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import sys
 import warnings
 
 
@@ -13,8 +14,16 @@ def joins() -> bool:
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
-def connect(cpus: float = 0.0) -> None:
+def started() -> bool:
+    """Whether this process is connected already."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
+def connect(cpus: float = 0.0, *, logs: bool = True) -> None:
     """Joins the cluster named by RAY_ADDRESS, or starts a local one with ``cpus`` logical CPUs on top of the cores.
+
+    ``logs``: what workers print comes to this process's terminal.
 
     The spare logical CPUs keep data tasks schedulable while training workers hold theirs: without them Ray Data waits
     for ever, silently. Ray listens on more than loopback whatever it is told, so a local cluster demands a token that
@@ -40,7 +49,7 @@ def connect(cpus: float = 0.0) -> None:
     if joined:
         # its processes have an environment of their own
         quiet = {"env_vars": {"RAY_DATA_LOG_LEVEL": os.environ["RAY_DATA_LOG_LEVEL"]}}
-        ray.init(logging_level=logging.WARNING, runtime_env=quiet)
+        ray.init(logging_level=logging.WARNING, runtime_env=quiet, log_to_driver=logs)
         return
     ray.init(
         address="local",
@@ -48,6 +57,7 @@ def connect(cpus: float = 0.0) -> None:
         include_dashboard=True,  # Ray Train's cleaner and the State API need it
         dashboard_host="127.0.0.1",
         logging_level=logging.WARNING,
+        log_to_driver=logs,
     )
 
 

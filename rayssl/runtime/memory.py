@@ -52,7 +52,8 @@ class ActorMemory:
         self.calls = 0
         name = f"memory:{label}:{os.urandom(4).hex()}"
         if collectives.rank() == 0:
-            actor = ray.remote(Server).options(**options(config, name))
+            # its own place in the cluster: inside a trial of Tune it would be put into the trial's group, which is full
+            actor = ray.remote(Server).options(**options(config, name), scheduling_strategy="DEFAULT")
             self.actor = actor.remote(settings, collectives.world(), config.sync == "strict")
             ray.get(self.actor.metrics.remote())  # alive before another rank looks for it
         name = collectives.broadcast_object(name)

@@ -44,7 +44,7 @@ def start(settings: dict[str, Any], world: int, config: MemoryConfig, prefix: st
         .remote(*common, shard, config.shards)
         for shard in range(config.shards)
     ]
-    declared = {"num_cpus": config.cpus, "name": prefix, "max_concurrency": 1000}
+    declared = {"num_cpus": config.cpus, "name": prefix, "max_concurrency": 1000, "scheduling_strategy": "DEFAULT"}
     index = ray.remote(IndexServer).options(**declared).remote(*common, stores)
     ray.get([index.metrics.remote(0), *(store.lost_rows.remote() for store in stores)])
     return index, stores

@@ -42,13 +42,16 @@ from rayssl.views.modules import build_recipes
 _AHEAD_BYTES = 256 << 20  # decoded batches that wait in the object store for one rank
 
 
-def train(experiment: Experiment, manifest: shards.Manifest) -> dict[str, Any]:
+def train(experiment: Experiment, manifest: shards.Manifest, until: int | None = None) -> dict[str, Any]:
     """Trains, or goes on training, the run of ``experiment``; returns the last epoch's metrics.
 
-    ``manifest`` is what `check` returned. Running it again on a finished run does nothing. Raises `UserError` for what
-    a user can mend; anything else restarts the workers from the last checkpoint, at most ``ray.max_failures`` times.
+    ``manifest`` is what `check` returned. Running it again on a finished run does nothing. ``until``: stops after so
+    many epochs, all of them of a training of ``training.epochs``; called with more, it goes on as if it had not
+    stopped. Raises `UserError` for what a user can mend; anything else restarts the workers from the last checkpoint,
+    at most ``ray.max_failures`` times.
     """
-    if _cursor(experiment).epoch >= experiment.training.epochs:
+    until = min(until or experiment.training.epochs, experiment.training.epochs)
+    if _cursor(experiment).epoch >= until:
         meta = checkpoint.read_meta(checkpoint.locate(experiment.run, "last"))
         print(f"{experiment.run}: already trained to epoch {meta.epoch}; raise training.epochs to go on", flush=True)
         return meta.metrics
@@ -62,7 +65,7 @@ def train(experiment: Experiment, manifest: shards.Manifest) -> dict[str, Any]:
         print(describe_memory(settings, memory), flush=True)
     for attempt in range(experiment.ray.max_failures + 1):
         try:
-            return _fit(experiment, manifest)
+            return _fit(experiment, manifest, until)
         except Exception as error:
             mistake = user_error(error)
             if mistake is not None:
@@ -119,7 +122,7 @@ def user_error(error: BaseException) -> UserError | None:
     return None
 
 
-def _fit(experiment: Experiment, manifest: shards.Manifest) -> dict[str, Any]:
+def _fit(experiment: Experiment, manifest: shards.Manifest, until: int) -> dict[str, Any]:
     from ray.data import ExecutionOptions
     from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -133,7 +136,7 @@ def _fit(experiment: Experiment, manifest: shards.Manifest) -> dict[str, Any]:
     scratch = tempfile.TemporaryDirectory(prefix="rayssl-train-")  # Ray Train's own notes, no checkpoints
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"experiment": tree, "manifest": manifest.model_dump(mode="json")},
+        train_loop_config={"experiment": tree, "manifest": manifest.model_dump(mode="json"), "until": until},
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=experiment.ray.collective_timeout_s),
         scaling_config=ScalingConfig(
             num_workers=experiment.ray.workers,
@@ -147,7 +150,7 @@ def _fit(experiment: Experiment, manifest: shards.Manifest) -> dict[str, Any]:
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
         ),
         # evaluated anew at each start: the plan of what remains
-        datasets={name: partial(_dataset, tree, manifest, name) for name in _streams(experiment, manifest)},
+        datasets={name: partial(_dataset, tree, manifest, name, until) for name in _streams(experiment, manifest)},
         dataset_config=DataConfig(execution_options=options),  # Train's own would drop those of the dataset
     )
     with scratch:
@@ -198,11 +201,11 @@ def _streams(experiment: Experiment, manifest: shards.Manifest) -> dict[str, Str
     return {"train": own} | ({} if labelled is None else {"labelled": labelled})
 
 
-def _dataset(tree: dict[str, Any], manifest: shards.Manifest, name: str) -> Any:
+def _dataset(tree: dict[str, Any], manifest: shards.Manifest, name: str, until: int) -> Any:
     from rayssl.runtime import ingest
 
     experiment = Experiment(**tree)
-    method, epochs = build_method(experiment, manifest), range(experiment.training.epochs)
+    method, epochs = build_method(experiment, manifest), range(until)
     few = name == "labelled"
     return ingest.dataset(
         manifest,
@@ -260,7 +263,7 @@ def _worker(config: dict[str, Any]) -> None:
     log = loop.parts.log
     assert log is not None
     try:
-        loop.fit(joined(own, few))
+        loop.fit(joined(own, few), config["until"])
     except BaseException:
         with suppress(Exception):  # what went wrong first is what is told
             log.close(failed=True)

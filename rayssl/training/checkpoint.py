@@ -149,6 +149,25 @@ def load(uri: str) -> Loaded:
     return Loaded(uri, meta, state)
 
 
+def take_over(source: str, run: str) -> str:
+    """Makes the last checkpoint of the run ``source`` the last one of ``run``, with everything in it; its new URI.
+
+    Later ones of ``run``, and its own of the same step, are removed. Raises `CheckpointError` where ``source`` has
+    none, or a damaged one; ``run`` is as it was then.
+    """
+    uri = locate(source, "last")
+    meta = read_meta(uri)
+    files = {name: pieces.verified(uri, name, record) for name, record in meta.files.items()}
+    for step in (step for step in steps(run) if step >= meta.step):
+        storage.remove(storage.join(_uri(run, step), _META))
+        storage.remove(_uri(run, step), recursive=True)
+    own = _uri(run, meta.step)
+    for name, data in files.items():
+        storage.write_bytes(storage.join(own, name), data)
+    storage.write_text(storage.join(own, _META), storage.read_text(storage.join(uri, _META)))
+    return own
+
+
 def load_weights(module: torch.nn.Module, source: str, architecture: str) -> str:
     """Gives ``module`` the weights of a checkpoint, or of a run's last one; returns the checkpoint's URI.
 

@@ -101,8 +101,12 @@ class Loop:
             )
         self.optimiser.load_state_dict({"state": saved["state"], "param_groups": groups})
 
-    def fit(self, batches: Iterator[Raw]) -> dict[str, float]:
-        """Trains to the last epoch and returns its metrics; ``batches`` start at the cursor."""
+    def fit(self, batches: Iterator[Raw], last: int | None = None) -> dict[str, float]:
+        """Trains to the end of ``batches``, which start at the cursor, and returns the metrics of the last epoch.
+
+        That must be epoch ``last``, by default the one that the schedules end with.
+        """
+        last = self.parts.config.epochs if last is None else last
         batches = iter(batches)
         self.parts.method.train()
         raw = self._next(batches)
@@ -122,8 +126,8 @@ class Loop:
             elif self._checkpoint_due():
                 self._save(self._finite_sums(), self._epoch.total_counts())
             raw = following if following is not None else self._next(batches)
-        if self.cursor.epoch < self.parts.config.epochs:
-            raise RuntimeError(f"the batches ended at {self.cursor}, before epoch {self.parts.config.epochs}")
+        if self.cursor.epoch < last:
+            raise RuntimeError(f"the batches ended at {self.cursor}, before epoch {last}")
         return self._metrics
 
     def _next(self, batches: Iterator[Raw]) -> Raw | None:

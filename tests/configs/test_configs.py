@@ -12,12 +12,16 @@ import torch
 from rayssl.data.corpus import PrepareConfig
 from rayssl.experiment import Experiment
 from rayssl.schema import load_yaml, override, parse
+from rayssl.sweeps import points
+from rayssl.sweeps.config import read_plan
 from tests.runs import SPLITS, batches, build, records, write_corpus
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "configs").glob("*.yaml"))
 TREES = {path.name: load_yaml(path.read_text(), path.name) for path in FILES}
-EXPERIMENTS = [name for name, tree in TREES.items() if "corpora" not in tree]
+SWEEPS = [name for name, tree in TREES.items() if "space" in tree]
+PREPARED = [name for name, tree in TREES.items() if "corpora" in tree]
+EXPERIMENTS = [name for name in TREES if name not in (*SWEEPS, *PREPARED)]
 # Two epochs of two steps: SSPS remembers in the first and replaces positives in the second.
 QUICK = (
     *("training.epochs=2", "training.batch=8", "training.log_every=1", "training.precision=fp32", "ray.workers=1"),
@@ -60,7 +64,7 @@ def made_small(tree: dict[str, Any]) -> list[str]:
 
 
 def test_there_are_some() -> None:
-    assert EXPERIMENTS and len(EXPERIMENTS) < len(FILES)
+    assert EXPERIMENTS and SWEEPS and PREPARED
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -70,13 +74,25 @@ def test_header(path: Path) -> None:
     header = lines[: next(number for number, line in enumerate(lines) if not line.startswith("#"))]
     fields = {match[1]: match[2] for line in header if (match := re.match(r"# (\w+): +(\S.*)", line))}
     assert {"Shows", "Command", "Hardware"} <= fields.keys()
-    verb = "train|sweep" if path.name in EXPERIMENTS else "prepare"
+    verb = "train" if path.name in EXPERIMENTS else "sweep" if path.name in SWEEPS else "prepare"
     assert re.match(rf"rayssl ({verb}) configs/{re.escape(path.name)}\b", fields["Command"])
 
 
-@pytest.mark.parametrize("name", [name for name in TREES if name not in EXPERIMENTS])
+@pytest.mark.parametrize("name", PREPARED)
 def test_prepare_configs_are_read(name: str) -> None:
     assert parse(PrepareConfig, TREES[name], name).corpora
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_sweeps_are_read(name: str) -> None:
+    """Of one of these experiments; every trial is an experiment, and those of a search by optuna at its start."""
+    plan = read_plan(str(ROOT / "configs" / name), [])
+    assert plan.config.base in EXPERIMENTS
+    blind = plan.config.search == "optuna"
+    drawn = [points.suggested(plan.config, k, []) for k in range(4)] if blind else points.drawn(plan.config)
+    for index, point in enumerate(drawn):
+        experiment = plan.experiment(point, plan.run(index))
+        assert len(plan.rungs(experiment)) > 1
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -30,7 +30,7 @@ def test_an_overlay_renders_with_every_kind(overlay: str) -> None:
     assert {item["kind"] for item in items} == WANTED
     assert {item["metadata"].get("namespace") for item in items if item["kind"] != "Namespace"} == {"rayssl"}
     jobs = {item["metadata"]["name"] for item in items if item["kind"] == "RayJob"}
-    assert jobs == {"rayssl-prepare", "rayssl-train", "rayssl-evaluate"}
+    assert jobs == {"rayssl-prepare", "rayssl-train", "rayssl-sweep", "rayssl-evaluate"}
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -44,7 +44,7 @@ def test_kinds_of_kubernetes_hold_to_their_schemas(overlay: str) -> None:
 def test_kinds_of_ray_hold_to_kuberays_schemas(overlay: str) -> None:
     manifests.need_crds()
     checked = [item for item in render(overlay) if item["kind"] in RAY_KINDS]
-    assert len(checked) == 5
+    assert len(checked) == 6
     assert {item["metadata"]["name"]: found for item in checked if (found := problems(item))} == {}
 
 

@@ -15,6 +15,8 @@ import pytest
 from rayssl.data.corpus import PrepareConfig
 from rayssl.experiment import Experiment
 from rayssl.schema import load_yaml, override, parse
+from rayssl.sweeps import points
+from rayssl.sweeps.config import read_plan
 from tests.infra.manifests import OVERLAYS, ROOT, Document, broken, find, job_specs, quantity, render
 
 BUCKET = "some-bucket"
@@ -62,11 +64,14 @@ def commands(entrypoint: str) -> list[list[str]]:
 
 
 def experiments(entrypoint: str) -> list[Experiment]:
-    """What `train` in an entrypoint will do."""
+    """What `train` in an entrypoint will do, or each trial of `sweep`."""
     found = []
     for _, script, first, *overrides in commands(entrypoint):
         if script == "jobs/train.py":
             found.append(parse(Experiment, override(load_yaml((ROOT / first).read_text(), first), overrides), first))
+        if script == "jobs/sweep.py":
+            plan = read_plan(str(ROOT / first), overrides)
+            found += [plan.experiment(point, plan.run(k)) for k, point in enumerate(points.drawn(plan.config))]
     return found
 
 
@@ -81,11 +86,15 @@ def test_entrypoints_are_jobs_with_arguments_that_parse(items: list[Document]) -
             if script == "jobs/evaluate.py":
                 assert first.startswith(f"s3://{BUCKET}/")
                 continue
-            tree = override(load_yaml((ROOT / first).read_text(), first), overrides)
-            made = parse(PrepareConfig if script == "jobs/prepare.py" else Experiment, tree, first)
-            uris = re.findall(r"s3://[^\s'\"]+", str(made.model_dump(exclude={"evaluation"})))
+            if script == "jobs/sweep.py":
+                texts = [str(each.model_dump()) for each in experiments(spec["entrypoint"])]
+            else:
+                tree = override(load_yaml((ROOT / first).read_text(), first), overrides)
+                made = parse(PrepareConfig if script == "jobs/prepare.py" else Experiment, tree, first)
+                texts = [str(made.model_dump(exclude={"evaluation"}))]
+            uris = re.findall(r"s3://[^\s'\"]+", " ".join(texts))
             assert uris and all(uri.startswith(f"s3://{BUCKET}/") for uri in uris), (name, uris)
-    assert used == {f"jobs/{verb}.py" for verb in ("prepare", "train", "evaluate")}
+    assert used == {f"jobs/{verb}.py" for verb in ("prepare", "train", "sweep", "evaluate")}
 
 
 def test_jobs_hand_on_to_each_other(items: list[Document]) -> None:
@@ -100,6 +109,11 @@ def test_jobs_hand_on_to_each_other(items: list[Document]) -> None:
     made, scored = (dict(w.split("=", 1) for w in jobs[f"rayssl-{job}"][0][3:]) for job in ("prepare", "evaluate"))
     assert made["corpora.test.out"] == scored["evaluation.corpus"]
     assert f"run={jobs['rayssl-evaluate'][0][2]}" in jobs["rayssl-train"][0]
+    read, made, scored = (
+        dict(w.split("=", 1) for w in jobs[f"rayssl-{job}"][0][3:]) for job in ("sweep", "prepare", "evaluate")
+    )
+    assert read["corpus.uri"] == made["corpora.train.out"]
+    assert {key: read[key] for key in scored} == scored  # trials are judged by what runs are
 
 
 def test_training_fits_its_cluster(items: list[Document]) -> None:

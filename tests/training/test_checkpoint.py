@@ -251,3 +251,31 @@ def test_another_architecture(tmp_path: Path, there: nn.Module, problem: str) ->
     assert text.startswith(f"{uri}: the checkpoint is of another architecture, large: {problem}; ")
     assert "this run's is small" in text
     assert torch.equal(here.weight, before)
+
+
+def test_taken_over(tmp_path: Path) -> None:
+    """Another run's last checkpoint, with its memory, in place of the own ones from there on."""
+    donor, own = tmp_path / "donor", tmp_path / "own"
+    checkpoint.save(str(donor), end(1), {}, None)
+    made = checkpoint.save(str(donor), replace(META, step=20), state(), memory)
+    fill(own, end(1), end(2, loss=5.0), end(3))
+    uri = checkpoint.take_over(str(donor), str(own))
+    assert uri == checkpoint.locate(str(own), "last") and checkpoint.steps(str(own)) == [10, 20]
+    mine, theirs = checkpoint.load(uri), checkpoint.load(made)
+    torch.testing.assert_close(mine.state, theirs.state, rtol=0, atol=0)
+    assert mine.meta == theirs.meta
+    for got, expected in zip(whole(mine), whole(theirs), strict=True):
+        np.testing.assert_equal(got, expected)
+    assert checkpoint.take_over(str(donor), str(own)) == uri
+
+
+def test_a_damaged_one_is_not_taken_over(tmp_path: Path) -> None:
+    donor, own = tmp_path / "donor", tmp_path / "own"
+    made = checkpoint.save(str(donor), end(2), state(), memory)
+    fill(own, end(2, loss=5.0))
+    (Path(made) / "state.pt").write_bytes(b"cut")
+    with pytest.raises(CheckpointError, match=r"donor/.*state\.pt: damaged"):
+        checkpoint.take_over(str(donor), str(own))
+    assert checkpoint.read_meta(checkpoint.locate(str(own), "last")).metrics["loss"] == 5.0
+    with pytest.raises(CheckpointError, match="nobody: no checkpoint there"):
+        checkpoint.take_over(str(tmp_path / "nobody"), str(own))

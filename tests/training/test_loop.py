@@ -109,6 +109,24 @@ def test_interrupted_again_and_again(corpus: Path, tmp_path: Path, whole: tuple[
         assert records(settings.run, kind) == records(whole[0].run, kind)
 
 
+@pytest.mark.parametrize("rung", [1, 2])
+def test_stopped_after_an_epoch_and_gone_on_with(
+    corpus: Path, tmp_path: Path, whole: tuple[Experiment, dict[str, Any]], rung: int
+) -> None:
+    """A rung of a sweep: the batches end there, schedules are those of the whole, and nothing shows it afterwards."""
+    settings = experiment(tmp_path, corpus)
+    loop = build(settings)
+    rows = itertools.takewhile(lambda raw: raw["epoch"] < rung, batches(settings, loop))
+    metrics = loop.fit(rows, rung)
+    assert loop.parts.log is not None
+    loop.parts.log.close()
+    assert checkpoint.read_meta(checkpoint.locate(settings.run, "last")).epoch == rung
+    assert metrics == checkpoint.read_meta(checkpoint.locate(settings.run, "last")).metrics
+    torch.testing.assert_close(content(fit(settings)), whole[1], rtol=0, atol=0)
+    for kind in ("step", "epoch", "refresh"):
+        assert records(settings.run, kind) == records(whole[0].run, kind)
+
+
 def test_a_finished_run_returns_its_figures(whole: tuple[Experiment, dict[str, Any]]) -> None:
     loop = build(whole[0])
     metrics = loop.fit(iter(()))

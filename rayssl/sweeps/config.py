@@ -1,0 +1,265 @@
+"""The YAML of a sweep as one type, and the experiment of each of its trials."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from rayssl import storage
+from rayssl.errors import ConfigError
+from rayssl.evaluation.settings import ClassificationConfig
+from rayssl.experiment import Experiment, located
+from rayssl.schema import Config, Tree, load_yaml, override, parse
+
+Point: TypeAlias = dict[str, Any]  # a value for each key of the space
+
+_OF_TRIALS = ("eer", "min_dcf_001", "min_dcf_005")
+_OF_CLASSES = ("balanced_accuracy", "accuracy", "geometric_mean", "macro_f1", "many", "medium", "few")
+_OF_TRAINING = ("loss",)
+
+
+class Choices(Config):
+    """One of these values."""
+
+    choices: list[Any] = Field(min_length=1)
+
+    @property
+    def examples(self) -> list[Any]:
+        """Values that the experiment has to take."""
+        return self.choices
+
+
+class Range(Config):
+    """Numbers from ``low`` to ``high``, both included; ``log``: evenly in the logarithm; ``integer``: whole ones."""
+
+    low: float
+    high: float
+    log: bool = False
+    integer: bool = False
+
+    @model_validator(mode="after")
+    def _possible(self) -> Range:
+        if self.low >= self.high:
+            raise ValueError(f"low={self.low:g} is not below high={self.high:g}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"log: low={self.low:g} must be above 0")
+        if self.integer and (self.low % 1 or self.high % 1):
+            raise ValueError("integer: low and high must be whole numbers")
+        return self
+
+    @property
+    def examples(self) -> list[Any]:
+        """Values that the experiment has to take."""
+        return [self.number(self.low), self.number(self.high)]
+
+    def number(self, value: float) -> int | float:
+        """``value`` within the range, whole or to four digits: what a person would write."""
+        if self.integer:
+            return round(min(max(value, self.low), self.high))
+        return min(max(float(f"{value:.4g}"), self.low), self.high)
+
+
+def _kind(value: Any) -> str:
+    limits = isinstance(value, Range) or (isinstance(value, dict) and ("low" in value or "high" in value))
+    return "range" if limits else "choices"
+
+
+Domain = Annotated[Annotated[Choices, Tag("choices")] | Annotated[Range, Tag("range")], Discriminator(_kind)]
+
+
+class FIFOConfig(Config):
+    """Every trial trains to its end and is judged there."""
+
+    name: Literal["fifo"] = "fifo"
+
+
+class ASHAConfig(Config):
+    """Asynchronous successive halving (Li et al., MLSys 2020): at each of the ``rungs``, in epochs, a trial goes on if
+    it is among the best 1/``reduction`` of those that have come there so far; the first one always does.
+    """
+
+    name: Literal["asha"]
+    reduction: float = Field(3.0, gt=1)
+    rungs: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _ascending(self) -> ASHAConfig:
+        if self.rungs != sorted(set(self.rungs)):
+            raise ValueError(f"rungs: {self.rungs} do not rise; write each epoch once, in order")
+        return self
+
+
+class PBTConfig(Config):
+    """Population based training: all trials are trained together, and after each ``every`` epochs those in the worst
+    ``quantile`` go on from the checkpoint of one in the best, with its values changed a little.
+
+    For values that a training can go on with (rates, temperatures, weights), not for those that decide on shapes.
+    """
+
+    name: Literal["pbt"]
+    every: int = Field(ge=1)
+    quantile: float = Field(0.25, gt=0, le=0.5)
+
+
+class SweepConfig(Config):
+    """``sweep``: folder or URI of the sweep; ``base``: YAML of an experiment, beside this file or where it is run;
+    ``overrides``: ``key.path=value`` of all trials; ``space``: dotted keys of the experiment and what they may be.
+
+    ``trials`` are drawn from ``seed``: by ``grid`` (without repetition from all combinations of choices; all of them
+    where ``trials`` is left out), at ``random``, or by ``optuna``, whose TPE looks at what earlier ones came to.
+    ``metric``: a figure of `rayssl evaluate`, or ``loss``, the training's own. ``concurrent``: trials at once, by
+    default as many as the cluster has room for. What a trial takes is the experiment's ``ray`` and ``memory``.
+    """
+
+    sweep: str
+    base: str
+    overrides: list[str] = []
+    space: dict[str, Domain] = Field(min_length=1)
+    trials: int | None = Field(None, ge=1)
+    search: Literal["grid", "random", "optuna"] = "random"
+    scheduler: Annotated[FIFOConfig | ASHAConfig | PBTConfig, Field(discriminator="name")] = FIFOConfig()
+    metric: str
+    mode: Literal["min", "max"]
+    seed: int = Field(0, ge=0)
+    concurrent: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SweepConfig:
+        if self.search == "grid":
+            ranges = [key for key, domain in self.space.items() if isinstance(domain, Range)]
+            if ranges:
+                raise ValueError(f"search: grid needs choices; give some for space '{ranges[0]}', or search at random")
+        elif self.trials is None:
+            raise ValueError(f"trials: search: {self.search} needs to know how many")
+        if isinstance(self.scheduler, PBTConfig):
+            if self.search == "optuna":
+                raise ValueError("scheduler: pbt needs all points at its start; search: random or grid draws them")
+            if self.trials == 1:
+                raise ValueError("scheduler: pbt needs several trials")
+            if "training.epochs" in self.space or "training.epoch_steps" in self.space:
+                raise ValueError("scheduler: pbt trains all trials equally long; leave training.epochs out of space")
+        if "run" in self.space or any(each.startswith("run=") for each in self.overrides):
+            raise ValueError("run: each trial has a folder of its own below sweep; leave it out")
+        return self
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep and its base experiment: ``tree`` is the base's, with the overrides of all trials."""
+
+    config: SweepConfig
+    tree: Tree
+    where: str
+
+    @property
+    def uri(self) -> str:
+        """The sweep's folder, the same from any working folder."""
+        return storage.absolute(self.config.sweep)
+
+    def run(self, index: int) -> str:
+        """The run folder of a trial."""
+        return storage.join(self.uri, "trials", f"{index:04d}")
+
+    def experiment(self, point: Point, run: str) -> Experiment:
+        """The experiment of a trial; raises `ConfigError` where the values of ``point`` do not go together."""
+        tree = override(self.tree, [*assignments(point), f"run={json.dumps(run)}"])
+        return located(parse(Experiment, tree, self.where))
+
+    def rungs(self, experiment: Experiment) -> list[int]:
+        """The epochs after which a trial is judged, the last one included."""
+        last = experiment.training.epochs
+        scheduler, early = self.config.scheduler, list[int]()
+        if isinstance(scheduler, ASHAConfig):
+            early = scheduler.rungs
+        if isinstance(scheduler, PBTConfig):
+            early = list(range(scheduler.every, last, scheduler.every))
+        return [*(epoch for epoch in early if epoch < last), last]
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether the metric is one of evaluation, not of training."""
+        return self.config.metric not in _OF_TRAINING
+
+    def fixed(self) -> Tree:
+        """What may not change when a sweep is gone on with; more trials may be added, and more run at once."""
+        config = self.config.model_dump(mode="json", exclude={"sweep", "base", "overrides", "trials", "concurrent"})
+        return {**config, "experiment": self.tree}
+
+
+def assignments(point: Point) -> list[str]:
+    """A point as overrides ``key.path=value``."""
+    return [f"{key}={text(value)}" for key, value in point.items()]
+
+
+def text(value: Any) -> str:
+    """``value`` as YAML on one line."""
+    written = json.dumps(value)
+    # YAML 1.1 has no number 1e-05, only 1.0e-05
+    return (
+        written.replace("e", ".0e") if isinstance(value, float) and "e" in written and "." not in written else written
+    )
+
+
+def split_overrides(overrides: list[str]) -> tuple[list[str], list[str]]:
+    """Overrides of the sweep itself, and those of the experiments of all trials."""
+    of_trials = Experiment.model_fields.keys() - SweepConfig.model_fields.keys()
+    ours = [each for each in overrides if each.partition("=")[0].partition(".")[0] not in of_trials]
+    return ours, [each for each in overrides if each not in ours]
+
+
+def read_plan(where: str, overrides: list[str]) -> Plan:
+    """The sweep that the YAML file or URI ``where`` describes, with overrides of it or of all trials.
+
+    Raises `ConfigError` for everything that is wrong whichever trial it is: an unknown key (naming the nearest), a
+    value that an experiment does not take, a metric that there is not.
+    """
+    ours, of_trials = split_overrides(overrides)
+    tree = override(load_yaml(storage.read_text(where), where), ours)
+    config = parse(SweepConfig, tree, where)
+    beside = storage.join(where.rpartition("/")[0] or ".", config.base)
+    base = beside if storage.exists(beside) else config.base
+    plan = Plan(config, override(load_yaml(storage.read_text(base), base), [*config.overrides, *of_trials]), base)
+    _check(plan, plan.experiment({}, plan.run(0)))
+    return plan
+
+
+def _check(plan: Plan, experiment: Experiment) -> None:
+    config, where = plan.config, plan.where
+    for key, domain in config.space.items():
+        for value in domain.examples:
+            try:
+                plan.experiment({key: value}, plan.run(0))
+            except ConfigError as error:
+                message = str(error).removeprefix(f"{where}: ")
+                # others are of several keys together, and the other ones may be as they are only in the base
+                if message.startswith(("unknown key", "override", f"'{key}'", f"'{key}.")):
+                    raise ConfigError(f"space: {message}") from None
+    if isinstance(config.scheduler, ASHAConfig) and config.scheduler.rungs[-1] >= experiment.training.epochs:
+        raise ConfigError(
+            f"scheduler.rungs: {config.scheduler.rungs[-1]} is not before training.epochs="
+            f"{experiment.training.epochs} of {where}; leave it out, every trial that is left is judged at its end"
+        )
+    if isinstance(config.scheduler, PBTConfig) and config.scheduler.every >= experiment.training.epochs:
+        raise ConfigError(
+            f"scheduler.every={config.scheduler.every} is not below training.epochs={experiment.training.epochs} of "
+            f"{where}: nothing would be taken over"
+        )
+    _check_metric(config.metric, experiment, where)
+
+
+def _check_metric(metric: str, experiment: Experiment, where: str) -> None:
+    if metric in _OF_TRAINING:
+        return
+    settings = experiment.evaluation
+    known = _OF_CLASSES if isinstance(settings, ClassificationConfig) else _OF_TRIALS
+    if metric not in (*_OF_CLASSES, *_OF_TRIALS) or (settings is not None and metric not in known):
+        every = (*known, *_OF_TRAINING) if settings is not None else (*_OF_TRIALS, *_OF_CLASSES, *_OF_TRAINING)
+        close = difflib.get_close_matches(metric, every, n=1, cutoff=0.5)
+        hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(every)}"
+        raise ConfigError(f"metric: '{metric}' is no figure of {where}; {hint}")
+    if settings is None:
+        raise ConfigError(f"metric: '{metric}' needs an evaluation, and {where} has none; add it, or take metric: loss")

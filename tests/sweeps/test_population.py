@@ -1,0 +1,148 @@
+"""A population: trials advance together, the worst become copies of the best, and a driver may end anywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rayssl.sweeps import points
+from rayssl.sweeps.population import Population
+from rayssl.sweeps.records import Rung
+from rayssl.training import checkpoint
+from tests.sweeps.plans import SPACE, plan
+
+PBT = {"scheduler": {"name": "pbt", "every": 1, "quantile": 0.34}}
+
+
+class Drivers:
+    """Trials whose metric sums what their temperature was in each epoch, kept in checkpoints as weights would be."""
+
+    def __init__(self, folder: Path, **changes: Any) -> None:
+        self.plan, self.lines = plan(folder, **{**PBT, "trials": 4, **changes}), list[str]()
+
+    def book(self, **how: Any) -> Population:
+        book = Population(self.plan, self.lines.append, **how)
+        book.begin()
+        return book
+
+    def run(self, book: Population, steps: int = 1000, fails: int | None = None) -> int:
+        """Trains one stretch after the other, at most ``steps``; trial ``fails`` does not."""
+        for done in range(steps):
+            found = book.next()
+            if found is None:
+                assert not book.waiting and not book.left
+                return done
+            record, experiment = found
+            if record.index == fails:
+                book.failed(record.index, "no")
+                continue
+            (epoch,) = book.rungs_left(record, experiment)
+            run, temperature = self.plan.run(record.index), record.point["method.over.temperature"]
+            known = checkpoint.steps(run)
+            before = checkpoint.load(checkpoint.locate(run, "last")) if known else None
+            value = temperature + (0.0 if before is None else float(before.state["sum"]))
+            meta = checkpoint.Meta(10 * epoch, epoch, 0, "none", {"loss": value})
+            checkpoint.save(run, meta, {"sum": torch.tensor(value, dtype=torch.float64)}, None)
+            assert not book.reached(record.index, Rung(epoch=epoch, value=value), experiment.training.epochs)
+        return steps
+
+
+def test_the_worst_goes_on_where_the_best_is(tmp_path: Path) -> None:
+    drivers = Drivers(tmp_path)
+    book = drivers.book()
+    assert book.left == 4 * 3
+    assert drivers.run(book) == 12
+    records = list(book.records.values())
+    assert [record.state for record in records] == ["finished"] * 4
+    assert all([rung.epoch for rung in record.rungs] == [1, 2, 3] for record in records)
+    taken = [(each.epoch, each.source, record.index) for record in records for each in record.taken]
+    assert sorted(epoch for epoch, _, _ in taken) == [1, 2]  # a third of four, after each of two epochs
+    for epoch, source, index in taken:
+        values = {record.index: record.rungs[epoch - 1].value for record in records}
+        assert values[source] == min(values.values()) and values[index] == max(values.values())
+        following = book.records[index].rungs[epoch].value - values[source]
+        assert 0.05 <= following <= 0.5  # of the donor's weights, with a temperature of its own
+    assert any("goes on from trial" in line and "method.over.temperature=" in line for line in drivers.lines)
+    book.write()
+    best = book.result()["trials"][0]
+    text = (tmp_path / "sweep/best.yaml").read_text()
+    assert ("changed on the way" in text) == bool(best["taken"])
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 5, 7])
+def test_a_driver_that_ends_changes_nothing(tmp_path: Path, steps: int) -> None:
+    whole, parts = Drivers(tmp_path / "a"), Drivers(tmp_path / "b")
+    book, done = whole.book(), 0
+    total = whole.run(book)
+    while (again := parts.book()).left:
+        done += parts.run(again, steps)
+    assert done == total and list(again.records.values()) == list(book.records.values())
+
+
+def test_a_driver_that_ends_while_one_takes_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy is half there: the next driver makes it again, of the same trial and with the same values."""
+    whole, parts = Drivers(tmp_path / "a"), Drivers(tmp_path / "b")
+    book = whole.book()
+    whole.run(book)
+    first = parts.book()
+    parts.run(first, 4)
+    real = checkpoint.take_over
+
+    def half(source: str, run: str) -> str:
+        uri = real(source, run)
+        (Path(uri) / "meta.json").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "take_over", half)
+    with pytest.raises(KeyboardInterrupt):
+        first.next()
+    monkeypatch.undo()
+    again = parts.book()
+    parts.run(again)
+    assert list(again.records.values()) == list(book.records.values())
+
+
+def test_two_at_once_wait_for_each_other(tmp_path: Path) -> None:
+    drivers = Drivers(tmp_path, trials=2)
+    book = drivers.book()
+    one, other = book.next(), book.next()
+    assert one is not None and other is not None and book.next() is None and book.waiting
+    book.failed(one[0].index, "no")
+    assert book.next() is None and book.waiting
+    assert not book.reached(other[0].index, Rung(epoch=1, value=0.1), 3)
+    following = book.next()
+    assert following is not None and following[0].index == other[0].index  # alone, it takes from nobody
+    assert book.rungs_left(*following) == [2]
+
+
+def test_one_that_failed_catches_up_before_the_others_go_on(tmp_path: Path) -> None:
+    drivers = Drivers(tmp_path)
+    book = drivers.book()
+    drivers.run(book, 6, fails=2)
+    assert book.records[2].state == "failed" and book.left == sum(3 - book._epochs(k) for k in (0, 1, 3))
+    again = drivers.book(retry_failed=True)
+    found = again.next()
+    assert found is not None and found[0].index == 2 and again.rungs_left(*found) == [1]
+    again.failed(2, "again")
+    drivers.run(again)
+    assert [record.state for record in again.records.values()] == ["finished", "finished", "failed", "finished"]
+
+
+def test_a_perturbed_point_is_near(tmp_path: Path) -> None:
+    space = {**SPACE, "method.queue": {"low": 0, "high": 100, "integer": True}}
+    config = plan(tmp_path, **PBT, space=space).config
+    point = {"method.clusters": 8, "method.over.temperature": 0.1, "method.queue": 50}
+    made = [points.perturbed(config, point, np.random.default_rng(seed)) for seed in range(60)]
+    assert made[0] == points.perturbed(config, point, np.random.default_rng(0))
+    near = [each for each in made if each["method.over.temperature"] in (0.12, 0.08333)]
+    assert 35 < len(near) < 60
+    assert {each["method.queue"] for each in made} > {40, 60}
+    edge = {"method.clusters": 16, "method.over.temperature": 0.5, "method.queue": 0}
+    for seed in range(20):
+        far = points.perturbed(config, edge, np.random.default_rng(seed))
+        assert far["method.clusters"] in (4, 8, 16) and far["method.over.temperature"] <= 0.5
+        assert 0 <= far["method.queue"] <= 100
