@@ -50,6 +50,7 @@ class Loop:
         self.parts = parts
         self.optimiser = build_optimiser(parts.config.optimiser, parts.method)
         self.step = 0  # optimiser steps done
+        self.stopped = False  # all ranks have agreed to leave, see `Stopping`
         self.cursor = Cursor()
         self._asked: Future[exchange.Recall | None] | None = None
         self._told: Future[Any] | None = None  # what the memory of classes was given last
@@ -102,13 +103,16 @@ class Loop:
         self.optimiser.load_state_dict({"state": saved["state"], "param_groups": groups})
 
     def fit(self, batches: Iterator[Raw]) -> dict[str, float]:
-        """Trains to the last epoch and returns its metrics; ``batches`` start at the cursor."""
+        """Trains to the last epoch and returns its metrics, or leaves, ``stopped``; ``batches`` start at the cursor."""
         batches = iter(batches)
         self.parts.method.train()
         raw = self._next(batches)
-        while raw is not None:
+        while raw is not None and not self.stopped:
             if raw["fill"]:
                 raw = self._fill(raw, batches)
+                continue
+            # before the step, so that nothing is asked of the memory ahead of the checkpoint that follows
+            self.stopped = self.parts.stopping.agreed()
             if self.cursor.step == 0:
                 self._begin_epoch()
             following = self._next(batches) if not self._last_of_epoch() else None
@@ -121,8 +125,8 @@ class Loop:
                 self._end_epoch()
             elif self._checkpoint_due():
                 self._save(self._finite_sums(), self._epoch.total_counts())
-            raw = following if following is not None else self._next(batches)
-        if self.cursor.epoch < self.parts.config.epochs:
+            raw = following if following is not None or self.stopped else self._next(batches)
+        if not self.stopped and self.cursor.epoch < self.parts.config.epochs:
             raise RuntimeError(f"the batches ended at {self.cursor}, before epoch {self.parts.config.epochs}")
         return self._metrics
 
@@ -142,7 +146,9 @@ class Loop:
             raise RuntimeError(f"a batch to fill a memory with came at {self.cursor}")
         training = [module for module in parts.method.modules() if module.training]
         parts.method.eval()
-        while raw["fill"]:
+        while raw["fill"] and not self.stopped:
+            # the checkpoint before is as good as one that knows half of a pass
+            self.stopped = parts.stopping.agreed()
             remember = parts.method.fill(self._views(raw, parts.method.fill_segments(epoch)))
             parts.memory.exchange(to_memory(remember, raw), None, epoch).result()
             raw, done = next(batches), done + 1
@@ -362,4 +368,4 @@ class Loop:
         """Whether a checkpoint follows when ``step`` batches of the epoch are done."""
         every = self.parts.config.checkpoints.every_steps
         done = self.cursor.step if step is None else step
-        return done == self.parts.steps_per_epoch or (every > 0 and done % every == 0)
+        return self.stopped or done == self.parts.steps_per_epoch or (every > 0 and done % every == 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pydantic import Field
@@ -14,6 +14,7 @@ from rayssl.training.checkpoint import CheckpointConfig
 from rayssl.training.context import ClassClient, Context, MemoryClient
 from rayssl.training.metrics import RunLog
 from rayssl.training.optim import OptimiserConfig
+from rayssl.training.stopping import Stopping
 
 
 class TrainingConfig(Config):
@@ -57,6 +58,7 @@ class Parts:
     log: RunLog | None = None
     pass_steps: int | None = None
     labelled_steps: int | None = None
+    stopping: Stopping = field(default_factory=Stopping)
 
     @property
     def keeper(self) -> MemoryClient | ClassClient | None:
