@@ -86,7 +86,7 @@ class Attended:
 
 
 def listen(bell: Any) -> Callable[[], bool] | None:
-    """Whether ``bell`` has rung, told without waiting; None without a bell. For one rank: it makes a call of its own."""
+    """Whether ``bell`` has rung, told without waiting; None without a bell. Each listener is a call to the actor."""
     if bell is None:
         return None
     future = bell.wait.remote().future()

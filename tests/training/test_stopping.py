@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def test_short_steps_are_asked_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(1000):
         now[0] += 0.01
         assert not stopping.agreed()
-    gaps = [round(100 * (after - before)) for before, after in zip(asked, asked[1:], strict=False)]
+    gaps = [round(100 * (after - before)) for before, after in itertools.pairwise(asked)]
     assert gaps[:6] == [2, 4, 8, 16, 32, 64] and set(gaps[6:]) <= {99, 100, 101}
     asked.clear()
     for _ in range(400):
