@@ -122,8 +122,14 @@ def test_three_nodes_and_a_secret(cluster: Cluster) -> None:
     token = cluster.folder / "token"
     assert token.stat().st_mode & 0o777 == 0o600 and len(token.read_text()) == 64
     assert not any(token.read_text() in command for command in below(cluster.folder))
-    listening = subprocess.run([*STACK, "status", str(cluster.folder)], capture_output=True, text=True, check=False)
-    assert listening.returncode == 0 and re.search(r"^worker-2 +running$", listening.stdout, re.MULTILINE)
+    port = int(cluster.environment["RAY_API_SERVER_ADDRESS"].rpartition(":")[2])
+    sockets = [
+        line.split()[1:4] for file in ("tcp", "tcp6") for line in Path("/proc/net", file).read_text().splitlines()
+    ]
+    dashboard = {local for local, _, state in sockets if state == "0A" and local.endswith(f":{port:04X}")}
+    assert dashboard == {f"0100007F:{port:04X}"}  # it listens on 127.0.0.1 alone
+    status = subprocess.run([*STACK, "status", str(cluster.folder)], capture_output=True, text=True, check=False)
+    assert status.returncode == 0 and re.search(r"^worker-2 +running$", status.stdout, re.MULTILINE)
     again = [*STACK, "up", str(cluster.folder), "--without", "store", "grafana"]
     assert subprocess.run(again, env=outside(), capture_output=True, check=False).returncode == 0  # changes nothing
 
