@@ -161,6 +161,7 @@ def test_a_killed_worker_changes_nothing(uninterrupted: str, folder: Path, capsy
     assert [record["step"] for record in records if record["kind"] == "epoch"] == [6, 12, 18]
 
 
+@pytest.mark.timeout(400)
 def test_terminated_it_saves_and_goes_on(ray_cluster: Any, uninterrupted: str, folder: Path) -> None:
     """SIGTERM to the driver alone: all ranks save at the same step; status 143 and one line; then to the same end."""
     uri = str(folder / "terminated")
