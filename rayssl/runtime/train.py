@@ -271,13 +271,13 @@ def _worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(max(1, int(experiment.ray.cpus_per_worker)))
     context = _RayContext()
     loop = build_loop(experiment, manifest, context)
+    heard = signals.listen(config["bell"]) if context.rank == 0 else lambda: False
+    loop.parts.stopping = Stopping(None if config["bell"] is None else heard)
     own, few = (
         ingest.batches(ray.train.get_dataset_shard(name), context.rank) if known else None
         for name, known in (("train", True), ("labelled", loop.parts.labelled_steps is not None))
     )
     assert own is not None
-    heard = signals.listen(config["bell"]) if context.rank == 0 else lambda: False
-    loop.parts.stopping = Stopping(None if config["bell"] is None else heard)
     loop.fit(joined(own, few))
     if loop.parts.log is not None:
         loop.parts.log.close()

@@ -50,7 +50,7 @@ class Loop:
         self.parts = parts
         self.optimiser = build_optimiser(parts.config.optimiser, parts.method)
         self.step = 0  # optimiser steps done
-        self.stopped = False  # all ranks have agreed to leave, see `Stopping`
+        self.stopped = False  # all ranks have agreed to leave before the last epoch, see `Stopping`
         self.cursor = Cursor()
         self._asked: Future[exchange.Recall | None] | None = None
         self._told: Future[Any] | None = None  # what the memory of classes was given last
@@ -103,14 +103,15 @@ class Loop:
         self.optimiser.load_state_dict({"state": saved["state"], "param_groups": groups})
 
     def fit(self, batches: Iterator[Raw]) -> dict[str, float]:
-        """Trains to the last epoch and returns its metrics, or leaves, ``stopped``; ``batches`` start at the cursor."""
+        """Trains to the last epoch and returns its metrics; ``batches`` start at the cursor."""
         batches = iter(batches)
         self.parts.method.train()
         raw = self._next(batches)
-        while raw is not None and not self.stopped:
+        while raw is not None:
             if raw["fill"]:
                 raw = self._fill(raw, batches)
-                continue
+                if self.stopped:
+                    return self._metrics
             # before the step, so that nothing is asked of the memory ahead of the checkpoint that follows
             self.stopped = self.parts.stopping.agreed()
             if self.cursor.step == 0:
@@ -125,8 +126,10 @@ class Loop:
                 self._end_epoch()
             elif self._checkpoint_due():
                 self._save(self._finite_sums(), self._epoch.total_counts())
-            raw = following if following is not None or self.stopped else self._next(batches)
-        if not self.stopped and self.cursor.epoch < self.parts.config.epochs:
+            if self.stopped:
+                return self._metrics
+            raw = following if following is not None else self._next(batches)
+        if self.cursor.epoch < self.parts.config.epochs:
             raise RuntimeError(f"the batches ended at {self.cursor}, before epoch {self.parts.config.epochs}")
         return self._metrics
 
