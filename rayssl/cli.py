@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from rayssl import __version__
-from rayssl.errors import CorpusError, UserError
+from rayssl.errors import CorpusError, Stopped, UserError
 
 _Verb = Callable[[argparse.Namespace], int]
 
@@ -28,6 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"rayssl {arguments.verb}: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(f"rayssl {arguments.verb}: {stopped}", file=sys.stderr)
+        return stopped.status
     except KeyboardInterrupt:
         print(f"rayssl {arguments.verb}: interrupted; run the same command again to go on", file=sys.stderr)
         return 130

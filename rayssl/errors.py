@@ -11,6 +11,14 @@ class UserError(Exception):
     """A mistake in what the user gave; ``str(error)`` is one readable line."""
 
 
+class Stopped(BaseException):
+    """Not a mistake: a signal has ended the work in order. ``status`` is what a shell says of that signal."""
+
+    def __init__(self, text: str, signal: int) -> None:
+        super().__init__(text)
+        self.status = 128 + signal
+
+
 class ConfigError(UserError, ValueError):
     """A configuration that cannot be used: unknown key, wrong type, a value out of range, a bad override."""
 

@@ -5,8 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import sys
+import threading
 import warnings
+from types import FrameType
+
+from rayssl.errors import Stopped
 
 
 def joins() -> bool:
@@ -50,6 +55,7 @@ def connect(cpus: float = 0.0, *, logs: bool = True) -> None:
         # its processes have an environment of their own
         quiet = {"env_vars": {"RAY_DATA_LOG_LEVEL": os.environ["RAY_DATA_LOG_LEVEL"]}}
         ray.init(logging_level=logging.WARNING, runtime_env=quiet, log_to_driver=logs)
+        _leave_by_sigterm()
         return
     ray.init(
         address="local",
@@ -59,6 +65,17 @@ def connect(cpus: float = 0.0, *, logs: bool = True) -> None:
         logging_level=logging.WARNING,
         log_to_driver=logs,
     )
+    _leave_by_sigterm()
+
+
+def _leave_by_sigterm() -> None:
+    """In the place of Ray's own handler, which exits with status 15 and without a word."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminated)
+
+
+def _terminated(number: int, _frame: FrameType | None) -> None:
+    raise Stopped("terminated; run the same command again to go on", number)
 
 
 def disconnect() -> None:

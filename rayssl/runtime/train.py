@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rayssl import collectives, storage
 from rayssl.data import shards
-from rayssl.errors import CheckpointError, ConfigError, UserError
+from rayssl.errors import CheckpointError, ConfigError, Stopped, UserError
 from rayssl.experiment import (
     Experiment,
     begin_from,
@@ -35,6 +35,7 @@ from rayssl.runtime import cluster
 from rayssl.training import checkpoint, trackers
 from rayssl.training.loop import Loop
 from rayssl.training.parts import Parts
+from rayssl.training.stopping import Stopping
 from rayssl.training.streams import Stream, joined
 from rayssl.views.epochs import Cursor
 from rayssl.views.modules import build_recipes
@@ -154,9 +155,28 @@ def _fit(experiment: Experiment, manifest: shards.Manifest, until: int) -> dict[
         dataset_config=DataConfig(execution_options=options),  # Train's own would drop those of the dataset
     )
     with scratch:
-        trainer.fit()
+        _attended(trainer, experiment)
     # Ray Train keeps no figures without a checkpoint of its own
     return checkpoint.read_meta(checkpoint.locate(experiment.run, "last")).metrics
+
+
+def _attended(trainer: Any, experiment: Experiment) -> None:
+    """Fits; a signal makes all ranks save and leave at the same step, and raises `Stopped` once they have."""
+    from rayssl.runtime import signals
+
+    why = ""
+    with signals.Attended() as attended:
+        trainer.train_loop_config["bell"] = attended.bell
+        try:
+            attended.run(trainer.fit, partial(print, flush=True))
+        except Exception as error:
+            if attended.received is None or user_error(error) is not None:
+                raise
+            why = f" ({_first_line(error)})"
+    if attended.received is not None and _cursor(experiment).epoch < experiment.training.epochs:
+        known = checkpoint.steps(experiment.run)
+        at = f"step {known[-1]}" if known else "its beginning, nothing was saved"
+        raise Stopped(f"{experiment.run}: stopped at {at}{why}; the same command goes on", attended.received)
 
 
 def _check_actors(experiment: Experiment) -> None:
@@ -246,7 +266,7 @@ class _RayContext:
 def _worker(config: dict[str, Any]) -> None:
     import ray.train
 
-    from rayssl.runtime import ingest
+    from rayssl.runtime import ingest, signals
 
     logging.getLogger().setLevel(logging.WARNING)  # parts of Ray Train log each report to the root
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # what is raised here the driver prints, once
@@ -255,6 +275,8 @@ def _worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(max(1, int(experiment.ray.cpus_per_worker)))
     context = _RayContext()
     loop = build_loop(experiment, manifest, context)
+    heard = signals.listen(config["bell"]) if context.rank == 0 else lambda: False
+    loop.parts.stopping = Stopping(None if config["bell"] is None else heard)
     own, few = (
         ingest.batches(ray.train.get_dataset_shard(name), context.rank) if known else None
         for name, known in (("train", True), ("labelled", loop.parts.labelled_steps is not None))

@@ -50,6 +50,7 @@ class Loop:
         self.parts = parts
         self.optimiser = build_optimiser(parts.config.optimiser, parts.method)
         self.step = 0  # optimiser steps done
+        self.stopped = False  # all ranks have agreed to leave before the last epoch, see `Stopping`
         self.cursor = Cursor()
         self._asked: Future[exchange.Recall | None] | None = None
         self._told: Future[Any] | None = None  # what the memory of classes was given last
@@ -113,6 +114,10 @@ class Loop:
         while raw is not None:
             if raw["fill"]:
                 raw = self._fill(raw, batches)
+                if self.stopped:
+                    return self._metrics
+            # before the step, so that nothing is asked of the memory ahead of the checkpoint that follows
+            self.stopped = self.parts.stopping.agreed()
             if self.cursor.step == 0:
                 self._begin_epoch()
             following = self._next(batches) if not self._last_of_epoch() else None
@@ -125,6 +130,8 @@ class Loop:
                 self._end_epoch()
             elif self._checkpoint_due():
                 self._save(self._finite_sums(), self._epoch.total_counts())
+            if self.stopped:
+                return self._metrics
             raw = following if following is not None else self._next(batches)
         if self.cursor.epoch < last:
             raise RuntimeError(f"the batches ended at {self.cursor}, before epoch {last}")
@@ -147,7 +154,9 @@ class Loop:
             raise RuntimeError(f"a batch to fill a memory with came at {self.cursor}")
         training = [module for module in parts.method.modules() if module.training]
         parts.method.eval()
-        while raw["fill"]:
+        while raw["fill"] and not self.stopped:
+            # the checkpoint before is as good as one that knows half of a pass
+            self.stopped = parts.stopping.agreed()
             remember = parts.method.fill(self._views(raw, parts.method.fill_segments(epoch)))
             parts.memory.exchange(to_memory(remember, raw), None, epoch).result()
             raw, done = next(batches), done + 1
@@ -385,4 +394,4 @@ class Loop:
         """Whether a checkpoint follows when ``step`` batches of the epoch are done."""
         every = self.parts.config.checkpoints.every_steps
         done = self.cursor.step if step is None else step
-        return done == self.parts.steps_per_epoch or (every > 0 and done % every == 0)
+        return self.stopped or done == self.parts.steps_per_epoch or (every > 0 and done % every == 0)

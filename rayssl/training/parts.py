@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pydantic import Field
@@ -13,6 +13,7 @@ from rayssl.schema import Config
 from rayssl.training.checkpoint import CheckpointConfig
 from rayssl.training.context import ClassClient, Context, MemoryClient
 from rayssl.training.optim import OptimiserConfig
+from rayssl.training.stopping import Stopping
 from rayssl.training.trackers import Tracker, TrackerConfig
 
 
@@ -59,6 +60,7 @@ class Parts:
     log: Tracker | None = None
     pass_steps: int | None = None
     labelled_steps: int | None = None
+    stopping: Stopping = field(default_factory=Stopping)
 
     @property
     def keeper(self) -> MemoryClient | ClassClient | None:

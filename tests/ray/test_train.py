@@ -161,6 +161,34 @@ def test_a_killed_worker_changes_nothing(uninterrupted: str, folder: Path, capsy
     assert [record["step"] for record in records if record["kind"] == "epoch"] == [6, 12, 18]
 
 
+@pytest.mark.timeout(400)
+def test_terminated_it_saves_and_goes_on(ray_cluster: Any, uninterrupted: str, folder: Path) -> None:
+    """SIGTERM to the driver alone: all ranks save at the same step; status 143 and one line; then to the same end."""
+    uri = str(folder / "terminated")
+    command = [sys.executable, "-m", "rayssl.cli", "train", str(folder / "experiment.yaml"), f"run={uri}"]
+    before = set(train_workers())
+    driver = subprocess.Popen(
+        command,
+        env={**os.environ, "RAY_ADDRESS": ray_cluster.get_runtime_context().gcs_address},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while driver.poll() is None and not set(train_workers()) - before:
+            time.sleep(0.1)
+        driver.send_signal(signal.SIGTERM)
+        out, err = driver.communicate(timeout=200)
+    finally:
+        driver.kill()
+    step = last(uri).meta.step
+    assert driver.returncode == 143 and 0 < step < STEPS, err
+    assert f"rayssl train: {uri}: stopped at step {step}; the same command goes on" in err.splitlines()
+    assert "SIGTERM: saving after the step under way, then leaving; once more leaves at once" in out.splitlines()
+    train(folder, "terminated")
+    assert differences(last(uri), last(uninterrupted)) == []
+
+
 def test_epochs_added_later_equal_one_run(uninterrupted: str, folder: Path) -> None:
     run = train(folder, "longer", "training.epochs=2")
     assert last(run).meta.epoch == 2
