@@ -120,28 +120,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
         found = iter([(arguments.checkpoint, result)])
     for which, figures in found:
         for each in figures if isinstance(figures, list) else [figures]:
-            told = _classified(each) if isinstance(figures, list) else _verified(each)
-            print(f"{arguments.run} ({which}): {told}", flush=True)
+            print(f"{arguments.run} ({which}): {runtime.told(each)}", flush=True)
     return 0
-
-
-def _verified(result: Any) -> str:
-    interval = "" if result.eer_low is None else f" [{result.eer_low:.2%}, {result.eer_high:.2%}]"
-    return (
-        f"EER {result.eer:.2%}{interval}, "
-        f"minDCF(0.01) {result.min_dcf_001:.3f}, minDCF(0.05) {result.min_dcf_005:.3f} "
-        f"over {result.trials} trials ({result.targets} of the same speaker)"
-    )
-
-
-def _classified(result: Any) -> str:
-    low, high = result.balanced_accuracy_low, result.balanced_accuracy_high
-    interval = "" if low is None else f" [{low:.2%}, {high:.2%}]"
-    return (
-        f"{result.head} with {result.share:.0%} of the labels: balanced accuracy "
-        f"{result.balanced_accuracy:.2%}{interval}, geometric mean {result.geometric_mean:.2%}, "
-        f"macro F1 {result.macro_f1:.2%} over {result.n} clips"
-    )
 
 
 def embed(arguments: argparse.Namespace) -> int:

@@ -79,6 +79,30 @@ def over_time(run: str, overrides: list[str] | None = None) -> Iterator[tuple[st
     storage.write_text(storage.join(run, "evaluation", "over_time.jsonl"), text)
 
 
+def told(result: Result | ClassificationResult) -> str:
+    """The figures on one line."""
+    return _classified(result) if isinstance(result, ClassificationResult) else _verified(result)
+
+
+def _verified(result: Result) -> str:
+    interval = "" if result.eer_low is None else f" [{result.eer_low:.2%}, {result.eer_high:.2%}]"
+    return (
+        f"EER {result.eer:.2%}{interval}, "
+        f"minDCF(0.01) {result.min_dcf_001:.3f}, minDCF(0.05) {result.min_dcf_005:.3f} "
+        f"over {result.trials} trials ({result.targets} of the same speaker)"
+    )
+
+
+def _classified(result: ClassificationResult) -> str:
+    low, high = result.balanced_accuracy_low, result.balanced_accuracy_high
+    interval = "" if low is None else f" [{low:.2%}, {high:.2%}]"
+    return (
+        f"{result.head} with {result.share:.0%} of the labels: balanced accuracy "
+        f"{result.balanced_accuracy:.2%}{interval}, geometric mean {result.geometric_mean:.2%}, "
+        f"macro F1 {result.macro_f1:.2%} over {result.n} clips"
+    )
+
+
 def _verify(experiment: Experiment, settings: VerificationConfig, uri: str, folder: str) -> Result:
     """Scores the trials by the checkpoint at ``uri``."""
     listed = _read_trials(settings.trials, settings.corpus)
