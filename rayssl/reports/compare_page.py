@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from html import escape
-from importlib import resources
 from typing import Any
 
 from rayssl import storage
 from rayssl.reports import compare, compare_pictures
 from rayssl.reports.compare import ABSENT, CLASSIFICATION, VERIFICATION, Comparison, Group
+from rayssl.reports.document import document
 from rayssl.reports.drawing import framed
 from rayssl.reports.run import Record, Run, is_number
 
@@ -45,7 +45,6 @@ def write_comparison(uris: Sequence[str], out: str) -> str:
 
 def render(comparison: Comparison) -> str:
     """The whole page as HTML text. All text that comes from the runs is escaped."""
-    style = resources.files("rayssl.reports").joinpath("page.css").read_text(encoding="utf-8")
     title = f"{len(comparison.runs)} runs compared"
     groups = len(comparison.groups)
     said = f"in {groups} groups; runs of a group differ in the seed alone" if groups < len(comparison.runs) else ""
@@ -58,13 +57,7 @@ def render(comparison: Comparison) -> str:
         _differences(comparison),
         _courses(comparison),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title} - rayssl report</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(section for section in sections if section)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return document(f"{title} - rayssl report", sections)
 
 
 def summary(comparison: Comparison) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shlex
 from html import escape
-from importlib import resources
 from typing import Any
 
 from rayssl import storage
 from rayssl.reports import classification
+from rayssl.reports.document import document
 from rayssl.reports.drawing import framed
 from rayssl.reports.figures import pictures
 from rayssl.reports.run import Record, Run, is_number, read_run
@@ -51,7 +51,6 @@ def write_report(uri: str, out: str | None = None, *, seed: int = 0) -> str:
 def render(run: Run, *, seed: int = 0) -> str:
     """The whole page as HTML text. All text that comes from the run is escaped."""
     drawn = pictures(run, seed) | classification.class_pictures(run)
-    style = resources.files("rayssl.reports").joinpath("page.css").read_text(encoding="utf-8")
     sections = [
         _header(run),
         _cards(run),
@@ -65,13 +64,7 @@ def render(run: Run, *, seed: int = 0) -> str:
         _configuration(run),
         _environment(run),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(run.name)} - rayssl report</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(section for section in sections if section)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return document(f"{run.name} - rayssl report", sections)
 
 
 def _header(run: Run) -> str:

@@ -6,11 +6,11 @@ import json
 import shlex
 from dataclasses import dataclass, field
 from html import escape
-from importlib import resources
 from typing import Any
 
 from rayssl import storage
 from rayssl.errors import StorageError
+from rayssl.reports.document import document
 from rayssl.reports.drawing import framed
 from rayssl.reports.run import Record, is_number
 from rayssl.reports.sweep_pictures import Importance, importance, importance_bars, learning_curves, parallel, short
@@ -83,16 +83,9 @@ def write_sweep_report(uri: str) -> str:
 
 def render_sweep(sweep: Sweep) -> str:
     """The whole page as HTML text. All text that comes from the sweep is escaped."""
-    style = resources.files("rayssl.reports").joinpath("page.css").read_text(encoding="utf-8")
     sections = [_header(sweep), _cards(sweep), _keys(sweep), _course(sweep), _table(sweep), _failures(sweep)]
     sections += [_best(sweep), _how(sweep)]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(sweep.name)} - rayssl sweep</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(section for section in sections if section)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return document(f"{sweep.name} - rayssl sweep", sections)
 
 
 def _header(sweep: Sweep) -> str:

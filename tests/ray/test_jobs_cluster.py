@@ -152,6 +152,22 @@ def test_prepared_trained_and_evaluated(cluster: Cluster, run: str) -> None:
     assert storage.exists(f"{run}/evaluation/result.json")
 
 
+def test_a_sweep_is_a_job(cluster: Cluster, run: str) -> None:
+    words = training(cluster, "unused")[2:]  # its own run folders
+    given = [word for word in words if not word.startswith("run=")]
+    sweep = f"{cluster.folder}/sweep"
+    said = cluster.submit(
+        "sweep",
+        *("jobs/sweep.py", "configs/sweep_synthetic.yaml", f"sweep={sweep}", "trials=2", "concurrent=1"),
+        "space={method.neighbours: {choices: [0, 1]}, method.over.temperature: {low: 0.1, high: 0.4}}",
+        "scheduler={name: asha, reduction: 2, rungs: [1]}",
+        *given,
+        "training.epochs=2",
+    )
+    assert "Job 'sweep' succeeded" in said and f"{sweep}: best.yaml" in said
+    assert storage.exists(f"{sweep}/best.yaml") and storage.exists(f"{sweep}/report.html")
+
+
 def test_a_mistake_is_one_line_and_status_2(cluster: Cluster) -> None:
     words = ["jobs/train.py", "configs/synthetic_ssps.yaml", "method.clusterz=3"]
     said = cluster.submit("mistake", *words, status=1)

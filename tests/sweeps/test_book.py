@@ -68,8 +68,6 @@ def test_asha_stops_the_worse(tmp_path: Path) -> None:
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 8])
 def test_a_driver_that_ends_changes_nothing(tmp_path: Path, search: str, steps: int) -> None:
     """After any number of rungs the next driver finds the same points, and lets the same trials go on."""
-    if search == "optuna":
-        pytest.importorskip("optuna")
     whole, parts = Drivers(tmp_path / "a", search=search, trials=6), Drivers(tmp_path / "b", search=search, trials=6)
     book = whole.book()
     total = whole.run(book)

@@ -73,7 +73,6 @@ def record(index: int, value: float, state: str = "finished", **point: Any) -> R
 
 
 def test_optuna_learns_from_records_and_repeats_itself() -> None:
-    pytest.importorskip("optuna")
     settings = config(search="optuna")
     first = points.suggested(settings, 0, [])
     assert inside(first) and points.suggested(settings, 0, []) == first != points.suggested(settings, 1, [])

@@ -240,7 +240,6 @@ def two_lives(run: Path, tracker: dict[str, Any], said: list[str]) -> str:
 
 def test_mlflow_has_one_run_of_two_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """MLflow itself, with a store of files."""
-    pytest.importorskip("mlflow", reason="mlflow-skinny is not installed: an optional tracker, in the extra `test`")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow.tracking import MlflowClient
@@ -260,7 +259,6 @@ def test_mlflow_has_one_run_of_two_lives(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_an_mlflow_server_that_is_not_there_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("mlflow", reason="mlflow-skinny is not installed: an optional tracker, in the extra `test`")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     said: list[str] = []
