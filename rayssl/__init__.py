@@ -1,12 +1,12 @@
 """rayssl: large-scale self- and semi-supervised audio training on Ray.
 
-``rayssl.load("runs/x")`` reads a trained run back, see `rayssl.use.model`.
+``rayssl.load("runs/x")`` reads a trained run back, see `rayssl.inference.model`.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rayssl.use.model import Model, load
+    from rayssl.inference.model import Model, load
 
 __all__ = ["Model", "__version__", "load"]
 __version__ = "0.1.0"
@@ -18,4 +18,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'rayssl' has no attribute '{name}'")
     from importlib import import_module
 
-    return getattr(import_module("rayssl.use.model"), name)
+    return getattr(import_module("rayssl.inference.model"), name)

@@ -1,7 +1,8 @@
 """The base of every configuration class, and the way from YAML and overrides to one.
 
-Each component declares a `Config` beside it; `rayssl.experiment` composes them. Unknown keys are errors that name the
-dotted path and suggest the nearest known key; defaults live in code; YAML has neither inheritance nor interpolation.
+Each component declares a `Config` beside it; `rayssl.experiment.config` composes them. Unknown keys are errors
+that name the dotted path and suggest the nearest known key; defaults live in code;
+YAML has neither inheritance nor interpolation.
 """
 
 from __future__ import annotations

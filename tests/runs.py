@@ -12,23 +12,23 @@ import numpy as np
 import torch
 from torch import nn
 
+from rayssl.batches.streams import Stream, joined
 from rayssl.data import decode, shards
 from rayssl.data import labels as splitting
 from rayssl.data.labels import SplitConfig
 from rayssl.data.shards import Manifest
-from rayssl.experiment import Experiment, begin_from, build_method, class_settings, memory_settings, streams
+from rayssl.experiment.config import Experiment, begin_from, build_method, class_settings, memory_settings, streams
+from rayssl.memory.classes.memory import ClassMemory
 from rayssl.memory.pieces import Kind
-from rayssl.memory.prototypes import ClassMemory
-from rayssl.memory.speakers import SpeakerMemory
+from rayssl.memory.utterances.memory import UtteranceMemory
 from rayssl.methods.base import Batch, View, Views
 from rayssl.schema import override, parse
 from rayssl.training import checkpoint, pieces
 from rayssl.training.context import InProcessClasses, InProcessMemory, LocalContext
 from rayssl.training.loop import Loop
 from rayssl.training.metrics import RunLog, read_metrics
-from rayssl.training.parts import Parts
-from rayssl.training.streams import Stream, joined
-from rayssl.views import epochs
+from rayssl.training.state import TrainState
+from rayssl.views import reading
 from rayssl.views.modules import build_recipes
 from rayssl.views.recipes import ViewsConfig
 
@@ -207,7 +207,7 @@ def build(settings: Experiment, *, wrap: Any = None) -> Loop:
     wrapped: nn.Module = method if wrap is None else wrap(method)
     log = RunLog(settings.run, loaded.meta.step if loaded else None, tensorboard=False) if context.rank == 0 else None
     loop = Loop(
-        Parts(
+        TrainState(
             config=settings.training,
             run=settings.run,
             seed=settings.seed,
@@ -217,7 +217,7 @@ def build(settings: Experiment, *, wrap: Any = None) -> Loop:
             wrapped=wrapped,
             recipes=build_recipes(settings.views, manifest.rate, settings.seed),
             context=context,
-            memory=None if memory is None else InProcessMemory(SpeakerMemory(**memory)),
+            memory=None if memory is None else InProcessMemory(UtteranceMemory(**memory)),
             prototypes=None if classes is None else InProcessClasses(ClassMemory(**classes)),
             log=log,
             pass_steps=own.pass_steps,
@@ -254,7 +254,7 @@ def _batches(
     )
     for unit in units:
         cut = method.labelled_segments if few else method.fill_segments if unit.fill else method.segments
-        for raw in epochs.read(
+        for raw in reading.read(
             unit,
             settings.corpus.uri,
             manifest,
@@ -313,7 +313,7 @@ def memory_of(loaded: checkpoint.Loaded) -> dict[str, np.ndarray]:
 
 
 def arrays_of(folder: str, records: pieces.Records) -> dict[str, np.ndarray]:
-    """A memory's arrays, as `SpeakerMemory.state_dict` has them, from its files, however many stores wrote them."""
+    """A memory's arrays, as `UtteranceMemory.state_dict` has them, from its files, however many stores wrote them."""
     index = pieces.read_index(folder, records)
     read, parts = pieces.reader(folder, records), {}
     kinds: tuple[Kind, ...] = ("references", "positives")

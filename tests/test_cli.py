@@ -13,7 +13,7 @@ import pytest
 from rayssl import storage
 from rayssl.cli import main
 from rayssl.data import shards
-from rayssl.experiment import Experiment, build_method
+from rayssl.experiment.config import Experiment, build_method
 from rayssl.training import checkpoint
 from tests.small_experiment import tree, write_config, write_corpus, write_trials
 
@@ -186,8 +186,8 @@ def test_no_word_of_ray_before_it_is_needed(folder: Path) -> None:
 
 def test_the_verbs_are_imported_without_ray() -> None:
     """Ray reads its environment when it is imported: `cluster.connect` must have set it by then."""
-    modules = "rayssl.runtime.cluster, rayssl.runtime.prepare, rayssl.runtime.train, rayssl.runtime.evaluate"
-    modules += ", rayssl.runtime.embed_files"
+    modules = "rayssl.runtime.cluster, rayssl.runtime.prepare, rayssl.runtime.train, rayssl.runtime.evaluation.evaluate"
+    modules += ", rayssl.runtime.embedding.files"
     code = f"import sys, {modules}; sys.exit('ray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False)
     assert done.returncode == 0

@@ -9,8 +9,8 @@ import pytest
 
 from rayssl.data.corpus import PrepareConfig
 from rayssl.errors import ConfigError
-from rayssl.experiment import Experiment
-from rayssl.origin import origins
+from rayssl.experiment.config import Experiment
+from rayssl.runs.origin import origins
 from rayssl.schema import Config, flatten, load_yaml, override, parse
 from tests.runs import experiment
 
@@ -202,7 +202,7 @@ def test_origins() -> None:
 
 def test_ssps_must_start_and_needs_enough_utterances(tmp_path: Path) -> None:
     assert message(tree(method=SSPS), "training.epochs=1").startswith("method.start_epoch=1 is not before ")
-    from rayssl.experiment import memory_settings
+    from rayssl.experiment.config import memory_settings
     from tests.runs import write_corpus
 
     manifest = write_corpus(tmp_path, (6, 5))
@@ -214,7 +214,7 @@ def test_ssps_must_start_and_needs_enough_utterances(tmp_path: Path) -> None:
 
 
 def test_a_memory_that_cannot_be_shared_or_overlap(tmp_path: Path) -> None:
-    from rayssl.experiment import describe_memory, memory_settings
+    from rayssl.experiment.config import describe_memory, memory_settings
     from tests.runs import write_corpus
 
     manifest = write_corpus(tmp_path, (6, 5))
@@ -235,14 +235,14 @@ def test_a_memory_that_cannot_be_shared_or_overlap(tmp_path: Path) -> None:
 
 def test_the_bound_of_ssps_needs_labels_and_no_clusters(tmp_path: Path) -> None:
     assert "set method.clusters" in message(tree(method={"name": "ssps", "start_epoch": 1}), "training.epochs=2")
-    from rayssl.experiment import memory_settings
-    from rayssl.memory.speakers import SpeakerMemory
+    from rayssl.experiment.config import memory_settings
+    from rayssl.memory.utterances.memory import UtteranceMemory
     from tests.runs import write_corpus
 
     settings = experiment(tmp_path, tmp_path, "method.sampling=speaker", "method.clusters=0")
     manifest = write_corpus(tmp_path, (6, 5))
     found = memory_settings(settings, manifest)
     assert found is not None
-    assert SpeakerMemory(**found).version == 0
+    assert UtteranceMemory(**found).version == 0
     with pytest.raises(ConfigError, match=r"method\.sampling=speaker: .* no labels of speaker and recording"):
         memory_settings(settings, manifest.model_copy(update={"recordings": 0}))

@@ -10,17 +10,16 @@ from typing import Literal
 
 import numpy as np
 
+from rayssl.clustering.kmeans import KMeans, Mode, cluster, normalized_mutual_information
+from rayssl.clustering.points import assign, unit_rows
 from rayssl.errors import UserError
-from rayssl.memory.bank import unit_rows
-from rayssl.memory.kmeans import KMeans, Mode, cluster, normalized_mutual_information
-from rayssl.memory.kmeans_points import assign
 
 _TIMED = 32768  # points from which the time of a whole assignment is extrapolated
 _LEAST = 512  # clusters of a comparison: with fewer, the fast mode is the exact one
 
 
 @dataclass(frozen=True)
-class Job:
+class KMeansCase:
     """One clustering of made-up points: ``rows`` N, ``dim`` D, ``clusters`` K; the rest goes to `cluster`.
 
     ``data``: "planted" (K directions drawn evenly from the sphere, each point one of them plus noise of norm about
@@ -39,7 +38,7 @@ class Job:
     compare: int = 0
 
 
-def measure(job: Job) -> dict[str, int | float | str]:
+def measure(job: KMeansCase) -> dict[str, int | float | str]:
     """The job's own settings and what came of it.
 
     seconds; objective (mean cosine to the own centroid); empty (clusters nobody is in); repaired; peak_bytes (resident,
@@ -71,7 +70,7 @@ def measure(job: Job) -> dict[str, int | float | str]:
     return figures
 
 
-def points(job: Job) -> tuple[np.ndarray, np.ndarray]:
+def points(job: KMeansCase) -> tuple[np.ndarray, np.ndarray]:
     """The job's points, float16 ``[N, D]`` of norm 1, and which planted cluster each is of, int32 ``[N]``."""
     random = np.random.default_rng(job.seed)
     centres = unit_rows(random.standard_normal((job.clusters, job.dim), dtype=np.float32))
@@ -100,7 +99,7 @@ def _readable(name: str, value: int | float | str) -> str:
     return f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
 
 
-def _check(job: Job) -> None:
+def _check(job: KMeansCase) -> None:
     if not 1 <= job.clusters <= job.rows:
         raise UserError(f"--clusters {job.clusters} must lie in 1..{job.rows}, the --rows there are")
     if job.dim < 1 or job.iterations < 1 or job.compare < 0 or job.spread < 0:
@@ -113,11 +112,11 @@ def _check(job: Job) -> None:
         torch.cuda.reset_peak_memory_stats(job.device)
 
 
-def _run(job: Job, x: np.ndarray, clusters: int, mode: Mode) -> KMeans:
+def _run(job: KMeansCase, x: np.ndarray, clusters: int, mode: Mode) -> KMeans:
     return cluster(x, clusters, mode=mode, device=job.device, iterations=job.iterations, seed=job.seed)
 
 
-def _compared(job: Job, x: np.ndarray, labels: np.ndarray, found: KMeans) -> dict[str, int | float | str]:
+def _compared(job: KMeansCase, x: np.ndarray, labels: np.ndarray, found: KMeans) -> dict[str, int | float | str]:
     """The comparison with the exact mode on whole clusters, so that a cluster has as many points as in the job."""
     share = min(1.0, job.compare / job.rows)
     clusters = min(job.clusters, max(round(job.clusters * share), _LEAST))

@@ -15,8 +15,8 @@ import numpy as np
 from pydantic import Field, model_validator
 from scipy import fft
 
-from rayssl import draws
 from rayssl.data.decode import RATE
+from rayssl.random import draws
 from rayssl.schema import Config
 
 _CHOICE, _NOISE = 11, 12  # purposes of the draws

@@ -23,7 +23,7 @@ from rayssl.data.labels import SplitConfig
 from rayssl.data.shards import Manifest, Reject
 from rayssl.data.sources import Reference
 from rayssl.data.trials import TrialsConfig
-from rayssl.data.units import CLEAN, WORK, ContentConfig, Done, Job, Unit, recording_name
+from rayssl.data.units import CLEAN, WORK, ContentConfig, Done, PrepareUnit, Rendering, recording_name
 from rayssl.errors import CorpusError
 from rayssl.schema import Config
 
@@ -32,7 +32,7 @@ SplitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # it
 _RECIPE = 1  # raise it when the same settings come to make other samples: finished work is then made anew
 
 
-class CorpusConfig(ContentConfig):
+class PreparedCorpusConfig(ContentConfig):
     """One corpus: utterances made from ``source``, prepared at the URI ``out``.
 
     ``shard_utterances`` is how many utterances (after rendering, before joining) one shard takes. ``max_reject_share``
@@ -47,7 +47,7 @@ class CorpusConfig(ContentConfig):
     splits: dict[SplitName, SplitConfig] = {}
 
     @model_validator(mode="after")
-    def _trials_fit(self) -> CorpusConfig:
+    def _trials_fit(self) -> PreparedCorpusConfig:
         for name, wanted in self.trials.items():
             if wanted.source is not None and self.join is not None:
                 raise ValueError(f"trials.{name}.source names single utterances, which join dissolves; leave one out")
@@ -58,26 +58,26 @@ class PrepareConfig(Config):
     """What ``rayssl prepare`` makes: corpora by name. ``seed`` shuffles utterances among shards."""
 
     seed: int = 0
-    corpora: dict[str, CorpusConfig] = Field(min_length=1)
+    corpora: dict[str, PreparedCorpusConfig] = Field(min_length=1)
 
 
-class Plan(Config):
+class PreparePlan(Config):
     """A whole preparation: its units, and the names behind the indices."""
 
-    units: list[Unit]
+    units: list[PrepareUnit]
     names: dict[str, list[str]]
     sources: int
     digest: str
 
 
-def list_references(settings: CorpusConfig) -> list[Reference]:
+def list_references(settings: PreparedCorpusConfig) -> list[Reference]:
     """All utterances of the source; see `check_references`, which a caller that lists parts in parallel uses alone."""
     source = sources.resolved(settings.source)
     found = [reference for part in sources.parts(source) for reference in sources.list_part(source, part)]
     return check_references(settings, found)
 
 
-def check_references(settings: CorpusConfig, found: list[Reference]) -> list[Reference]:
+def check_references(settings: PreparedCorpusConfig, found: list[Reference]) -> list[Reference]:
     """``found`` in order of name; `CorpusError` when there are none, names repeat, or joining lacks recordings."""
     where = sources.describe(settings.source)
     if not found:
@@ -97,7 +97,7 @@ def check_references(settings: CorpusConfig, found: list[Reference]) -> list[Ref
     return found
 
 
-def plan(settings: CorpusConfig, references: Sequence[Reference], seed: int) -> Plan:
+def plan(settings: PreparedCorpusConfig, references: Sequence[Reference], seed: int) -> PreparePlan:
     """Divides the work. Renderings (whole recordings of a condition, where joined) are shuffled among the units.
 
     Renderings of one clip go to different units by chance, so that a shard rarely holds the same words twice.
@@ -114,7 +114,7 @@ def plan(settings: CorpusConfig, references: Sequence[Reference], seed: int) -> 
     indices: dict[str, dict[str | None, int]] = {
         kind: {name: index for index, name in enumerate(known)} | {None: -1} for kind, known in names.items()
     }
-    groups: dict[Any, list[Job]] = {}
+    groups: dict[Any, list[Rendering]] = {}
     for job in jobs:
         key = recording[job] if settings.join is not None else job
         groups.setdefault(key, []).append((*job, indices["recording"][recording[job]]))
@@ -125,10 +125,10 @@ def plan(settings: CorpusConfig, references: Sequence[Reference], seed: int) -> 
         for number, chunk in enumerate(_chunks(order, [len(group) for group in ordered], settings.shard_utterances))
     ]
     digest = hashlib.sha256("\n".join(unit.digest for unit in units).encode()).hexdigest()[:16]
-    return Plan(units=units, names=names, sources=len(references), digest=digest)
+    return PreparePlan(units=units, names=names, sources=len(references), digest=digest)
 
 
-def finish(settings: CorpusConfig, plan: Plan, done: Sequence[Done]) -> Manifest:
+def finish(settings: PreparedCorpusConfig, plan: PreparePlan, done: Sequence[Done]) -> Manifest:
     """Completes the corpus from the records of all units; `CorpusError` when too much of the source was unusable."""
     rejects = sorted({reject for record in done for reject in record.rejects}, key=lambda reject: reject.name)
     unusable = {reject for record in done for reject in record.unusable()}
@@ -154,7 +154,7 @@ def finish(settings: CorpusConfig, plan: Plan, done: Sequence[Done]) -> Manifest
     return manifest
 
 
-def renew_splits(settings: CorpusConfig, manifest: Manifest) -> Manifest:
+def renew_splits(settings: PreparedCorpusConfig, manifest: Manifest) -> Manifest:
     """Gives the complete corpus of ``manifest`` the splits of ``settings``, and no others; the audio is left alone.
 
     Only what changed, or whose file is absent or damaged, is made. Files come before the manifest, which a reader
@@ -173,7 +173,7 @@ def renew_splits(settings: CorpusConfig, manifest: Manifest) -> Manifest:
     return manifest
 
 
-def prepared(settings: CorpusConfig, plan: Plan) -> Manifest | None:
+def prepared(settings: PreparedCorpusConfig, plan: PreparePlan) -> Manifest | None:
     """The corpus at ``settings.out`` if it is complete and was made by this very plan; None when nothing is there.
 
     Raises `CorpusError` when a corpus made with other settings is there.
@@ -187,7 +187,7 @@ def prepared(settings: CorpusConfig, plan: Plan) -> Manifest | None:
     return manifest
 
 
-def clear(settings: CorpusConfig) -> None:
+def clear(settings: PreparedCorpusConfig) -> None:
     """Removes the corpus at ``settings.out``, manifest first, so that nobody reads half of it."""
     storage.remove(storage.join(settings.out, shards.MANIFEST))
     for name in (shards.LABELS, shards.REJECTS):
@@ -204,7 +204,7 @@ def _remove_others(out: str, folder: str, paths: Sequence[str]) -> None:
             storage.remove(stale)
 
 
-def _conditions(settings: CorpusConfig, reference: Reference) -> list[int]:
+def _conditions(settings: PreparedCorpusConfig, reference: Reference) -> list[int]:
     """The conditions to render ``reference`` under; clips that will be joined may share those of their recording."""
     if settings.conditions is None:
         return [CLEAN]
@@ -232,11 +232,11 @@ def _chunks(order: np.ndarray, sizes: Sequence[int], target: int) -> list[list[i
 def _unit(
     number: int,
     seed: int,
-    settings: CorpusConfig,
+    settings: PreparedCorpusConfig,
     references: Sequence[Reference],
     indices: dict[str, dict[str | None, int]],
-    groups: list[list[Job]],
-) -> Unit:
+    groups: list[list[Rendering]],
+) -> PrepareUnit:
     wanted = sorted({job[0] for group in groups for job in group})
     position = {k: place for place, k in enumerate(wanted)}
     held = [references[k] for k in wanted]
@@ -253,15 +253,15 @@ def _unit(
     made = {key: getattr(settings, key) for key in ContentConfig.model_fields}
     resolved = ContentConfig(**{**made, "source": sources.resolved(settings.source)})
     digest = hashlib.sha256(hashed.encode()).hexdigest()
-    return Unit(digest=digest, out=storage.absolute(settings.out), settings=resolved, **content)
+    return PrepareUnit(digest=digest, out=storage.absolute(settings.out), settings=resolved, **content)
 
 
-def content_settings(settings: CorpusConfig) -> dict[str, Any]:
+def content_settings(settings: PreparedCorpusConfig) -> dict[str, Any]:
     """The settings that the corpus's content depends on, as plain values."""
     return settings.model_dump(mode="json", include=set(ContentConfig.model_fields))
 
 
-def _check_rejects(settings: CorpusConfig, plan: Plan, rejects: Sequence[Reject]) -> None:
+def _check_rejects(settings: PreparedCorpusConfig, plan: PreparePlan, rejects: Sequence[Reject]) -> None:
     share = len(rejects) / plan.sources
     if share > settings.max_reject_share:
         first = rejects[0]

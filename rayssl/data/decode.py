@@ -24,7 +24,7 @@ _FULL_SCALE = 32768
 _RIFF_OPEN_SIZES = (0, 0xFFFFFFFF, 0x7FFFFFFF)  # what streaming writers leave in a header they cannot go back to
 
 
-class Unusable(Exception):
+class DecodeError(Exception):
     """Audio that does not go into a corpus; ``str(error)`` is the reason recorded with the reject."""
 
 
@@ -32,18 +32,18 @@ def decode(data: bytes, channels: Channels = "reject_above_2", rate: int = RATE)
     """Source audio as mono float32 ``[T]`` at ``rate`` Hz, clipped to [-1, 1].
 
     ``channels``: one or two channels are averaged; more are refused, averaged (``mean``) or cut to the first.
-    Raises `Unusable` for bytes that do not decode or decode only in part, no samples, NaN or infinity, and channels.
+    Raises `DecodeError` for bytes that do not decode or decode only in part, no samples, NaN or infinity, and channels.
     """
     if not data:
-        raise Unusable("empty: the file has no bytes")
+        raise DecodeError("empty: the file has no bytes")
     samples, source_rate = _read(data)
     count = samples.shape[1]
     if samples.shape[0] == 0:
-        raise Unusable("empty: the file has no samples")
+        raise DecodeError("empty: the file has no samples")
     if not np.isfinite(samples).all():
-        raise Unusable("not finite: the samples contain NaN or infinity")
+        raise DecodeError("not finite: the samples contain NaN or infinity")
     if count > 2 and channels == "reject_above_2":
-        raise Unusable(f"{count} channels: set channels to 'mean' or 'first' to accept more than two")
+        raise DecodeError(f"{count} channels: set channels to 'mean' or 'first' to accept more than two")
     mono = samples[:, 0] if channels == "first" else samples.mean(axis=1)
     return np.asarray(np.clip(resample(mono, source_rate, rate), -1.0, 1.0), dtype=np.float32)
 
@@ -96,12 +96,12 @@ def _read(data: bytes) -> tuple[np.ndarray, int]:
     except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError) as error:
         # libsndfile's own sentence: soundfile's message also holds an address in memory, which changes every time
         text = str(getattr(error, "error_string", type(error).__name__)).removeprefix("Error : ")
-        raise Unusable(f"unreadable: {text.rstrip('.').lower()}") from None
+        raise DecodeError(f"unreadable: {text.rstrip('.').lower()}") from None
     if len(samples) < frames:
-        raise Unusable(f"unreadable: truncated after {len(samples)} of {frames} samples")
+        raise DecodeError(f"unreadable: truncated after {len(samples)} of {frames} samples")
     # libsndfile shortens a truncated WAV without a word; the RIFF header still knows its length
     if data[:4] == b"RIFF" and len(data) >= 8:
         promised = int.from_bytes(data[4:8], "little")
         if promised not in _RIFF_OPEN_SIZES and len(data) + 1 < promised + 8:
-            raise Unusable(f"unreadable: truncated after {len(data)} of {promised + 8} bytes")
+            raise DecodeError(f"unreadable: truncated after {len(data)} of {promised + 8} bytes")
     return samples, rate

@@ -17,12 +17,12 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from rayssl import draws
 from rayssl.data import shards, splits
 from rayssl.data.conditions import text_key
 from rayssl.data.shards import Shard
 from rayssl.data.splits import LABELLED, UNLABELLED, Split
 from rayssl.errors import CorpusError
+from rayssl.random import draws
 from rayssl.schema import Config
 
 _SPLIT = 41

@@ -99,7 +99,7 @@ class WebDatasetConfig(Config):
 SourceConfig = Annotated[FolderConfig | ParquetConfig | WebDatasetConfig | SyntheticConfig, Field(discriminator="name")]
 
 
-class Part(Config):
+class SourcePart(Config):
     """One of a source's `parts`, as a task is asked for it."""
 
     source: SourceConfig
@@ -107,7 +107,7 @@ class Part(Config):
 
 
 class Listing(Config):
-    """What a task answers to a `Part`."""
+    """What a task answers to a `SourcePart`."""
 
     references: list[Reference]
 

@@ -11,9 +11,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from rayssl import draws, storage
+from rayssl import storage
 from rayssl.data import shards
 from rayssl.errors import CorpusError
+from rayssl.random import draws
 from rayssl.schema import Config
 
 _EXPAND, _GENERATE = 31, 32

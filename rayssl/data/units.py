@@ -21,7 +21,7 @@ from rayssl.data.sources import Reference, SourceConfig
 from rayssl.errors import StorageError
 from rayssl.schema import Config
 
-Job = tuple[int, int, int]
+Rendering = tuple[int, int, int]
 CLEAN = -1  # the "condition" of an utterance that is not rendered
 WORK = ".work"
 DROPPED = "too short to join: "  # how the reasons of clips begin whose audio is sound
@@ -42,7 +42,7 @@ class ContentConfig(Config):
     join: JoinConfig | None = None
 
 
-class Unit(Config):
+class PrepareUnit(Config):
     """One task's work. ``jobs`` are (position in ``references``, condition, recording index), grouped where joined.
 
     ``digest`` is a hash over all that the shard's content depends on.
@@ -56,7 +56,7 @@ class Unit(Config):
     references: list[Reference]
     speakers: list[int]
     labels: list[int]
-    jobs: list[list[Job]]
+    jobs: list[list[Rendering]]
 
     def count(self) -> int:
         """How many utterances the unit makes, before joining."""
@@ -76,7 +76,7 @@ class Done(Config):
         return [reject for reject in self.rejects if not reject.reason.startswith(DROPPED)]
 
 
-def process(unit: Unit) -> Done:
+def process(unit: PrepareUnit) -> Done:
     """Makes one shard, or finds that it is already made. A unit that had rejects is made anew: they may be mended."""
     out = unit.out
     record = storage.join(out, WORK, f"{unit.index:05d}.json")
@@ -117,17 +117,17 @@ def _read_record(uri: str) -> Done | None:
         return None
 
 
-def _pieces(unit: Unit) -> tuple[dict[Job, np.ndarray], list[Reject]]:
+def _pieces(unit: PrepareUnit) -> tuple[dict[Rendering, np.ndarray], list[Reject]]:
     """int16 samples for each job on a usable reference, and the reasons why the others are not."""
-    settings, pieces, rejects = unit.settings, dict[Job, np.ndarray](), list[Reject]()
+    settings, pieces, rejects = unit.settings, dict[Rendering, np.ndarray](), list[Reject]()
     channels = [] if settings.conditions is None else conditions.draw_all(settings.conditions)
-    wanted: dict[int, list[Job]] = {}
+    wanted: dict[int, list[Rendering]] = {}
     for job in (job for group in unit.jobs for job in group):
         wanted.setdefault(job[0], []).append(job)
     for position, audio in sources.read(settings.source, unit.references):
         try:
             clip = _usable(settings, audio)
-        except decode.Unusable as error:
+        except decode.DecodeError as error:
             reference = unit.references[position]
             place = sources.place(settings.source, reference)
             rejects.append(Reject(name=reference.name, source=place, reason=str(error)))
@@ -140,9 +140,9 @@ def _pieces(unit: Unit) -> tuple[dict[Job, np.ndarray], list[Reject]]:
 def _usable(settings: ContentConfig, audio: bytes | np.ndarray) -> np.ndarray:
     clip = decode.decode(audio, settings.channels) if isinstance(audio, bytes) else audio
     if len(clip) < max(1, round(settings.min_s * decode.RATE)):
-        raise decode.Unusable(f"too short: {len(clip) / decode.RATE:.3f} s, min_s is {settings.min_s:g}")
+        raise decode.DecodeError(f"too short: {len(clip) / decode.RATE:.3f} s, min_s is {settings.min_s:g}")
     if not decode.quantise(clip).any():
-        raise decode.Unusable("silent: every sample is zero")
+        raise decode.DecodeError("silent: every sample is zero")
     return clip
 
 
@@ -155,7 +155,7 @@ def _heard(
     return conditions.render(clip, channels[condition], seed)
 
 
-def _columns(unit: Unit, pieces: dict[Job, np.ndarray]) -> tuple[dict[str, list[Any]], list[Reject]]:
+def _columns(unit: PrepareUnit, pieces: dict[Rendering, np.ndarray]) -> tuple[dict[str, list[Any]], list[Reject]]:
     """The shard's columns, rows permuted by the seed; and the recordings that were too short to join."""
     rows, dropped = list[tuple[Any, ...]](), list[Reject]()
     for group in unit.jobs:
@@ -178,7 +178,7 @@ def _columns(unit: Unit, pieces: dict[Job, np.ndarray]) -> tuple[dict[str, list[
     return columns, dropped
 
 
-def _row(unit: Unit, jobs: list[Job], pieces: dict[Job, np.ndarray], number: int) -> tuple[Any, ...]:
+def _row(unit: PrepareUnit, jobs: list[Rendering], pieces: dict[Rendering, np.ndarray], number: int) -> tuple[Any, ...]:
     position, condition, recording = jobs[0]
     reference = unit.references[position]
     name = rendering_name(reference.name, condition)
@@ -191,7 +191,7 @@ def _row(unit: Unit, jobs: list[Job], pieces: dict[Job, np.ndarray], number: int
     return name, audio, len(samples), unit.speakers[position], recording, label
 
 
-def _leftover(unit: Unit, job: Job, total: int) -> Reject:
+def _leftover(unit: PrepareUnit, job: Rendering, total: int) -> Reject:
     reference = unit.references[job[0]]
     minimum = unit.settings.join.min_s if unit.settings.join is not None else 0.0
     reason = f"{DROPPED}all clips together are {total / decode.RATE:.3f} s, join.min_s is {minimum:g}"

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from rayssl.draws import fold, keys_np, uniform_np
 from rayssl.evaluation.embeddings import embed_utterances
+from rayssl.random.draws import fold, keys_np, uniform_np
 from rayssl.views.crops import cut
 
 Ints = NDArray[np.int64]

@@ -13,8 +13,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import ThreadpoolController
 
-from rayssl.draws import fold, keys_np, uniform_np
 from rayssl.evaluation.scoring import unit_rows
+from rayssl.random.draws import fold, keys_np, uniform_np
 
 Float32 = NDArray[np.float32]
 Ints = NDArray[np.int64]

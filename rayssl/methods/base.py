@@ -8,16 +8,16 @@ batch while this one is still being computed.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from rayssl.batches.selection import Role
 from rayssl.models.encoder import Encoder
 from rayssl.views.recipes import Segment
 
 Outputs: TypeAlias = dict[str, Tensor]
-Role: TypeAlias = Literal["all", "labelled", "unlabelled"]  # of a stream: which rows of a split it has
 
 
 @dataclass(frozen=True)

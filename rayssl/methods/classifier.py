@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from rayssl.methods.base import Batch, Outputs, Recalled, Role, Step, Views
-from rayssl.methods.semi import Labelled, LabelledConfig
+from rayssl.batches.selection import Role
+from rayssl.methods.base import Batch, Outputs, Recalled, Step, Views
+from rayssl.methods.semi import Labelled, LabelledMethodConfig
 from rayssl.views.recipes import Recipe, Segment
 
 
-class ClassifierConfig(LabelledConfig):
+class ClassifierConfig(LabelledMethodConfig):
     """``recipe``: how the labelled clips are distorted, one of those of ``views``."""
 
     name: Literal["classifier"] = "classifier"

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from rayssl import collectives
+from rayssl.batches.selection import Role
 from rayssl.errors import ConfigError
 from rayssl.losses.balance import adjusted_cross_entropy, log_prior
 from rayssl.losses.pseudolabel import consistency
-from rayssl.methods.base import Batch, Classes, Method, Outputs, Role, Step, View, Views
+from rayssl.methods.base import Batch, Classes, Method, Outputs, Step, View, Views
 from rayssl.models.encoder import Encoder
 from rayssl.models.heads import Classifier
 from rayssl.models.teacher import average, frozen_copy, warmed_momentum
@@ -25,7 +26,7 @@ from rayssl.schema import Config
 from rayssl.views.recipes import Segment, ViewsConfig
 
 
-class LabelledConfig(Config):
+class LabelledMethodConfig(Config):
     """``ema``: momentum of the averaged model; ``evaluate``: whose predictions count, the ``average``'s or those of the
     ``online`` model; ``adjust``: tau of logit adjustment by the labelled classes' frequencies, 0 for none.
     """
@@ -35,14 +36,14 @@ class LabelledConfig(Config):
     adjust: float = Field(0.0, ge=0)
 
 
-class SemiConfig(LabelledConfig):
+class SemiConfig(LabelledMethodConfig):
     """``weight`` (lambda_u) of the pseudo-labels' loss; ``threshold``: the least confidence a pseudo-label needs."""
 
     weight: float = Field(1.0, ge=0)
     threshold: float = Field(0.95, ge=0, le=1)
 
 
-class Model(nn.Module):
+class ClassifierModel(nn.Module):
     """Encoder and classifier: what is trained, or the average that follows it."""
 
     def __init__(self, encoder: Encoder, classes: int) -> None:
@@ -54,7 +55,7 @@ class Model(nn.Module):
 class Labelled(Method):
     """A classifier over the classes of a split, its average, and the loss of labelled rows."""
 
-    def __init__(self, config: LabelledConfig, encoder: Encoder, views: ViewsConfig, classes: Classes) -> None:
+    def __init__(self, config: LabelledMethodConfig, encoder: Encoder, views: ViewsConfig, classes: Classes) -> None:
         super().__init__()
         if len(classes.names) < 2:
             raise ConfigError(
@@ -64,7 +65,7 @@ class Labelled(Method):
         self.settings = config
         self.views = views
         self.classes, self.class_names = classes, classes.names
-        self.model = Model(encoder, len(classes.names))
+        self.model = ClassifierModel(encoder, len(classes.names))
         self.average = frozen_copy(self.model).eval()
         # follows from the split; saved in a checkpoint, it could only disagree with it
         self.register_buffer("log_prior", log_prior(torch.tensor(classes.labelled)), persistent=False)

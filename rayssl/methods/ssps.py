@@ -14,8 +14,8 @@ import torch
 from pydantic import Field, model_validator
 from torch.nn.functional import normalize
 
-from rayssl.memory.kmeans import Mode
-from rayssl.memory.knobs import Sampling
+from rayssl.clustering.kmeans import Mode
+from rayssl.memory.utterances.settings import Sampling
 from rayssl.methods.base import Batch, Method, Outputs, Recall, Recalled, Remember, Step, View, Views
 from rayssl.methods.dino import DINOConfig
 from rayssl.methods.moco import MoCoConfig

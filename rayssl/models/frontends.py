@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchaudio.functional import melscale_fbanks
 
-from rayssl.draws_torch import uniform_torch
 from rayssl.errors import ConfigError
+from rayssl.random.draws_torch import uniform_torch
 from rayssl.schema import Config
 
 # Streams of draws 300..399 belong to feature masks.

@@ -15,15 +15,15 @@ import numpy as np
 import ray
 
 from rayssl import storage
+from rayssl.clustering.points import unit_rows
 from rayssl.errors import UserError
-from rayssl.experiment import MemoryConfig
-from rayssl.memory.bank import unit_rows
-from rayssl.memory.exchange import Recall, Remember
-from rayssl.memory.knobs import Knobs, bytes_needed
-from rayssl.runtime.memory import options
-from rayssl.runtime.memory_servers import Server
-from rayssl.runtime.memory_shards import Exchanger, start
-from rayssl.runtime.rounds import get
+from rayssl.experiment.config import MemoryConfig
+from rayssl.memory.utterances.exchange import RecallArrays, RememberArrays
+from rayssl.memory.utterances.settings import MemorySettings, bytes_needed
+from rayssl.runtime.memory.actor import options
+from rayssl.runtime.memory.rounds import get
+from rayssl.runtime.memory.servers import Server
+from rayssl.runtime.memory.sharded import Exchanger, start
 
 _POOL, _NOISE = 65521, 4093  # rows that all others are sums of; coprime, so that no sum comes twice
 _FILL = 4096  # rows of one call of a pass that fills the memory
@@ -31,7 +31,7 @@ Figures = dict[str, int | float | str | bool]
 
 
 @dataclass(frozen=True)
-class Job:
+class MemoryCase:
     """``rows`` N utterances, all in the queue; ``dim`` of references and of positives; ``batch`` of all ranks together;
     ``clusters`` K (0: N/40); ``calls`` exchanges a rank; ``into`` a folder for the state (empty: a temporary one).
     """
@@ -59,7 +59,7 @@ class Job:
         return {**sizes, **kinds, **how}
 
 
-def measure(job: Job, say: Callable[[str], None] = lambda _: None) -> Figures:
+def measure(job: MemoryCase, say: Callable[[str], None] = lambda _: None) -> Figures:
     """The job's own settings and what came of it; joins or starts no cluster: `rayssl.runtime.cluster.connect` does.
 
     index_bytes, store_bytes: what `bytes_needed` foretells, and peak_bytes the most that an actor had resident;
@@ -70,7 +70,7 @@ def measure(job: Job, say: Callable[[str], None] = lambda _: None) -> Figures:
     memory gave the same rows. Raises UserError for a job that cannot be.
     """
     _check(job)
-    knobs = Knobs(**job.knobs)
+    knobs = MemorySettings(**job.knobs)
     index, store = bytes_needed(knobs, job.shards)
     figures: Figures = {**asdict(job), "clusters": knobs.clusters, "index_bytes": index, "store_bytes": store}
     memory = _Memory(job, job.ranks)
@@ -106,7 +106,7 @@ def measure(job: Job, say: Callable[[str], None] = lambda _: None) -> Figures:
     return figures
 
 
-def _check(job: Job) -> None:
+def _check(job: MemoryCase) -> None:
     for name in ("rows", "dim", "batch", "ranks", "shards", "calls", "iterations"):
         if getattr(job, name) < 1:
             raise UserError(f"--{name} must be at least 1, got {getattr(job, name)}")
@@ -119,7 +119,7 @@ def _check(job: Job) -> None:
 class _Memory:
     """The actors of a memory, and a process for each rank that calls them, as in a job."""
 
-    def __init__(self, job: Job, ranks: int) -> None:
+    def __init__(self, job: MemoryCase, ranks: int) -> None:
         self._job, self._ranks = job, ranks
         knobs, config = job.knobs, MemoryConfig(shards=job.shards, half=job.half)
         prefix = f"bench:{os.urandom(4).hex()}"
@@ -166,10 +166,12 @@ class _Memory:
         whitening = get(self.index.commit.remote())
         get([store.commit.remote(whitening) for store in self.stores])
 
-    def recalled(self) -> Recall:
+    def recalled(self) -> RecallArrays:
         """One batch, by all ranks, as one; asked for in another epoch than those before."""
         parts = get([client.recalled.remote() for client in self._clients])
-        return Recall(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("rows", "found", "ids")))
+        return RecallArrays(
+            *(np.concatenate([getattr(part, name) for part in parts]) for name in ("rows", "found", "ids"))
+        )
 
     def peak_bytes(self) -> int:
         asked = [actor.__ray_call__.remote(_peak) for actor in (self.index, *self.stores)]
@@ -197,9 +199,11 @@ class _Timed(Server):
 class _Rank:
     """The process of one rank: what a training worker does with its memory, and nothing else."""
 
-    def __init__(self, job: Job, knobs: dict[str, Any], index: Any, stores: list[Any], rank: int, ranks: int) -> None:
+    def __init__(
+        self, job: MemoryCase, knobs: dict[str, Any], index: Any, stores: list[Any], rank: int, ranks: int
+    ) -> None:
         self._job, self._index, self._rank, self._ranks = job, index, rank, ranks
-        self._sharded = Exchanger(Knobs(**knobs), index, stores, rank) if stores else None
+        self._sharded = Exchanger(MemorySettings(**knobs), index, stores, rank) if stores else None
         self._calls = 0
         random = np.random.default_rng(job.seed)
         size = min(_POOL, max(2, job.rows))
@@ -227,13 +231,13 @@ class _Rank:
             taken.append(time.perf_counter() - began)
         return np.array(taken)
 
-    def recalled(self) -> Recall:
+    def recalled(self) -> RecallArrays:
         """What this rank's part of a batch is given; all of it where there is but one rank."""
         recall = self._call(None, self._batch(0))
         assert recall is not None
         return recall
 
-    def _call(self, remember: Remember | None, ids: np.ndarray | None) -> Recall | None:
+    def _call(self, remember: RememberArrays | None, ids: np.ndarray | None) -> RecallArrays | None:
         self._calls += 1
         if self._sharded is not None:
             return self._sharded(self._calls, remember, ids, 1)
@@ -245,10 +249,10 @@ class _Rank:
         ids: np.ndarray = self._order[np.arange(first, first + size) % len(self._order)]
         return ids
 
-    def _rows(self, ids: np.ndarray) -> Remember:
+    def _rows(self, ids: np.ndarray) -> RememberArrays:
         rows = self._pool[ids % len(self._pool)] + self._noise[ids % _NOISE]
         labels = (ids % 5000).astype(np.int32)
-        return Remember(ids, rows, rows, labels, labels)
+        return RememberArrays(ids, rows, rows, labels, labels)
 
 
 def _quantiles(name: str, seconds: np.ndarray) -> Figures:

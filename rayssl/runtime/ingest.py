@@ -1,7 +1,7 @@
 """Ray Data streams shards from object storage to the ranks: one task reads, decodes and cuts a unit of an epoch.
 
 A row of the dataset is a whole batch of one rank, in a block of its own. With the order preserved the splitter deals
-blocks in turn, so rank `r` gets batch `r` of every step: what a rank sees is decided by `rayssl.views.epochs` alone,
+blocks in turn, so rank `r` gets batch `r` of every step: what a rank sees is decided by `rayssl.batches.plan` alone,
 and each row says for which rank and step it was made, so that a splitter that dealt otherwise would be noticed at
 once. All remaining epochs are one dataset: no barrier at an epoch's end, and the next epoch is read while this one
 trains.
@@ -20,10 +20,10 @@ import ray.data
 from ray.data import DataContext
 
 from rayssl import errors
+from rayssl.batches.plan import Cursor, ReadUnit, ShardRange
+from rayssl.batches.streams import Stream
 from rayssl.data.shards import Manifest
-from rayssl.training.streams import Stream
-from rayssl.views import epochs
-from rayssl.views.epochs import Cursor, Piece, Unit
+from rayssl.views import reading
 from rayssl.views.recipes import Segment
 
 _AHEAD = 2  # batches that a rank holds before it needs them
@@ -57,7 +57,7 @@ def dataset(
     context.enable_progress_bars, context.use_ray_tqdm = True, False
     # they advise, every 30 s and by many lines, to reserve memory for the task that lists the units
     context.issue_detectors_config.detectors = []
-    context.custom_execution_callback_classes = [_Breath]
+    context.custom_execution_callback_classes = [_SchedulerThrottle]
     fills = {epoch for epoch, wanted in enumerate(fill_segments) if wanted}
     how = {"seed": seed, "epoch_count": epoch_count, "start": start, "unit_rows": unit_rows, "fills": fills}
     planner = _Planner(manifest, stream, how)
@@ -70,7 +70,7 @@ def dataset(
 
 
 def batches(iterator: ray.data.DataIterator, rank: int) -> Iterator[dict[str, Any]]:
-    """This rank's batches, as `rayssl.views.epochs.read` makes them; raises the `UserError` that one could not be."""
+    """This rank's batches, as `rayssl.views.reading.read` makes them; raises the `UserError` that one could not be."""
     for row in iterator.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=_AHEAD):
         raw = {name: column[0] for name, column in row.items()}
         if "error" in raw:
@@ -85,7 +85,7 @@ def batches(iterator: ray.data.DataIterator, rank: int) -> Iterator[dict[str, An
         yield raw
 
 
-class _Breath:
+class _SchedulerThrottle:
     """A pause in each turn of Ray Data's scheduling loop.
 
     While finished batches wait for ranks to take them, the loop turns without one, and takes a core's third from
@@ -136,7 +136,7 @@ class _Reader:
     def __call__(self, items: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         for text in items["unit"]:
             fields = json.loads(str(text))
-            unit = Unit(**{**fields, "pieces": tuple(Piece(**piece) for piece in fields["pieces"])})
+            unit = ReadUnit(**{**fields, "pieces": tuple(ShardRange(**piece) for piece in fields["pieces"])})
             done = 0
             try:
                 for row in self._read(unit):
@@ -148,8 +148,8 @@ class _Reader:
                 told = {"error": np.asarray([type(error).__name__]), "message": np.asarray([str(error)])}
                 yield from [told] * (unit.steps * self.ranks - done)
 
-    def _read(self, unit: Unit) -> Iterator[dict[str, Any]]:
-        return epochs.read(
+    def _read(self, unit: ReadUnit) -> Iterator[dict[str, Any]]:
+        return reading.read(
             unit,
             self.uri,
             self.manifest,

@@ -11,11 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rayssl import errors
 from rayssl.data import corpus, shards, sources, trials
-from rayssl.data.corpus import CorpusConfig, Plan, PrepareConfig
+from rayssl.data.corpus import PrepareConfig, PreparedCorpusConfig, PreparePlan
 from rayssl.data.shards import Manifest
 from rayssl.data.sources import Reference
 from rayssl.data.trials import Made
-from rayssl.data.units import Done, Unit, process
+from rayssl.data.units import Done, PrepareUnit, process
 from rayssl.runtime import cluster
 from rayssl.schema import Config
 
@@ -74,7 +74,7 @@ def verify_corpora(config: PrepareConfig) -> list[str]:
     return [problem for settings in config.corpora.values() for problem in shards.verify(settings.out)]
 
 
-def _prepare_one(name: str, settings: CorpusConfig, seed: int, progress: bool, overwrite: bool) -> Prepared:
+def _prepare_one(name: str, settings: PreparedCorpusConfig, seed: int, progress: bool, overwrite: bool) -> Prepared:
     started = time.monotonic()
     plan = corpus.plan(settings, _list_references(settings), seed)
     try:
@@ -101,26 +101,26 @@ def _prepare_one(name: str, settings: CorpusConfig, seed: int, progress: bool, o
     )
 
 
-def _list_references(settings: CorpusConfig) -> list[Reference]:
+def _list_references(settings: PreparedCorpusConfig) -> list[Reference]:
     source = sources.resolved(settings.source)
     parts = sources.parts(source)
     if len(parts) < _PARTS_IN_TASKS:
         return corpus.list_references(settings)
-    asked = [sources.Part(source=source, part=part).model_dump_json() for part in parts]
+    asked = [sources.SourcePart(source=source, part=part).model_dump_json() for part in parts]
     listings = (sources.Listing.model_validate_json(answer) for answer in _in_tasks(_list_part, asked))
     return corpus.check_references(settings, [reference for listing in listings for reference in listing.references])
 
 
 def _list_part(asked: str) -> str:
-    part = sources.Part.model_validate_json(asked)
+    part = sources.SourcePart.model_validate_json(asked)
     return sources.Listing(references=sources.list_part(part.source, part.part)).model_dump_json()
 
 
 def _process_unit(asked: str) -> str:
-    return process(Unit.model_validate_json(asked)).model_dump_json()
+    return process(PrepareUnit.model_validate_json(asked)).model_dump_json()
 
 
-def _process(name: str, plan: Plan, progress: bool) -> list[Done]:
+def _process(name: str, plan: PreparePlan, progress: bool) -> list[Done]:
     done: list[Done] = []
     total = sum(unit.count() for unit in plan.units)
     columns = (

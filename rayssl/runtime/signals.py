@@ -18,7 +18,7 @@ from rayssl.errors import Stopped
 _POLL_S = 0.2
 
 
-class _Bell:
+class _StopSignal:
     """An actor next to the driver that the ranks listen to; it holds nothing but whether it was rung."""
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class _Bell:
         await self._rung.wait()
 
 
-class Attended:
+class GracefulShutdown:
     """A context in which the first SIGTERM or SIGINT of this process rings ``bell``, and the second one ends at once.
 
     Outside the main thread, where no signal arrives (a trial of Ray Tune), there is no bell.
@@ -42,10 +42,10 @@ class Attended:
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> Attended:
+    def __enter__(self) -> GracefulShutdown:
         if threading.current_thread() is threading.main_thread():
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-            self.bell = ray.remote(num_cpus=0, scheduling_strategy=here)(_Bell).remote()
+            self.bell = ray.remote(num_cpus=0, scheduling_strategy=here)(_StopSignal).remote()
             self._before = {which: signal.signal(which, self._on) for which in (signal.SIGTERM, signal.SIGINT)}
         return self
 

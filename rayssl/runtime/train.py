@@ -18,9 +18,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rayssl import collectives, storage
+from rayssl.batches.plan import Cursor
+from rayssl.batches.streams import Stream, joined
 from rayssl.data import shards
 from rayssl.errors import CheckpointError, ConfigError, Stopped, UserError
-from rayssl.experiment import (
+from rayssl.experiment.config import (
     Experiment,
     begin_from,
     build_method,
@@ -32,12 +34,11 @@ from rayssl.experiment import (
 )
 from rayssl.models.encoder import Encoder
 from rayssl.runtime import cluster
-from rayssl.training import checkpoint, trackers
+from rayssl.training import checkpoint
 from rayssl.training.loop import Loop
-from rayssl.training.parts import Parts
+from rayssl.training.state import TrainState
 from rayssl.training.stopping import Stopping
-from rayssl.training.streams import Stream, joined
-from rayssl.views.epochs import Cursor
+from rayssl.training.trackers import base
 from rayssl.views.modules import build_recipes
 
 _AHEAD_BYTES = 256 << 20  # decoded batches that wait in the object store for one rank
@@ -79,7 +80,7 @@ def train(experiment: Experiment, manifest: shards.Manifest, until: int | None =
 
 def check(experiment: Experiment) -> shards.Manifest:
     """What can be found wrong before a single worker starts; returns the corpus's manifest."""
-    trackers.check(experiment.training.trackers, storage.absolute(experiment.run))
+    base.check(experiment.training.trackers, storage.absolute(experiment.run))
     manifest = shards.read_manifest(experiment.corpus.uri)
     method = build_method(experiment, manifest)
     own, _ = streams(experiment, manifest, method)
@@ -165,7 +166,7 @@ def _attended(trainer: Any, experiment: Experiment) -> None:
     from rayssl.runtime import signals
 
     why = ""
-    with signals.Attended() as attended:
+    with signals.GracefulShutdown() as attended:
         trainer.train_loop_config["bell"] = attended.bell
         try:
             attended.run(trainer.fit, partial(print, flush=True))
@@ -295,8 +296,8 @@ def _worker(config: dict[str, Any]) -> None:
 
 def build_loop(experiment: Experiment, manifest: shards.Manifest, context: _RayContext) -> Loop:
     """The loop of one rank, restored from the run's last checkpoint where there is one; called on all ranks."""
-    from rayssl.runtime import memory as actors
-    from rayssl.runtime.memory_classes import ActorClasses
+    from rayssl.runtime.memory import actor as actors
+    from rayssl.runtime.memory.classes import ActorClasses
     from rayssl.runtime.telemetry import open_log
 
     method = build_method(experiment, manifest).to(context.device)
@@ -323,7 +324,7 @@ def build_loop(experiment: Experiment, manifest: shards.Manifest, context: _RayC
         say=context.say,
     )
     loop = Loop(
-        Parts(
+        TrainState(
             config=experiment.training,
             run=experiment.run,
             seed=experiment.seed,

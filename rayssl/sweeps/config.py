@@ -12,7 +12,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from rayssl import storage
 from rayssl.errors import ConfigError
 from rayssl.evaluation.settings import ClassificationConfig
-from rayssl.experiment import Experiment, located
+from rayssl.experiment.config import Experiment, located
 from rayssl.schema import Config, Tree, load_yaml, override, parse
 
 Point: TypeAlias = dict[str, Any]  # a value for each key of the space
@@ -148,7 +148,7 @@ class SweepConfig(Config):
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """A sweep and its base experiment: ``tree`` is the base's, with the overrides of all trials."""
 
     config: SweepConfig
@@ -211,7 +211,7 @@ def split_overrides(overrides: list[str]) -> tuple[list[str], list[str]]:
     return ours, [each for each in overrides if each not in ours]
 
 
-def read_plan(where: str, overrides: list[str]) -> Plan:
+def read_plan(where: str, overrides: list[str]) -> SweepPlan:
     """The sweep that the YAML file or URI ``where`` describes, with overrides of it or of all trials.
 
     Raises `ConfigError` for everything that is wrong whichever trial it is: an unknown key (naming the nearest), a
@@ -222,12 +222,12 @@ def read_plan(where: str, overrides: list[str]) -> Plan:
     config = parse(SweepConfig, tree, where)
     beside = storage.join(where.rpartition("/")[0] or ".", config.base)
     base = beside if storage.exists(beside) else config.base
-    plan = Plan(config, override(load_yaml(storage.read_text(base), base), [*config.overrides, *of_trials]), base)
+    plan = SweepPlan(config, override(load_yaml(storage.read_text(base), base), [*config.overrides, *of_trials]), base)
     _check(plan, plan.experiment({}, plan.run(0)))
     return plan
 
 
-def _check(plan: Plan, experiment: Experiment) -> None:
+def _check(plan: SweepPlan, experiment: Experiment) -> None:
     config, where = plan.config, plan.where
     for key, domain in config.space.items():
         for value in domain.examples:

@@ -10,7 +10,7 @@ import numpy as np
 
 from rayssl.errors import ConfigError
 from rayssl.sweeps.config import Choices, Domain, Point, SweepConfig
-from rayssl.sweeps.records import Record
+from rayssl.sweeps.records import TrialRecord
 
 _TRIES = 50  # to find a point that is none of those before
 
@@ -29,7 +29,7 @@ def drawn(config: SweepConfig) -> list[Point]:
     return _grid(config) if config.search == "grid" else _random(config, count(config))
 
 
-def suggested(config: SweepConfig, index: int, records: Iterable[Record]) -> Point:
+def suggested(config: SweepConfig, index: int, records: Iterable[TrialRecord]) -> Point:
     """The point that optuna's TPE would try next, as trial ``index``, after those of ``records``.
 
     A function of its arguments: the study is made anew from the records, so nothing else has to be kept. Raises
@@ -117,7 +117,7 @@ def _value(domain: Domain, asked: Any) -> Any:
     return domain.choices[asked] if isinstance(domain, Choices) else domain.number(asked)
 
 
-def _told(optuna: Any, config: SweepConfig, domains: dict[str, Any], record: Record) -> Any:
+def _told(optuna: Any, config: SweepConfig, domains: dict[str, Any], record: TrialRecord) -> Any:
     """A record as optuna knows trials: those that were stopped as pruned, with what they had come to."""
     states = optuna.trial.TrialState
     params = {

@@ -12,18 +12,18 @@ from collections.abc import Callable
 import numpy as np
 
 from rayssl.errors import UserError
-from rayssl.experiment import Experiment
+from rayssl.experiment.config import Experiment
 from rayssl.sweeps import points
-from rayssl.sweeps.book import Book
-from rayssl.sweeps.config import PBTConfig, Plan, assignments
-from rayssl.sweeps.records import Record, Rung, Taken, ranked
+from rayssl.sweeps.config import PBTConfig, SweepPlan, assignments
+from rayssl.sweeps.records import Rung, Taken, TrialRecord, ranked
+from rayssl.sweeps.state import SweepState
 from rayssl.training import checkpoint
 
 
-class Population(Book):
-    """A `Book` in which a trial is handed out once for each stretch."""
+class Population(SweepState):
+    """A `SweepState` in which a trial is handed out once for each stretch."""
 
-    def __init__(self, plan: Plan, say: Callable[[str], None], *, retry_failed: bool = False) -> None:
+    def __init__(self, plan: SweepPlan, say: Callable[[str], None], *, retry_failed: bool = False) -> None:
         self._flying: set[int] = set()
         super().__init__(plan, say, retry_failed=retry_failed)
         self._rungs = plan.rungs(plan.experiment({}, plan.run(0)))
@@ -40,19 +40,19 @@ class Population(Book):
         """Whether there will be more when a trial that runs has come to its rung."""
         return bool(self._flying)
 
-    def next(self) -> tuple[Record, Experiment] | None:
+    def next(self) -> tuple[TrialRecord, Experiment] | None:
         """The next stretch; None where there is none before another trial has come to its rung."""
         while True:
             self._exploit()
             index = self._due()
             if index is None:
                 return None
-            found = self._start(self.records.get(index) or Record(index=index, point=self._points[index]))
+            found = self._start(self.records.get(index) or TrialRecord(index=index, point=self._points[index]))
             if found is not None:
                 self._flying.add(index)
                 return found
 
-    def rungs_left(self, record: Record, experiment: Experiment) -> list[int]:
+    def rungs_left(self, record: TrialRecord, experiment: Experiment) -> list[int]:
         """The one that the stretch ends with."""
         return super().rungs_left(record, experiment)[:1]
 
@@ -70,7 +70,7 @@ class Population(Book):
     def _settle(self, index: int) -> None:
         """Nothing: what follows from a rung is decided when all are there."""
 
-    def _judge(self, record: Record, last: int) -> bool:
+    def _judge(self, record: TrialRecord, last: int) -> bool:
         if record.epochs >= last:
             return super()._judge(record, last)
         self._say(self._told(record, last))
@@ -112,7 +112,7 @@ class Population(Book):
                 record = self._taken_over(record, order[int(rng.integers(count))], rng)
             self._keep(record.at(passed=epoch))
 
-    def _taken_over(self, record: Record, donor: Record, rng: np.random.Generator) -> Record:
+    def _taken_over(self, record: TrialRecord, donor: TrialRecord, rng: np.random.Generator) -> TrialRecord:
         point = points.perturbed(self.config, donor.point, rng)
         try:
             checkpoint.take_over(self.plan.run(donor.index), self.plan.run(record.index))

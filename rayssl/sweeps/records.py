@@ -35,7 +35,7 @@ class Taken(Config):
     before: dict[str, Any]
 
 
-class Record(Config):
+class TrialRecord(Config):
     """A trial: its point, how far it has come, and why no further; ``passed``: the last rung from which it went on;
     ``taken``: where it became a copy of another one.
     """
@@ -63,17 +63,17 @@ class Record(Config):
         """Of training and evaluation together, as far as it was judged."""
         return sum(rung.seconds for rung in self.rungs)
 
-    def at(self, **changes: Any) -> Record:
+    def at(self, **changes: Any) -> TrialRecord:
         """The same with ``changes``."""
         return self.model_copy(update=changes)
 
 
-def write(run: str, record: Record) -> None:
+def write(run: str, record: TrialRecord) -> None:
     """Writes the record into the run's folder, atomically."""
     storage.write_text(storage.join(run, FILE), json.dumps(record.model_dump(mode="json"), indent=1))
 
 
-def read_all(sweep: str) -> dict[int, Record]:
+def read_all(sweep: str) -> dict[int, TrialRecord]:
     """The records of all trials of the sweep in the folder ``sweep``, by index, ascending.
 
     Raises `UserError` naming the file where one cannot be used.
@@ -86,7 +86,7 @@ def read_all(sweep: str) -> dict[int, Record]:
             tree = None
         if not isinstance(tree, dict):
             raise UserError(f"{uri}: not the record of a trial; delete the folder it is in to have it tried again")
-        record = parse(Record, tree, uri)
+        record = parse(TrialRecord, tree, uri)
         found[record.index] = record
     return dict(sorted(found.items()))
 
@@ -106,17 +106,17 @@ def goes_on(value: float, values: Sequence[float], reduction: float, mode: str) 
     return place(value, values, mode) <= max(1, math.floor(len(values) / reduction))
 
 
-def ranked(records: Iterable[Record], mode: str) -> list[Record]:
+def ranked(records: Iterable[TrialRecord], mode: str) -> list[TrialRecord]:
     """The records, best first: those that came further before others, failed ones last."""
     sign = 1.0 if mode == "min" else -1.0
 
-    def key(record: Record) -> tuple[bool, int, float, int]:
+    def key(record: TrialRecord) -> tuple[bool, int, float, int]:
         value = math.inf if record.value is None else sign * record.value
         return record.state == "failed", -record.epochs, value, record.index
 
     return sorted(records, key=key)
 
 
-def best(records: Iterable[Record], mode: str) -> Record | None:
+def best(records: Iterable[TrialRecord], mode: str) -> TrialRecord | None:
     """The best of those that came to anything."""
     return next((each for each in ranked(records, mode) if each.rungs and each.state != "failed"), None)

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 from rayssl import collectives
-from rayssl.memory.exchange import Recall, Remember
-from rayssl.memory.prototypes import ClassMemory, ClassRecall, ClassRemember
-from rayssl.memory.speakers import SpeakerMemory
+from rayssl.memory.classes.memory import ClassMemory, ClassRecallArrays, ClassRememberArrays
+from rayssl.memory.utterances.exchange import RecallArrays, RememberArrays
+from rayssl.memory.utterances.memory import UtteranceMemory
 from rayssl.training import pieces
 from rayssl.training.pieces import Records
 
-Answer: TypeAlias = "Future[Recall | None]"
+Answer: TypeAlias = "Future[RecallArrays | None]"
 
 
 class Context(Protocol):
@@ -50,7 +50,7 @@ class LocalContext:
         print(line, flush=True)
 
 
-class Keeper(Protocol):
+class Checkpointable(Protocol):
     """What the loop measures, saves and restores of a memory, whatever it remembers."""
 
     def metrics(self) -> dict[str, float]:
@@ -69,10 +69,10 @@ class Keeper(Protocol):
         """
 
 
-class MemoryClient(Keeper, Protocol):
+class MemoryClient(Checkpointable, Protocol):
     """The loop's side of the memory of utterances. Every rank makes the same calls in the same order."""
 
-    def exchange(self, remember: Remember | None, ids: np.ndarray | None, epoch: int) -> Answer:
+    def exchange(self, remember: RememberArrays | None, ids: np.ndarray | None, epoch: int) -> Answer:
         """Gives what this rank remembers of a step and asks for the recall of ``ids``, without waiting for it.
 
         The memory answers after it has applied what every rank gave in the same call (strict), or at once (ahead).
@@ -82,10 +82,10 @@ class MemoryClient(Keeper, Protocol):
         """One clustering for the whole job; returns on every rank when the new assignment is in use."""
 
 
-class ClassClient(Keeper, Protocol):
+class ClassClient(Checkpointable, Protocol):
     """The loop's side of the memory of classes. Every rank makes the same calls in the same order."""
 
-    def exchange(self, remember: ClassRemember, step: int | None) -> Future[ClassRecall | None]:
+    def exchange(self, remember: ClassRememberArrays, step: int | None) -> Future[ClassRecallArrays | None]:
         """Gives what this rank has found and asks for the prototypes as ``step`` shall see them; None asks nothing.
 
         Strict: what every rank gave in this call is in the answer, as in the published step. Ahead: the answer is that
@@ -96,15 +96,15 @@ class ClassClient(Keeper, Protocol):
 class InProcessMemory:
     """A replica in every process, kept equal by exchanging what all ranks remember: exact, and without Ray."""
 
-    def __init__(self, memory: SpeakerMemory) -> None:
+    def __init__(self, memory: UtteranceMemory) -> None:
         self.memory = memory
 
-    def exchange(self, remember: Remember | None, ids: np.ndarray | None, epoch: int) -> Answer:
+    def exchange(self, remember: RememberArrays | None, ids: np.ndarray | None, epoch: int) -> Answer:
         """See `MemoryClient.exchange`; strict."""
         for part in collectives.gather_objects(remember):
             if part is not None:
                 self.memory.remember(part)
-        answer: Future[Recall | None] = Future()
+        answer: Future[RecallArrays | None] = Future()
         everyone = collectives.gather_objects(ids)
         recalls = [None if part is None else self.memory.recall(part, epoch=epoch) for part in everyone]
         # all are computed, so that every replica counts the same metrics
@@ -116,15 +116,15 @@ class InProcessMemory:
         return self.memory.refresh(epoch)
 
     def metrics(self) -> dict[str, float]:
-        """See `Keeper.metrics`."""
+        """See `Checkpointable.metrics`."""
         return self.memory.metrics(reset=True)
 
     def save(self, folder: str) -> Records:
-        """See `Keeper.save`."""
+        """See `Checkpointable.save`."""
         return pieces.write(folder, self.memory.pieces())
 
     def load(self, folder: str, records: Records) -> None:
-        """See `Keeper.load`."""
+        """See `Checkpointable.load`."""
         self.memory.restore(pieces.read_index(folder, records), pieces.reader(folder, records))
 
 
@@ -134,22 +134,22 @@ class InProcessClasses:
     def __init__(self, memory: ClassMemory) -> None:
         self.memory = memory
 
-    def exchange(self, remember: ClassRemember, step: int | None) -> Future[ClassRecall | None]:
+    def exchange(self, remember: ClassRememberArrays, step: int | None) -> Future[ClassRecallArrays | None]:
         """See `ClassClient.exchange`; strict."""
         for part in collectives.gather_objects(remember):
             self.memory.remember(part)
-        answer: Future[ClassRecall | None] = Future()
+        answer: Future[ClassRecallArrays | None] = Future()
         answer.set_result(None if step is None else self.memory.recall(step))
         return answer
 
     def metrics(self) -> dict[str, float]:
-        """See `Keeper.metrics`."""
+        """See `Checkpointable.metrics`."""
         return self.memory.metrics()
 
     def save(self, folder: str) -> Records:
-        """See `Keeper.save`."""
+        """See `Checkpointable.save`."""
         return pieces.write(folder, self.memory.pieces())
 
     def load(self, folder: str, records: Records) -> None:
-        """See `Keeper.load`."""
+        """See `Checkpointable.load`."""
         self.memory.restore(pieces.read_index(folder, records), pieces.reader(folder, records))

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from rayssl import collectives
+from rayssl.batches.plan import Cursor, cycle_position
 from rayssl.errors import CheckpointError, UserError
-from rayssl.memory import exchange
+from rayssl.memory.utterances import exchange
 from rayssl.methods.base import (
     Batch,
     ClassRecall,
@@ -31,13 +32,12 @@ from rayssl.methods.base import (
     Views,
 )
 from rayssl.training import checkpoint
-from rayssl.training.batches import Raw, batch_of, make_views, to_classes, to_memory
 from rayssl.training.context import ClassClient
+from rayssl.training.inputs import Raw, batch_of, make_views, to_classes, to_memory
+from rayssl.training.meters import SHOWN, MetricAccumulator, device_memory, duration
 from rayssl.training.optim import build_optimiser
-from rayssl.training.parts import Parts
 from rayssl.training.schedules import learning_rate
-from rayssl.training.window import SHOWN, Window, device_memory, duration
-from rayssl.views.epochs import Cursor, cycle_position
+from rayssl.training.state import TrainState
 from rayssl.views.recipes import Segment
 
 _LABELLED = 100  # number of the first segment of the labelled stream, for its draws
@@ -46,17 +46,17 @@ _LABELLED = 100  # number of the first segment of the labelled stream, for its d
 class Loop:
     """Trains ``parts.method`` over batches; `restore` first when there is a checkpoint."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: TrainState) -> None:
         self.parts = parts
         self.optimiser = build_optimiser(parts.config.optimiser, parts.method)
         self.step = 0  # optimiser steps done
         self.stopped = False  # all ranks have agreed to leave before the last epoch, see `Stopping`
         self.cursor = Cursor()
-        self._asked: Future[exchange.Recall | None] | None = None
+        self._asked: Future[exchange.RecallArrays | None] | None = None
         self._told: Future[Any] | None = None  # what the memory of classes was given last
         self._refreshed: dict[str, float] = {}  # figures of this epoch's clustering
         self._metrics: dict[str, float] = {}  # of the last epoch
-        self._window, self._epoch = Window(), Window()
+        self._window, self._epoch = MetricAccumulator(), MetricAccumulator()
 
     def restore(self, loaded: checkpoint.Loaded) -> None:
         """Goes back to where ``loaded`` was saved; raises `CheckpointError` where it does not fit this run."""
@@ -81,7 +81,7 @@ class Loop:
                     f"{loaded.uri}: {error}; the corpus or the method's memory has changed: change it back or use "
                     "another run folder"
                 ) from error
-        self._epoch = Window(steps=meta.epoch_step, restored=meta.epoch_step)
+        self._epoch = MetricAccumulator(steps=meta.epoch_step, restored=meta.epoch_step)
         if meta.epoch_step:  # else they are those of the epoch that had ended
             device, first = parts.context.device, parts.context.rank == 0
             self._epoch.terms = {name: value.to(device) for name, value in loaded.state["epoch"].items()}
@@ -149,7 +149,7 @@ class Loop:
     def _fill(self, raw: Raw, batches: Iterator[Raw]) -> Raw:
         """Remembers what one pass of inference over the corpus finds; returns the first batch to train on."""
         parts, epoch, began, done = self.parts, self.cursor.epoch, time.perf_counter(), 0
-        ticks = Window()
+        ticks = MetricAccumulator()
         if parts.memory is None or self.cursor.step != 0:
             raise RuntimeError(f"a batch to fill a memory with came at {self.cursor}")
         training = [module for module in parts.method.modules() if module.training]
@@ -163,7 +163,7 @@ class Loop:
             ticks.tick()
             if parts.log is not None and done % parts.config.log_every == 0:
                 parts.log.observe("fill", ticks.durations)
-                ticks = Window()
+                ticks = MetricAccumulator()
             if parts.context.rank == 0 and done % (10 * parts.config.log_every) == 0:
                 parts.context.say(f"epoch {epoch + 1}: filling the memory, {done * parts.config.batch} utterances")
         for module in training:  # one by one: a part that was frozen in eval mode stays so
@@ -305,7 +305,7 @@ class Loop:
             parts.context.say(f"epoch {epoch}/{parts.config.epochs}  {shown}")
         self._save(sums, counts)
         parts.context.report({"epoch": epoch, "step": self.step, **metrics})
-        self._window, self._epoch = Window(), Window()
+        self._window, self._epoch = MetricAccumulator(), MetricAccumulator()
 
     def _log(self, lr: float, epoch: int) -> None:
         means = self._window.means()
@@ -318,7 +318,7 @@ class Loop:
         parts = self.parts
         speed, durations = self._window.speed(parts.config.batch), self._window.durations
         rate, share = speed["utterances_per_s"], speed["data_wait"]
-        self._window = Window()
+        self._window = MetricAccumulator()
         if parts.log is not None:
             parts.log.observe("step", durations)
             parts.log.write(

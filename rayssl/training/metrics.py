@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rayssl import storage
 from rayssl.errors import StorageError
-from rayssl.training.trackers import Tracker
+from rayssl.training.trackers.base import Tracker
 
 Record = dict[str, Any]
 

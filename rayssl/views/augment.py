@@ -15,8 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from rayssl.draws import fold
-from rayssl.draws_torch import uniform_torch
+from rayssl.random.draws import fold
+from rayssl.random.draws_torch import uniform_torch
 from rayssl.views import envelopes, noises, rows, stretch
 from rayssl.views.mixing import Mixing
 from rayssl.views.recipes import AugmentConfig

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rayssl.draws import uniform_np
+from rayssl.random.draws import uniform_np
 from rayssl.views.recipes import Segment
 
 # Streams 100..199 belong to crops; `distort` uses 200..299, feature masks 300..399, `augment` 400..499.

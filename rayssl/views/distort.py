@@ -1,7 +1,7 @@
 """Augmentation of whole batches on the training device: reverberation, additive noise, gain.
 
-Every draw hashes the row's own key (`rayssl.draws_torch`), so that a row's result depends neither on the batch around
-it nor on the rank that computes it.
+Every draw hashes the row's own key (`rayssl.random.draws_torch`), so that a row's result depends neither on the batch
+around it nor on the rank that computes it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rayssl.draws import fold
+from rayssl.random.draws import fold
 from rayssl.views import noises, rooms, rows
 from rayssl.views.mixing import Mixing
 from rayssl.views.recipes import DistortConfig, NoiseConfig, ReverbConfig

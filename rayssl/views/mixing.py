@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rayssl.draws_torch import uniform_torch
+from rayssl.random.draws_torch import uniform_torch
 from rayssl.views import rows
 
 _TINY = 1e-9

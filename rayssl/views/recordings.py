@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayssl.data import decode, shards
-from rayssl.draws import fold, keys_np, uniform_np
 from rayssl.errors import ConfigError
+from rayssl.random.draws import fold, keys_np, uniform_np
 from rayssl.views.crops import cut
 
 # A bank lives on the training device: 512 clips of 6 s are 200 MB

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rayssl.draws_torch import uniform_torch
+from rayssl.random.draws_torch import uniform_torch
 
 
 def level(wave: Tensor) -> Tensor:

@@ -22,12 +22,12 @@ import numpy as np
 import torch
 
 from rayssl import schema
-from rayssl.experiment import Experiment, MemoryConfig, build_method, memory_settings
-from rayssl.memory.speakers import Recall, Remember
+from rayssl.batches.plan import Cursor
+from rayssl.experiment.config import Experiment, MemoryConfig, build_method, memory_settings
+from rayssl.memory.utterances.memory import Recall, Remember
 from rayssl.training.context import Answer, LocalContext, MemoryClient
 from rayssl.training.loop import Loop
-from rayssl.training.parts import Parts
-from rayssl.views.epochs import Cursor
+from rayssl.training.state import TrainState
 from rayssl.views.modules import build_recipes
 
 CONFIG = Path(__file__).parents[2] / "configs" / "gsc_ssps_simclr.yaml"
@@ -89,7 +89,7 @@ def loop(settings: Experiment, manifest: Any, memory: MemoryClient, steps: int) 
     method = build_method(settings, manifest)
     method.train()
     made = Loop(
-        Parts(
+        TrainState(
             config=settings.training,
             run=settings.run,
             seed=settings.seed,
@@ -125,7 +125,7 @@ class Corpus:
 
 
 def measure(arguments: argparse.Namespace, run: str) -> dict[str, Any]:
-    from rayssl.runtime.memory import ActorMemory
+    from rayssl.runtime.memory.actor import ActorMemory
 
     settings = experiment(arguments, run)
     manifest: Any = Corpus(arguments.queue)

@@ -7,13 +7,13 @@ import json
 import numpy as np
 import pytest
 
-from rayssl.bench.kmeans import Job, measure, points, table
+from rayssl.bench.kmeans import KMeansCase, measure, points, table
 from rayssl.cli import main
 from rayssl.errors import UserError
 
 
 def test_points() -> None:
-    x, labels = points(Job(4000, 128, 10, spread=1.0, seed=3))
+    x, labels = points(KMeansCase(4000, 128, 10, spread=1.0, seed=3))
     assert x.dtype == np.float16
     assert x.shape == (4000, 128)
     rows = x.astype(np.float32)
@@ -21,13 +21,13 @@ def test_points() -> None:
     centres = np.stack([rows[labels == k].mean(axis=0) for k in range(10)])
     own = (rows * (centres / np.linalg.norm(centres, axis=1, keepdims=True))[labels]).sum(axis=1)
     assert own.mean() == pytest.approx(2**-0.5, abs=0.02)
-    assert np.array_equal(x, points(Job(4000, 128, 10, spread=1.0, seed=3))[0])
-    noise = points(Job(4000, 128, 10, data="noise"))[0].astype(np.float32)
+    assert np.array_equal(x, points(KMeansCase(4000, 128, 10, spread=1.0, seed=3))[0])
+    noise = points(KMeansCase(4000, 128, 10, data="noise"))[0].astype(np.float32)
     assert np.linalg.norm(noise.mean(axis=0)) < 0.05
 
 
 def test_figures_with_a_comparison() -> None:
-    figures = measure(Job(9_000, 64, 600, mode="fast", compare=1000, iterations=3))
+    figures = measure(KMeansCase(9_000, 64, 600, mode="fast", compare=1000, iterations=3))
     assert figures["compared_clusters"] == 512
     assert 7_400 < float(figures["compared_rows"]) < 8_000
     assert float(figures["objective_compared"]) > 0.98 * float(figures["objective_exact"])
@@ -41,11 +41,11 @@ def test_figures_with_a_comparison() -> None:
 
 
 def test_whole_comparison_and_none() -> None:
-    figures = measure(Job(600, 16, 10, data="noise", compare=10**6, iterations=2))
+    figures = measure(KMeansCase(600, 16, 10, data="noise", compare=10**6, iterations=2))
     assert figures["compared_rows"] == 600
     assert figures["objective_exact"] == figures["objective_compared"] == figures["objective"]
     assert {"nmi", "seconds_exact", "peak_device_bytes"} & figures.keys() == set()
-    assert "objective_exact" not in measure(Job(60, 16, 10, iterations=1))
+    assert "objective_exact" not in measure(KMeansCase(60, 16, 10, iterations=1))
 
 
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,12 +63,12 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("job", "line"),
     [
-        (Job(10, 4, 11), "--clusters 11 must lie in 1..10"),
-        (Job(10, 4, 2, iterations=0), "--iterations"),
-        (Job(10, 4, 2, device="cuda"), "no GPU here; use --device cpu"),
+        (KMeansCase(10, 4, 11), "--clusters 11 must lie in 1..10"),
+        (KMeansCase(10, 4, 2, iterations=0), "--iterations"),
+        (KMeansCase(10, 4, 2, device="cuda"), "no GPU here; use --device cpu"),
     ],
 )
-def test_jobs_that_cannot_be(job: Job, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_that_cannot_be(job: KMeansCase, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError, match=line):
         measure(job)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from rayssl.experiment import Experiment, located
-from rayssl.origin import origins, record
+from rayssl.experiment.config import Experiment, located
+from rayssl.runs.origin import origins, record
 from rayssl.schema import load_yaml, override, parse
 from rayssl.training import checkpoint
 from tests import runs

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rayssl.data.corpus import PrepareConfig
-from rayssl.experiment import Experiment
+from rayssl.experiment.config import Experiment
 from rayssl.schema import load_yaml, override, parse
 from rayssl.sweeps import points
 from rayssl.sweeps.config import read_plan

@@ -16,7 +16,7 @@ import soundfile
 
 from rayssl.data import corpus, decode, shards, units
 from rayssl.data import labels as split_labels
-from rayssl.data.corpus import CorpusConfig
+from rayssl.data.corpus import PreparedCorpusConfig
 from rayssl.data.labels import SplitConfig
 from rayssl.data.shards import Manifest
 from rayssl.data.sources import FolderConfig
@@ -72,14 +72,14 @@ def write_tar(path: Path, files: dict[str, bytes]) -> str:
 
 def folder_config(
     folder: Path, out: Path | str, files: dict[str, bytes] | None = None, **changes: object
-) -> CorpusConfig:
+) -> PreparedCorpusConfig:
     """A folder source of `clips` (or ``files``) written below ``folder``, in shards of five utterances."""
     uri = write_folder(folder, clips() if files is None else files)
     source = FolderConfig(uri=uri, layout=["speaker", "recording"])
-    return CorpusConfig.model_validate({"source": source, "out": str(out), "shard_utterances": 5, **changes})
+    return PreparedCorpusConfig.model_validate({"source": source, "out": str(out), "shard_utterances": 5, **changes})
 
 
-def prepare(settings: CorpusConfig, seed: int = 0, reverse: bool = False) -> Manifest:
+def prepare(settings: PreparedCorpusConfig, seed: int = 0, reverse: bool = False) -> Manifest:
     """What ``rayssl prepare`` does, without Ray, unit after unit."""
     plan = corpus.plan(settings, corpus.list_references(settings), seed)
     todo = plan.units[::-1] if reverse else plan.units

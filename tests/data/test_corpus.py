@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from rayssl.data import corpus, decode, shards, units
-from rayssl.data.corpus import CorpusConfig, PrepareConfig
+from rayssl.data.corpus import PrepareConfig, PreparedCorpusConfig
 from rayssl.errors import ConfigError, CorpusError
 from rayssl.schema import parse
 from tests.data import corpora
@@ -174,7 +174,9 @@ def test_each_clip_has_conditions_of_its_own_where_they_are_drawn_per_clip(tmp_p
 
 def test_unknown_facts_are_minus_one(tmp_path: Path) -> None:
     uri = corpora.write_folder(tmp_path / "in", corpora.clips())
-    prepare(CorpusConfig.model_validate({"source": {"name": "folder", "uri": uri}, "out": str(tmp_path / "out")}))
+    prepare(
+        PreparedCorpusConfig.model_validate({"source": {"name": "folder", "uri": uri}, "out": str(tmp_path / "out")})
+    )
     assert {(row["speaker"], row["recording"], row["label"]) for row in rows_of(tmp_path / "out")} == {(-1, -1, -1)}
 
 
@@ -188,24 +190,24 @@ def test_mistakes_are_told_before_any_audio_is_read(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="none: no utterances found"):
         corpus.list_references(folder_config(tmp_path / "none", tmp_path / "out", {}))
     folder = {"name": "folder", "uri": corpora.write_folder(tmp_path / "in", corpora.clips())}
-    settings = CorpusConfig.model_validate({"source": folder, "out": "x", "join": {"min_s": 1}})
+    settings = PreparedCorpusConfig.model_validate({"source": folder, "out": "x", "join": {"min_s": 1}})
     with pytest.raises(CorpusError, match=r"join needs recordings, and 12 utterances have none \(first 'spk0/rec0/00"):
         corpus.list_references(settings)
     for name in ("a", "b"):
         corpora.write_parquet(tmp_path / "rows" / f"{name}.parquet", corpora.clips())
     rows = {"name": "parquet", "uri": str(tmp_path / "rows")}
     with pytest.raises(CorpusError, match=r"two utterances are named 'spk0/rec0/00\.flac'"):
-        corpus.list_references(CorpusConfig.model_validate({"source": rows, "out": "x"}))
+        corpus.list_references(PreparedCorpusConfig.model_validate({"source": rows, "out": "x"}))
     trials = {"t": {"out": "y", "source": "z"}}
     with pytest.raises(ValidationError, match=r"trials\.t\.source"):
-        CorpusConfig.model_validate({"source": rows, "out": "x", "join": {"min_s": 1}, "trials": trials})
+        PreparedCorpusConfig.model_validate({"source": rows, "out": "x", "join": {"min_s": 1}, "trials": trials})
 
 
-def labelled_config(folder: Path, out: Path, **changes: object) -> CorpusConfig:
+def labelled_config(folder: Path, out: Path, **changes: object) -> PreparedCorpusConfig:
     """The clips of `folder_config`, their speakers as labels."""
     uri = corpora.write_folder(folder, corpora.clips())
     source = {"name": "folder", "uri": uri, "layout": ["label", "recording"]}
-    return CorpusConfig.model_validate({"source": source, "out": str(out), "shard_utterances": 5, **changes})
+    return PreparedCorpusConfig.model_validate({"source": source, "out": str(out), "shard_utterances": 5, **changes})
 
 
 def test_splits_of_a_complete_corpus_change_without_its_audio(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from rayssl import storage
 from rayssl.data import corpus, units
-from rayssl.data.corpus import CorpusConfig
+from rayssl.data.corpus import PreparedCorpusConfig
 from rayssl.errors import StorageError
 from tests.data.corpora import files_below, folder_config, prepare
 
@@ -38,7 +38,7 @@ def test_a_crash_after_any_write_changes_nothing_in_the_end(
 
 
 def test_an_old_record_never_vouches_for_another_runs_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def first_unit(format: str) -> tuple[CorpusConfig, units.Unit]:
+    def first_unit(format: str) -> tuple[PreparedCorpusConfig, units.PrepareUnit]:
         settings = folder_config(tmp_path / "in", tmp_path / "out", format=format)
         return settings, corpus.plan(settings, corpus.list_references(settings), 0).units[0]
 

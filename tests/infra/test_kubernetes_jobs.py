@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from rayssl.data.corpus import PrepareConfig
-from rayssl.experiment import Experiment
+from rayssl.experiment.config import Experiment
 from rayssl.schema import load_yaml, override, parse
 from rayssl.sweeps import points
 from rayssl.sweeps.config import read_plan

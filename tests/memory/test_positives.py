@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from rayssl.draws import fold, keys_np, uniform_np
-from rayssl.memory.bank import PositivesQueue, unit_rows
-from rayssl.memory.positives import (
+from rayssl.clustering.points import unit_rows
+from rayssl.memory.utterances.positives import (
     Layout,
     merge_nearest,
     nearest_rows,
@@ -16,6 +15,8 @@ from rayssl.memory.positives import (
     sample_nearest,
     sample_speaker,
 )
+from rayssl.memory.utterances.queue import PositivesQueue
+from rayssl.random.draws import fold, keys_np, uniform_np
 
 N, K = 300, 20
 

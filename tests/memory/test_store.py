@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayssl.memory.exchange import Remember
-from rayssl.memory.knobs import Knobs, bytes_needed
 from rayssl.memory.pieces import Kind, Piece, cuts, limits, pieces_of
-from rayssl.memory.speakers import SpeakerMemory
-from rayssl.memory.store import Store
+from rayssl.memory.utterances.exchange import RememberArrays
+from rayssl.memory.utterances.memory import UtteranceMemory
+from rayssl.memory.utterances.settings import MemorySettings, bytes_needed
+from rayssl.memory.utterances.store import Store
 
 N, D = 150, 6
 KNOBS: dict[str, Any] = {
@@ -35,7 +35,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def step(random: np.random.Generator) -> tuple[np.ndarray, Remember]:
+def step(random: np.random.Generator) -> tuple[np.ndarray, RememberArrays]:
     """Ids to recall, with repeats, and what is remembered: at times one kind of row, some of them not finite."""
     ids = random.integers(0, N, 20)
     centres = np.random.default_rng(1).standard_normal((12, D))
@@ -43,7 +43,7 @@ def step(random: np.random.Generator) -> tuple[np.ndarray, Remember]:
     positives = random.standard_normal((20, D)).astype(np.float32)
     positives[random.integers(0, 20), 0] = random.choice([np.nan, np.inf, 1.0, 1.0])
     has = random.integers(0, 4)
-    return random.integers(0, N, 16), Remember(
+    return random.integers(0, N, 16), RememberArrays(
         ids,
         None if has == 1 else rows,
         None if has == 2 else positives,
@@ -52,7 +52,7 @@ def step(random: np.random.Generator) -> tuple[np.ndarray, Remember]:
     )
 
 
-def life(memory: SpeakerMemory, random: np.random.Generator, first: int, last: int) -> list[Any]:
+def life(memory: UtteranceMemory, random: np.random.Generator, first: int, last: int) -> list[Any]:
     """Steps, a refresh before every eighth; everything that can be seen of it."""
     seen: list[Any] = []
     for number in range(first, last):
@@ -66,7 +66,7 @@ def life(memory: SpeakerMemory, random: np.random.Generator, first: int, last: i
     return seen
 
 
-def same_state(one: SpeakerMemory, other: SpeakerMemory) -> None:
+def same_state(one: UtteranceMemory, other: UtteranceMemory) -> None:
     mine, theirs = one.state_dict(), other.state_dict()
     assert mine.keys() == theirs.keys()
     for name, array in mine.items():
@@ -74,7 +74,7 @@ def same_state(one: SpeakerMemory, other: SpeakerMemory) -> None:
         np.testing.assert_array_equal(array, theirs[name], err_msg=name)
 
 
-def saved(memory: SpeakerMemory) -> list[Piece]:
+def saved(memory: UtteranceMemory) -> list[Piece]:
     """As on a disk."""
     return [
         Piece(piece.kind, piece.number, piece.first, piece.end, {k: v.copy() for k, v in piece.arrays.items()})
@@ -82,7 +82,7 @@ def saved(memory: SpeakerMemory) -> list[Piece]:
     ]
 
 
-def restore(memory: SpeakerMemory, pieces: list[Piece]) -> None:
+def restore(memory: UtteranceMemory, pieces: list[Piece]) -> None:
     def read(kind: Kind, first: int, end: int) -> list[Piece]:
         return [piece for piece in pieces if piece.kind == kind and piece.first < end and first < piece.end]
 
@@ -92,7 +92,7 @@ def restore(memory: SpeakerMemory, pieces: list[Piece]) -> None:
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("shards", [3])
 def test_any_number_of_stores(kind: str, shards: int) -> None:
-    one, several = (SpeakerMemory(**{**KNOBS, **KINDS[kind]}, shards=count) for count in (1, shards))
+    one, several = (UtteranceMemory(**{**KNOBS, **KINDS[kind]}, shards=count) for count in (1, shards))
     seen, also = (life(memory, np.random.default_rng(7), 0, 40) for memory in (one, several))
     assert seen == also
     same_state(one, several)
@@ -104,9 +104,9 @@ def test_the_fast_clustering_of_references_of_which_some_are_missing() -> None:
     rows = np.random.default_rng(0).standard_normal((1500, 16)).astype(np.float32)
     ids = np.flatnonzero(np.arange(1500) % 100 < 97)
     knobs = {**KNOBS, "utterances": 1500, "reference_dim": 16, "clusters": 300, "iterations": 3, "threads": 1}
-    memories = [SpeakerMemory(**knobs, shards=shards) for shards in (1, 4)]
+    memories = [UtteranceMemory(**knobs, shards=shards) for shards in (1, 4)]
     for memory in memories:
-        memory.remember(Remember(ids, rows[ids]))
+        memory.remember(RememberArrays(ids, rows[ids]))
         memory.refresh(0)
     one, other = (memory.index.clustering for memory in memories)
     # a product's last bit may depend on its shape, and the fast mode looks at blocks of each store's rows
@@ -119,13 +119,13 @@ def test_the_fast_clustering_of_references_of_which_some_are_missing() -> None:
 
 def test_overlapped_brings_into_use_what_was_computed_from_the_epoch_before() -> None:
     """By the definition: a blocking memory, refreshed with the references of each epoch's start."""
-    overlapped, used = SpeakerMemory(**KNOBS, overlapped=True), []
+    overlapped, used = UtteranceMemory(**KNOBS, overlapped=True), []
     random, expected = np.random.default_rng(5), []
     for epoch in range(5):
         for _ in range(8):
             what = step(random)[1]
             overlapped.remember(what)
-        blocking = SpeakerMemory(**KNOBS)
+        blocking = UtteranceMemory(**KNOBS)
         state = {k: v for k, v in overlapped.state_dict().items() if not k.startswith("pending.")}
         blocking.load_state_dict(state)
         blocking.refresh(epoch)
@@ -141,7 +141,7 @@ def test_overlapped_brings_into_use_what_was_computed_from_the_epoch_before() ->
 @pytest.mark.parametrize("shards", [(1, 3), (3, 2)])
 def test_saved_by_some_stores_and_restored_to_others(kind: str, shards: tuple[int, int]) -> None:
     """The rest of its life is that of a memory that was never saved."""
-    whole, before, after = (SpeakerMemory(**{**KNOBS, **KINDS[kind]}, shards=count) for count in (1, *shards))
+    whole, before, after = (UtteranceMemory(**{**KNOBS, **KINDS[kind]}, shards=count) for count in (1, *shards))
     random = np.random.default_rng(7)
     life(before, random, 0, 27)
     state = random.bit_generator.state
@@ -156,7 +156,7 @@ def test_saved_by_some_stores_and_restored_to_others(kind: str, shards: tuple[in
 
 
 def test_pieces_do_not_depend_on_the_stores() -> None:
-    memories = [SpeakerMemory(**KNOBS, shards=shards) for shards in (1, 4)]
+    memories = [UtteranceMemory(**KNOBS, shards=shards) for shards in (1, 4)]
     for memory in memories:
         life(memory, np.random.default_rng(3), 0, 30)
     one, other = (saved(memory) for memory in memories)
@@ -181,17 +181,17 @@ def test_pieces_and_shares_cover_everything_once(total: int) -> None:
 
 
 def test_what_was_never_written_takes_no_room_in_a_piece() -> None:
-    memory = SpeakerMemory(**KNOBS)
-    memory.remember(Remember(np.array([1, 40]), np.ones((2, D), np.float32), np.ones((2, D), np.float32)))
+    memory = UtteranceMemory(**KNOBS)
+    memory.remember(RememberArrays(np.array([1, 40]), np.ones((2, D), np.float32), np.ones((2, D), np.float32)))
     lengths = {(p.kind, p.number): len(p.arrays["rows"]) for p in memory.pieces() if p.kind != "index"}
     assert [lengths["references", k] for k in range(4)] == [2, 4, 0, 0]
     assert [lengths["positives", k] for k in range(4)] == [2, 0, 0, 0]
 
 
 def test_half_precision_gives_float32_and_leaves_out_what_it_cannot_hold() -> None:
-    memory = SpeakerMemory(**{**KNOBS, "positive_dtype": "float16", "clusters": 1})
+    memory = UtteranceMemory(**{**KNOBS, "positive_dtype": "float16", "clusters": 1})
     positives = np.full((3, D), [[1e-3], [7e4], [5.0]], dtype=np.float32)
-    memory.remember(Remember(np.arange(3), np.ones((3, D), np.float32), positives))
+    memory.remember(RememberArrays(np.arange(3), np.ones((3, D), np.float32), positives))
     memory.refresh(0)
     recall = memory.recall(np.array([0, 2]), epoch=0)
     assert recall.rows.dtype == np.float32 and recall.ids.tolist() == [2, 0]
@@ -205,7 +205,7 @@ def test_what_does_not_fit_changes_nothing(wrong: str) -> None:
         "rows": {"utterances": N + 1}, "dims": {"reference_dim": D + 1}, "clusters": {"clusters": 13},
         "dtype": {"positive_dtype": "float16"},
     }  # fmt: skip
-    other, memory = SpeakerMemory(**{**KNOBS, **changes[wrong]}), SpeakerMemory(**KNOBS, shards=3)
+    other, memory = UtteranceMemory(**{**KNOBS, **changes[wrong]}), UtteranceMemory(**KNOBS, shards=3)
     if wrong != "dims":
         life(other, np.random.default_rng(1), 0, 20)
     life(memory, np.random.default_rng(2), 0, 20)
@@ -217,7 +217,7 @@ def test_what_does_not_fit_changes_nothing(wrong: str) -> None:
 
 
 def test_a_slot_with_anothers_row_is_not_taken_for_the_right_one() -> None:
-    store = Store(Knobs(**KNOBS))
+    store = Store(MemorySettings(**KNOBS))
     store.write_positives(np.array([3, 4]), np.array([10, 11]), np.ones((2, D), np.float32))
     rows, right = store.read(np.array([4, 3, 5]), np.array([11, 11, 12]))
     assert right.tolist() == [True, False, False] and rows.shape == (3, D)
@@ -228,9 +228,9 @@ def state_bytes(arrays: Mapping[str, np.ndarray]) -> int:
 
 
 def test_bytes_needed_are_those_of_the_arrays() -> None:
-    knobs = Knobs(**{**KNOBS, "utterances": 4000, "queue": 2000, "neighbours": 2})
+    knobs = MemorySettings(**{**KNOBS, "utterances": 4000, "queue": 2000, "neighbours": 2})
     index, store = bytes_needed(knobs, 2)
-    memory = SpeakerMemory(**vars(knobs), shards=2)
+    memory = UtteranceMemory(**vars(knobs), shards=2)
     held = vars(memory.index.utterances), vars(memory.index.queue), vars(memory.index._layout)
     arrays = {id(a): a.nbytes for names in held for a in names.values() if isinstance(a, np.ndarray)}
     found = sum(arrays.values()) + memory.index.clustering.centroids.nbytes + memory.index.clustering.nearest.nbytes
@@ -239,5 +239,5 @@ def test_bytes_needed_are_those_of_the_arrays() -> None:
     assert found + 4 * 2000 + 4 * 4000 + 12 * 4000 == pytest.approx(index, rel=0.01)
     rows = sum(array.nbytes for array in vars(memory.stores[0]._rows).values() if array is not None)
     assert rows == store
-    copied = bytes_needed(Knobs(**{**vars(knobs), "overlapped": True}), 2)[1]
+    copied = bytes_needed(MemorySettings(**{**vars(knobs), "overlapped": True}), 2)[1]
     assert rows + memory.stores[0].rows()["references"].nbytes == copied

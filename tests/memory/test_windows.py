@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rayssl.memory.windows import Windows
+from rayssl.memory.classes.windows import Windows
 
 LENGTH = 5
 

@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
-from rayssl.draws import fold
-from rayssl.draws_torch import keys_torch
 from rayssl.errors import ConfigError
 from rayssl.models.encoder import Encoder, EncoderConfig, build_encoder
+from rayssl.random.draws import fold
+from rayssl.random.draws_torch import keys_torch
 from rayssl.schema import parse
 
 ECAPA = {"name": "ecapa", "channels": 16, "embedding_dim": 12, "attention_channels": 8, "se_channels": 8}

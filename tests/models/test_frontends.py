@@ -4,10 +4,10 @@ import pytest
 import torch
 from torchaudio.transforms import MelSpectrogram
 
-from rayssl.draws import fold
-from rayssl.draws_torch import keys_torch
 from rayssl.errors import ConfigError
 from rayssl.models.frontends import FeatureMask, FeatureMaskConfig, LogMel, LogMelConfig, Raw, RawConfig
+from rayssl.random.draws import fold
+from rayssl.random.draws_torch import keys_torch
 
 
 @pytest.mark.parametrize(("rate", "n_fft", "f_max"), [(16000, 512, 7600.0), (16000, 400, 8000.0), (8000, 256, 3800.0)])

@@ -14,10 +14,10 @@ pytestmark = pytest.mark.ray
 
 @pytest.mark.parametrize("shards", [1, 3])
 def test_figures(ray_cluster: Any, tmp_path: Path, shards: int) -> None:
-    from rayssl.runtime.bench import Job, measure
+    from rayssl.runtime.bench import MemoryCase, measure
 
     said: list[str] = []
-    job = Job(5_000, 16, batch=32, ranks=2, shards=shards, calls=4, half=True, iterations=2, into=str(tmp_path))
+    job = MemoryCase(5_000, 16, batch=32, ranks=2, shards=shards, calls=4, half=True, iterations=2, into=str(tmp_path))
     figures = measure(job, said.append)
     assert [line.split()[0] for line in said] == ["filling", "clustering", "exchanging", "saving", "restoring"]
     assert figures["restored_equal"] and figures["clusters"] == 125
@@ -40,7 +40,7 @@ def test_figures(ray_cluster: Any, tmp_path: Path, shards: int) -> None:
     ],
 )
 def test_what_cannot_be_measured(wrong: dict[str, int], text: str) -> None:
-    from rayssl.runtime.bench import Job, measure
+    from rayssl.runtime.bench import MemoryCase, measure
 
     with pytest.raises(UserError, match=text):
-        measure(Job(**{"rows": 5_000, "dim": 16, "batch": 32, "ranks": 2, **wrong}))
+        measure(MemoryCase(**{"rows": 5_000, "dim": 16, "batch": 32, "ranks": 2, **wrong}))

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayssl.cli import main
-from rayssl.runtime.embed import embed, matrix
-from rayssl.use.runs import find
+from rayssl.runs.reading import find
+from rayssl.runtime.embedding.actors import embed, matrix
 from tests.runs import experiment, write_corpus, write_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]

@@ -1,4 +1,4 @@
-"""What two consumers of Ray Data's split get is what `rayssl.views.epochs` says, from any cursor, in order."""
+"""What two consumers of Ray Data's split get is what `rayssl.batches.plan` says, from any cursor, in order."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rayssl.batches import plan
+from rayssl.batches.plan import Cursor
+from rayssl.batches.streams import Stream
 from rayssl.data import shards
 from rayssl.errors import CorpusError, StorageError
-from rayssl.training.streams import Stream
-from rayssl.views import epochs
-from rayssl.views.epochs import Cursor
+from rayssl.views import reading
 from rayssl.views.recipes import Segment
 from tests.small_experiment import write_corpus
 
@@ -37,9 +38,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, shards.Manife
 
 def expected(uri: str, manifest: shards.Manifest, start: Cursor, ranks: int) -> Iterator[dict[str, Any]]:
     kept = {"seed": SEED, "batch": BATCH}
-    for unit in epochs.plan(manifest, epochs=EPOCHS, start=start, unit_rows=UNIT_ROWS, fills=[2], **kept):
+    for unit in plan.plan(manifest, epochs=EPOCHS, start=start, unit_rows=UNIT_ROWS, fills=[2], **kept):
         segments = (FILLS if unit.fill else SEGMENTS)[unit.epoch]
-        yield from epochs.read(unit, uri, manifest, ranks=ranks, segments=segments, **kept)
+        yield from reading.read(unit, uri, manifest, ranks=ranks, segments=segments, **kept)
 
 
 def consume(uri: str, manifest: shards.Manifest, start: Cursor, ranks: int, slow: int) -> list[list[dict[str, Any]]]:
@@ -113,7 +114,7 @@ def test_every_rank_gets_its_batches_in_order(
     for raw in expected(uri, manifest, start, ranks):
         wanted[raw["rank"]].append(raw)
     taken = consume(uri, manifest, start, ranks, slow)
-    steps = epochs.steps_per_epoch(manifest.rows, BATCH) * (EPOCHS - start.epoch) - start.step
+    steps = plan.steps_per_epoch(manifest.rows, BATCH) * (EPOCHS - start.epoch) - start.step
     steps += -(-manifest.rows // BATCH) * (start.epoch < 2)  # the pass before the third epoch
     assert [len(part) for part in taken] == [steps] * ranks
     assert (taken[0][0]["epoch"], taken[0][0]["step"]) == (start.epoch, start.step)

@@ -1,4 +1,4 @@
-"""The memory actor is `SpeakerMemory` fed in rank order, whatever the order in which the ranks call."""
+"""The memory actor is `UtteranceMemory` fed in rank order, whatever the order in which the ranks call."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from rayssl.errors import CheckpointError
-from rayssl.experiment import MemoryConfig
-from rayssl.memory.exchange import Recall, Remember
-from rayssl.memory.speakers import SpeakerMemory
+from rayssl.experiment.config import MemoryConfig
+from rayssl.memory.utterances.exchange import RecallArrays, RememberArrays
+from rayssl.memory.utterances.memory import UtteranceMemory
 from rayssl.training import pieces
 from tests.runs import arrays_of
 
@@ -32,14 +32,14 @@ def ids(epoch: int, step: int, rank: int) -> np.ndarray:
     return order.reshape(STEPS, WORLD, BATCH)[step, rank]
 
 
-def remembered(epoch: int, step: int, rank: int) -> Remember:
+def remembered(epoch: int, step: int, rank: int) -> RememberArrays:
     own = ids(epoch, step, rank)
     rng = np.random.default_rng([2, epoch, step, rank])
     centres = np.random.default_rng(9).normal(size=(8, 6))
     rows = centres[own % 8] + rng.normal(0, 0.3, (BATCH, 6))
     references = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
     positives = rng.normal(size=(BATCH, 5)).astype(np.float32)
-    return Remember(own, references, positives, (own % 8).astype(np.int32), (own % 16).astype(np.int32))
+    return RememberArrays(own, references, positives, (own % 8).astype(np.int32), (own % 16).astype(np.int32))
 
 
 def following(epoch: int, step: int, rank: int) -> np.ndarray | None:
@@ -47,8 +47,8 @@ def following(epoch: int, step: int, rank: int) -> np.ndarray | None:
     return ids(epoch, step + 1, rank) if step + 1 < STEPS else None
 
 
-def in_process() -> tuple[dict[Any, Recall], list[dict[str, float]], dict[str, np.ndarray]]:
-    memory = SpeakerMemory(**SETTINGS)
+def in_process() -> tuple[dict[Any, RecallArrays], list[dict[str, float]], dict[str, np.ndarray]]:
+    memory = UtteranceMemory(**SETTINGS)
     recalls, metrics = {}, []
     for epoch in range(EPOCHS):
         if epoch:
@@ -67,7 +67,7 @@ def in_process() -> tuple[dict[Any, Recall], list[dict[str, float]], dict[str, n
 @pytest.fixture(scope="module")
 def actors(ray_cluster: Any) -> Iterator[Any]:
     """Makes actors of `Server`, which end with the module."""
-    from rayssl.runtime.memory_servers import Server
+    from rayssl.runtime.memory.servers import Server
 
     made: list[Any] = []
 
@@ -81,9 +81,9 @@ def actors(ray_cluster: Any) -> Iterator[Any]:
         ray_cluster.kill(actor)
 
 
-def epoch_by_ranks(ray: Any, actor: Any, epoch: int) -> dict[Any, Recall]:
+def epoch_by_ranks(ray: Any, actor: Any, epoch: int) -> dict[Any, RecallArrays]:
     """One epoch by two threads, each as fast as a random walk lets it; each waits only for its own answers."""
-    recalls: dict[Any, Recall] = {}
+    recalls: dict[Any, RecallArrays] = {}
 
     def run(rank: int) -> None:
         rng = np.random.default_rng([4, epoch, rank])
@@ -107,7 +107,7 @@ def epoch_by_ranks(ray: Any, actor: Any, epoch: int) -> dict[Any, Recall]:
 
 
 @pytest.fixture(scope="module")
-def trained(ray_cluster: Any, actors: Any) -> tuple[Any, dict[Any, Recall], list[dict[str, float]]]:
+def trained(ray_cluster: Any, actors: Any) -> tuple[Any, dict[Any, RecallArrays], list[dict[str, float]]]:
     """A strict actor after all epochs, what it recalled, and its metrics."""
     actor = actors(sync="strict")
     recalls, metrics = {}, []
@@ -163,16 +163,16 @@ def test_ahead_answers_at_once_and_counts_how_far_ranks_are_apart(ray_cluster: A
 
 
 def test_client_of_one_rank_and_a_state_that_does_not_fit(ray_cluster: Any, tmp_path: Path) -> None:
-    from rayssl.runtime.memory import ActorMemory
+    from rayssl.runtime.memory.actor import ActorMemory
 
     client = ActorMemory({**SETTINGS, "utterances": 64}, MemoryConfig(threads=1), "runs/x")
     answer = client.exchange(remembered(0, 0, 0), ids(0, 1, 0), 0).result(timeout=10)
     assert answer is not None and not answer.found.any()
     assert client.metrics()["reference_fill"] == pytest.approx(BATCH / 64)
-    records = pieces.write(str(tmp_path), SpeakerMemory(**{**SETTINGS, "clusters": 9}).pieces())
+    records = pieces.write(str(tmp_path), UtteranceMemory(**{**SETTINGS, "clusters": 9}).pieces())
     with pytest.raises(ValueError, match=r"^memory state: 'clusters\.\w+' is .*, expected [^\n]*$"):
         client.load(str(tmp_path), records)
-    records = pieces.write(str(tmp_path), SpeakerMemory(**SETTINGS).pieces())
+    records = pieces.write(str(tmp_path), UtteranceMemory(**SETTINGS).pieces())
     (tmp_path / "memory-positives-0001.npz").write_bytes(b"other")
     with pytest.raises(CheckpointError, match=r"^\S+/memory-positives-0001\.npz: damaged"):
         client.load(str(tmp_path), records)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from rayssl.errors import CheckpointError
-from rayssl.experiment import MemoryConfig
-from rayssl.memory.prototypes import ClassMemory, ClassRecall, ClassRemember
+from rayssl.experiment.config import MemoryConfig
+from rayssl.memory.classes.memory import ClassMemory, ClassRecallArrays, ClassRememberArrays
 
 pytestmark = pytest.mark.ray
 
@@ -20,15 +20,17 @@ WORLD, BATCH, STEPS = 2, 5, 9
 SETTINGS: dict[str, Any] = {"classes": 7, "dim": 6, "length": 4, "window": 3}
 
 
-def found(step: int, rank: int) -> tuple[ClassRemember, ClassRemember]:
+def found(step: int, rank: int) -> tuple[ClassRememberArrays, ClassRememberArrays]:
     """What a rank gives in a step: labelled features, of which class 5 has none, and later counts of predictions."""
     rng = np.random.default_rng([step, rank])
     labels = rng.choice([0, 1, 2, 3, 4, 6], BATCH)
     features = rng.normal(size=(BATCH, 6)).astype(np.float32)
-    return ClassRemember(step, features, labels), ClassRemember(step, None, labels[:0], rng.integers(0, 9, 7))
+    return ClassRememberArrays(step, features, labels), ClassRememberArrays(
+        step, None, labels[:0], rng.integers(0, 9, 7)
+    )
 
 
-def in_process(memory: ClassMemory, steps: range) -> dict[int, ClassRecall]:
+def in_process(memory: ClassMemory, steps: range) -> dict[int, ClassRecallArrays]:
     recalls = {}
     for step in steps:
         for rank in range(WORLD):
@@ -43,16 +45,16 @@ class Job:
     """Two ranks of a memory in ``shards`` actors, in two threads of this process."""
 
     def __init__(self, shards: int, sync: str = "strict") -> None:
-        from rayssl.runtime.memory_classes import Caller, start
+        from rayssl.runtime.memory.classes import Caller, start
 
         config = MemoryConfig.model_validate({"shards": shards, "sync": sync})
         names = [f"test-{time.perf_counter_ns()}-{shard}" for shard in range(shards)]
         self.actors = start(SETTINGS, WORLD, config, names)
         self.ranks = [Caller(self.actors, rank, sync == "strict") for rank in range(WORLD)]
 
-    def run(self, steps: range) -> dict[tuple[int, int], ClassRecall]:
+    def run(self, steps: range) -> dict[tuple[int, int], ClassRecallArrays]:
         """Each rank as fast as a random walk lets it."""
-        recalls: dict[tuple[int, int], ClassRecall] = {}
+        recalls: dict[tuple[int, int], ClassRecallArrays] = {}
 
         def one(rank: int) -> None:
             rng = np.random.default_rng([1, rank])
@@ -78,7 +80,7 @@ class Job:
             ray.kill(actor)
 
 
-def equal(mine: ClassRecall, theirs: ClassRecall) -> None:
+def equal(mine: ClassRecallArrays, theirs: ClassRecallArrays) -> None:
     for name in ("prototypes", "present", "histogram"):
         np.testing.assert_array_equal(getattr(mine, name), getattr(theirs, name), err_msg=name)
 

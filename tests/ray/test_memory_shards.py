@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayssl.experiment import MemoryConfig
-from rayssl.memory.exchange import Recall, Remember
-from rayssl.memory.knobs import Knobs
-from rayssl.memory.speakers import SpeakerMemory
+from rayssl.experiment.config import MemoryConfig
+from rayssl.memory.utterances.exchange import RecallArrays, RememberArrays
+from rayssl.memory.utterances.memory import UtteranceMemory
+from rayssl.memory.utterances.settings import MemorySettings
 from tests.ray.test_memory_actor import BATCH, EPOCHS, SETTINGS, STEPS, WORLD, following, ids, remembered
 from tests.runs import arrays_of
 
@@ -30,16 +30,16 @@ class Job:
     """Two ranks of one sharded memory, in two threads of this process."""
 
     def __init__(self, ray: Any, settings: dict[str, Any], **config: Any) -> None:
-        from rayssl.runtime.memory_shards import Exchanger, start
+        from rayssl.runtime.memory.sharded import Exchanger, start
 
         self.ray, self.calls = ray, 0
         name = f"test-{time.perf_counter_ns()}"
         self.index, self.stores = start(settings, WORLD, MemoryConfig(threads=1, **config), name)
-        self.ranks = [Exchanger(Knobs(**settings), self.index, self.stores, rank) for rank in range(WORLD)]
+        self.ranks = [Exchanger(MemorySettings(**settings), self.index, self.stores, rank) for rank in range(WORLD)]
 
-    def epoch(self, epoch: int, first: int = 0, last: int = STEPS) -> dict[Any, Recall]:
+    def epoch(self, epoch: int, first: int = 0, last: int = STEPS) -> dict[Any, RecallArrays]:
         """Steps of an epoch, each rank as fast as a random walk lets it."""
-        recalls: dict[Any, Recall] = {}
+        recalls: dict[Any, RecallArrays] = {}
 
         def run(rank: int) -> None:
             rng = np.random.default_rng([4, epoch, rank])
@@ -81,8 +81,8 @@ class Job:
             self.ray.kill(actor)
 
 
-def in_process(settings: dict[str, Any]) -> tuple[dict[Any, Recall], list[Any], dict[str, np.ndarray]]:
-    memory = SpeakerMemory(**settings)
+def in_process(settings: dict[str, Any]) -> tuple[dict[Any, RecallArrays], list[Any], dict[str, np.ndarray]]:
+    memory = UtteranceMemory(**settings)
     recalls, seen = {}, []
     for epoch in range(EPOCHS):
         if epoch:
@@ -143,10 +143,10 @@ def test_strict_equals_the_memory_in_process_and_goes_on_after_the_actors_died(
     assert [name for name in state if not np.array_equal(found[name], state[name])] == []
 
 
-def named(epoch: int, step: int, rank: int) -> Remember:
+def named(epoch: int, step: int, rank: int) -> RememberArrays:
     """As `remembered`, with positives that say whose they are."""
     what = remembered(epoch, step, rank)
-    return Remember(what.ids, what.references, np.repeat(what.ids[:, None], 5, 1).astype(np.float32))
+    return RememberArrays(what.ids, what.references, np.repeat(what.ids[:, None], 5, 1).astype(np.float32))
 
 
 def test_ahead_never_gives_anothers_row(jobs: Any) -> None:
@@ -155,7 +155,7 @@ def test_ahead_never_gives_anothers_row(jobs: Any) -> None:
     job = jobs(settings, shards=2, sync="ahead")
     everyone = np.arange(SETTINGS["utterances"])
     rows = np.random.default_rng(0).standard_normal((len(everyone), 6)).astype(np.float32)
-    job.ranks[0](1, Remember(everyone, rows), None, 0)
+    job.ranks[0](1, RememberArrays(everyone, rows), None, 0)
     job.refresh(1)
     found: list[tuple[int, int]] = []
 
@@ -178,8 +178,8 @@ def test_ahead_never_gives_anothers_row(jobs: Any) -> None:
 
 
 def test_client_answers_in_order_and_says_what_is_wrong(ray_cluster: Any, tmp_path: Path) -> None:
-    from rayssl.runtime.memory import connect
-    from rayssl.runtime.memory_shards import ShardedMemory
+    from rayssl.runtime.memory.actor import connect
+    from rayssl.runtime.memory.sharded import ShardedMemory
     from rayssl.training import pieces
 
     client = connect(SETTINGS, MemoryConfig(threads=1, shards=2), "runs/x")
@@ -189,7 +189,7 @@ def test_client_answers_in_order_and_says_what_is_wrong(ray_cluster: Any, tmp_pa
     with pytest.raises(ValueError, match="ids must lie in"):
         client.exchange(None, np.array([1000]), 0).result(timeout=20)
     assert client.metrics()["reference_fill"] == pytest.approx(4 * BATCH / SETTINGS["utterances"])
-    records = pieces.write(str(tmp_path), SpeakerMemory(**{**SETTINGS, "positive_dim": 4}).pieces())
+    records = pieces.write(str(tmp_path), UtteranceMemory(**{**SETTINGS, "positive_dim": 4}).pieces())
     before = client.save(str(tmp_path / "before"))
     with pytest.raises(ValueError, match=r"^memory state: 'positives\.rows' is float32 \(0, 4\)"):
         client.load(str(tmp_path), records)

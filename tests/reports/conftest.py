@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from rayssl.reports.figures import pictures
-from rayssl.reports.page import write_report
-from rayssl.reports.run import read_run
+from rayssl.reports.run.figures import pictures
+from rayssl.reports.run.page import write_report
+from rayssl.reports.run.reading import read_run
 from tests.reports.example_classes import write_class_run
 from tests.reports.example_run import write_run
 

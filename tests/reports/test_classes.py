@@ -11,8 +11,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from rayssl.evaluation.imbalance import classification_result
-from rayssl.reports import classes as module
-from rayssl.reports.classes import (
+from rayssl.reports.drawing import WIDTH
+from rayssl.reports.run import classes as module
+from rayssl.reports.run.classes import (
     accuracy_over_time,
     class_bars,
     class_rows,
@@ -21,8 +22,7 @@ from rayssl.reports.classes import (
     efficiency_curve,
     train_counts,
 )
-from rayssl.reports.drawing import WIDTH
-from rayssl.reports.run import Run
+from rayssl.reports.run.reading import Run
 from tests.reports.test_figures import words
 
 

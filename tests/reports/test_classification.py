@@ -8,9 +8,9 @@ import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-from rayssl.reports import classification
-from rayssl.reports.page import render
-from rayssl.reports.run import Run, read_run
+from rayssl.reports.run import classification
+from rayssl.reports.run.page import render
+from rayssl.reports.run.reading import Run, read_run
 from tests.reports.example_classes import write_class_run
 from tests.reports.test_page import Elements, text_of
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rayssl.reports.drawing import svg_text
-from rayssl.reports.figures import (
+from rayssl.reports.run.figures import (
     _thin,
     _thin_path,
     det_picture,
@@ -19,7 +19,7 @@ from rayssl.reports.figures import (
     positives_curves,
     score_histogram,
 )
-from rayssl.reports.run import Run, Sample, Scores, read_run
+from rayssl.reports.run.reading import EmbeddingSample, Run, Scores, read_run
 from tests.reports.example_run import write_run
 
 
@@ -81,10 +81,10 @@ def test_histogram_counts_both_kinds() -> None:
 
 
 def test_a_map_needs_a_few_points_and_survives_equal_ones() -> None:
-    few = Sample(np.eye(5), np.arange(5), np.arange(5))
+    few = EmbeddingSample(np.eye(5), np.arange(5), np.arange(5))
     assert embedding_map(few) is None
     draw = np.random.default_rng([0])
-    some = Sample(draw.normal(size=(9, 4)), np.repeat([3, 7, 8], 3), np.arange(9))
+    some = EmbeddingSample(draw.normal(size=(9, 4)), np.repeat([3, 7, 8], 3), np.arange(9))
     assert "Coloured by speaker (3)" in words(str(embedding_map(some)))
     assert "Coloured by recording of that speaker (up to 3)" in words(str(embedding_map(some)))
 

@@ -8,8 +8,8 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
-from rayssl.reports.page import render
-from rayssl.reports.run import Run, read_run
+from rayssl.reports.run.page import render
+from rayssl.reports.run.reading import Run, read_run
 from tests.reports.example_run import write_run
 
 

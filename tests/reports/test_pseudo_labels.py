@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rayssl.reports.pseudo_labels import (
+from rayssl.reports.run.pseudo_labels import (
     _mean,
     _ratio,
     bias_picture,
@@ -17,7 +17,7 @@ from rayssl.reports.pseudo_labels import (
     sorted_classes,
     source_curves,
 )
-from rayssl.reports.run import PseudoLabels
+from rayssl.reports.run.reading import PseudoLabels
 from tests.reports.test_figures import words
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from rayssl.cli import main
 from rayssl.errors import StorageError
-from rayssl.reports.sweep import is_sweep, read_sweep, render_sweep, write_sweep_report
-from rayssl.reports.sweep_pictures import Importance, importance, learning_curves, parallel, short
+from rayssl.reports.sweep.page import is_sweep, read_sweep, render_sweep, write_sweep_report
+from rayssl.reports.sweep.pictures import Importance, importance, learning_curves, parallel, short
 from tests.reports.example_sweep import SPACE, trials, write_sweep
 from tests.reports.test_page import test_page_needs_nothing_else as needs_nothing_else
 from tests.reports.test_page import text_of

@@ -15,9 +15,9 @@ import torch
 import rayssl
 from rayssl.cli import main
 from rayssl.data import decode, shards
-from rayssl.runtime import embed_files
-from rayssl.runtime.embed import Embedder, Job
-from rayssl.use import export as exporting
+from rayssl.inference import export as exporting
+from rayssl.runtime.embedding import files
+from rayssl.runtime.embedding.actors import Embedder, EmbeddingTask
 from tests.runs import experiment, write_corpus, write_run
 
 SIZES = (9, 14, 4)
@@ -28,13 +28,13 @@ def shards_done(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Embeds in this process; lists the shards that were."""
     done: list[int] = []
 
-    def here(job: Job, which: Sequence[int], embedder: type[Embedder], *extra: Any) -> Iterator[bytes]:
+    def here(job: EmbeddingTask, which: Sequence[int], embedder: type[Embedder], *extra: Any) -> Iterator[bytes]:
         actor = embedder(job, *extra)
         for index in which:
             yield actor.answer(index)
             done.append(index)
 
-    monkeypatch.setattr(embed_files, "over_shards", here)
+    monkeypatch.setattr(files, "over_shards", here)
     return done
 
 
@@ -123,14 +123,14 @@ def test_goes_on_to_identical_files(
 
 def test_killed_in_the_middle(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert embed(folder, tmp_path / "whole") == 0
-    real, out = embed_files.over_shards, tmp_path / "parts"
+    real, out = files.over_shards, tmp_path / "parts"
 
     def dies(*arguments: Any) -> Iterator[bytes]:
         yield next(real(*arguments))
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(embed_files, "over_shards", dies)
+        patch.setattr(files, "over_shards", dies)
         assert embed(folder, out) == 130
     assert sorted(content(out)) == ["00000.parquet", "_embeddings.json"]
     assert json.loads(content(out)["_embeddings.json"])["complete"] is False

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from rayssl.runtime.rounds import Rounds
+from rayssl.runtime.memory.rounds import Rounds
 
 
 def applied(strict: bool, calls: list[tuple[int, int]]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:

@@ -9,9 +9,10 @@ import pytest
 
 from rayssl.errors import CorpusError
 from rayssl.evaluation.verification import Result
-from rayssl.experiment import Experiment
-from rayssl.runtime import evaluate, sweep
-from rayssl.runtime.sweep import reason, room
+from rayssl.experiment.config import Experiment
+from rayssl.runtime.evaluation import evaluate
+from rayssl.runtime.sweep import run
+from rayssl.runtime.sweep.run import reason, room
 from tests.small_experiment import tree
 
 GB = 1e9
@@ -59,13 +60,13 @@ def test_an_evaluation_is_tried_again(
         return Result(eer=0.25, min_dcf_001=0.9, min_dcf_005=0.8, trials=10, targets=5)
 
     monkeypatch.setattr(evaluate, "evaluate", once)
-    monkeypatch.setattr(sweep, "_PAUSE_S", 0.0)
+    monkeypatch.setattr(run, "_PAUSE_S", 0.0)
     settings = trial(tmp_path)
     if tries in (4, 1) and errors:
         with pytest.raises(type(errors[0])):
-            sweep.evaluated_again(settings)
+            run.evaluated_again(settings)
     else:
-        assert sweep.evaluated_again(settings)["eer"] == 0.25
+        assert run.evaluated_again(settings)["eer"] == 0.25
     assert made == [settings.run] * tries
 
 

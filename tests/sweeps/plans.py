@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from rayssl.sweeps.config import Plan, read_plan
+from rayssl.sweeps.config import SweepPlan, read_plan
 from tests.small_experiment import tree, write_config
 
 SPACE: dict[str, Any] = {
@@ -39,6 +39,6 @@ def write_sweep(folder: Path, **changes: Any) -> str:
     return str(path)
 
 
-def plan(folder: Path, *overrides: str, **changes: Any) -> Plan:
+def plan(folder: Path, *overrides: str, **changes: Any) -> SweepPlan:
     """That sweep, read."""
     return read_plan(write_sweep(folder, **changes), list(overrides))

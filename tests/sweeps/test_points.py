@@ -11,7 +11,7 @@ import pytest
 from rayssl.errors import ConfigError
 from rayssl.sweeps import points
 from rayssl.sweeps.config import SweepConfig
-from rayssl.sweeps.records import Record, Rung
+from rayssl.sweeps.records import Rung, TrialRecord
 from tests.sweeps.plans import sweep_tree
 
 SPACE = {
@@ -67,9 +67,9 @@ def test_grid_is_all_combinations_once() -> None:
     assert points.count(config(space=few, search="grid", trials=100)) == 12
 
 
-def record(index: int, value: float, state: str = "finished", **point: Any) -> Record:
+def record(index: int, value: float, state: str = "finished", **point: Any) -> TrialRecord:
     point = {"method.clusters": 8, "method.queue": 1, "training.optimiser.lr": 0.0015, **point}
-    return Record(index=index, state=state, point=point, rungs=[Rung(epoch=3, value=value)])  # type: ignore[arg-type]
+    return TrialRecord(index=index, state=state, point=point, rungs=[Rung(epoch=3, value=value)])  # type: ignore[arg-type]
 
 
 def test_optuna_learns_from_records_and_repeats_itself() -> None:

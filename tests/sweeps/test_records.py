@@ -8,12 +8,12 @@ import pytest
 
 from rayssl.errors import UserError
 from rayssl.sweeps import records
-from rayssl.sweeps.records import Record, Rung
+from rayssl.sweeps.records import Rung, TrialRecord
 
 
-def record(index: int, *values: float, state: str = "running") -> Record:
+def record(index: int, *values: float, state: str = "running") -> TrialRecord:
     rungs = [Rung(epoch=epoch, value=value, seconds=2.5) for epoch, value in enumerate(values, start=1)]
-    return Record(index=index, point={"a.b": 1}, state=state, rungs=rungs)  # type: ignore[arg-type]
+    return TrialRecord(index=index, point={"a.b": 1}, state=state, rungs=rungs)  # type: ignore[arg-type]
 
 
 def test_they_are_read_back(tmp_path: Path) -> None:

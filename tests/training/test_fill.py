@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rayssl.errors import CheckpointError
-from rayssl.experiment import Experiment
+from rayssl.experiment.config import Experiment
 from rayssl.training import checkpoint
 from rayssl.training.context import InProcessMemory
 from tests.runs import SSPS_METHOD, batches, build, content, experiment, fit, records, write_corpus

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from rayssl.errors import CheckpointError, UserError
-from rayssl.experiment import Experiment
+from rayssl.experiment.config import Experiment
 from rayssl.training import checkpoint
 from rayssl.training.metrics import read_metrics
 from rayssl.views.recipes import Segment
@@ -231,7 +231,7 @@ def test_batches_must_be_those_of_the_cursor(corpus: Path, tmp_path: Path) -> No
 
 def test_views_follow_seed_epoch_and_utterance(corpus: Path, tmp_path: Path) -> None:
     """Distorted where the recipe says so; the two views differently; never by the batch around an utterance."""
-    from rayssl.training.batches import make_views
+    from rayssl.training.inputs import make_views
 
     settings = experiment(tmp_path, corpus, "views.distort.noise.p=1.0")
     loop = build(settings)
@@ -252,7 +252,7 @@ def test_views_follow_seed_epoch_and_utterance(corpus: Path, tmp_path: Path) -> 
 
 def test_each_segment_goes_through_its_recipe(corpus: Path, tmp_path: Path) -> None:
     """``none`` alone has no keys; the others differ from each other and from what was cut."""
-    from rayssl.training.batches import make_views
+    from rayssl.training.inputs import make_views
 
     strong = [f"views.strong.{name}.p=1.0" for name in ("pitch_shift", "white_noise", "time_mask")]
     settings = experiment(tmp_path, corpus, "views.distort.noise.p=1.0", "views.weak.fade.p=1.0", *strong)

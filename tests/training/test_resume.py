@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from rayssl.experiment import Experiment
+from rayssl.experiment.config import Experiment
 from rayssl.training import checkpoint
 from rayssl.training.loop import Loop
 from tests.runs import (

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from rayssl.experiment import Experiment
+from rayssl.experiment.config import Experiment
 from rayssl.training import checkpoint
 from rayssl.training.stopping import Stopping
 from tests.runs import DASO_METHOD, FEW, SPLITS, SSPS_METHOD, batches, build, content, experiment, fit, records

@@ -16,8 +16,8 @@ import torch
 from rayssl.cli import main
 from rayssl.errors import ConfigError, UserError
 from rayssl.schema import parse
-from rayssl.training.parts import TrainingConfig
-from rayssl.training.trackers import (
+from rayssl.training.state import TrainingConfig
+from rayssl.training.trackers.base import (
     Background,
     Identity,
     MlflowConfig,

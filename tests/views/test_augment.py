@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from rayssl.draws import fold
-from rayssl.draws_torch import keys_torch
+from rayssl.random.draws import fold
+from rayssl.random.draws_torch import keys_torch
 from rayssl.views.augment import Augment, build_augment
 from rayssl.views.distort import Distort
 from rayssl.views.modules import build_recipes

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from rayssl.draws import fold, keys_np
+from rayssl.random.draws import fold, keys_np
 from rayssl.views.crops import cut, cut_segments
 from rayssl.views.recipes import Segment
 

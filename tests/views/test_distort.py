@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy.signal import fftconvolve
 
-from rayssl.draws import fold
-from rayssl.draws_torch import keys_torch
+from rayssl.random.draws import fold
+from rayssl.random.draws_torch import keys_torch
 from rayssl.views.distort import Distort, build_distort
 from rayssl.views.recipes import DistortConfig
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from rayssl.data import decode, shards
-from rayssl.draws import fold
-from rayssl.draws_torch import keys_torch
 from rayssl.errors import ConfigError, CorpusError
+from rayssl.random.draws import fold
+from rayssl.random.draws_torch import keys_torch
 from rayssl.views import recordings
 from rayssl.views.distort import build_distort
 from rayssl.views.recipes import DistortConfig

@@ -1,0 +1,1 @@
+"""What every rank sees of every step, by arithmetic from the manifest."""

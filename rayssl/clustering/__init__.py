@@ -1,0 +1,1 @@
+"""Spherical k-means over points in one process or in many."""

@@ -1,0 +1,201 @@
+"""All the points of a k-means as one, for who clusters them: sums over the parts, and the halving of clusters."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rayssl.clustering.partitions import Partitions
+from rayssl.clustering.points import blocks, directions, unit_rows
+
+_ANSWERS = 2**28  # bytes that the answers of all parts to one question may take
+_HELD = 16384  # members that a part holds at a time: at D = 512 they take 32 MB
+_MEMBERS = 4096  # of a cluster whose farthest member, or whose halving, is looked for: no more are asked
+
+
+@dataclass(frozen=True)
+class Coordinator:
+    """What ``ask`` reaches: ``rows`` n and ``dim`` D of all ``parts`` together, to make K = ``clusters`` of."""
+
+    ask: Partitions
+    parts: int
+    rows: int
+    dim: int
+    clusters: int
+
+    @classmethod
+    def survey(cls, ask: Partitions, clusters: int) -> Coordinator:
+        """Counts and checks the points and begins anew. Raises ValueError where they cannot be clustered."""
+        found: list[tuple[int, int, bool]] = ask("survey")
+        rows = [count for count, _, _ in found]
+        if sum(rows) < clusters:
+            raise ValueError(
+                f"{sum(rows)} points cannot fill {clusters} clusters; remember more references or lower clusters"
+            )
+        dims = {dim for _, dim, _ in found}
+        if len(dims) > 1:
+            raise ValueError(f"parts of the points for k-means have different dimensions: {sorted(dims)}")
+        if not all(finite for _, _, finite in found):
+            raise ValueError("points for k-means hold values that are not finite")
+        ask.each("begin", [(sum(rows[:part]), clusters) for part in range(len(rows))])
+        return cls(ask, len(rows), sum(rows), dims.pop(), clusters)
+
+    def sample(self, positions: np.ndarray) -> Coordinator:
+        """The points at ``positions [m]``, ascending, as a whole of their own until "adopt" is asked."""
+        self.ask("draw", positions)
+        return Coordinator(_Sampled(self.ask), self.parts, len(positions), self.dim, self.clusters)
+
+    def gather(self, positions: np.ndarray) -> np.ndarray:
+        """The points at ``positions [m]``, scaled to norm 1: float32 ``[m, D]``."""
+        found = np.empty((len(positions), self.dim), dtype=np.float32)
+        for here, rows in self.ask("rows", positions):
+            found[here] = unit_rows(rows)
+        return found
+
+    def sizes(self) -> np.ndarray:
+        """How many points of each cluster each part has, int64 ``[parts, K]``."""
+        return np.stack(self.ask("sizes"))
+
+    def sums(self) -> np.ndarray:
+        """The exact sums of the unit rows of each cluster, float64 ``[K, D]``."""
+        found = [_added(self.ask("sums", part.start, part.stop)) for part in blocks(self.clusters, self._at_once())]
+        return np.concatenate(found) if len(found) > 1 else found[0]
+
+    def mean_cosine(self, centroids: np.ndarray) -> float:
+        """The mean cosine between the points and their own of ``centroids [K, D]``."""
+        return float(sum(self.ask("total_cosine", centroids))) / self.rows
+
+    def farthest(self, clusters: np.ndarray, sizes: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+        """Of each of ``clusters [S]`` the member farthest from its centroid (``[K, D]``): unit rows ``[S, D]``.
+
+        Of up to 4,096 members of each, evenly spread over all points. ``sizes [parts, K]``.
+        """
+        found = np.zeros((len(clusters), self.dim), dtype=np.float32)
+        for part, _ in self.held(clusters, sizes):
+            found[part] = self.farthest_held(centroids[clusters[part]])
+        return found
+
+    def farthest_held(self, centroids: np.ndarray) -> np.ndarray:
+        """The member farthest from each of ``centroids [S, D]`` among those that the parts hold."""
+        least = np.full(len(centroids), np.inf, dtype=np.float32)
+        found = np.zeros(centroids.shape, dtype=np.float32)
+        for cosines, rows in self.ask("farthest", centroids):
+            further = cosines < least  # of equals the first part's, as its points come first
+            least[further], found[further] = cosines[further], rows[further]
+        return found
+
+    def held_sums(self, count: int) -> np.ndarray:
+        """The sums of the members that the parts hold of each of ``count`` clusters: float64 ``[S, D]``."""
+        return _added(self.ask("held_sums", count))
+
+    def held(self, clusters: np.ndarray, sizes: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+        """Has the parts hold members of ``clusters [S]``, as many clusters at a time as they should.
+
+        Yields which ones they are, and what strides their members were chosen with.
+        """
+        sizes = sizes[:, clusters]
+        strides = np.maximum(1, -(-sizes.sum(axis=0) // _MEMBERS))
+        ranks = np.cumsum(sizes, axis=0) - sizes
+        loads = np.cumsum((-(-sizes // strides)).max(axis=0))
+        start = 0
+        while start < len(clusters):
+            before = loads[start - 1] if start else 0
+            stop = max(start + 1, int(np.searchsorted(loads, before + _HELD, side="right")))
+            part = slice(start, min(stop, start + self._at_once()))
+            self.ask.each("hold", [(clusters[part], own[part], strides[part]) for own in ranks])
+            yield part, strides[part]
+            start = part.stop
+
+    def fill_empty(self, centroids: np.ndarray) -> int:
+        """Gives each empty cluster half of the then largest one; returns how many there were.
+
+        The half that leaves is the one towards the member farthest from the centroid. Halving, rather than moving a
+        single outlier, keeps a collapsed clustering (nearly all points in one) at N log K work. Who is halved for whom
+        follows from the sizes, so that many are halved at a time. ``centroids [K, D]`` of both change in place.
+        """
+        sizes = self.sizes()
+        empty = int((sizes.sum(axis=0) == 0).sum())
+        for sources, targets in _halvings(sizes.sum(axis=0)):
+            for part in blocks(len(sources), self._at_once() // 2):
+                self._halve(sources[part], targets[part], sizes, centroids)
+            sizes = self.sizes()
+        return empty
+
+    def _halve(self, sources: np.ndarray, targets: np.ndarray, sizes: np.ndarray, centroids: np.ndarray) -> None:
+        own = centroids[sources]
+        outliers = self.farthest(sources, sizes, centroids)
+        self.ask("rank", sources, own - outliers)
+        places, equal = self._places(sizes[:, sources].sum(axis=0) // 2)
+        sums = _added(self.ask.each("split", [(targets, places, few) for few in equal]))
+        centroids[sources] = directions(sums[:, 0], own)
+        centroids[targets] = directions(sums[:, 1], directions(outliers, own))
+
+    def _places(self, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Below which place ``ranks [S]`` of the ranked members lie, and how many of each part's at it they need.
+
+        uint32 ``[S]`` and int64 ``[parts, S]``: of the members at the same place those who come first.
+        """
+        known, missing = np.zeros(len(ranks), dtype=np.uint32), ranks.copy()
+        all_clusters = np.arange(len(ranks))
+        for shift in (24, 16, 8, 0):
+            counts = np.stack(self.ask("histogram", known, shift))
+            total = np.cumsum(counts.sum(axis=0), axis=1)
+            digit = (total < missing[:, None]).sum(axis=1)
+            missing -= np.where(digit > 0, total[all_clusters, digit - 1], 0)
+            known = known << np.uint32(8) | digit.astype(np.uint32)
+        at = counts[:, all_clusters, digit]
+        return known, np.clip(missing - (np.cumsum(at, axis=0) - at), 0, at)
+
+    def _at_once(self) -> int:
+        """Clusters for which the parts may be asked for sums."""
+        return max(256, _ANSWERS // (8 * self.dim * self.parts))
+
+
+class _Sampled:
+    """`Partitions` for the samples that the parts have drawn."""
+
+    def __init__(self, ask: Partitions) -> None:
+        self._ask = ask
+
+    def __call__(self, method: str, /, *arguments: Any) -> list[Any]:
+        return self._ask("sampled", method, *arguments)
+
+    def each(self, method: str, /, arguments: Any) -> list[Any]:
+        return self._ask.each("sampled", [(method, *own) for own in arguments])
+
+
+def _added(answers: list[np.ndarray]) -> np.ndarray:
+    """The sum of the parts' ``answers``, the first of which it takes the place of: it may not be written to."""
+    total = answers[0]
+    for place, answer in enumerate(answers[1:]):
+        total = total + answer if place == 0 else np.add(total, answer, out=total)
+    return total
+
+
+def _halvings(sizes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Which clusters are halved for which empty ones, given ``sizes [K]``: the then largest, again and again.
+
+    Those that do not depend on each other's halves come together.
+    """
+    largest = [(-int(size), cluster) for cluster, size in enumerate(sizes) if size > 1]
+    heapq.heapify(largest)
+    turn: dict[int, int] = {}  # how many turns have changed a cluster
+    turns: list[list[tuple[int, int]]] = []
+    for target in np.flatnonzero(sizes == 0).tolist():
+        size, source = heapq.heappop(largest)
+        now = turn.get(source, 0)
+        if now == len(turns):
+            turns.append([])
+        turns[now].append((source, target))
+        turn[source] = turn[target] = now + 1
+        half = -size // 2
+        for part, cluster in ((half, target), (-size - half, source)):
+            if part > 1:
+                heapq.heappush(largest, (-part, cluster))
+    for together in turns:
+        sources, targets = np.array(together, dtype=np.int64).T
+        yield sources, targets

@@ -1,0 +1,1 @@
+"""What a job is: its configuration, and everything that follows from it."""

@@ -1,0 +1,178 @@
+"""A run's front end and encoder as one ``.pt2`` file that needs only torch, compared with the run before it is kept.
+
+    module = torch.export.load("encoder.pt2").module()
+    embeddings = module(wave)       # float32 [B, T] in [-1, 1] at the run's rate, to [B, D], not normalised
+
+Batch and time are free. What the file is stands beside the weights as JSON, under `ABOUT`. Reading such a file can run
+code: load those of people you trust.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.fx.experimental import _config as shape_settings
+
+from rayssl import __version__, storage
+from rayssl.data import decode, shards
+from rayssl.errors import CheckpointError, ConfigError, UserError
+from rayssl.evaluation.embeddings import frozen
+from rayssl.models.encoder import Encoder
+from rayssl.runs.reading import Source, find, load_encoder
+
+ABOUT = "rayssl.json"
+TOLERANCE = 1e-5
+_CLIPS = 6  # of the corpus, each also cut to other lengths
+_CUTS = (1.0, 0.77, 0.5)
+
+Embed = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written to ``out``. ``difference``: the largest between the file's embeddings and the run's own, as a
+    share of their root mean square, over ``clips`` pieces of audio of ``compared_on``.
+    """
+
+    out: str
+    rate: int
+    dim: int
+    minimum_samples: int
+    difference: float
+    clips: int
+    compared_on: str
+
+
+def export(run: str, out: str | None = None, which: str = "last") -> Exported:
+    """Writes the encoder of a checkpoint of ``run`` to the file or URI ``out``; both may be ``s3://``.
+
+    ``out`` None: ``exported/<checkpoint>.pt2`` in the run's folder. Raises `UserError` for a run that cannot be read,
+    and `CheckpointError` where the file and the run differ by more than `TOLERANCE`: then nothing is written.
+    """
+    source = find(run, which)
+    place = out or storage.join(source.run, "exported", f"{source.checkpoint}.pt2")
+    if not place.endswith(".pt2"):
+        raise ConfigError(f"--out {place}: name a file that ends in .pt2, as torch.export.load wants it")
+    with torch.random.fork_rng(devices=[]):
+        encoder = load_encoder(source.experiment, source.uri, decode.RATE)
+    data = packed(trace(encoder, decode.RATE), _about(source, encoder))
+    clips, origin = _audio(source, encoder.minimum_samples)
+    difference = largest_difference(encoder, unpacked(data), clips)
+    if not difference <= TOLERANCE:
+        raise CheckpointError(
+            f"{source.uri}: the exported encoder differs from the run by {difference:.1e} of an embedding's scale on "
+            f"{origin}, more than {TOLERANCE:g}; nothing was written"
+        )
+    storage.write_bytes(place, data)
+    dim, least = encoder.embedding_dim, encoder.minimum_samples
+    return Exported(place, decode.RATE, dim, least, difference, len(clips), origin)
+
+
+def trace(encoder: Encoder, rate: int) -> ExportedProgram:
+    """The graph of ``encoder``, for any batch and any length from its ``minimum_samples`` on."""
+    length = max(rate, 2 * encoder.minimum_samples) + 777
+    example = torch.randn(3, length, generator=torch.Generator().manual_seed(0)) * 0.1
+    # Free sizes must not be taken for other than 0 and 1 only because the example's are: the file would refuse one clip
+    oblivious = shape_settings.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+    with frozen(encoder), oblivious, warnings.catch_warnings(action="ignore"):
+        free = {"wave": {0: Dim.AUTO, 1: Dim.AUTO}}
+        return torch.export.export(_Alone(encoder), (example,), dynamic_shapes=free, strict=False)
+
+
+class _Alone(nn.Module):
+    """The encoder without the keys of masks, which are for training."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.training = False
+
+    def forward(self, wave: Tensor) -> Tensor:
+        return cast(Tensor, self.encoder(wave, None))
+
+
+def packed(traced: ExportedProgram, about: dict[str, Any]) -> bytes:
+    """The content of a ``.pt2`` file."""
+    sink = io.BytesIO()
+    # With an example in the file torch would hold every call against whatever the trace took for granted of its size,
+    # also where no value depends on it: that there is more than one frame, say
+    traced.example_inputs = None
+    with warnings.catch_warnings(action="ignore"):
+        torch.export.save(traced, sink, extra_files={ABOUT: json.dumps(about, indent=1)})
+    return sink.getvalue()
+
+
+def unpacked(data: bytes) -> Embed:
+    """What a ``.pt2`` file of `packed` computes."""
+    with warnings.catch_warnings(action="ignore"):  # of a buffer that nobody writes to
+        return cast(Embed, torch.export.load(io.BytesIO(data)).module())
+
+
+def largest_difference(encoder: Encoder, other: Embed, clips: list[np.ndarray]) -> float:
+    """Between the embeddings of ``clips`` (float32 ``[T_i]``), each alone and all of a length in one batch.
+
+    As a share of the root mean square of the encoder's own; NaN where one is not finite.
+    """
+    waves = [torch.from_numpy(clip)[None] for clip in clips]
+    lengths = {wave.shape[1] for wave in waves}
+    waves += [torch.cat([wave for wave in waves if wave.shape[1] == length]) for length in sorted(lengths)]
+    worst = torch.zeros(())
+    for wave in waves:
+        with frozen(encoder):
+            own, others = encoder(wave, None), other(wave)
+        scale = own.square().mean(dim=1, keepdim=True).sqrt()
+        worst = torch.maximum(worst, ((own - others).abs() / scale).max())  # keeps NaN
+    return float(worst)
+
+
+def _about(source: Source, encoder: Encoder) -> dict[str, Any]:
+    return {
+        "rayssl": __version__,
+        "torch": torch.__version__,
+        "rate": decode.RATE,
+        "dim": encoder.embedding_dim,
+        "minimum_samples": encoder.minimum_samples,
+        "normalised": False,
+        "run": source.run,
+        "checkpoint": source.checkpoint,
+        "step": source.step,
+        "weights_sha256": source.digest,
+        "architecture": source.experiment.architecture,
+    }
+
+
+def _audio(source: Source, least: int) -> tuple[list[np.ndarray], str]:
+    """Clips float32 ``[T]`` to compare on, of several lengths, and where they are from.
+
+    They are the first ones of the corpus that the run was trained on, or of its test corpus; noise where neither can
+    be read any more.
+    """
+    settings = source.experiment.evaluation
+    corpora = [source.experiment.corpus.uri, *([settings.corpus] if settings is not None else [])]
+    whole, origin = [], ""
+    for origin in corpora:
+        try:
+            manifest = shards.read_manifest(origin)
+            audio = shards.read_shard(origin, manifest.shards[0], ["audio"])["audio"].slice(0, _CLIPS)
+            whole = [decode.pcm(each.as_py(), manifest.format) for each in audio]
+            whole = [clip for clip in whole if len(clip) >= least]
+        except (UserError, IndexError):
+            continue
+        if whole:
+            break
+    if not whole:
+        rng = np.random.default_rng(0)
+        whole = [decode.quantise(rng.normal(0, 0.1, 2 * max(decode.RATE, least))) for _ in range(_CLIPS)]
+        origin = f"noise, as {' and '.join(corpora)} cannot be read"
+    cuts = [whole[0][:least]]
+    cuts += [clip[: max(least, round(share * len(clip)))] for share in _CUTS for clip in whole]
+    return [clip.astype(np.float32) / np.float32(32768.0) for clip in cuts], origin

@@ -1,0 +1,1 @@
+"""The memory of classes (DASO, USADTM): prototypes and the histogram of predictions."""

@@ -1,0 +1,1 @@
+"""The memory of utterances (SSPS): references, positives and their clustering."""

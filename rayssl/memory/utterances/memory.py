@@ -1,0 +1,148 @@
+"""The memory of SSPS: references, positives and one clustering for the whole job; recall, remember, refresh."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from rayssl.memory.pieces import Kind, Piece, Read
+from rayssl.memory.utterances.exchange import RecallArrays, RememberArrays, Shares, write_request
+from rayssl.memory.utterances.index import Index
+from rayssl.memory.utterances.positives import merge_nearest
+from rayssl.memory.utterances.refresh import Clusterer
+from rayssl.memory.utterances.settings import MemorySettings
+from rayssl.memory.utterances.store import Store
+
+
+class UtteranceMemory:
+    """The whole memory in one process: an `Index`, and its rows in one `Store` or, with the same results, several.
+
+    The arguments are those of `MemorySettings`, and ``shards``.
+    """
+
+    def __init__(self, *, shards: int = 1, **knobs: Any) -> None:
+        self.knobs = MemorySettings(**knobs)
+        self.index = Index(self.knobs)
+        self.stores = [Store(self.knobs, shard, shards) for shard in range(shards)]
+        self._shares = Shares(self.knobs, shards)
+        self._clusterer = Clusterer(self.index, _Stores(self.stores))
+
+    @property
+    def version(self) -> int:
+        """Of the clustering: 0 before the first refresh."""
+        return self.index.version
+
+    def recall(self, ids: np.ndarray, *, epoch: int) -> RecallArrays:
+        """Sampled positives for the anchors ``ids [B]`` (any integers); nothing is found before the first refresh."""
+        ids, near = self.index.checked(ids), None
+        if self.version and self.knobs.sampling == "nn":
+            asked = zip(self.stores, self._shares.messages(queries=ids), strict=True)
+            queries = self._shares.queries(ids, [store.answer(message) for store, message in asked])
+            pool = self.index.pool()
+            found = [store.nearest(queries, pool) for store in self.stores]
+            near = merge_nearest(found, len(ids), self.knobs.neighbours + 1)
+        draw = self.index.draw(ids, epoch, near)
+        asked = zip(self.stores, self._shares.messages(draw=draw), strict=True)
+        return self._shares.recall(draw, [store.answer(message) for store, message in asked])
+
+    def remember(self, what: RememberArrays) -> None:
+        """Stores what ``what`` holds, row after row: calls for parts of a batch, in order, equal one for the whole.
+
+        A reference or positive with a value that is not finite is not stored, and counted in the metrics ("rejected").
+        """
+        known = write_request(self.knobs, what)
+        placed = self.index.remember(known)
+        for store, message in zip(self.stores, self._shares.messages(what, known, placed), strict=True):
+            store.write(message)
+
+    def refresh(self, epoch: int) -> dict[str, float]:
+        """Brings another clustering into use (`rayssl.memory.utterances.refresh`); judges it where labels are known.
+
+        Returns version, seconds, objective (mean cosine), repaired, clusters_used, and where there are labels
+        nmi_speaker, nmi_recording. Utterances without a reference belong to no cluster. Raises ValueError when fewer
+        references are filled than there are clusters.
+        """
+        return self._clusterer.refresh(epoch)
+
+    def metrics(self, reset: bool = True) -> dict[str, float]:
+        """Rates over the anchors recalled since the last reset; a rate over nothing (no labels) is left out.
+
+        coverage: found / anchors; pool_size: mean number of utterances to draw from; speaker_accuracy and
+        recording_accuracy of what was sampled; useful_rate: their difference; queue_fill, reference_fill: 0..1 now;
+        clusters_used: fraction of clusters with anybody in the queue now; rejected: rows that were not finite.
+        """
+        return self.index.metrics(reset)
+
+    def pieces(self) -> Iterator[Piece]:
+        """The whole state, a piece at a time, as views: to be written before the next call.
+
+        Waits for a clustering that is under way, whose result is part of it.
+        """
+        self._clusterer.settle()
+        index = Piece("index", 0, 0, 0, self.index.state_dict())
+        return chain([index], *(store.pieces() for store in self.stores))
+
+    def restore(self, index: Mapping[str, np.ndarray], read: Read) -> None:
+        """Continues where `pieces` were taken, by any number of shards: ``index`` are the arrays of that piece.
+
+        Raises ValueError, changing nothing, if they do not fit.
+        """
+        self.index.check(index)
+        for store in self.stores:
+            store.restore(read)
+        self._clusterer.forget()
+        self.index.load_state_dict(index)
+        for store in self.stores:
+            store.commit(self.index.whitening if self.version else None)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """The whole state as one set of arrays, copied: the same whatever slots and stores the rows are in.
+
+        The positives are oldest first, n <= |Q'| of them. For tests and small memories; others are saved by `pieces`.
+        """
+        self._clusterer.settle()
+        state = {name: array.copy() for name, array in self.index.state_dict().items()}
+        by_age = np.argsort(state.pop("positives.ages"))
+        rows = [store.rows() for store in self.stores]
+        state["references.rows"] = np.concatenate([own["references"] for own in rows])
+        state["positives.rows"] = np.concatenate([own["positives"] for own in rows])[by_age]
+        state["positives.ids"] = state["positives.ids"][by_age]
+        return state
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Continues exactly where ``state_dict`` was taken. Raises ValueError, changing nothing, if it does not fit."""
+        missing = sorted({"references.rows", "positives.rows", "positives.ids", "references.filled"} - state.keys())
+        if missing:
+            raise ValueError(f"memory state: missing {missing}")
+        ids = state["positives.ids"]
+        for name, count in (("references.rows", self.knobs.utterances), ("positives.rows", len(ids))):
+            if len(state[name]) != count:
+                raise ValueError(f"memory state: '{name}' is {state[name].dtype} {state[name].shape}, not of {count}")
+        index = {name: array for name, array in state.items() if not name.endswith(".rows")}
+        index["positives.ages"] = np.arange(len(ids), dtype=np.int32)
+        whole: dict[Kind, dict[str, np.ndarray]] = {
+            "references": {"rows": state["references.rows"], "filled": state["references.filled"]},
+            "positives": {"rows": state["positives.rows"], "ids": ids},
+        }
+        ends = {"references": self.knobs.utterances, "positives": len(ids)}
+
+        def read(kind: Kind, first: int, end: int) -> list[Piece]:
+            return [Piece(kind, 0, 0, ends[kind], whole[kind])]
+
+        self.restore(index, read)
+
+
+class _Stores:
+    """How the clustering reaches stores in this process."""
+
+    def __init__(self, stores: Sequence[Store]) -> None:
+        self._stores = stores
+
+    def __call__(self, method: str, /, *arguments: Any) -> list[Any]:
+        return [getattr(store, method)(*arguments) for store in self._stores]
+
+    def each(self, method: str, /, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        return [getattr(store, method)(*own) for store, own in zip(self._stores, arguments, strict=True)]

@@ -1,0 +1,282 @@
+"""The rows of a memory, or a share of them: references by utterance, positives by slot. Who is to be sampled is decided
+elsewhere, by `rayssl.memory.utterances.index.Index`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+
+from rayssl.clustering.kmeans import part_on
+from rayssl.clustering.partitions import Partition
+from rayssl.clustering.points import unit_rows
+from rayssl.clustering.whitening import Moments, Whitening
+from rayssl.memory.pieces import Kind, Piece, Read, cuts, pieces_of
+from rayssl.memory.utterances.positives import Nearest, merge_nearest, nearest_rows
+from rayssl.memory.utterances.settings import MemorySettings
+
+_KINDS: tuple[Kind, ...] = ("references", "positives")
+# attributes of _Rows that make up a piece, and what the second of them is called in it
+_NAMES: dict[Kind, tuple[str, str]] = {"references": ("references", "filled"), "positives": ("positives", "owners")}
+_MARKS: dict[Kind, str] = {"references": "filled", "positives": "ids"}
+
+
+@dataclass(frozen=True)
+class Message:
+    """What one rank has for one store in one call: rows to be kept, slots to be read, references that are asked for.
+
+    ``reference_ids [R]`` and ``references [R, Dr]``; ``slots [P]`` with ``positive_ids [P]`` and ``positives [P, De]``;
+    ``read [Q]``, slots, with ``expected [Q]``, the utterances that should be found there; ``queries [A]``, utterances.
+    Ids and slots int64.
+    """
+
+    reference_ids: np.ndarray
+    references: np.ndarray
+    slots: np.ndarray
+    positive_ids: np.ndarray
+    positives: np.ndarray
+    read: np.ndarray
+    expected: np.ndarray
+    queries: np.ndarray
+
+
+@dataclass(frozen=True)
+class Answer:
+    """To a `Message`: ``rows [Q, De]`` as they are kept, ``right [Q]`` where the expected utterance's was there, and
+    ``queries [A, Dr]`` float32, the references as they are compared.
+    """
+
+    rows: np.ndarray
+    right: np.ndarray
+    queries: np.ndarray
+
+
+@dataclass
+class _Rows:
+    """The arrays of a store; ``first`` is what its first row is called."""
+
+    references: np.ndarray  # [n, Dr] of norm 1
+    filled: np.ndarray  # [n] bool
+    positives: np.ndarray  # [q, De]
+    owners: np.ndarray  # [q] int32, whose row is in a slot; -1: nobody's
+    whitened: np.ndarray | None = None  # the references as they are compared, kept up with them
+
+
+class Store:
+    """Share ``shard`` of ``shards`` of the rows: a run of pieces of references, and one of the queue's slots.
+
+    Ids and slots are those of the whole memory; what is given or asked for must lie in the share.
+    """
+
+    def __init__(self, knobs: MemorySettings, shard: int = 0, shards: int = 1) -> None:
+        self.knobs = knobs
+        utterances, slots = cuts(knobs.utterances), cuts(knobs.capacity)
+        self._pieces: dict[Kind, range] = {
+            "references": pieces_of(utterances, shard, shards),
+            "positives": pieces_of(slots, shard, shards),
+        }
+        self._bounds: dict[Kind, np.ndarray] = {"references": utterances, "positives": slots}
+        self.first, self.end = self._range("references")
+        self.first_slot, self.end_slot = self._range("positives")
+        self._rows = self._empty()
+        self._staged: _Rows | None = None
+        self._part: Partition | None = None
+        self._whitening: Whitening | None = None
+
+    # ---- rows
+
+    def write_references(self, ids: np.ndarray, rows: np.ndarray) -> None:
+        """Stores ``rows [B, Dr]`` (normalised here) for ``ids [B]``; of equal ids the last row stays."""
+        own, kept = ids - self.first, self._rows
+        kept.references[own] = unit_rows(rows)
+        kept.filled[own] = True
+        if kept.whitened is not None and self._whitening is not None:
+            kept.whitened[own] = self._whitening(kept.references[own])
+
+    def write_positives(self, slots: np.ndarray, ids: np.ndarray, rows: np.ndarray) -> None:
+        """Stores ``rows [B, De]`` of the utterances ``ids [B]`` in ``slots [B]``."""
+        own = slots - self.first_slot
+        self._rows.positives[own] = rows
+        self._rows.owners[own] = ids
+
+    def read(self, slots: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The rows in ``slots [B]``, as they are kept, and whether each is of the utterance in ``ids [B]``."""
+        own = slots - self.first_slot
+        return self._rows.positives[own], self._rows.owners[own] == ids
+
+    def write(self, what: Message) -> None:
+        """Keeps the rows of ``what``."""
+        if len(what.reference_ids):
+            self.write_references(what.reference_ids, what.references)
+        if len(what.slots):
+            self.write_positives(what.slots, what.positive_ids, what.positives)
+
+    def answer(self, what: Message) -> Answer:
+        """What ``what`` asks for, by what has been written until now."""
+        return Answer(*self.read(what.read, what.expected), self.queries(what.queries))
+
+    # ---- nearest neighbours
+
+    def queries(self, ids: np.ndarray) -> np.ndarray:
+        """The references of ``ids [B]`` as they are compared, float32 ``[B, Dr]``."""
+        rows: np.ndarray = self._compared()[ids - self.first].astype(np.float32)
+        return rows
+
+    def nearest(self, queries: np.ndarray, pool: np.ndarray) -> Nearest:
+        """The M + 1 references of this store most similar to each of ``queries [B, Dr]``.
+
+        ``pool``: bits, as `np.packbits` makes them, of the utterances of the whole memory that may be found.
+        """
+        present = np.unpackbits(pool[self.first // 8 : -(-self.end // 8)]).astype(bool)
+        present = present[self.first % 8 :][: self.end - self.first] & self._rows.filled
+        rows, count, found = self._compared(), self.knobs.neighbours + 1, []
+        for own in self._own("references"):
+            # piece by piece, whoever holds them: the product of another shape may differ in its last bits
+            places = own.start + np.flatnonzero(present[own])
+            if len(places):
+                found.append(nearest_rows(queries, rows[places], self.first + places, count))
+        return merge_nearest(found, len(queries), count)
+
+    def _compared(self) -> np.ndarray:
+        return self._rows.references if self._rows.whitened is None else self._rows.whitened
+
+    # ---- clustering
+
+    def moments(self) -> list[Moments]:
+        """Of the references in each piece of this store."""
+        rows = self._rows
+        return [Moments.of(rows.references[own][rows.filled[own]]) for own in self._own("references")]
+
+    def whiten(self, whitening: Whitening) -> None:
+        """From now on references are compared by this map."""
+        self._whitening, rows = whitening, self._rows
+        if rows.whitened is None:
+            rows.whitened = np.zeros_like(rows.references)
+        self._whiten_into(rows.whitened, whitening)
+
+    def begin(self, whitening: Whitening | None, copy: bool) -> np.ndarray:
+        """Makes ready for a clustering of the references there are, whitened where asked; who has one, bool ``[n]``.
+
+        With ``copy`` what is written later is not seen by it. A copy, and whitened rows, take as many bytes as the
+        references.
+        """
+        points, filled = self._rows.references, self._rows.filled.copy()
+        if whitening is not None:
+            points = np.empty_like(points)
+            self._whiten_into(points, whitening)
+        elif copy:
+            points = points.copy()
+        if not filled.all():
+            points = _Chosen.of(points, np.flatnonzero(filled))
+        self._part = part_on(self.knobs.device, points, mode=self.knobs.kmeans, threads=self.knobs.threads)
+        return filled
+
+    def part(self, method: str, *arguments: Any) -> Any:
+        """Asks the `rayssl.clustering.partitions.Partition` of this store, from `begin` to `finish`."""
+        assert self._part is not None
+        return getattr(self._part, method)(*arguments)
+
+    def finish(self) -> None:
+        """Forgets what `begin` made."""
+        self._part = None
+
+    def _whiten_into(self, out: np.ndarray, whitening: Whitening) -> None:
+        for own in self._own("references"):  # whoever holds the pieces, the blocks are the same
+            whitening.into(out[own], self._rows.references[own])
+
+    # ---- state
+
+    def pieces(self) -> Iterator[Piece]:
+        """All rows, a piece at a time, as views: to be used before anything else is written."""
+        rows = self._rows
+        for kind in _KINDS:
+            names, first = _NAMES[kind], self._range(kind)[0]
+            for number, own in zip(self._pieces[kind], self._own(kind), strict=True):
+                parts = [getattr(rows, name)[own] for name in names]
+                written = np.flatnonzero(parts[1] if kind == "references" else parts[1] >= 0)
+                used = int(written[-1]) + 1 if len(written) else 0
+                arrays = {saved: part[:used] for saved, part in zip(("rows", _MARKS[kind]), parts, strict=True)}
+                yield Piece(kind, number, first + own.start, first + own.stop, arrays)
+
+    def restore(self, read: Read) -> None:
+        """Takes over what is in this share of the pieces that ``read`` finds; in use after `commit`.
+
+        Raises ValueError where they do not fit. Until then both what was and what comes are held, unless nothing was.
+        """
+        self._staged = None
+        staged = self._empty()
+        for kind in _KINDS:
+            first, end = self._range(kind)
+            for piece in read(kind, first, end):
+                for name, saved in zip(_NAMES[kind], ("rows", _MARKS[kind]), strict=True):
+                    _take(getattr(staged, name), first, piece, saved)
+        self._staged = staged
+
+    def commit(self, whitening: Whitening | None) -> None:
+        """What was staged comes into use, its references compared by ``whitening`` if any."""
+        assert self._staged is not None
+        self._rows, self._staged, self._whitening = self._staged, None, None
+        if whitening is not None:
+            self.whiten(whitening)
+
+    def rows(self) -> dict[Kind, np.ndarray]:
+        """All rows of each kind, ``[n, D]``."""
+        return {"references": self._rows.references, "positives": self._rows.positives}
+
+    def _empty(self) -> _Rows:
+        knobs = self.knobs
+        rows, slots = self.end - self.first, self.end_slot - self.first_slot
+        return _Rows(
+            np.zeros((rows, knobs.reference_dim), knobs.reference_dtype),
+            np.zeros(rows, dtype=bool),
+            np.zeros((slots, knobs.positive_dim), knobs.positive_dtype),
+            np.full(slots, -1, dtype=np.int32),
+        )
+
+    def _range(self, kind: Kind) -> tuple[int, int]:
+        """First and end of what this store has of a kind."""
+        bounds, own = self._bounds[kind], self._pieces[kind]
+        return int(bounds[own.start]), int(bounds[own.stop])
+
+    def _own(self, kind: Kind) -> Iterator[slice]:
+        """Where each piece of a kind is among the rows of this store."""
+        bounds, own = self._bounds[kind], self._pieces[kind]
+        first = int(bounds[own.start])
+        for number in own:
+            yield slice(int(bounds[number]) - first, int(bounds[number + 1]) - first)
+
+
+class _Chosen:
+    """``rows[places]``, taken a block at a time, where a copy of nearly all rows would be made for a few that lack."""
+
+    def __init__(self, rows: np.ndarray, places: np.ndarray) -> None:
+        self._rows, self._places = rows, places
+        self.shape, self.dtype = (len(places), *rows.shape[1:]), rows.dtype
+
+    @classmethod
+    def of(cls, rows: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """For a `Partition`, which asks no more of its points than this."""
+        return cast(np.ndarray, cls(rows, places))
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, key: slice | np.ndarray) -> np.ndarray:
+        found: np.ndarray = self._rows[self._places[key]]
+        return found
+
+
+def _take(own: np.ndarray, first: int, piece: Piece, name: str) -> None:
+    """Copies into ``own``, whose first row is called ``first``, what ``piece`` has of it; ValueError if it is other."""
+    given, length = piece.arrays[name], piece.end - piece.first
+    if given.shape[1:] != own.shape[1:] or given.dtype != own.dtype or len(given) > length:
+        raise ValueError(
+            f"memory state: '{piece.kind}.{name}' is {given.dtype} {given.shape}, "
+            f"expected {own.dtype} {(length, *own.shape[1:])}"
+        )
+    begin, end = max(first, piece.first), min(first + len(own), piece.first + len(given))
+    if begin < end:
+        own[begin - first : end - first] = given[begin - piece.first : end - piece.first]

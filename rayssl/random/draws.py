@@ -1,0 +1,50 @@
+"""Random numbers without a generator: every draw is a hash of what it is drawn for.
+
+A generator's state has to be saved, restored and divided among ranks; a hash of (seed, epoch, utterance, purpose) is
+the same whichever process asks, in whatever order, and after any resume. The mixing function is SplitMix64 (Steele,
+Lea and Flood, 2014), here for NumPy (data tasks must not import torch); `rayssl.random.draws_torch` gives
+identical results for tensors on any device.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX_1 = 0xBF58476D1CE4E5B9
+_MIX_2 = 0x94D049BB133111EB
+_MASK = (1 << 64) - 1
+
+
+def fold(*parts: int) -> int:
+    """One 64-bit key from integers, order-sensitive: ``fold(seed, epoch, purpose)``. Range 0..2**64-1."""
+    key = 0
+    for part in parts:
+        key = _splitmix_int((key ^ (part & _MASK)) & _MASK)
+    return key
+
+
+def keys_np(key: int, ids: np.ndarray) -> np.ndarray:
+    """Keys ``[B]`` uint64, one for each of the integer ``ids [B]``, under the common ``key``."""
+    return _splitmix_np(np.asarray(ids).astype(np.int64).view(np.uint64) ^ np.uint64(key))
+
+
+def uniform_np(keys: np.ndarray, stream: int) -> np.ndarray:
+    """Uniform float64 ``[B]`` in [0, 1) for each of ``keys [B]`` uint64; ``stream`` numbers the purpose."""
+    bits = _splitmix_np(keys ^ np.uint64(fold(stream))) >> np.uint64(11)
+    return np.asarray(bits.astype(np.float64) * 2.0**-53)
+
+
+def _splitmix_int(x: int) -> int:
+    x = (x + _GOLDEN) & _MASK
+    x = ((x ^ (x >> 30)) * _MIX_1) & _MASK
+    x = ((x ^ (x >> 27)) * _MIX_2) & _MASK
+    return x ^ (x >> 31)
+
+
+def _splitmix_np(x: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        x = x + np.uint64(_GOLDEN)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(_MIX_1)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(_MIX_2)
+        return np.asarray(x ^ (x >> np.uint64(31)))

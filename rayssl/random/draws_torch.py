@@ -1,0 +1,46 @@
+"""`rayssl.random.draws` for torch tensors on any device: the same keys, hence the same numbers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rayssl.random.draws import fold
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX_1 = 0xBF58476D1CE4E5B9
+_MIX_2 = 0x94D049BB133111EB
+
+
+def keys_torch(key: int, ids: Tensor) -> Tensor:
+    """Keys ``[B]`` int64 (the bits of `keys_np`) for the integer tensor ``ids [B]``, on its device."""
+    return _splitmix_torch(ids.to(torch.int64) ^ _signed(key))
+
+
+def uniform_torch(keys: Tensor, stream: int, count: int | None = None) -> Tensor:
+    """Uniform float32 ``[B]`` in [0, 1), or ``[B, count]``, for each of ``keys [B]`` int64.
+
+    One draw is `uniform_np` to float32 precision. With ``count`` the draws of a row are independent of each other.
+    """
+    mixed = _splitmix_torch(keys ^ _signed(fold(stream)))
+    if count is not None:
+        steps = torch.arange(1, count + 1, device=keys.device, dtype=torch.int64) * _signed(_GOLDEN)
+        mixed = _splitmix_torch(mixed[..., None] + steps)
+    # 24 bits fill a float32's significand, so that 1.0 is never reached by rounding
+    return _shift_right(mixed, 40).to(torch.float32) * 2.0**-24
+
+
+def _splitmix_torch(x: Tensor) -> Tensor:
+    x = x + _signed(_GOLDEN)
+    x = (x ^ _shift_right(x, 30)) * _signed(_MIX_1)
+    x = (x ^ _shift_right(x, 27)) * _signed(_MIX_2)
+    return x ^ _shift_right(x, 31)
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical shift of int64 bits: torch's own ``>>`` drags the sign along."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value

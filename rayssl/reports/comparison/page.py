@@ -1,0 +1,368 @@
+"""Several runs to one HTML page that needs nothing else, and to a few lines for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import Any
+
+from rayssl import storage
+from rayssl.reports.comparison import pictures, reading
+from rayssl.reports.comparison.reading import ABSENT, CLASSIFICATION, VERIFICATION, Comparison, Group
+from rayssl.reports.document import document
+from rayssl.reports.drawing import framed
+from rayssl.reports.run.reading import Record, Run, is_number
+
+_WIDE = 8  # groups whose settings stand in columns; of more, and few keys, the table is turned
+_LONG = 40  # differing keys, of which the table is shut at first
+_UNPAIRED = "* No seed in common: the difference of the means."
+_TERMINAL = 44  # characters of a name
+_CAPTIONS = {
+    "courses": "Metrics that several runs have, as running means; left over steps, right over the time since the run's "
+    "start, without pauses between restarts. Curves of one colour and line are the same run with other seeds. Losses "
+    "of different methods, or of different temperatures and batches, say nothing about each other. Same speaker and "
+    "same recording are shares of sampled positives; useful ones are of the same speaker in another recording.",
+    "verification": "Points are final figures, bars the 95 % interval of the EER, resampled over the test set's "
+    "speakers; it does not hold what another seed would change. A dotted line is the mean of runs that differ in the "
+    "seed alone. Further left is better.",
+    "classification": "Points are final figures, bars the 95 % interval of the balanced accuracy, resampled over the "
+    "test set; it does not hold what another seed would change. A dotted line is the mean of runs that differ in the "
+    "seed alone. Further right is better.",
+    "recall": "Share of each class's test rows that were found, in percent: the mean over seeds. Classes are in the "
+    "order of their labelled training rows, most on the left, where those are known.",
+}
+
+
+def write_comparison(uris: Sequence[str], out: str) -> str:
+    """Writes the page about the runs at ``uris`` to the file or URI ``out``; returns what a terminal should show.
+
+    Raises `StorageError` for a folder that is no run, or a page that cannot be written.
+    """
+    comparison = reading.read_comparison(uris)
+    storage.write_text(out, render(comparison))
+    return f"{summary(comparison)}\n{out}"
+
+
+def render(comparison: Comparison) -> str:
+    """The whole page as HTML text. All text that comes from the runs is escaped."""
+    title = f"{len(comparison.runs)} runs compared"
+    groups = len(comparison.groups)
+    said = f"in {groups} groups; runs of a group differ in the seed alone" if groups < len(comparison.runs) else ""
+    sections = [
+        f"<h1>{title}</h1>" + (f'<p class="soft">{said}</p>' if said else ""),
+        _runs(comparison),
+        _missing(comparison),
+        _verification(comparison),
+        _classification(comparison),
+        _differences(comparison),
+        _courses(comparison),
+    ]
+    return document(f"{title} - rayssl report", sections)
+
+
+def summary(comparison: Comparison) -> str:
+    """The final figures as lines of plain text, and what is missing."""
+    lines = []
+    for title, figures, of in _final_tables(comparison):
+        groups = [group for group in comparison.groups if any(of(run) for run in group.runs)]
+        rows = [["", *(text for text, _ in figures.values()), "seeds", "- first" if len(groups) > 1 else ""]]
+        for group in groups:
+            had = [run for run in group.runs if of(run)]
+            cells = []
+            for key, (_, scale) in figures.items():
+                found = reading.spread(group, _value(of, key, scale))
+                interval = _interval(of(had[0]), key, scale) if len(had) == 1 else ""
+                cells.append("-" if found is None else found.text(_decimals(key)) + interval)
+            lead, (_, scale) = next(iter(figures.items()))
+            gap = reading.difference(group, groups[0], _value(of, lead, scale))
+            told = "" if gap is None or group is groups[0] else gap.difference(_decimals(lead))
+            rows.append([f"{group.number} {_cut(group.label)}", *cells, str(len(had)), told])
+        lines += [title, *_aligned(rows)]
+        if any(row[-1].endswith("*") for row in rows):
+            lines.append(f"  {_UNPAIRED}")
+    for text, command in reading.missing(comparison):
+        lines.append(f"{text}: {command}" if command else text)
+    return "\n".join(lines)
+
+
+def _runs(comparison: Comparison) -> str:
+    names = comparison.names()
+    rows = []
+    commits, versions = set(), set()
+    for group in comparison.groups:
+        for run in group.runs:
+            known = reading.facts(run)
+            commits.add(known["commit"])
+            versions.add(str(sorted((run.origin.get("versions") or {"": ""}).items())))
+            cells = [known["seed"], _commit(known["commit"]), known["world_size"], _progress(known)]
+            cells += [known["step"], _duration(known["seconds"])]
+            cells += [None if known["loss"] is None else f"{known['loss']:.3f}"]
+            head = f'<td class="value">{_swatch(group)}{escape(names[run.uri])}</td>'
+            rows.append([head, *(_number("-" if cell is None else str(cell)) for cell in cells)])
+    heads = ["Run", "Seed", "Commit", "Ranks", "Epochs", "Steps", "Time", "Loss at the end"]
+    notes = []
+    if len(commits) > 1:
+        notes.append(f"They come from {len(commits)} commits: what the code changed differs too.")
+    if any(str(commit).endswith("+changes") for commit in commits):
+        notes.append("A commit with + had changes that were not committed.")
+    if len(versions) > 1:
+        notes.append("Versions of packages differ between them (origin.json).")
+    return "<h2>Runs</h2>\n" + _table([_text(heads[0]), *map(_number, heads[1:])], rows) + _note(notes)
+
+
+def _missing(comparison: Comparison) -> str:
+    items = [
+        f"<li>{escape(text)}" + (f": <code>{escape(command)}</code>" if command else "") + "</li>"
+        for text, command in reading.missing(comparison)
+    ]
+    return f'<div class="problem"><p>Missing:</p><ul>{"".join(items)}</ul></div>' if items else ""
+
+
+def _verification(comparison: Comparison) -> str:
+    if not any(run.verified for run in comparison.runs):
+        return ""
+    parts = ["<h2>Speaker verification</h2>"]
+    trials = {
+        (result.get("trials"), result.get("targets"), str(_evaluated_on(run)))
+        for run in comparison.runs
+        if (result := reading.verification(run))
+    }
+    if len(trials) > 1:
+        parts.append('<p class="problem">Not all runs were scored on the same trials.</p>')
+    parts += _final(comparison, VERIFICATION, reading.verification, ("checkpoint", "norm", "trials"))
+    picture = pictures.verification_picture(comparison)
+    return "\n".join([*parts, framed(picture, _CAPTIONS["verification"]) if picture else ""])
+
+
+def _classification(comparison: Comparison) -> str:
+    every = reading.classifiers(comparison)
+    if not every:
+        return ""
+    parts = ["<h2>Classification</h2>"]
+    sizes = {result.get("n") for run in comparison.runs for result in run.classified}
+    if len(sizes) > 1:
+        parts.append('<p class="problem">Not all runs were tested on the same number of rows.</p>')
+    chosen = reading.chosen_classifiers(comparison)
+    for which in chosen:
+        parts.append(f"<h3>{escape(reading.classifier_name(which))}</h3>")
+        parts += _final(comparison, CLASSIFICATION, _of(which), ("checkpoint", "n"))
+        drawn = {
+            "classification": pictures.classification_picture(comparison, which),
+            "recall": pictures.recall_picture(comparison, which),
+        }
+        parts += [framed(picture, _CAPTIONS[name]) for name, picture in drawn.items() if picture]
+    if len(every) > len(chosen):
+        parts.append(_every_classifier(comparison, every))
+    return "\n".join(parts)
+
+
+def _every_classifier(comparison: Comparison, every: list[tuple[str, float | None]]) -> str:
+    """Balanced accuracy of all classifiers, groups in rows."""
+    heads = [_text("Group"), *(_number(reading.classifier_name(which)) for which in every)]
+    rows = []
+    for group in comparison.groups:
+        found = [reading.spread(group, _value(_of(which), "balanced_accuracy", 100)) for which in every]
+        if any(found):
+            cells = [_number("-" if each is None else each.text(1)) for each in found]
+            rows.append([f'<td class="value">{_swatch(group)}{escape(group.label)}</td>', *cells])
+    title = "<p>Balanced accuracy in % of every classifier that was tried, mean ± standard deviation over seeds:</p>"
+    return title + _table(heads, rows)
+
+
+def _final(comparison: Comparison, figures: dict[str, Any], of: Any, extra: tuple[str, ...]) -> list[str]:
+    """The table of runs, with differences to the first; where some differ in the seed alone, these in one of groups."""
+    names, rows = comparison.names(), []
+    groups = [group for group in comparison.groups if any(of(run) for run in group.runs)]
+    single = 1 < len(groups) == sum(len(group.runs) for group in groups)
+    lead, (title, scale_of_lead) = next(iter(figures.items()))
+    names_of = {"n": "Test rows", "norm": "Score norm.", "checkpoint": "Checkpoint", "trials": "Trials"}
+    found = {key: {_plain(of(run).get(key)) for run in comparison.runs if of(run)} for key in extra}
+    extra = tuple(key for key in extra if len(found[key]) > 1)
+    same = [f"{names_of[key]}: {found[key].copy().pop()}." for key in found if key not in extra]
+    for group in groups:
+        for run in (run for run in group.runs if of(run)):
+            result = of(run)
+            cells = [_figure_cell(result, key, scale) for key, (_, scale) in figures.items()]
+            if single:
+                gap = reading.difference(group, groups[0], _value(of, lead, scale_of_lead))
+                cells.append(_number("" if gap is None or group is groups[0] else gap.difference(_decimals(lead))))
+            cells += [_number(_plain(result.get(key))) for key in extra]
+            rows.append([f'<td class="value">{_swatch(group)}{escape(names[run.uri])}</td>', *cells])
+    heads = [_text("Run"), *(_number(text) for text, _ in figures.values())]
+    heads += [_number(f"{title.removesuffix(' %')} - first")] if single else []
+    heads += [_number(names_of[key]) for key in extra]
+    tables = [_table(heads, rows), _note(same)]
+    if single and any(" *<" in cell for row in rows for cell in row):
+        tables.append(_note([_UNPAIRED]))
+    if any(len(group.runs) > 1 for group in groups):
+        tables.append(_group_table(groups, figures, of))
+    return tables
+
+
+def _group_table(groups: list[Group], figures: dict[str, Any], of: Any) -> str:
+    heads = [_text("Group"), _number("Runs")]
+    for text, _ in figures.values():
+        heads += [_number(text), _number("- first")]
+    rows, unpaired = [], False
+    for group in groups:
+        evaluated = sum(bool(of(run)) for run in group.runs)
+        cells = [_number(str(evaluated))]
+        for key, (_, scale) in figures.items():
+            found = reading.spread(group, _value(of, key, scale))
+            gap = None if group is groups[0] else reading.difference(group, groups[0], _value(of, key, scale))
+            cells.append(_number("-" if found is None else found.text(_decimals(key))))
+            unpaired = unpaired or (gap is not None and not gap.paired)
+            cells.append(_number("" if gap is None else gap.difference(_decimals(key))))
+        rows.append([f'<td class="value">{_swatch(group)}{escape(group.label)}</td>', *cells])
+    notes = ["Mean ± standard deviation over seeds; differences to the first group are of n runs with the same seed."]
+    if unpaired:
+        notes.append(_UNPAIRED)
+    return _table(heads, rows) + _note(notes)
+
+
+def _differences(comparison: Comparison) -> str:
+    found = reading.differences(comparison.groups)
+    title = "<h2>Configuration: what differs</h2>"
+    if not found:
+        return f"{title}\n<p>Nothing but seeds.</p>" if len(comparison.runs) > 1 else ""
+    said = '<p class="soft">Seeds and the runs\' folders are left out; - where the key does not exist.</p>'
+    turned = len(comparison.groups) > _WIDE and len(found) < len(comparison.groups)
+    heads = [f'<th class="group">{_swatch(group)}{escape(group.label)}</th>' for group in comparison.groups]
+    if turned:
+        rows = [
+            [
+                head.replace('<th class="group"', "<td").replace("</th>", "</td>"),
+                *(_setting(values[index]) for values in found.values()),
+            ]
+            for index, head in enumerate(heads)
+        ]
+        return f"{title}\n{said}{_table([_text('Group'), *(_text(key) for key in found)], rows)}"
+    rows, section = [], ""
+    for key, values in found.items():
+        if key.partition(".")[0] != section:
+            section = key.partition(".")[0]
+            rows.append([f'<td class="section" colspan="{len(heads) + 1}">{escape(section)}</td>'])
+        rows.append([f"<td>{escape(key)}</td>", *(_setting(value) for value in values)])
+    table = _table([_text("Key"), *heads], rows)
+    if len(found) > _LONG:
+        table = f"<details><summary>{len(found)} keys differ</summary>{table}</details>"
+    return f"{title}\n{said}{table}"
+
+
+def _courses(comparison: Comparison) -> str:
+    picture = pictures.courses(comparison)
+    told = framed(picture, _CAPTIONS["courses"]) if picture else "<p>No two runs have a metric in common.</p>"
+    return f"<h2>Training</h2>\n{told}"
+
+
+def _final_tables(comparison: Comparison) -> list[tuple[str, dict[str, Any], Callable[[Run], Record]]]:
+    """Title, figures and where a run has them, of verification and of each classifier that tells of further runs."""
+    tables: list[tuple[str, dict[str, Any], Callable[[Run], Record]]] = []
+    if any(run.verified for run in comparison.runs):
+        tables.append(("Speaker verification", VERIFICATION, reading.verification))
+    shown = {key: figure for key, figure in CLASSIFICATION.items() if key != "accuracy"}
+    for which in reading.chosen_classifiers(comparison):
+        tables.append((f"Classification: {reading.classifier_name(which)}", shown, _of(which)))
+    return tables
+
+
+def _of(which: tuple[str, float | None]) -> Callable[[Run], Record]:
+    return lambda run: reading.classification(run, which)
+
+
+def _value(of: Callable[[Run], Record], key: str, scale: float) -> Callable[[Run], float | None]:
+    def value(run: Run) -> float | None:
+        found: Any = of(run).get(key)
+        return scale * found if is_number(found) else None
+
+    return value
+
+
+def _figure_cell(result: Record, key: str, scale: float) -> str:
+    if not is_number(result.get(key)):
+        return _number("-")
+    return _number(f"{scale * result[key]:.{_decimals(key)}f}{_interval(result, key, scale)}")
+
+
+def _interval(result: Record, key: str, scale: float) -> str:
+    low, high = (result.get(f"{key}_{end}") for end in ("low", "high"))
+    if low is None or high is None or not is_number(low) or not is_number(high):
+        return ""
+    return f" [{scale * low:.{_decimals(key)}f}, {scale * high:.{_decimals(key)}f}]"
+
+
+def _decimals(key: str) -> int:
+    return 3 if key.startswith("min_dcf") else 2 if key == "eer" else 1
+
+
+def _evaluated_on(run: Run) -> Any:
+    given = (run.config or {}).get("evaluation")
+    return (given.get("corpus"), given.get("trials")) if isinstance(given, dict) else None
+
+
+def _swatch(group: Group) -> str:
+    """The group's line and number."""
+    dashes = {"-": "", "--": "6 3", ":": "2 3", "-.": "7 3 2 3"}[group.line]
+    line = f'<line x1="1" y1="6" x2="25" y2="6" stroke="{group.colour}" stroke-width="4" stroke-dasharray="{dashes}"/>'
+    return f'<svg class="swatch" viewBox="0 0 26 12" role="img">{line}</svg><b>{group.number}</b>&nbsp; '
+
+
+def _setting(value: Any) -> str:
+    if value is ABSENT:
+        return '<td class="value soft">-</td>'
+    said = str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
+    return f'<td class="value">{escape(said)}</td>'
+
+
+def _commit(commit: Any) -> str | None:
+    if commit is None:
+        return None
+    name, plus, _ = str(commit).partition("+")
+    return name[:8] + ("+" if plus else "")
+
+
+def _progress(known: Record) -> str | None:
+    if known["epoch"] is None:
+        return None
+    return f"{known['epoch']}" + (f" of {known['epochs']}" if known["epochs"] not in (None, known["epoch"]) else "")
+
+
+def _duration(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    if seconds < 180:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def _plain(value: Any) -> str:
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _text(head: str) -> str:
+    return f"<th>{escape(head)}</th>"
+
+
+def _number(text: str) -> str:
+    return f'<td class="number">{escape(text)}</td>'
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(cell.replace("<td", "<th").replace("</td>", "</th>") for cell in heads)
+    body = "".join(f"<tr>{''.join(cells)}</tr>" for cells in rows)
+    table = f'<table class="compare"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    return f'<div class="scroll">{table}</div>'
+
+
+def _note(notes: list[str]) -> str:
+    return f'\n<p class="soft">{escape(" ".join(notes))}</p>' if notes else ""
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= _TERMINAL else f"{name[: _TERMINAL // 2 - 1]}…{name[-_TERMINAL // 2 :]}"
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(["", row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]

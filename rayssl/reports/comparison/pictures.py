@@ -1,0 +1,251 @@
+"""The pictures of a comparison: courses laid over each other, final figures with intervals, recall by class.
+
+A group of runs has one colour and line in all of them; runs of a group that differ in the seed alone share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
+
+from rayssl.reports.comparison.reading import (
+    Comparison,
+    Group,
+    classification,
+    common_metrics,
+    curve,
+    seed,
+    verification,
+)
+from rayssl.reports.drawing import BLUE, FAINT, INK, STYLE, WIDTH, new_figure, svg_text
+from rayssl.reports.run.classes import class_rows, draw_cells, name_classes
+from rayssl.reports.run.reading import Record, is_number
+
+Floats = NDArray[np.float64]
+
+_POINTS = 300  # of one curve, of which there may be dozens
+_SHARES = {
+    "coverage": "Coverage", "speaker_accuracy": "Same speaker", "recording_accuracy": "Same recording",
+    "useful_rate": "Useful positives", "train_accuracy": "Training accuracy",
+}  # fmt: skip
+_NAMES = {
+    "loss": "Training loss", "utterances_per_s": "Utterances per second", "nmi_speaker": "NMI with speakers",
+    "nmi_recording": "NMI with recordings", **_SHARES,
+}  # fmt: skip
+_BARS = (6, 120)  # of recall: of one class and in all, that can be told apart
+_HATCHES = {"-": "", "--": "////", ":": "....", "-.": "xxxx"}  # of bars, in place of lines
+_ROW = 0.3  # inches, of one run in a picture that lists runs
+
+
+@rc_context(STYLE)
+def courses(comparison: Comparison) -> str | None:
+    """Metrics that several runs have, one a row, over steps and over the time of training; None without any."""
+    names = common_metrics(comparison)
+    if not names:
+        return None
+    drawn = [group for group in comparison.groups if any(len(curve(r, n)[0]) for r in group.runs for n in names)]
+    height = 2.3 * len(names) + 0.25 * _legend_rows(drawn)
+    figure, all_axes = new_figure(WIDTH, height, rows=len(names), columns=2)
+    rows = np.reshape(all_axes, (len(names), 2))
+    longest = max(float(curve(run, name)[1].max(initial=0)) for run in comparison.runs for name in names)
+    unit, length = ("h", 3600) if longest >= 3 * 3600 else ("min", 60) if longest >= 180 else ("s", 1)
+    for name, (left, right) in zip(names, rows, strict=True):
+        for group in drawn:
+            for run in group.runs:
+                steps, seconds, values = curve(run, name)
+                if len(steps):
+                    look: Any = {"color": group.colour, "linestyle": group.line, "linewidth": 1.3, "alpha": 0.9}
+                    smooth = _smooth(values)
+                    left.plot(*_thin(steps, smooth), **look)
+                    right.plot(*_thin(seconds / length, smooth), **look)
+        left.set(ylabel=_NAMES.get(name, name.replace("$", r"\$")), xlabel="Step")
+        right.set(xlabel=f"Time since the start ({unit})")
+        right.sharey(left)
+        left.sharex(rows[0][0])
+        right.sharex(rows[0][1])
+        right.tick_params(labelleft=False)
+        left.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        if left.get_xlim()[1] >= 10_000:
+            left.xaxis.set_major_formatter(EngFormatter(sep=""))
+        if name in _SHARES:
+            left.set_ylim(0, 1.02)
+            left.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        elif name == "utterances_per_s":
+            left.set_ylim(bottom=0)
+    _legend(figure, drawn, "outside upper center")
+    return svg_text(figure, "courses")
+
+
+@rc_context(STYLE)
+def verification_picture(comparison: Comparison) -> str | None:
+    """EER with its interval, and the cost at p = 0.01, one run a row; None without results on trials."""
+    figures = [("eer", "Equal error rate", True), ("min_dcf_001", "minDCF at p = 0.01", False)]
+    return _final(comparison, [(key, text, share, verification) for key, text, share in figures], "verification")
+
+
+@rc_context(STYLE)
+def classification_picture(comparison: Comparison, which: tuple[str, float | None]) -> str | None:
+    """Balanced accuracy with its interval, geometric mean and macro F1 of one classifier, one run a row."""
+    figures = {"balanced_accuracy": "Balanced accuracy", "geometric_mean": "Geometric mean", "macro_f1": "Macro F1"}
+    wanted = [(key, text, True, lambda run: classification(run, which)) for key, text in figures.items()]
+    return _final(comparison, wanted, "classification")
+
+
+@rc_context(STYLE)
+def recall_picture(comparison: Comparison, which: tuple[str, float | None]) -> str | None:
+    """Recall of every class, the groups side by side (means over their runs); None without figures by class.
+
+    Bars while they can be told apart, else one row of cells a group. Only runs with the first's classes are drawn.
+    """
+    found = {
+        group.number: [rows for run in group.runs if (rows := class_rows(classification(run, which)))]
+        for group in comparison.groups
+    }
+    first = next((rows[0] for rows in found.values() if rows), None)
+    if first is None:
+        return None
+    names = [str(row["name"]) for row in first]
+    groups, table = [], []
+    for group in comparison.groups:
+        recalls = [_recalls(rows, names) for rows in found[group.number]]
+        usable = [values for values in recalls if values is not None]
+        if usable:
+            groups.append(group)
+            known = np.isfinite(usable).sum(axis=0)
+            table.append(np.where(known > 0, np.nansum(usable, axis=0) / np.maximum(1, known), np.nan))
+    if len(groups) <= _BARS[0] and len(groups) * len(names) <= _BARS[1]:
+        return _recall_bars(groups, np.array(table), names)
+    return _recall_cells(groups, np.array(table), names)
+
+
+def _recall_bars(groups: list[Group], table: Floats, names: list[str]) -> str:
+    figure, axes = new_figure(WIDTH, 3.4 + 0.25 * _legend_rows(groups))
+    width = 0.84 / len(groups)
+    for index, (group, values) in enumerate(zip(groups, table, strict=True)):
+        place = np.arange(len(names)) + (index - (len(groups) - 1) / 2) * width
+        known = np.isfinite(values)
+        axes.bar(place[known], values[known], 0.92 * width, color=group.colour, hatch=_HATCHES[group.line])
+    axes.set(ylim=(0, 1.02), ylabel="Recall", xlim=(-0.6, len(names) - 0.4))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.grid(False, axis="x")
+    name_classes(axes, names)
+    _legend(figure, groups, "outside lower center", squares=True)
+    return svg_text(figure, "recall")
+
+
+def _recall_cells(groups: list[Group], table: Floats, names: list[str]) -> str:
+    figure, axes = new_figure(WIDTH, 1.2 + _ROW * len(groups))
+    draw_cells(axes, table, BLUE)
+    axes.set(xlim=(-0.5, len(names) - 0.5), ylim=(len(groups) - 0.5, -0.5), xlabel="Class")
+    axes.grid(False)
+    if len(names) <= 20:
+        for (i, j), value in np.ndenumerate(table):
+            text = f"{100 * value:.0f}" if np.isfinite(value) else "-"
+            axes.text(j, i, text, ha="center", va="center", color="#FFFFFF" if value > 0.6 else INK, fontsize=8)
+    name_classes(axes, names)
+    axes.set_yticks(range(len(groups)), [_numbered(group) for group in groups])
+    axes.yaxis.set_tick_params(length=0)
+    return svg_text(figure, "recall")
+
+
+def _final(comparison: Comparison, figures: list[tuple[str, str, bool, Any]], salt: str) -> str | None:
+    """One panel a figure and one row a run: its value, its 95 % interval where it has one, the mean of its group."""
+    rows = [(group, run) for group in comparison.groups for run in group.runs]
+    rows = [(group, run) for group, run in rows if any(is_number(of(run).get(key)) for key, _, _, of in figures)]
+    if not rows:
+        return None
+    figure, all_axes = new_figure(WIDTH, 0.9 + _ROW * max(3, len(rows)), columns=len(figures))
+    panels = np.ravel(all_axes)
+    for axes, (key, text, share, of) in zip(panels, figures, strict=True):
+        for group in comparison.groups:
+            _final_group(axes, [(place, of(run)) for place, (own, run) in enumerate(rows) if own is group], group, key)
+        axes.set(ylim=(len(rows) - 0.4, -0.6), yticks=[], xlabel=text)
+        axes.grid(False, axis="y")
+        axes.margins(x=0.08)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        if share:
+            axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        borders = [place for place in range(1, len(rows)) if rows[place][0] is not rows[place - 1][0]]
+        for place in borders if len(borders) + 1 < len(rows) else []:
+            axes.axhline(place - 0.5, color=FAINT, linewidth=0.8)
+    panels[0].set_yticks(range(len(rows)), [_row_name(group, run) for group, run in rows])
+    panels[0].yaxis.set_tick_params(length=0)
+    return svg_text(figure, salt)
+
+
+def _final_group(axes: Any, placed: list[tuple[int, Record]], group: Group, key: str) -> None:
+    known = [(place, result) for place, result in placed if is_number(result.get(key))]
+    for place, result in known:
+        bounds = [result.get(f"{key}_{end}") for end in ("low", "high")]
+        if all(is_number(bound) for bound in bounds):
+            axes.plot(bounds, [place, place], "|-", color=group.colour, markersize=7, linewidth=1.6)
+        axes.plot(result[key], place, "o", color=group.colour, markersize=6)
+    if len(known) > 1:
+        mean = float(np.mean([result[key] for _, result in known]))
+        axes.plot([mean, mean], [known[0][0] - 0.4, known[-1][0] + 0.4], ":", color=group.colour, linewidth=1.3)
+
+
+def _recalls(rows: list[Record], names: list[str]) -> Floats | None:
+    by_name = {str(row["name"]): row.get("recall") for row in rows}
+    if set(by_name) != set(names):
+        return None
+    values: list[Any] = [by_name[name] for name in names]
+    return np.array([float(value) if is_number(value) else np.nan for value in values])
+
+
+def _smooth(values: Floats) -> Floats:
+    """The running mean over a 60th of the course, as the page of one run has it."""
+    width = max(1, len(values) // 60)
+    if width < 3:
+        return values
+    padded = np.pad(values, (width // 2, width - 1 - width // 2), mode="edge")
+    return np.convolve(padded, np.full(width, 1 / width), mode="valid")
+
+
+def _thin(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    kept = np.unique(np.linspace(0, len(x) - 1, min(len(x), _POINTS)).round().astype(int))
+    return x[kept], y[kept]
+
+
+def _legend(figure: Any, groups: Sequence[Group], place: str, squares: bool = False) -> None:
+    """One entry a group."""
+    if squares:
+        marks: list[Any] = [Patch(facecolor=g.colour, hatch=_HATCHES[g.line]) for g in groups]
+    else:
+        looks: list[Any] = [{"color": group.colour, "linestyle": group.line} for group in groups]
+        marks = [Line2D([], [], linewidth=2.2, **look) for look in looks]
+    texts = [_numbered(g) + (f" ({len(g.runs)} seeds)" if len(g.runs) > 1 else "") for g in groups]
+    figure.legend(marks, texts, loc=place, ncols=_legend_columns(groups), handlelength=2.6)
+
+
+def _legend_columns(groups: Sequence[Group]) -> int:
+    longest = max((len(_numbered(group)) for group in groups), default=1) + 12
+    return max(1, min(len(groups), 130 // longest))
+
+
+def _legend_rows(groups: Sequence[Group]) -> int:
+    return -(-len(groups) // _legend_columns(groups))
+
+
+def _numbered(group: Group, most: int = 34) -> str:
+    return f"{group.number}  {_short(group.label, most)}"
+
+
+def _row_name(group: Group, run: Any) -> str:
+    if len(group.runs) == 1:
+        return _numbered(group)
+    return f"{_numbered(group, 24)}, seed {seed(run)}"
+
+
+def _short(text: str, most: int) -> str:
+    """At most ``most`` characters, the middle left out: names of a sweep differ at their ends; and no formula."""
+    if len(text) > most:
+        text = f"{text[: most // 2 - 1]}…{text[-(most - most // 2) :]}"
+    return text.replace("$", r"\$")

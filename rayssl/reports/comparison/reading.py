@@ -1,0 +1,358 @@
+"""Several runs side by side: which are the same but for the seed, what differs between the others, and by how much.
+
+Everything here is data; `compare_page` makes the page of it and `compare_pictures` the pictures.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayssl.reports.drawing import COLOURS
+from rayssl.reports.run.reading import HEADS, Record, Run, is_number, read_run
+from rayssl.schema import flatten
+
+Floats = NDArray[np.float64]
+
+ABSENT = object()  # the value of a key that a configuration does not have
+VERIFICATION = {"eer": ("EER %", 100), "min_dcf_001": ("minDCF(0.01)", 1), "min_dcf_005": ("minDCF(0.05)", 1)}
+CLASSIFICATION = {
+    "balanced_accuracy": ("Balanced accuracy %", 100),
+    "geometric_mean": ("Geometric mean %", 100),
+    "macro_f1": ("Macro F1 %", 100),
+    "accuracy": ("Accuracy %", 100),
+}
+_LINES = ("-", "--", ":", "-.")
+_FIRST = ("loss", "utterances_per_s", "coverage", "speaker_accuracy", "useful_rate")
+# a schedule that was asked for, a share of the throughput, a count of refreshes
+_PASSED_OVER = {"lr", "data_wait", "seconds", "version"}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that are the same but for the seed; ``number`` counts from 1, colour and line are its own everywhere."""
+
+    number: int
+    label: str
+    runs: list[Run]
+
+    @property
+    def colour(self) -> str:
+        """One of `COLOURS`; beyond those the line tells groups apart."""
+        return COLOURS[(self.number - 1) % len(COLOURS)]
+
+    @property
+    def line(self) -> str:
+        """A line style of matplotlib."""
+        return _LINES[(self.number - 1) // len(COLOURS) % len(_LINES)]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Groups in the order in which their first runs were given."""
+
+    groups: list[Group]
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs, group after group."""
+        return [run for group in self.groups for run in group.runs]
+
+    def names(self) -> dict[str, str]:
+        """By URI the shortest end of it that no other run has; the whole URI where there is none."""
+        return _short_names([run.uri for run in self.runs])
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure over the runs of a group: how many have it, their mean and (of two or more) sample deviation."""
+
+    count: int
+    mean: float
+    deviation: float | None
+    paired: bool = True
+
+    def text(self, decimals: int, sign: str = "") -> str:
+        """``mean ± sd``, the sd where there is one."""
+        said = f"{self.mean:{sign}.{decimals}f}"
+        return said if self.deviation is None else f"{said} ± {self.deviation:.{decimals}f}"
+
+    def difference(self, decimals: int) -> str:
+        """As a difference: with its sign and over how many pairs it goes, or ``*`` for none."""
+        return f"{self.text(decimals, '+')} {f'(n={self.count})' if self.paired else '*'}"
+
+
+def read_comparison(uris: Sequence[str]) -> Comparison:
+    """The runs at ``uris``, each once, without their scores and embeddings.
+
+    Raises `StorageError` with one line for a folder that is no run.
+    """
+    return grouped([read_run(uri, drawn=False) for uri in dict.fromkeys(uri.rstrip("/") for uri in uris)])
+
+
+def grouped(runs: Sequence[Run]) -> Comparison:
+    """The runs in groups of equal configuration but for seeds and the run's folder; one without any stands alone."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        key = run.uri if run.config is None else json.dumps(settings(run), sort_keys=True, default=str)
+        found.setdefault(key, []).append(run)
+    names, labels = _short_names([run.uri for run in runs]), Counter[str]()
+    groups = []
+    for number, members in enumerate(found.values(), start=1):
+        members.sort(key=_seed_order)
+        label = _group_label([names[run.uri] for run in members])
+        labels[label] += 1
+        label = label if labels[label] == 1 else f"{label} ({labels[label]})"
+        groups.append(Group(number, label, members))
+    return Comparison(groups)
+
+
+def settings(run: Run) -> dict[str, Any]:
+    """The run's dotted keys, without seeds and its own folder; ``seed3`` in a value of the run of seed 3 is ``seed*``.
+
+    So runs that go on from others, each from that of its seed, are the same but for the seed.
+    """
+    leaves = flatten(run.config or {})
+    own = re.compile(rf"(?i)(?<=seed)([-_=]?){re.escape(str(seed(run)))}(?!\d)")
+    return {
+        key: own.sub(r"\1*", value) if isinstance(value, str) else value
+        for key, value in leaves.items()
+        if key != "run" and key.rpartition(".")[2] != "seed"
+    }
+
+
+def differences(groups: Sequence[Group]) -> dict[str, list[Any]]:
+    """Keys of the configuration whose values differ, with the value in each group, `ABSENT` where it has none.
+
+    Keys stand by their sections, in the order of the first configuration that has them.
+    """
+    trees = [settings(group.runs[0]) for group in groups if group.runs[0].config is not None]
+    known = [settings(group.runs[0]) if group.runs[0].config is not None else None for group in groups]
+    keys = list(dict.fromkeys(key for tree in trees for key in tree))
+    sections = list(dict.fromkeys(key.partition(".")[0] for key in keys))
+    found = {}
+    for key in sorted(keys, key=lambda key: sections.index(key.partition(".")[0])):
+        values = [tree.get(key, ABSENT) for tree in trees]
+        if any(value != values[0] or type(value) is not type(values[0]) for value in values):
+            found[key] = [ABSENT if tree is None else tree.get(key, ABSENT) for tree in known]
+    return found
+
+
+def seed(run: Run) -> Any:
+    """The run's seed; None where neither its configuration nor its origin tells."""
+    own = (run.config or {}).get("seed")
+    return run.origin.get("seed") if own is None else own
+
+
+def spread(group: Group, value: Any) -> Spread | None:
+    """A figure over the group's runs, ``value(run)`` being a number or None; None where no run has it."""
+    found = [value(run) for run in group.runs]
+    return _spread([float(v) for v in found if is_number(v)])
+
+
+def difference(group: Group, base: Group, value: Any) -> Spread | None:
+    """How much the figure is above ``base``'s: run minus run of the same seed; of the means where none is shared.
+
+    Of several runs with one seed it is their mean that is paired.
+    """
+    mine, theirs = ({key: float(np.mean(v)) for key, v in _by_seed(each, value).items()} for each in (group, base))
+    pairs = [mine[key] - theirs[key] for key in mine if key in theirs]
+    if pairs or not mine or not theirs:
+        return _spread(pairs)
+    between = float(np.mean(list(mine.values())) - np.mean(list(theirs.values())))
+    return Spread(0, between, None, paired=False)
+
+
+def verification(run: Run) -> Record:
+    """The run's first result on trials; empty without one."""
+    return run.verified[0] if run.verified else {}
+
+
+def classification(run: Run, which: tuple[str, float | None]) -> Record:
+    """The run's result by that classifier from that share of the labels; empty without one."""
+    return next((result for result in run.classified if _classifier(result) == which), {})
+
+
+def classifiers(comparison: Comparison) -> list[tuple[str, float | None]]:
+    """Heads and shares of labels with results, those of most runs first, then as `Run.classified` has them."""
+    counts = Counter(which for run in comparison.runs for which in {_classifier(result) for result in run.classified})
+    place = {head: index for index, head in enumerate(HEADS)}
+    return sorted(counts, key=lambda w: (-counts[w], place.get(w[0], len(place)), -(1.0 if w[1] is None else w[1])))
+
+
+def chosen_classifiers(comparison: Comparison) -> list[tuple[str, float | None]]:
+    """Of `classifiers`, as few as it takes that every evaluated run has one."""
+    chosen, told = [], set[str]()
+    for which in classifiers(comparison):
+        having = {run.uri for run in comparison.runs if classification(run, which)}
+        if having - told:
+            chosen.append(which)
+            told |= having
+    return chosen
+
+
+def classifier_name(which: tuple[str, float | None]) -> str:
+    """For people: whose predictions, from which share of the labels."""
+    head, share = which
+    return HEADS.get(head, head) + (f", {100 * share:g} % of labels" if share is not None else "")
+
+
+def curve(run: Run, name: str) -> tuple[Floats, Floats, Floats]:
+    """Steps, seconds since the start and values ``[k]`` of a metric, from the lines of steps, else those of epochs.
+
+    Where the run was started again, the time in which it did not run is left out.
+    """
+    for kind in ("step", "epoch"):
+        lines = [r for r in run.metrics if r.get("kind") == kind and is_number(r.get(name))]
+        pairs = [
+            (r["step"], r["time"], r[name]) for r in lines if is_number(r.get("step")) and is_number(r.get("time"))
+        ]
+        if len(pairs) > 1:
+            table = np.array(pairs, np.float64)
+            return table[:, 0], _running_time(run, table[:, 1]), table[:, 2]
+    nothing = np.zeros(0)
+    return nothing, nothing, nothing
+
+
+def common_metrics(comparison: Comparison, most: int = 10) -> list[str]:
+    """Metrics with a course in two runs or more, at most ``most``: loss, its terms, throughput, those of epochs.
+
+    What never changes in any run is left out, and a term that is all of the loss.
+    """
+    counts, steps, values = Counter[str](), set[str](), dict[str, set[float]]()
+    for run in comparison.runs:
+        terms = run.names("step")
+        steps.update(terms)
+        for name in dict.fromkeys([*terms, *run.names("epoch")]):
+            found = curve(run, name)[2]
+            counts[name] += len(found) > 0
+            values.setdefault(name, set()).update(found.tolist())
+    wanted = [name for name, count in counts.most_common() if count > 1 and len(values[name]) > 1]
+    wanted = [name for name in wanted if name not in _PASSED_OVER and not _only_the_loss(comparison, name)]
+    chosen = [name for name in _FIRST if name in wanted]
+    chosen += sorted((name for name in wanted if name not in _FIRST), key=lambda name: name not in steps)
+    order = {"loss": 0, "utterances_per_s": 2}
+    return sorted(chosen[:most], key=lambda name: order.get(name, 1 if name in steps else 3))
+
+
+def facts(run: Run) -> Record:
+    """Where the run came from and how far it went: seed, commit, ranks, epochs of how many, steps, seconds, loss."""
+    epochs = (run.config or {}).get("training")
+    steps, seconds, losses = curve(run, "loss")
+    done = [int(r["epoch"]) for r in run.metrics if r.get("kind") == "epoch" and is_number(r.get("epoch"))]
+    return {
+        "seed": seed(run),
+        "commit": run.origin.get("commit"),
+        "world_size": run.origin.get("world_size"),
+        "epoch": max(done, default=None),
+        "epochs": epochs.get("epochs") if isinstance(epochs, dict) else None,
+        "step": int(steps[-1]) if len(steps) else None,
+        "seconds": float(seconds[-1]) if len(seconds) else None,
+        "loss": float(losses[-max(1, len(losses) // 50) :].mean()) if len(losses) else None,
+    }
+
+
+def missing(comparison: Comparison) -> list[tuple[str, str | None]]:
+    """Sentences about what a run lacks, each with the command that makes it, or None."""
+    found: list[tuple[str, str | None]] = []
+    for run, name in ((run, comparison.names()[run.uri]) for run in comparison.runs):
+        known = facts(run)
+        found += [(f"{name}: {problem}", None) for problem in run.problems]
+        if run.config is None:
+            found.append((f"{name} has no usable config.yaml: what it differs in is not known", None))
+        if not run.origin:
+            found.append((f"{name} has no usable origin.json: commit and number of ranks are not known", None))
+        again = shlex.join(["rayssl", *map(str, run.origin.get("argv", [])[1:])]) if run.origin.get("argv") else None
+        again = again if again and again.startswith("rayssl train ") else None
+        if known["step"] is None and known["epoch"] is None:
+            found.append((f"{name} has logged no training steps (metrics.jsonl)", again))
+        elif is_number(known["epochs"]) and (known["epoch"] or 0) < known["epochs"]:
+            at = f"epoch {known['epoch'] or 0} of {known['epochs']}"
+            found.append((f"{name} is not trained to its end: {at}", again))
+        if not run.results:
+            found.append((f"{name} has not been evaluated", shlex.join(["rayssl", "evaluate", run.uri])))
+    return found
+
+
+def _by_seed(group: Group, value: Any) -> dict[Any, list[float]]:
+    found: dict[Any, list[float]] = {}
+    for run in group.runs:
+        if is_number(value(run)):
+            found.setdefault(seed(run), []).append(float(value(run)))
+    return found
+
+
+def _only_the_loss(comparison: Comparison, name: str) -> bool:
+    """Whether a metric is the loss's only term in every run."""
+    if name == "loss":
+        return False
+    pairs = [(curve(run, name)[2], curve(run, "loss")[2]) for run in comparison.runs]
+    return all(len(one) == len(loss) and bool((one == loss).all()) for one, loss in pairs if len(one))
+
+
+def _spread(values: list[float]) -> Spread | None:
+    if not values:
+        return None
+    return Spread(len(values), float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
+
+
+def _classifier(result: Record) -> tuple[str, float | None]:
+    share = result.get("share")
+    return str(result.get("head")), float(share) if is_number(share) and share is not None else None
+
+
+def _running_time(run: Run, times: Floats) -> Floats:
+    """Seconds ``[k]`` since the last start before the first line, without the pauses before later starts."""
+    starts = run.origin.get("starts")
+    given = (
+        [_unix(start.get("time")) for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
+    )
+    known = sorted(start for start in given if start is not None)
+    every = sorted(float(r["time"]) for r in run.metrics if r.get("kind") != "probe" and is_number(r.get("time")))
+    zero = max((start for start in known if start <= every[0]), default=every[0])
+    seconds = times - zero
+    for start in known:
+        before = [time for time in every if time < start]
+        if start > zero and before and start < every[-1]:
+            seconds[times >= start] -= start - before[-1]
+    return seconds
+
+
+def _unix(text: Any) -> float | None:
+    try:
+        return datetime.strptime(str(text), "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return None
+
+
+def _seed_order(run: Run) -> tuple[bool, float, str]:
+    own = seed(run)
+    return not is_number(own), float(own) if is_number(own) else 0.0, run.uri
+
+
+def _short_names(uris: Sequence[str]) -> dict[str, str]:
+    names = {}
+    for uri in uris:
+        parts = [part for part in uri.split("/") if part] or [uri]
+        ends = ("/".join(parts[-count:]) for count in range(1, len(parts) + 1))
+        others = [f"/{other.strip('/')}" for other in uris if other != uri]
+        names[uri] = next((end for end in ends if not any(other.endswith(f"/{end}") for other in others)), uri)
+    return names
+
+
+def _group_label(names: list[str]) -> str:
+    """The name of one run; of several what their names begin with, without a trailing "seed"."""
+    if len(names) == 1:
+        return names[0]
+    same = next((at for at, letters in enumerate(zip(*names, strict=False)) if len(set(letters)) > 1), len(names[0]))
+    begin = re.sub(r"(?i)[-_./ ]*(?:seed[-_./= ]*\d*|s)?[-_./= ]*$", "", names[0][:same])
+    return begin or f"{names[0]} and {len(names) - 1} more"

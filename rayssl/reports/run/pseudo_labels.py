@@ -1,0 +1,191 @@
+"""The pictures of pseudo-labels over training: right and found by class, and which classes are given too often."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
+
+from rayssl.reports.drawing import BLUE, GREY, INK, ORANGE, SKY, STYLE, VERMILION, WIDTH, new_figure, svg_text
+from rayssl.reports.run.classes import NAMED, by_count, draw_cells, name_classes
+from rayssl.reports.run.reading import PseudoLabels
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+_COLUMNS = 48  # epochs of a map
+_FURTHEST = 32.0  # times too often or too rare; beyond, the bias is not drawn further
+_THIRDS = (("many", BLUE, "-"), ("medium", ORANGE, "--"), ("few", VERMILION, "-."))
+_EPOCHS = ((SKY, ":", "^"), (ORANGE, "--", "s"), (BLUE, "-", "o"))
+
+
+def sorted_classes(pseudo: PseudoLabels, labelled: Mapping[str, int]) -> PseudoLabels:
+    """The same counts with classes by falling ``labelled`` rows; by true rows of the last epoch where those are not
+    known for every class."""
+    counts = [labelled.get(name) for name in pseudo.names]
+    order = by_count(counts if None not in counts else pseudo.truth[-1].tolist())
+    parts = (pseudo.predicted, pseudo.confident, pseudo.right, pseudo.truth, pseudo.linear, pseudo.semantic)
+    ordered = (None if part is None else part[:, order] for part in parts)
+    return PseudoLabels([pseudo.names[c] for c in order], pseudo.epoch, *ordered)  # type: ignore[arg-type]
+
+
+@rc_context(STYLE)
+def pseudo_curves(pseudo: PseudoLabels) -> str | None:
+    """Precision, recall and the share above the threshold over epochs: each class faintly, the mean of each third.
+
+    None for fewer than two epochs.
+    """
+    if len(pseudo.epoch) < 2:
+        return None
+    panels = [("Above the threshold", _ratio(pseudo.confident, pseudo.predicted))]
+    if pseudo.truth.any():
+        panels = [
+            ("Precision", _ratio(pseudo.right, pseudo.predicted)),
+            ("Recall", _ratio(pseudo.right, pseudo.truth)),
+            *panels,
+        ]
+    figure, all_axes = new_figure(WIDTH, 3.4, columns=len(panels))
+    classes, (thirds, names) = len(pseudo.names), _thirds(pseudo)
+    for axes, (_, values) in zip(np.ravel(all_axes), panels, strict=True):
+        for part, name, (_, colour, style) in zip(thirds, names, _THIRDS, strict=False):
+            if len(part) > 1 and classes <= NAMED:
+                axes.plot(pseudo.epoch, values[:, part], color=colour, alpha=0.25, linewidth=0.7)
+            axes.plot(pseudo.epoch, _mean(values[:, part]), style, color=colour, linewidth=2.2, label=name)
+    _shares_over_epochs(all_axes, [title for title, _ in panels], "Share of rows")
+    return svg_text(figure, "pseudo")
+
+
+@rc_context(STYLE)
+def source_curves(pseudo: PseudoLabels) -> str | None:
+    """Recall over epochs of the linear classifier's labels, the prototypes' and their blend, for each third of classes.
+
+    None where a method does not blend, the truth is not known, or there are fewer than two epochs.
+    """
+    if len(pseudo.epoch) < 2 or pseudo.linear is None or pseudo.semantic is None or not pseudo.truth.any():
+        return None
+    thirds, names = _thirds(pseudo)
+    figure, all_axes = new_figure(WIDTH, 3.4, columns=len(thirds))
+    sources = ((pseudo.linear, "linear", "--", BLUE), (pseudo.semantic, "prototypes", "-.", ORANGE))
+    for axes, part in zip(np.ravel(all_axes), thirds, strict=True):
+        for right, label, style, colour in (*sources, (pseudo.right, "used", "-", INK)):
+            recall = _mean(_ratio(right, pseudo.truth)[:, part])
+            axes.plot(pseudo.epoch, recall, style, color=colour, linewidth=2.0, label=label)
+    _shares_over_epochs(all_axes, names, "Recall of pseudo-labels")
+    return svg_text(figure, "sources")
+
+
+@rc_context(STYLE)
+def pseudo_map(pseudo: PseudoLabels) -> str | None:
+    """Precision and recall of the pseudo-labels, classes by epochs, the last values written beside; None without truth.
+
+    More classes than `NAMED` are pooled with their neighbours, in as many rows.
+    """
+    if len(pseudo.epoch) < 2 or not pseudo.truth.any():
+        return None
+    kept = np.unique(np.linspace(0, len(pseudo.epoch) - 1, _COLUMNS).round().astype(int))
+    groups = np.array_split(np.arange(len(pseudo.names)), min(NAMED, len(pseudo.names)))
+    right, predicted, truth = (
+        np.stack([counts[kept][:, group].sum(axis=1) for group in groups])
+        for counts in (pseudo.right, pseudo.predicted, pseudo.truth)
+    )
+    pooled = len(groups) < len(pseudo.names)
+    names = [f"{group[0] + 1} to {group[-1] + 1}" for group in groups] if pooled else pseudo.names
+    figure, panels = new_figure(WIDTH, 1.1 + max(1.4, min(0.24 * len(names), 3.6 + 0.06 * len(names))), columns=2)
+    panels_of = (("Precision", _ratio(right, predicted), ORANGE), ("Recall", _ratio(right, truth), BLUE))
+    for axes, (title, values, colour) in zip(panels, panels_of, strict=True):
+        draw_cells(axes, values, colour, undefined=GREY)
+        axes.set(title=title, xlim=(-0.5, len(kept) - 0.5), ylim=(len(names) - 0.5, -0.5), xlabel="Epoch")
+        shown = np.arange(0, len(kept), -(-len(kept) // 8))
+        axes.set_xticks(shown, [str(pseudo.epoch[kept[column]]) for column in shown])
+        axes.grid(False)
+        name_classes(axes, names, vertical=True)
+        size = axes.yaxis.get_ticklabels()[0].get_fontsize()
+        for row, value in enumerate(values[:, -1]):
+            text = f"{100 * value:.0f} %" if np.isfinite(value) else "-"
+            axes.text(len(kept) - 0.3, row, text, va="center", fontsize=size)
+    return svg_text(figure, "pseudo_map")
+
+
+@rc_context(STYLE)
+def bias_picture(pseudo: PseudoLabels) -> str:
+    """Shares of the pseudo-labels given to each class in the first, middle and last epoch, and of the true rows.
+
+    Below, where the truth is known, their ratio: above 1 a class is given too often.
+    """
+    last = len(pseudo.epoch) - 1
+    chosen = sorted({0, last // 2, last})
+    known = bool(pseudo.truth[last].any())
+    figure, all_axes = new_figure(WIDTH, 5.4 if known else 3.4, rows=2 if known else 1)
+    top, place = np.ravel(all_axes)[0], np.arange(len(pseudo.names))
+    true_share = _shares(pseudo.truth)
+    if known:
+        top.bar(place, true_share[last], 0.84, color=GREY, alpha=0.55, label="True share")
+    for row, (colour, style, marker) in zip(chosen, _EPOCHS[-len(chosen) :], strict=True):
+        share = _shares(pseudo.predicted)[row]
+        look: dict[str, Any] = {"color": colour, "linestyle": style, "marker": marker, "markersize": 4.5}
+        top.plot(place, share, **look, label=f"Pseudo-labels, epoch {pseudo.epoch[row]}")
+        if known:
+            ratio = np.clip(_divide(share, true_share[row]), 1 / _FURTHEST, _FURTHEST)
+            all_axes[1].plot(place, ratio, **look)
+    top.set(ylabel="Share of unlabelled rows", xlim=(-0.6, len(place) - 0.4))
+    top.set_ylim(bottom=0)
+    top.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))  # 2.5 % would be written as 2 %
+    top.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    top.legend(loc="upper right")
+    if known:
+        _ratio_axis(all_axes[1], len(place))
+        top.set_xticks([])
+    name_classes(np.ravel(all_axes)[-1], pseudo.names)
+    return svg_text(figure, "bias")
+
+
+def _shares_over_epochs(all_axes: Any, titles: list[str], label: str) -> None:
+    """Axes of shares side by side, each under its title; the last one has the legend."""
+    for axes, title in zip(np.ravel(all_axes), titles, strict=True):
+        axes.set(title=title, xlabel="Epoch", ylim=(-0.02, 1.02))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    np.ravel(all_axes)[0].set_ylabel(label)
+    np.ravel(all_axes)[-1].legend(loc="lower right")
+
+
+def _thirds(pseudo: PseudoLabels) -> tuple[list[Ints], list[str]]:
+    """The classes with many, medium and few labels, and what they are called; of one or two classes each its own."""
+    classes = len(pseudo.names)
+    if classes < 3:
+        return [np.array([c]) for c in range(classes)], [name.replace("$", r"\$") for name in pseudo.names]
+    return np.array_split(np.arange(classes), 3), [name for name, _, _ in _THIRDS]
+
+
+def _ratio_axis(axes: Any, classes: int) -> None:
+    axes.axhline(1, color=INK, linewidth=1)
+    low, high = axes.dataLim.intervaly
+    far = max(2.0, min(_FURTHEST, 2 ** np.ceil(np.log2(max(high, 1 / low)))))
+    axes.set(yscale="log", ylim=(0.87 / far, 1.15 * far), xlim=(-0.6, classes - 0.4), ylabel="Given / true")
+    steps = 2.0 ** np.arange(-round(np.log2(far)), round(np.log2(far)) + 1)
+    axes.set_yticks(steps, [f"{step:g}" if step >= 1 else f"1/{1 / step:g}" for step in steps])
+    axes.minorticks_off()
+
+
+def _shares(counts: Ints) -> Floats:
+    """Each row ``[E, C]`` over its sum; 0 where that is 0."""
+    return np.asarray(counts / np.maximum(1, counts.sum(axis=1, keepdims=True)))
+
+
+def _ratio(part: Ints, whole: Ints) -> Floats:
+    """``part / whole``, NaN where nothing is there, at most 1."""
+    return np.minimum(_divide(part, whole), 1.0)
+
+
+def _divide(above: NDArray[Any], below: NDArray[Any]) -> Floats:
+    return np.asarray(np.divide(above, below, out=np.full(np.shape(below), np.nan), where=below > 0))
+
+
+def _mean(values: Floats) -> Floats:
+    """Mean over classes ``[E]`` of what is defined of ``values [E, c]``; NaN where nothing is."""
+    known = np.isfinite(values)
+    return _divide(np.where(known, values, 0).sum(axis=1), known.sum(axis=1))

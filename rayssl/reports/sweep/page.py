@@ -1,0 +1,222 @@
+"""A sweep's folder to one HTML page: which keys matter, who won, how each trial went, and what to run next."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+from rayssl import storage
+from rayssl.errors import StorageError
+from rayssl.reports.document import document
+from rayssl.reports.drawing import framed
+from rayssl.reports.run.reading import Record, is_number
+from rayssl.reports.sweep.pictures import Importance, importance, importance_bars, learning_curves, parallel, short
+
+_RESULTS, _BEST = "results.json", "best.yaml"
+_PARALLEL = (
+    "Each line is a trial: its value of every key, and on the right the metric it came to. Blue lines are "
+    "the best of those that trained longest, the thick one the best of all; grey dashed ones trained less, and are to "
+    "be compared with care. Where blue lines meet on an axis lies a good value; where they are spread over it the key "
+    "matters little."
+)
+_CURVES = (
+    "The metric each time a trial was judged, over the epochs it had trained. A cross is where a trial was stopped. "
+    "Stopping was right if the lines that go on seldom cross: a late riser would have been thrown away."
+)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What ``results.json`` of a sweep's folder holds; ``trials`` best first, ``best_yaml`` the file of the best."""
+
+    uri: str
+    metric: str
+    mode: str
+    space: Record
+    trials: list[Record]
+    best: int | None = None
+    best_yaml: str = ""
+    facts: Record = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.uri.rstrip("/").rpartition("/")[2] or self.uri
+
+    @property
+    def judged(self) -> list[Record]:
+        """The trials that came to anything, best first."""
+        return [trial for trial in self.trials if trial["rungs"]]
+
+
+def is_sweep(uri: str) -> bool:
+    """Whether the folder at ``uri`` is one of a sweep."""
+    return storage.exists(storage.join(uri, _RESULTS))
+
+
+def read_sweep(uri: str) -> Sweep:
+    """The sweep in the folder ``uri``; raises `StorageError` where there is none, or its results are damaged."""
+    where = storage.join(uri, _RESULTS)
+    try:
+        tree = json.loads(storage.read_text(where))
+        known = {name: tree.pop(name) for name in ("metric", "mode", "space", "trials", "best")}
+        for trial in known["trials"]:
+            assert {"index", "point", "state", "rungs", "epochs"} <= trial.keys()
+    except (ValueError, KeyError, AttributeError, TypeError, AssertionError) as error:
+        raise StorageError(
+            f"{where}: not the results of a sweep; run 'rayssl sweep' again, which writes them"
+        ) from error
+    best = storage.join(uri, _BEST)
+    text = storage.read_text(best) if known["best"] is not None and storage.exists(best) else ""
+    return Sweep(uri=uri, best_yaml=text, facts=tree, **known)
+
+
+def write_sweep_report(uri: str) -> str:
+    """Writes ``report.html`` into the sweep's folder and returns its URI; raises `StorageError` as `read_sweep`."""
+    page = storage.join(uri, "report.html")
+    storage.write_text(page, render_sweep(read_sweep(uri)))
+    return page
+
+
+def render_sweep(sweep: Sweep) -> str:
+    """The whole page as HTML text. All text that comes from the sweep is escaped."""
+    sections = [_header(sweep), _cards(sweep), _keys(sweep), _course(sweep), _table(sweep), _failures(sweep)]
+    sections += [_best(sweep), _how(sweep)]
+    return document(f"{sweep.name} - rayssl sweep", sections)
+
+
+def _header(sweep: Sweep) -> str:
+    scheduler = sweep.facts.get("scheduler")
+    name = scheduler.get("name") if isinstance(scheduler, dict) else None
+    parts = [f"sweep over {sweep.facts.get('base', 'an experiment')}", f"search: {sweep.facts.get('search', '-')}"]
+    parts += [f"scheduler: {name}"] if name else []
+    return f'<h1>{escape(sweep.name)}</h1>\n<p class="soft">{escape(" · ".join([*parts, sweep.uri]))}</p>'
+
+
+def _cards(sweep: Sweep) -> str:
+    count = {state: sum(t["state"] == state for t in sweep.trials) for state in ("finished", "stopped", "failed")}
+    cards = []
+    best = next((trial for trial in sweep.trials if trial["index"] == sweep.best), None)
+    if best is not None:
+        cards.append((_number(best["value"]), f"{sweep.metric} of trial {best['index']} after {best['epochs']} epochs"))
+    asked = sweep.facts.get("asked")
+    planned = f" of {asked} planned" if is_number(asked) and asked != len(sweep.trials) else ""
+    cards.append((str(len(sweep.trials)), f"trials{planned}, {count['finished']} of them trained to the end"))
+    if count["stopped"]:
+        cards.append((str(count["stopped"]), "stopped early"))
+    if count["failed"]:
+        cards.append((str(count["failed"]), "failed, see below"))
+    hours = sum(rung.get("seconds", 0.0) for trial in sweep.trials for rung in trial["rungs"]) / 3600
+    cards.append(
+        (f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min", "of training and evaluation, all trials")
+    )
+    body = "".join(
+        f'<div class="card{" first" if index == 0 else ""}"><b>{escape(value)}</b><span>{escape(text)}</span></div>'
+        for index, (value, text) in enumerate(cards)
+    )
+    return f'<div class="cards">{body}</div>'
+
+
+def _keys(sweep: Sweep) -> str:
+    parts = ["<h2>Which values are good</h2>"]
+    picture = parallel(sweep.space, sweep.judged, sweep.metric, sweep.mode, sweep.best)
+    parts.append(framed(picture, _PARALLEL) if picture else "<p>Nothing to draw before two trials were judged.</p>")
+    parts.append("<h2>Which keys matter</h2>")
+    found = importance(sweep.space, sweep.judged)
+    if isinstance(found, str):
+        parts.append(f"<p>{escape(found)}</p>")
+    else:
+        parts.append(framed(importance_bars(found), _explained(found, sweep.metric)))
+    return "\n".join(parts)
+
+
+def _explained(found: Importance, metric: str) -> str:
+    judged = (
+        "which is little: take the order of the bars as a guess"
+        if found.explained < 0.3
+        else "so the order of the bars is worth a look, though not more than that with so few trials"
+    )
+    return (
+        f"By how much a forest of regression trees, fitted to {metric} at {found.rows} rungs of all trials, worsens "
+        "when the values of one key are shuffled, as a share of all keys; thin lines are one standard deviation over "
+        f"shuffles. On trials it has not seen the forest explains {100 * max(0.0, found.explained):.0f} % of the "
+        f"variance, {judged}. Epochs of training are known to the forest and not shown."
+    )
+
+
+def _course(sweep: Sweep) -> str:
+    picture = learning_curves(sweep.judged, sweep.metric, sweep.mode, sweep.best)
+    return f"<h2>How trials went</h2>\n{framed(picture, _CURVES)}" if picture else ""
+
+
+def _table(sweep: Sweep) -> str:
+    keys = list(sweep.space)
+    numbers = '<th class="number">Rank</th><th class="number">Trial</th>'
+    heads = "".join(f'<th class="number">{escape(short(key, keys))}</th>' for key in keys)
+    head = f'{numbers}{heads}<th class="number">{escape(sweep.metric)}</th><th class="number">Epochs</th>'
+    head += '<th class="number">Minutes</th><th>State</th>'
+    rows = []
+    for rank, trial in enumerate(sweep.trials, start=1):
+        minutes = sum(rung.get("seconds", 0.0) for rung in trial["rungs"]) / 60
+        cells = [str(rank), str(trial["index"]), *(_value(trial["point"].get(key)) for key in keys)]
+        cells += [_number(trial.get("value")), str(trial["epochs"]), f"{minutes:.1f}"]
+        said = trial["state"] if trial["state"] != "stopped" else f"stopped: {trial.get('reason') or '-'}"
+        for taken in trial.get("taken", []):
+            said += f", from trial {taken['source']} after epoch {taken['epoch']}"
+        mark = ' class="given"' if trial["index"] == sweep.best else ""
+        numbers = "".join(f'<td class="number">{escape(cell)}</td>' for cell in cells)
+        rows.append(f"<tr{mark}>{numbers}<td>{escape(said)}</td></tr>")
+    body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    return (
+        "<h2>All trials</h2>\n<p>Those that trained longer come first, of these the better; failed ones last.</p>\n"
+        f'<div class="scroll"><table class="trials">{body}</table></div>'
+    )
+
+
+def _failures(sweep: Sweep) -> str:
+    failed = [trial for trial in sweep.trials if trial["state"] == "failed"]
+    if not failed:
+        return ""
+    lines = "".join(
+        f'<p class="problem">Trial {trial["index"]} '
+        f"({escape(', '.join(f'{key}={_value(value)}' for key, value in trial['point'].items()))}): "
+        f"{escape(str(trial.get('reason') or 'the reason is not known'))}</p>"
+        for trial in failed
+    )
+    return f"<h2>Failures</h2>\n{lines}\n<p>--retry-failed tries them once more.</p>"
+
+
+def _best(sweep: Sweep) -> str:
+    if not sweep.best_yaml:
+        return "<h2>Best configuration</h2>\n<p>There is none yet: no trial has been judged.</p>"
+    file = storage.join(sweep.uri, _BEST)
+    command = escape(f"rayssl train {shlex.quote(file)}")
+    return (
+        f"<h2>Best configuration</h2>\n<p><code>{command}</code> trains it anew, in a folder of its own.</p>\n"
+        f"<details><summary>The whole file</summary><pre>{escape(sweep.best_yaml)}</pre></details>"
+    )
+
+
+def _how(sweep: Sweep) -> str:
+    argv = sweep.facts.get("argv")
+    if not isinstance(argv, list) or not argv:
+        return ""
+    program = str(argv[0]).rpartition("/")[2]
+    words = ["rayssl" if program.endswith(".py") else program, *(str(part) for part in argv[1:])]
+    commit = sweep.facts.get("commit")
+    said = f"At commit {commit}. " if commit else ""
+    return (
+        f"<h2>How to reproduce</h2>\n<pre>{escape(shlex.join(words))}</pre>\n"
+        f'<p class="soft">{escape(said)}The same command again goes on with an unfinished sweep.</p>'
+    )
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if is_number(value) else "-"
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,82 @@
+"""What exactly ran: the resolved configuration and where it, the code and the machine came from."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rayssl import __version__, storage
+from rayssl.experiment.config import Experiment
+from rayssl.schema import flatten, override
+
+_PACKAGES = ("torch", "torchaudio", "ray", "faiss-cpu", "pyarrow", "s3fs", "numpy")
+
+
+def origins(tree: dict[str, Any], overrides: list[str], experiment: Experiment) -> dict[str, str]:
+    """For each dotted key of ``experiment``: ``file``, ``override`` or ``default``."""
+    given = _leaves(tree)
+    changed = {key for assignment in overrides for key in _leaves(override({}, [assignment]))}
+    return {key: _origin(key, given, changed) for key in flatten(experiment.model_dump(mode="json"))}
+
+
+def record(experiment: Experiment, where: dict[str, str]) -> None:
+    """Writes ``config.yaml`` and ``origin.json``; an earlier start of the same run stays in ``starts``."""
+    path = storage.join(experiment.run, "origin.json")
+    starts = json.loads(storage.read_text(path)).get("starts", []) if storage.exists(path) else []
+    starts.append({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "argv": sys.argv, "commit": commit()})
+    origin = {
+        **starts[-1],
+        "seed": experiment.seed,
+        "world_size": experiment.ray.workers,
+        "versions": versions(),
+        "origins": where,
+        "starts": starts,
+    }
+    tree = experiment.model_dump(mode="json")
+    storage.write_text(storage.join(experiment.run, "config.yaml"), yaml.safe_dump(tree, sort_keys=False))
+    storage.write_text(path, json.dumps(origin, indent=1))
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, rayssl and the packages whose change could change a result."""
+    found = {"python": platform.python_version(), "rayssl": __version__}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """The commit of the checkout that rayssl runs from, marked ``+changes`` where it has any; None outside of git."""
+    folder = Path(__file__).parent
+    try:
+        head, status = (
+            subprocess.run(["git", *verb], cwd=folder, capture_output=True, text=True, timeout=10, check=False)
+            for verb in (["rev-parse", "HEAD"], ["status", "--porcelain"])
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if head.returncode:
+        return None
+    return head.stdout.strip() + ("+changes" if status.stdout.strip() else "")
+
+
+def _leaves(tree: dict[str, Any]) -> set[str]:
+    """Dotted keys with a value; an empty mapping gives none of its own."""
+    return {key for key, value in flatten(tree).items() if value != {}}
+
+
+def _origin(key: str, given: set[str], changed: set[str]) -> str:
+    if any(key == name or key.startswith(name + ".") for name in changed):
+        return "override"
+    return "file" if any(key == name or key.startswith(name + ".") for name in given) else "default"

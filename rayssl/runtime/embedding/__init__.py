@@ -1,0 +1,1 @@
+"""A corpus to embeddings by Ray Data."""

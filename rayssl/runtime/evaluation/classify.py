@@ -1,0 +1,178 @@
+"""Classification of a run's test corpus: by the method's own classifier, by probes, and by fine-tuning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from rayssl.batches.selection import selection
+from rayssl.data import decode, shards
+from rayssl.data.shards import Manifest
+from rayssl.errors import ConfigError, CorpusError
+from rayssl.evaluation import finetune, probes
+from rayssl.evaluation.imbalance import ClassificationResult, classification_result
+from rayssl.evaluation.settings import ClassificationConfig
+from rayssl.experiment.config import Experiment
+from rayssl.runs.reading import load_encoder
+from rayssl.runtime.embedding.actors import embed, matrix
+from rayssl.training import checkpoint
+
+
+@dataclass(frozen=True)
+class Material:
+    """Embeddings ``[n, D]``, not normalised, and classes ``[n]`` of clips for training probes and for testing."""
+
+    names: list[str]
+    train_rows: np.ndarray
+    train_ids: np.ndarray
+    train: np.ndarray
+    test_rows: np.ndarray
+    test: np.ndarray
+    groups: np.ndarray | None
+
+    @property
+    def counts(self) -> list[int]:
+        """Clips of each class for training."""
+        return np.bincount(self.train, minlength=len(self.names)).tolist()  # type: ignore[no-any-return]
+
+
+def classify(
+    experiment: Experiment, settings: ClassificationConfig, uri: str
+) -> tuple[list[ClassificationResult], pa.Table]:
+    """The figures of the checkpoint at ``uri``, those of the method's own classifier first, and the test embeddings.
+
+    Test clips of classes that the training corpus (or its split) does not know are left out. Raises `UserError` naming
+    the corpus or the key that cannot be used.
+    """
+    manifest, test = shards.read_manifest(experiment.corpus.uri), shards.read_manifest(settings.corpus)
+    names, ids, labels = labelled_clips(experiment, manifest)
+    table = embed(experiment, uri, settings.corpus, normalise=False)
+    known = {name: k for k, name in enumerate(names)}
+    test_names = shards.read_labels(settings.corpus)["label"]
+    mapped = np.array([*(known.get(name, -1) for name in test_names), -1])  # the last is that of label -1
+    classes = mapped[np.asarray(table["label"].to_numpy())]
+    tested = np.flatnonzero(classes >= 0)
+    if not len(tested):
+        raise CorpusError(
+            f"{settings.corpus}: no clip has one of the labels {', '.join(names[:5])} of {experiment.corpus.uri}; "
+            "name another corpus in evaluation.corpus"
+        )
+    speakers = np.asarray(table["speaker"].to_numpy())[tested]
+    rows = matrix(table)
+    needed = [probe for probe in settings.probes if probe != "finetune"]
+    seen = matrix(embed(experiment, uri, experiment.corpus.uri, normalise=False))[ids] if needed else rows[:0]
+    material = Material(
+        names, seen, ids, labels, rows[tested], classes[tested], speakers if (speakers >= 0).all() else None
+    )
+    results = own_classifier(experiment, settings, uri, material)
+    for share, chosen in probes.label_shares(labels, tuple(settings.shares), seed=experiment.seed).items():
+        for probe in settings.probes:
+            predicted = _probed(experiment, settings, uri, material, probe, chosen, (manifest, test, tested))
+            results.append(_result(experiment, settings, uri, material, predicted, head=probe, share=share))
+    if not results:
+        raise ConfigError(
+            "evaluation.probes: empty, and the method has no classifier of its own; name linear, knn or finetune"
+        )
+    return results, table
+
+
+def labelled_clips(experiment: Experiment, manifest: Manifest) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Names of the classes, and ids ``[n]`` and classes ``[n]`` of the training clips whose labels may be used."""
+    uri = experiment.corpus.uri
+    if experiment.labels is not None:
+        chosen = selection(manifest, uri, experiment.labels.split, "labelled")
+        ids, classes = chosen.ids_and_classes()
+        return [each.name for each in manifest.splits[experiment.labels.split].classes], ids, classes
+    names = shards.read_labels(uri)["label"]
+    labels = np.concatenate([shards.read_shard(uri, shard, ["label"])["label"].to_numpy() for shard in manifest.shards])
+    ids = np.flatnonzero(labels >= 0)
+    if not len(ids):
+        raise CorpusError(f"{uri}: no clip has a label; prepare it with labels, or evaluate on trials")
+    return names, ids, labels[ids]
+
+
+def own_classifier(
+    experiment: Experiment, settings: ClassificationConfig, uri: str, material: Material
+) -> list[ClassificationResult]:
+    """What the classifier says that was trained with the encoder; nothing without one."""
+    loaded = checkpoint.load(uri)
+    prefix = loaded.state.get("head_prefix")
+    if prefix is None:
+        return []
+    weight, bias = (loaded.state["method"][f"{prefix}linear.{name}"].double() for name in ("weight", "bias"))
+    logits = torch.from_numpy(material.test_rows).double() @ weight.T + bias
+    return [_result(experiment, settings, uri, material, logits.argmax(1).numpy(), head="model", share=1.0)]
+
+
+def _probed(
+    experiment: Experiment,
+    settings: ClassificationConfig,
+    uri: str,
+    material: Material,
+    probe: str,
+    chosen: np.ndarray,
+    corpora: tuple[Manifest, Manifest, np.ndarray],
+) -> np.ndarray:
+    """Predicted classes ``[m]`` of the test clips, learnt from the training clips ``chosen``."""
+    labels = material.train[chosen]
+    if probe == "linear":
+        return probes.linear_probe(material.train_rows[chosen], labels, material.test_rows, seed=experiment.seed)
+    if probe == "knn":
+        return probes.knn(material.train_rows[chosen], labels, material.test_rows)
+    manifest, test, tested = corpora
+    waves = _waves(experiment.corpus.uri, manifest, material.train_ids[chosen])
+    device = torch.device("cuda" if torch.cuda.is_available() and experiment.ray.gpu is not False else "cpu")
+    how = settings.finetune
+    encoder, head = finetune.finetune(
+        load_encoder(experiment, uri, manifest.rate),
+        waves,
+        labels,
+        classes=len(material.names),
+        epochs=how.epochs,
+        batch=how.batch,
+        lr=how.lr,
+        head_lr=how.head_lr,
+        segment=max(1, round(experiment.views.segment_s * manifest.rate)),
+        seed=experiment.seed,
+        device=device,
+    )
+    return finetune.predict(encoder, head, _waves(settings.corpus, test, tested), device, settings.batch)
+
+
+def _result(
+    experiment: Experiment,
+    settings: ClassificationConfig,
+    uri: str,
+    material: Material,
+    predicted: np.ndarray,
+    *,
+    head: str,
+    share: float,
+) -> ClassificationResult:
+    return classification_result(
+        material.test,
+        predicted,
+        material.names,
+        train_counts=material.counts,
+        seed=experiment.seed,
+        resamples=settings.resamples,
+        groups=material.groups,
+        checkpoint=uri.rsplit("/", 1)[-1],
+        head=head,
+        share=share,
+    )
+
+
+def _waves(uri: str, manifest: Manifest, ids: np.ndarray) -> list[Any]:
+    """The samples of the utterances ``ids``, in their order."""
+    found: dict[int, Any] = {}
+    for shard in manifest.shards:
+        inside = ids[(ids >= shard.first_id) & (ids < shard.first_id + shard.rows)]
+        if len(inside):
+            audio = shards.read_shard(uri, shard, ["audio"])["audio"]
+            found |= {int(k): decode.pcm(audio[int(k) - shard.first_id].as_py(), manifest.format) for k in inside}
+    return [found[int(k)] for k in ids]

@@ -1,0 +1,165 @@
+"""`rayssl evaluate`: whole-utterance embeddings by Ray Data, trials or classes, figures in the run's folder."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayssl import storage
+from rayssl.data import shards, trials
+from rayssl.errors import ConfigError, CorpusError
+from rayssl.evaluation.imbalance import ClassificationResult
+from rayssl.evaluation.scoring import as_norm, score_trials
+from rayssl.evaluation.settings import ClassificationConfig, VerificationConfig
+from rayssl.evaluation.verification import Result, verification_result
+from rayssl.experiment.config import Experiment, located
+from rayssl.runs.reading import read_run
+from rayssl.runtime.embedding.actors import embed, matrix
+from rayssl.training import checkpoint
+from rayssl.training.metrics import read_metrics
+
+Figures: TypeAlias = "Result | list[ClassificationResult]"
+
+
+def evaluate(run: str, which: str = "last", overrides: list[str] | None = None) -> Figures:
+    """Evaluates a checkpoint of a run on its trials or classes and returns the figures, which `report` shows.
+
+    Writes ``evaluation/embeddings.parquet``, ``scores.parquet`` (of trials) and ``result.json`` for the last
+    checkpoint, the same below ``evaluation/<which>/`` for another. Raises `UserError` naming the run, corpus or trials
+    that cannot be used.
+    """
+    experiment = read_run(run, overrides or [])
+    settings = experiment.evaluation
+    if settings is None:
+        raise ConfigError(
+            f"{run}/config.yaml: no 'evaluation' section; add evaluation.corpus=URI evaluation.trials=URI, or "
+            "evaluation.task=classification evaluation.corpus=URI"
+        )
+    experiment = located(experiment)
+    settings = experiment.evaluation or settings
+    uri = checkpoint.locate(storage.absolute(run), which, experiment.training.checkpoints.best)
+    folder = storage.join(run, "evaluation") if which == "last" else storage.join(run, "evaluation", which)
+    if isinstance(settings, ClassificationConfig):
+        from rayssl.runtime.evaluation.classify import classify  # brings scikit-learn, which trials do without
+
+        results, table = classify(experiment, settings, uri)
+        _write_table(folder, "embeddings", table)
+        _write_result(folder, [result.model_dump(mode="json") for result in results])
+        return results
+    return _verify(experiment, settings, uri, folder)
+
+
+def over_time(run: str, overrides: list[str] | None = None) -> Iterator[tuple[str, Figures]]:
+    """`evaluate` of each checkpoint that ended an epoch and has been kept (``training.checkpoints.milestones``).
+
+    Yields which it was, and its figures. Then ``evaluation/over_time.jsonl`` has a line for each, with the seconds that
+    training had taken until then: those of interruptions, of filling a memory and of clustering left out.
+    """
+    experiment = read_run(run, overrides or [])
+    lines = [line for line in read_metrics(storage.join(run, "metrics.jsonl")) if line["kind"] == "epoch"]
+    metas = [checkpoint.read_meta(uri) for uri in checkpoint.kept(storage.absolute(run))]
+    written = []
+    for meta in (meta for meta in metas if meta.epoch_step == 0):
+        which = f"epoch-{meta.epoch}"
+        found = evaluate(run, which, overrides)
+        done = [line for line in lines if line["step"] <= meta.step]
+        steps = np.diff([0, *(line["step"] for line in done)])
+        rates = [line["utterances_per_s"] / experiment.training.batch for line in done]
+        record = {"kind": "probe", "epoch": meta.epoch, "step": meta.step, "seconds": float(np.sum(steps / rates))}
+        first = found[0] if isinstance(found, list) else found
+        written.append({**record, **first.model_dump(mode="json", exclude={"per_class", "confusion"})})
+        yield which, found
+    text = "".join(json.dumps(line) + "\n" for line in written)
+    storage.write_text(storage.join(run, "evaluation", "over_time.jsonl"), text)
+
+
+def told(result: Result | ClassificationResult) -> str:
+    """The figures on one line."""
+    return _classified(result) if isinstance(result, ClassificationResult) else _verified(result)
+
+
+def _verified(result: Result) -> str:
+    interval = "" if result.eer_low is None else f" [{result.eer_low:.2%}, {result.eer_high:.2%}]"
+    return (
+        f"EER {result.eer:.2%}{interval}, "
+        f"minDCF(0.01) {result.min_dcf_001:.3f}, minDCF(0.05) {result.min_dcf_005:.3f} "
+        f"over {result.trials} trials ({result.targets} of the same speaker)"
+    )
+
+
+def _classified(result: ClassificationResult) -> str:
+    low, high = result.balanced_accuracy_low, result.balanced_accuracy_high
+    interval = "" if low is None else f" [{low:.2%}, {high:.2%}]"
+    return (
+        f"{result.head} with {result.share:.0%} of the labels: balanced accuracy "
+        f"{result.balanced_accuracy:.2%}{interval}, geometric mean {result.geometric_mean:.2%}, "
+        f"macro F1 {result.macro_f1:.2%} over {result.n} clips"
+    )
+
+
+def _verify(experiment: Experiment, settings: VerificationConfig, uri: str, folder: str) -> Result:
+    """Scores the trials by the checkpoint at ``uri``."""
+    listed = _read_trials(settings.trials, settings.corpus)
+    table = embed(experiment, uri, settings.corpus)
+    names = table.column("name").to_pylist()
+    rows = matrix(table)
+    scores = score_trials(listed, names, rows)
+    norm = "none"
+    if settings.as_norm is not None:
+        cohort = embed(experiment, uri, settings.as_norm.cohort, limit=settings.as_norm.utterances)
+        scores = as_norm(scores, listed, names, rows, matrix(cohort), top=settings.as_norm.top)
+        norm = f"as-norm({cohort.num_rows}, top {settings.as_norm.top})"
+    speakers = dict(zip(names, table.column("speaker").to_pylist(), strict=True))
+    enrol, test = [trial.enrol for trial in listed], [trial.test for trial in listed]
+    known = settings.resamples > 0 and all(speakers[name] >= 0 for name in {*enrol, *test})
+    result = verification_result(
+        scores,
+        [trial.label for trial in listed],
+        [speakers[name] for name in enrol] if known else None,
+        [speakers[name] for name in test] if known else None,
+        seed=experiment.seed,
+        resamples=max(1, settings.resamples),
+        norm=norm,
+        checkpoint=uri.rsplit("/", 1)[-1],
+    )
+    scored = pa.table(
+        {
+            "enrol": pa.array([trial.enrol for trial in listed]),
+            "test": pa.array([trial.test for trial in listed]),
+            "label": pa.array([trial.label for trial in listed], pa.int8()),
+            "score": pa.array(scores, pa.float32()),
+        }
+    )
+    _write_table(folder, "embeddings", table)
+    _write_table(folder, "scores", scored)
+    _write_result(folder, result.model_dump(mode="json"))
+    return result
+
+
+def _read_trials(uri: str, corpus: str) -> list[trials.Trial]:
+    """The trials, sure to be of both kinds and over utterances of ``corpus``: found out before anything is embedded."""
+    listed = trials.read(uri)
+    targets = sum(trial.label for trial in listed)
+    if targets in (0, len(listed)):
+        kind = "target" if targets else "non-target"
+        raise CorpusError(f"{uri}: holds only {kind} trials; an error rate needs labels 1 and 0")
+    manifest = shards.read_manifest(corpus)
+    tables = [shards.read_shard(corpus, shard, ["name"]) for shard in manifest.shards]
+    trials.check(listed, (name for table in tables for name in table["name"].to_pylist()), uri, corpus)
+    return listed
+
+
+def _write_table(folder: str, name: str, table: pa.Table) -> None:
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    storage.write_bytes(storage.join(folder, f"{name}.parquet"), sink.getvalue())
+
+
+def _write_result(folder: str, result: Any) -> None:
+    storage.write_text(storage.join(folder, "result.json"), json.dumps(result, indent=1))

@@ -1,0 +1,1 @@
+"""The memories as Ray actors, and the loop's clients of them."""

@@ -1,0 +1,153 @@
+"""The memory of classes in actors: each has a stretch of them, and one, the first, the histogram of predictions.
+
+One call carries what a rank gives to all actors, and its answer is what they make of it together. In strict mode an
+actor applies what all ranks give in a call, in rank order, before it answers any: prototypes are those of the whole
+batch, whatever the number of ranks and actors.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import Future
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import ray
+
+from rayssl import collectives
+from rayssl.experiment.config import MemoryConfig
+from rayssl.memory.classes.memory import ClassMemory, ClassRecallArrays, ClassRememberArrays
+from rayssl.memory.pieces import limits
+from rayssl.runtime.memory.actor import on_all_ranks, options
+from rayssl.runtime.memory.rounds import Rounds, get
+from rayssl.runtime.memory.servers import CheckpointableServer, Staleness
+from rayssl.training.pieces import Records
+
+_SHARES = ("prototypes_filled", "queue_fill")  # of an actor's own classes; the others but "rejected" are the same
+
+
+class ClassServer(CheckpointableServer):
+    """The memory of some classes; every method is a coroutine of one event loop, so none interrupts another."""
+
+    def __init__(self, settings: dict[str, Any], world: int, strict: bool, first: int, last: int) -> None:
+        self.memory: ClassMemory = ClassMemory(**settings, first=first, last=last)
+        self.rounds = Rounds(world, strict, ordered=True)  # a rank asks again before it has been answered
+        self.staleness = Staleness(world)
+
+    async def exchange(
+        self, call: int, rank: int, remember: ClassRememberArrays, step: int | None
+    ) -> ClassRecallArrays | None:
+        """The ``call``-th exchange (from 1) of ``rank``; see `rayssl.training.context.ClassClient`."""
+
+        def answer(_: None) -> ClassRecallArrays | None:
+            self.staleness.count(call, rank)
+            return None if step is None else self.memory.recall(step)
+
+        taken = await self.rounds.take(call, rank, lambda: self.memory.remember(remember), answer)
+        return taken  # type: ignore[no-any-return]
+
+    async def metrics(self) -> dict[str, float]:
+        """The memory's figures, and by how many steps its answers were stale."""
+        async with self.rounds.lock:
+            behind = self.staleness.metrics(self.rounds.strict)["staleness_steps"] / 2  # two calls a step
+            return {**self.memory.metrics(), "staleness_steps": behind}
+
+
+def start(settings: dict[str, Any], world: int, config: MemoryConfig, names: list[str]) -> list[Any]:
+    """The actors of all classes for ``world`` ranks, alive, by these ``names``."""
+    bounds = limits(settings["classes"], len(names)).tolist()
+    actors = [
+        ray.remote(ClassServer)
+        .options(**options(config, name), scheduling_strategy="SPREAD")
+        .remote(settings, world, config.sync == "strict", bounds[shard], bounds[shard + 1])
+        for shard, name in enumerate(names)
+    ]
+    ray.get([actor.metrics.remote() for actor in actors])
+    return actors
+
+
+class Caller:
+    """The calls of one rank, one after the other. Ahead, an answer is that to the question before."""
+
+    def __init__(self, actors: list[Any], rank: int, strict: bool) -> None:
+        self._actors, self._rank, self._strict = actors, rank, strict
+        self._calls = 0
+        self._before: Future[ClassRecallArrays | None] | None = None
+
+    def __call__(self, remember: ClassRememberArrays, step: int | None) -> Future[ClassRecallArrays | None]:
+        """See `rayssl.training.context.ClassClient.exchange`."""
+        self._calls += 1
+        asked = [actor.exchange.remote(self._calls, self._rank, remember, step).future() for actor in self._actors]
+        answer = _together(asked)
+        if self._strict or step is None:
+            return answer
+        before, self._before = self._before, answer
+        return answer if before is None else before
+
+
+class ActorClasses:
+    """The loop's `ClassClient` of one actor or more; made on all ranks together."""
+
+    def __init__(self, settings: dict[str, Any], config: MemoryConfig, label: str) -> None:
+        self._strict = config.sync == "strict"
+        prefix = collectives.broadcast_object(f"memory:{label}:{os.urandom(4).hex()}")
+        names = [f"{prefix}:{shard}" for shard in range(config.shards)]
+        self._sizes = np.diff(limits(settings["classes"], config.shards))
+        if collectives.rank() == 0:
+            self.actors = start(settings, collectives.world(), config, names)
+        collectives.barrier()
+        if collectives.rank() != 0:
+            self.actors = [ray.get_actor(name) for name in names]
+        self._call = Caller(self.actors, collectives.rank(), self._strict)
+
+    def exchange(self, remember: ClassRememberArrays, step: int | None) -> Future[ClassRecallArrays | None]:
+        """See `rayssl.training.context.ClassClient.exchange`."""
+        return self._call(remember, step)
+
+    def metrics(self) -> dict[str, float]:
+        """See `rayssl.training.context.Checkpointable.metrics`."""
+        every = ray.get([actor.metrics.remote() for actor in self.actors])
+        shares = [float(np.average([each[name] for each in every], weights=self._sizes)) for name in _SHARES]
+        figures = {**every[0], **dict(zip(_SHARES, shares, strict=True))}
+        figures["rejected"] = sum(each["rejected"] for each in every)
+        figures["staleness_steps"] += 0.0 if self._strict else 1.0  # an answer is that to the step before
+        return figures
+
+    def save(self, folder: str) -> Records:
+        """See `rayssl.training.context.Checkpointable.save`; the actors write, all at once."""
+        written = get([actor.save.remote(folder) for actor in self.actors])
+        return {name: record for records in written for name, record in records.items()}
+
+    def load(self, folder: str, records: Records) -> None:
+        """See `rayssl.training.context.Checkpointable.load`; the actors read, at rank 0's word."""
+        on_all_ranks(lambda: get([actor.load.remote(folder, records) for actor in self.actors]))
+
+
+def _together(asked: list[Future[ClassRecallArrays | None]]) -> Future[ClassRecallArrays | None]:
+    """One answer of those of all actors, in the order of their classes; an error is the first one's."""
+    whole: Future[ClassRecallArrays | None] = Future()
+    lock, missing = Lock(), [len(asked)]
+
+    def done(_: Future[ClassRecallArrays | None]) -> None:
+        with lock:
+            missing[0] -= 1
+            if missing[0]:
+                return
+        try:
+            parts = [each.result() for each in asked]
+        except BaseException as error:
+            whole.set_exception(error)
+            return
+        whole.set_result(_joined([part for part in parts if part is not None]))
+
+    for each in asked:
+        each.add_done_callback(done)
+    return whole
+
+
+def _joined(parts: list[ClassRecallArrays]) -> ClassRecallArrays | None:
+    if not parts:
+        return None
+    prototypes = np.concatenate([part.prototypes for part in parts])
+    return ClassRecallArrays(prototypes, np.concatenate([part.present for part in parts]), parts[0].histogram)

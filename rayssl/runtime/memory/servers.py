@@ -1,0 +1,276 @@
+"""What runs inside the actors of a memory: all of it in one, or the index in one and the rows in others.
+
+Nothing here needs torch, unless rows are clustered on a GPU: an actor starts in a second and takes little but its rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import ray
+
+from rayssl.clustering.whitening import Whitening
+from rayssl.memory.classes.memory import ClassMemory
+from rayssl.memory.pieces import Piece
+from rayssl.memory.utterances.exchange import RecallArrays, RememberArrays
+from rayssl.memory.utterances.index import Draw, Index, WriteRequest
+from rayssl.memory.utterances.memory import UtteranceMemory
+from rayssl.memory.utterances.positives import Nearest
+from rayssl.memory.utterances.refresh import Clusterer
+from rayssl.memory.utterances.settings import MemorySettings
+from rayssl.memory.utterances.store import Answer, Message, Store
+from rayssl.runtime.memory.rounds import Rounds, get
+from rayssl.training import pieces
+from rayssl.training.pieces import Records
+
+_SENT_ONCE = 1 << 16  # bytes above which an argument for all stores goes into the object store
+
+
+def _on_this_node(settings: dict[str, Any]) -> dict[str, Any]:
+    """``settings`` with a number of threads: those of an actor's node are not those that Ray lets OpenMP use."""
+    return {**settings, "threads": settings["threads"] or os.cpu_count() or 1}
+
+
+class Staleness:
+    """By how many steps the slowest rank is behind the one that is answered, on average since the last look."""
+
+    def __init__(self, world: int) -> None:
+        self._last = [0] * world
+        self._behind = self._answered = 0
+
+    def count(self, call: int, rank: int) -> None:
+        """``rank`` is answered its ``call``-th call."""
+        self._last[rank] = call
+        self._behind += call - min(self._last)
+        self._answered += 1
+
+    def metrics(self, strict: bool) -> dict[str, float]:
+        """``staleness_steps``, counted anew from here; 0 where ranks wait for each other."""
+        staleness = 0.0 if strict else self._behind / max(1, self._answered)
+        self._behind = self._answered = 0
+        return {"staleness_steps": staleness}
+
+
+class CheckpointableServer:
+    """What saves and restores the memory that one actor holds, or its part of one."""
+
+    memory: UtteranceMemory | ClassMemory
+    rounds: Rounds
+
+    async def save(self, folder: str) -> Records:
+        """Writes what it holds; calls that come meanwhile wait."""
+        async with self.rounds.lock:
+            return await asyncio.to_thread(lambda: pieces.write(folder, self.memory.pieces()))
+
+    async def load(self, folder: str, records: Records) -> None:
+        """Restores it."""
+
+        def restore() -> None:
+            self.memory.restore(pieces.read_index(folder, records), pieces.reader(folder, records))
+
+        async with self.rounds.lock:
+            await asyncio.to_thread(restore)
+
+
+class Server(CheckpointableServer):
+    """A whole memory; every method is a coroutine of one event loop, so none interrupts another.
+
+    What takes long runs in a thread, while calls that need its result wait.
+    """
+
+    def __init__(self, settings: dict[str, Any], world: int, strict: bool) -> None:
+        self.memory: UtteranceMemory = UtteranceMemory(**_on_this_node(settings))
+        self.rounds = Rounds(world, strict)
+        self.staleness = Staleness(world)
+
+    async def exchange(
+        self, call: int, rank: int, remember: RememberArrays | None, ids: np.ndarray | None, epoch: int
+    ) -> RecallArrays | None:
+        """The ``call``-th exchange (from 1) of ``rank``; see `rayssl.training.context.MemoryClient`."""
+
+        def apply() -> None:
+            if remember is not None:
+                self.memory.remember(remember)
+
+        def answer(_: None) -> RecallArrays | None:
+            self.staleness.count(call, rank)
+            return None if ids is None else self.memory.recall(ids, epoch=epoch)
+
+        return await self.rounds.take(call, rank, apply, answer)  # type: ignore[no-any-return]
+
+    async def refresh(self, epoch: int) -> dict[str, float]:
+        """One refresh; calls that come meanwhile wait."""
+        async with self.rounds.lock:
+            return await asyncio.to_thread(self.memory.refresh, epoch)
+
+    async def metrics(self) -> dict[str, float]:
+        """The memory's counts since the last call, and the staleness in steps of its answers."""
+        async with self.rounds.lock:
+            return {**self.memory.metrics(reset=True), **self.staleness.metrics(self.rounds.strict)}
+
+
+class StoreServer:
+    """One store; see `Server`."""
+
+    def __init__(self, settings: dict[str, Any], world: int, strict: bool, shard: int, shards: int) -> None:
+        self.store = Store(MemorySettings(**_on_this_node(settings)), shard, shards)
+        self.rounds = Rounds(world, strict)
+        self.lost = 0
+        self._held = False  # the lock, from the beginning to the end of a clustering of the rows themselves
+
+    async def exchange(self, call: int, rank: int, message: Message) -> Answer:
+        """The part of the ``call``-th exchange (from 1) of ``rank`` that is this store's."""
+        answer = await self.rounds.take(
+            call, rank, lambda: self.store.write(message), lambda _: self._counted(self.store.answer(message))
+        )
+        return answer  # type: ignore[no-any-return]
+
+    async def read(self, message: Message) -> Answer:
+        """What ``message`` asks for, outside the order of the calls."""
+        return self._counted(self.store.answer(message))
+
+    async def nearest(self, queries: np.ndarray, pool: np.ndarray) -> Nearest:
+        """See `Store.nearest`."""
+        return await asyncio.to_thread(self.store.nearest, queries, pool)
+
+    async def ask(self, method: str, *arguments: Any) -> Any:
+        """A method of the store for `Clusterer`. From ``begin`` to ``finish`` calls wait, unless it copies the rows."""
+        run = asyncio.to_thread(getattr(self.store, method), *arguments)
+        if method == "begin":
+            await self.rounds.lock.acquire()
+            self._held = True
+            try:
+                result = await run
+            except BaseException:
+                self._release()
+                raise
+            if arguments[-1]:  # a copy
+                self._release()
+            return result
+        if method == "finish":
+            result = await run
+            self._release()
+            return result
+        if self._held or method not in ("moments", "whiten"):
+            return await run
+        async with self.rounds.lock:
+            return await run
+
+    async def lost_rows(self) -> int:
+        """How many rows were not those of the expected utterance, since the last call."""
+        lost, self.lost = self.lost, 0
+        return lost
+
+    async def save(self, folder: str) -> Records:
+        """Writes this store's pieces; calls that come meanwhile wait."""
+        async with self.rounds.lock:
+            return await asyncio.to_thread(lambda: pieces.write(folder, self.store.pieces()))
+
+    async def restore(self, folder: str, records: Records) -> None:
+        """Reads this store's share; in use after `commit`."""
+        async with self.rounds.lock:
+            await asyncio.to_thread(self.store.restore, pieces.reader(folder, records))
+
+    async def commit(self, whitening: Whitening | None) -> None:
+        """See `Store.commit`."""
+        async with self.rounds.lock:
+            await asyncio.to_thread(self.store.commit, whitening)
+
+    def _counted(self, answer: Answer) -> Answer:
+        self.lost += int((~answer.right).sum())
+        assert not (self.lost and self.rounds.strict), "a slot holds another's row than the index has put there"
+        return answer
+
+    def _release(self) -> None:
+        if self._held:
+            self._held = False
+            self.rounds.lock.release()
+
+
+class _Stores:
+    """How the clustering reaches stores in actors: all at once."""
+
+    def __init__(self, actors: Sequence[Any]) -> None:
+        self._actors = actors
+
+    def __call__(self, method: str, /, *arguments: Any) -> list[Any]:
+        sent = [ray.put(each) if getattr(each, "nbytes", 0) > _SENT_ONCE else each for each in arguments]
+        return get([actor.ask.remote(method, *sent) for actor in self._actors])  # type: ignore[no-any-return]
+
+    def each(self, method: str, /, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        asked = zip(self._actors, arguments, strict=True)
+        return get([actor.ask.remote(method, *own) for actor, own in asked])  # type: ignore[no-any-return]
+
+
+class IndexServer:
+    """The index; see `Server`."""
+
+    def __init__(self, settings: dict[str, Any], world: int, strict: bool, stores: list[Any]) -> None:
+        self.index = Index(MemorySettings(**_on_this_node(settings)))
+        self.clusterer = Clusterer(self.index, _Stores(stores))
+        self.rounds = Rounds(world, strict)
+        self.staleness = Staleness(world)
+        self._read: dict[str, np.ndarray] = {}
+
+    async def exchange(
+        self, call: int, rank: int, what: WriteRequest | None, ids: np.ndarray | None, epoch: int
+    ) -> tuple[np.ndarray | None, Draw | None, np.ndarray | None]:
+        """Of the ``call``-th exchange of ``rank``: slots of the positives it leaves, and whom it is given of ``ids``.
+
+        In place of the latter, the pool where the nearest references have to be found first.
+        """
+
+        def apply() -> np.ndarray | None:
+            return None if what is None else self.index.remember(what)
+
+        def answer(slots: np.ndarray | None) -> tuple[np.ndarray | None, Draw | None, np.ndarray | None]:
+            self.staleness.count(call, rank)
+            if ids is None:
+                return slots, None, None
+            if self.index.version and self.index.knobs.sampling == "nn":
+                self.index.checked(ids)
+                return slots, None, self.index.pool()
+            return slots, self.index.draw(ids, epoch), None
+
+        return await self.rounds.take(call, rank, apply, answer)  # type: ignore[no-any-return]
+
+    async def choose(self, ids: np.ndarray, epoch: int, near: Nearest) -> Draw:
+        """Whom the anchors ``ids`` are given, of their nearest."""
+        return self.index.draw(ids, epoch, near)
+
+    async def refresh(self, epoch: int) -> dict[str, float]:
+        """One refresh; calls that come meanwhile wait."""
+        async with self.rounds.lock:
+            return await asyncio.to_thread(self.clusterer.refresh, epoch)
+
+    async def metrics(self, lost: int) -> dict[str, float]:
+        """The counts since the last call, of which the stores have not found ``lost``; the staleness in steps."""
+        async with self.rounds.lock:
+            return {**self.index.metrics(reset=True, lost=lost), **self.staleness.metrics(self.rounds.strict)}
+
+    async def save(self, folder: str) -> Records:
+        """Writes the index; waits for a clustering that is under way. Calls that come meanwhile wait."""
+
+        def write() -> Records:
+            self.clusterer.settle()
+            return pieces.write(folder, [Piece("index", 0, 0, 0, self.index.state_dict())])
+
+        async with self.rounds.lock:
+            return await asyncio.to_thread(write)
+
+    async def restore(self, folder: str, records: Records) -> None:
+        """Reads the index; in use after `commit`. Raises ValueError where it does not fit."""
+        self._read = await asyncio.to_thread(pieces.read_index, folder, records)
+        self.index.check(self._read)
+
+    async def commit(self) -> Whitening | None:
+        """What was read comes into use; the map by which references are compared, if any."""
+        async with self.rounds.lock:
+            await asyncio.to_thread(self.clusterer.forget)
+            self.index.load_state_dict(self._read)
+            self._read = {}
+            return self.index.whitening if self.index.version else None

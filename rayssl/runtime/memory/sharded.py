@@ -1,0 +1,139 @@
+"""The memory over several actors: one holds the index, the others, spread over the nodes, the rows.
+
+One call of a rank goes to the index, which says where the rows it remembers belong and which it is to be given, and
+then to all stores at once, each with its part of the rows. A thread of the client does so while the rank computes. In
+strict mode the index applies what all ranks remember in rank order, and so does every store, before it answers any of
+them: what is read is what the index has decided on, whatever the number of stores. Ahead, two calls may reach a
+store in another order than the index: it knows whose row is in a slot, and a row that is not the expected one's
+counts as not found.
+
+The sampling "nn" takes three more turns: the anchors' references, their nearest in each store, and the rows; each store
+multiplies B * |Q'| / S * D times, and is sent N / 8 bytes that say who may be found.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import ray
+
+from rayssl import collectives
+from rayssl.experiment.config import MemoryConfig
+from rayssl.memory.utterances.exchange import RecallArrays, RememberArrays, Shares, write_request
+from rayssl.memory.utterances.positives import merge_nearest
+from rayssl.memory.utterances.settings import MemorySettings
+from rayssl.runtime.memory.actor import on_all_ranks, options
+from rayssl.runtime.memory.rounds import get
+from rayssl.runtime.memory.servers import IndexServer, StoreServer
+from rayssl.training.pieces import Records
+
+
+def start(settings: dict[str, Any], world: int, config: MemoryConfig, prefix: str) -> tuple[Any, list[Any]]:
+    """The actors of the index and of all stores for ``world`` ranks, alive; named ``prefix`` and ``prefix``:shard."""
+    common = settings, world, config.sync == "strict"
+    stores = [
+        ray.remote(StoreServer)
+        .options(**options(config, f"{prefix}:{shard}"), scheduling_strategy="SPREAD")
+        .remote(*common, shard, config.shards)
+        for shard in range(config.shards)
+    ]
+    declared = {"num_cpus": config.cpus, "name": prefix, "max_concurrency": 1000, "scheduling_strategy": "DEFAULT"}
+    index = ray.remote(IndexServer).options(**declared).remote(*common, stores)
+    ray.get([index.metrics.remote(0), *(store.lost_rows.remote() for store in stores)])
+    return index, stores
+
+
+class Exchanger:
+    """The calls of one rank, one after the other."""
+
+    def __init__(self, knobs: MemorySettings, index: Any, stores: list[Any], rank: int) -> None:
+        self._knobs = knobs
+        self._shares = Shares(knobs, len(stores))
+        self._index, self._stores, self._rank = index, stores, rank
+
+    def __call__(
+        self, call: int, remember: RememberArrays | None, ids: np.ndarray | None, epoch: int
+    ) -> RecallArrays | None:
+        """The ``call``-th of them, from 1; see `rayssl.training.context.MemoryClient.exchange`."""
+        known = None if remember is None else write_request(self._knobs, remember)
+        placed, draw, pool = get(self._index.exchange.remote(call, self._rank, known, ids, epoch))
+        queries = np.zeros(0, dtype=np.int64) if pool is None or ids is None else ids
+        messages = self._shares.messages(remember, known, placed, draw=draw, queries=queries)
+        sent = zip(self._stores, messages, strict=True)
+        answers = get([store.exchange.remote(call, self._rank, message) for store, message in sent])
+        if pool is not None and ids is not None:
+            rows, present = ray.put(self._shares.queries(ids, answers)), ray.put(pool)
+            found = get([store.nearest.remote(rows, present) for store in self._stores])
+            near = merge_nearest(found, len(ids), self._knobs.neighbours + 1)
+            draw = get(self._index.choose.remote(ids, epoch, near))
+            sent = zip(self._stores, self._shares.messages(draw=draw), strict=True)
+            answers = get([store.read.remote(message) for store, message in sent])
+        return None if draw is None else self._shares.recall(draw, answers)
+
+
+class ShardedMemory:
+    """The loop's `MemoryClient` of an index and ``config.shards`` stores; made on all ranks together."""
+
+    def __init__(self, settings: dict[str, Any], config: MemoryConfig, label: str) -> None:
+        self.calls = 0
+        prefix = collectives.broadcast_object(f"memory:{label}:{os.urandom(4).hex()}")
+        if collectives.rank() == 0:
+            self.index, self.stores = start(settings, collectives.world(), config, prefix)
+        collectives.barrier()
+        if collectives.rank() != 0:
+            self.index = ray.get_actor(prefix)
+            self.stores = [ray.get_actor(f"{prefix}:{shard}") for shard in range(config.shards)]
+        self._exchange = Exchanger(MemorySettings(**settings), self.index, self.stores, collectives.rank())
+        self._asked: SimpleQueue[tuple[Future[RecallArrays | None], Callable[[], RecallArrays | None]]] = SimpleQueue()
+        Thread(target=_work, args=(self._asked,), name="memory", daemon=True).start()
+
+    def exchange(
+        self, remember: RememberArrays | None, ids: np.ndarray | None, epoch: int
+    ) -> Future[RecallArrays | None]:
+        """See `rayssl.training.context.MemoryClient.exchange`."""
+        self.calls += 1
+        answer = Future[RecallArrays | None]()
+        self._asked.put((answer, partial(self._exchange, self.calls, remember, ids, epoch)))
+        return answer
+
+    def refresh(self, epoch: int) -> dict[str, float]:
+        """See `rayssl.training.context.MemoryClient.refresh`."""
+        metrics = ray.get(self.index.refresh.remote(epoch)) if collectives.rank() == 0 else None
+        return collectives.broadcast_object(metrics)  # type: ignore[no-any-return]
+
+    def metrics(self) -> dict[str, float]:
+        """See `rayssl.training.context.Checkpointable.metrics`."""
+        lost = sum(ray.get([store.lost_rows.remote() for store in self.stores]))
+        return ray.get(self.index.metrics.remote(lost))  # type: ignore[no-any-return]
+
+    def save(self, folder: str) -> Records:
+        """See `rayssl.training.context.Checkpointable.save`; the actors write, all at once."""
+        written = [actor.save.remote(folder) for actor in (self.index, *self.stores)]
+        return {name: record for records in get(written) for name, record in records.items()}
+
+    def load(self, folder: str, records: Records) -> None:
+        """See `rayssl.training.context.Checkpointable.load`; the actors read, at rank 0's word."""
+
+        def restore() -> None:
+            get(self.index.restore.remote(folder, records))  # first: what does not fit is said of the whole
+            get([store.restore.remote(folder, records) for store in self.stores])
+            whitening = get(self.index.commit.remote())
+            get([store.commit.remote(whitening) for store in self.stores])
+
+        on_all_ranks(restore)
+
+
+def _work(asked: SimpleQueue[tuple[Future[RecallArrays | None], Callable[[], RecallArrays | None]]]) -> None:
+    while True:
+        answer, call = asked.get()
+        try:
+            answer.set_result(call())
+        except BaseException as error:
+            answer.set_exception(error)

@@ -1,0 +1,1 @@
+"""Ray Tune over the trials of a sweep."""

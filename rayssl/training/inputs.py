@@ -1,0 +1,73 @@
+"""From a batch as the data tasks make it to what the method sees on the device, and back to what the memory keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import nn
+
+from rayssl.batches.plan import TURN_BIT
+from rayssl.memory.classes import memory
+from rayssl.memory.utterances import exchange
+from rayssl.methods.base import Batch, ClassRemember, Remember, View, Views
+from rayssl.random import draws, draws_torch
+from rayssl.views.recipes import Segment
+
+Raw: TypeAlias = dict[str, Any]  # see `rayssl.views.reading.read`
+_VIEW = 17  # purpose of the draws made for distorting and augmenting views
+
+
+def make_views(
+    raw: Raw, segments: Sequence[Segment], recipes: nn.ModuleDict, *, seed: int, device: torch.device, first: int = 0
+) -> Views:
+    """The segments of a batch on the device, each through its recipe's module, under keys of (seed, epoch, id).
+
+    Those of recipe ``none`` stay as they are and have no keys. An utterance's later turns in an epoch have other keys,
+    and so has each segment, by its number from ``first`` on.
+    """
+    ids = torch.tensor(raw["id"] + (raw["turn"].astype(np.int64) << TURN_BIT)).to(device)
+    views = {}
+    for index, segment in enumerate(segments, start=first):
+        wave = torch.tensor(raw[segment.name]).to(device).float() / 32768.0
+        keys = None
+        if segment.recipe != "none":
+            keys = draws_torch.keys_torch(draws.fold(seed, _VIEW, raw["epoch"], index), ids)
+            wave = recipes[segment.recipe](wave, keys)
+        views[segment.name] = View(wave, keys)
+    return views
+
+
+def batch_of(raw: Raw, device: torch.device, step: int) -> Batch:
+    """Ids and labels of the batch that is trained on after ``step`` others."""
+    names = ("id", "speaker", "recording", "label", "truth")
+    ids, speakers, recordings, labels, truth = (torch.tensor(raw[name]).to(device).long() for name in names)
+    return Batch(ids, speakers, recordings, labels, raw["epoch"], truth, step)
+
+
+def to_memory(remember: Remember, raw: Raw) -> exchange.RememberArrays:
+    """What a method wants remembered of the batch, as the memory takes it: NumPy, with ids and labels."""
+    references, positives = (
+        None if rows is None else rows.detach().float().cpu().numpy()
+        for rows in (remember.references, remember.positives)
+    )
+    return exchange.RememberArrays(
+        ids=raw["id"],
+        references=references,
+        positives=positives,
+        speakers=raw["speaker"],
+        recordings=raw["recording"],
+    )
+
+
+def to_classes(remember: ClassRemember, step: int) -> memory.ClassRememberArrays:
+    """What a method wants remembered of the classes in ``step``, as the memory takes it."""
+    features, labels, counts = remember.features, remember.labels, remember.counts
+    return memory.ClassRememberArrays(
+        step=step,
+        features=None if features is None else features.detach().float().cpu().numpy(),
+        labels=np.zeros(0, np.int64) if labels is None else labels.cpu().numpy(),
+        counts=None if counts is None else counts.cpu().numpy(),
+    )

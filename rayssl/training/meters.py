@@ -1,0 +1,103 @@
+"""What is counted between two log lines or over an epoch, and how much of it a person is shown."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rayssl import collectives
+from rayssl.methods.base import Step
+
+SHOWN = (
+    "loss",
+    "coverage",
+    "speaker_accuracy",
+    "recording_accuracy",
+    "train_accuracy",
+    "confident",
+    "utterances_per_s",
+)
+
+
+@dataclass
+class MetricAccumulator:
+    """Sums since the last log line; tensors stay on the device until it is written."""
+
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, Tensor] = field(default_factory=dict)
+    steps: int = 0
+    restored: int = 0  # of these steps, those that an earlier process timed
+    waited: float = 0.0
+    since: float = field(default_factory=time.perf_counter)
+    durations: list[float] = field(default_factory=list)  # seconds of each step, from the end of the one before
+    _mark: float = field(default_factory=time.perf_counter)
+
+    def add(self, step: Step) -> None:
+        for name, value in {"loss": step.loss.detach(), **step.terms}.items():
+            self.terms[name] = self.terms[name] + value if name in self.terms else value.clone()
+        for name, value in (step.counts or {}).items():
+            self.counts[name] = self.counts[name] + value if name in self.counts else value.clone()
+        self.steps += 1
+
+    def tick(self) -> None:
+        """A step has ended: with the waiting for its data, and with a checkpoint that came before it."""
+        now = time.perf_counter()
+        self.durations.append(now - self._mark)
+        self._mark = now
+
+    def leave_out(self, seconds: float) -> None:
+        """Time that was spent on something else than training."""
+        self.since += seconds
+        self._mark += seconds
+
+    def sums(self) -> dict[str, Tensor]:
+        """Sums over steps of the means over ranks, on the CPU; every rank must call this."""
+        if not self.terms:
+            return {}
+        names = sorted(self.terms)
+        total = collectives.sum_over_ranks(torch.stack([self.terms[name].float() for name in names]))
+        return dict(zip(names, (total / collectives.world()).cpu().unbind(), strict=True))
+
+    def total_counts(self) -> dict[str, Tensor]:
+        """Sums of the counts over steps and ranks, on the CPU; every rank must call this."""
+        names = sorted(self.counts)
+        return {name: collectives.sum_over_ranks(self.counts[name]).cpu() for name in names}
+
+    def means(self) -> dict[str, float]:
+        """Means over steps and ranks; every rank must call this."""
+        return self.of_sums(self.sums())
+
+    def of_sums(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        """Means from `sums`."""
+        return {name: (value / self.steps).item() for name, value in sums.items()}
+
+    def speed(self, batch: int) -> dict[str, float]:
+        """Utterances a second, and the share of the time spent waiting for data."""
+        elapsed = time.perf_counter() - self.since
+        return {
+            "utterances_per_s": (self.steps - self.restored) * batch / elapsed,
+            "data_wait": self.waited / elapsed,
+        }
+
+
+def device_memory(device: torch.device) -> dict[str, float]:
+    """Bytes of a GPU: in tensors now and at the most since the last call, held by torch, there in all; else nothing."""
+    if device.type != "cuda":
+        return {}
+    figures = {
+        "gpu_allocated_bytes": float(torch.cuda.memory_allocated(device)),
+        "gpu_peak_bytes": float(torch.cuda.max_memory_allocated(device)),
+        "gpu_reserved_bytes": float(torch.cuda.memory_reserved(device)),
+        "gpu_total_bytes": float(torch.cuda.get_device_properties(device).total_memory),
+    }
+    torch.cuda.reset_peak_memory_stats(device)
+    return figures
+
+
+def duration(seconds: float) -> str:
+    """Hours and minutes, or minutes and seconds."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{rest:02d}s"
