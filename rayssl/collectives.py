@@ -1,4 +1,4 @@
-"""Gather with gradient and sums over ranks: the only `torch.distributed` calls outside `runtime/train.py`.
+"""Gather with gradient, sums over ranks, averaged gradients: the only calls of `torch.distributed`.
 
 Convention: the training loss is the mean over ranks of each rank's own loss, which is what DDP's averaged gradients
 minimise. Backward through a gather therefore *sums* what every rank wants of a row; a gather that returns only the own
@@ -7,11 +7,14 @@ rank's share would give the same loss and ``1/W`` of the cross-rank gradient.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 def world() -> int:
@@ -22,6 +25,23 @@ def world() -> int:
 def rank() -> int:
     """This process's rank, 0 without a process group."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+@contextmanager
+def process_group(rank: int, world: int, file: str) -> Iterator[None]:
+    """A group of ``world`` gloo processes on this machine that meet through ``file``, which must not exist yet."""
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def replicated(module: nn.Module, device: torch.device) -> nn.Module:
+    """``module`` with its gradients averaged over ranks; itself where there is one rank."""
+    if world() == 1:
+        return module
+    return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
 
 
 def gather(x: Tensor) -> Tensor:

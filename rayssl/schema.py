@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from rayssl.errors import ConfigError
 
@@ -24,6 +25,14 @@ class Config(BaseModel):
     """Frozen, and strict about keys: a misspelt key is an error, never a silently ignored one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+class Choice:
+    """An annotation of a field that holds one of several kinds of settings; see `rayssl.registry.Registry`."""
+
+    def models(self, given: Any) -> set[type[BaseModel]]:
+        """The classes that ``given``, a part of a configuration, may be read as; none where that cannot be known."""
+        raise NotImplementedError
 
 
 C = TypeVar("C", bound=Config)
@@ -128,6 +137,8 @@ def _explain(model: type[BaseModel], tree: Tree, keys: tuple[str, ...], problems
         unknown = f"unknown name {problem['ctx']['tag']!r}; " if problem["type"] == "union_tag_invalid" else ""
         known = sorted({repr(name) for candidate in _models_at(model, tree, keys) for name in _names(candidate)})
         return f"'{dotted}.name': {unknown}choose one of {', '.join(known)}"
+    if problem["type"] in ("no_component", "no_name"):  # of a `Choice`
+        return f"'{dotted}.name': {problem['msg']}"
     given = problem.get("input")
     shown = f", got {given!r}" if isinstance(given, (str, int, float, bool, type(None))) else ""
     message = " or ".join(_message(problem) for problem in problems)
@@ -149,11 +160,18 @@ def _models_at(model: type[BaseModel], tree: Any, path: tuple[str, ...]) -> set[
         if (
             fields
         ):  # else an index, or a key of the user's choice: the models are those of the list's or mapping's items
-            models = {found for field in fields for found in _models_in(field.annotation)}
+            below = node.get(key) if isinstance(node, dict) else None
+            models = {found for field in fields for found in _models_of(field, below)}
         node = node.get(key) if isinstance(node, dict) else None
         name = node.get("name") if isinstance(node, dict) else None
         models = {candidate for candidate in models if name in _names(candidate)} or models
     return models
+
+
+def _models_of(field: FieldInfo, given: Any) -> set[type[BaseModel]]:
+    """The classes of a field's value, where ``given`` is what the configuration says of it."""
+    choices = [choice for choice in field.metadata if isinstance(choice, Choice)]
+    return choices[0].models(given) if choices else _models_in(field.annotation)
 
 
 def _names(model: type[BaseModel]) -> tuple[Any, ...]:

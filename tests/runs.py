@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,24 +12,23 @@ import numpy as np
 import torch
 from torch import nn
 
-from rayssl.batches.streams import Stream, joined
 from rayssl.data import decode, shards
 from rayssl.data import labels as splitting
 from rayssl.data.labels import SplitConfig
 from rayssl.data.shards import Manifest
-from rayssl.experiment.config import Experiment, begin_from, build_method, class_settings, memory_settings, streams
-from rayssl.memory.classes.memory import ClassMemory
+from rayssl.experiment import local
+from rayssl.experiment.build import build_loop, build_method
+from rayssl.experiment.config import Experiment
+from rayssl.experiment.job import Job, resolve
+from rayssl.experiment.local import LocalContext
 from rayssl.memory.pieces import Kind
-from rayssl.memory.utterances.memory import UtteranceMemory
-from rayssl.methods.base import Batch, View, Views
+from rayssl.methods.base import Batch, JobFacts, Method, View, Views
 from rayssl.schema import override, parse
 from rayssl.training import checkpoint, pieces
-from rayssl.training.context import InProcessClasses, InProcessMemory, LocalContext
+from rayssl.training.context import InProcessClasses, InProcessMemory
 from rayssl.training.loop import Loop
 from rayssl.training.metrics import RunLog, read_metrics
-from rayssl.training.state import TrainState
-from rayssl.views import reading
-from rayssl.views.modules import build_recipes
+from rayssl.training.trackers.base import Tracker
 from rayssl.views.recipes import ViewsConfig
 
 RATE = 16000
@@ -175,7 +174,7 @@ def experiment(run: Path, corpus: Path, *overrides: str, method: dict[str, Any] 
 
 def write_run(settings: Experiment, step: int = 4) -> Path:
     """A run's folder with one checkpoint of weights that no training has touched, but for the statistics of norms."""
-    method = build_method(settings, shards.read_manifest(settings.corpus.uri))
+    method = build_method(resolve(settings))
     generator = torch.Generator().manual_seed(step)
     for name, value in method.state_dict().items():
         if name.endswith(("running_mean", "running_var")):
@@ -189,83 +188,29 @@ def write_run(settings: Experiment, step: int = 4) -> Path:
 
 
 class Quiet(LocalContext):
-    def say(self, line: str) -> None:
-        pass
+    """Says nothing and draws no events; ``wrapper`` in place of what averages gradients, if given."""
+
+    def __init__(self, job: Job, wrapper: Callable[[nn.Module], nn.Module] | None = None) -> None:
+        super().__init__(job, say=lambda line: None)
+        self._wrapper, self._run = wrapper, job.run
+
+    def wrap(self, method: Method) -> nn.Module:
+        return super().wrap(method) if self._wrapper is None else self._wrapper(method)
+
+    def open_log(self, resume_step: int | None) -> Tracker | None:
+        return RunLog(self._run, resume_step, tensorboard=False) if self.rank == 0 else None
 
 
 def build(settings: Experiment, *, wrap: Any = None) -> Loop:
     """The loop of this rank, gone back to the run's last checkpoint where there is one."""
-    manifest = shards.read_manifest(settings.corpus.uri)
-    method = build_method(settings, manifest)
-    memory, classes = memory_settings(settings, manifest), class_settings(settings, manifest)
-    own, labelled = streams(settings, manifest, method)
-    context = Quiet()
-    known = checkpoint.steps(settings.run)
-    loaded = checkpoint.load(checkpoint.locate(settings.run, "last")) if known else None
-    if loaded is None:
-        begin_from(settings, method)
-    wrapped: nn.Module = method if wrap is None else wrap(method)
-    log = RunLog(settings.run, loaded.meta.step if loaded else None, tensorboard=False) if context.rank == 0 else None
-    loop = Loop(
-        TrainState(
-            config=settings.training,
-            run=settings.run,
-            seed=settings.seed,
-            steps_per_epoch=own.epoch_steps,
-            architecture=settings.architecture,
-            method=method,
-            wrapped=wrapped,
-            recipes=build_recipes(settings.views, manifest.rate, settings.seed),
-            context=context,
-            memory=None if memory is None else InProcessMemory(UtteranceMemory(**memory)),
-            prototypes=None if classes is None else InProcessClasses(ClassMemory(**classes)),
-            log=log,
-            pass_steps=own.pass_steps,
-            labelled_steps=None if labelled is None else labelled.pass_steps,
-        )
-    )
-    if loaded is not None:
-        loop.restore(loaded)
-    return loop
+    job = resolve(settings)
+    return build_loop(job, Quiet(job, wrap))
 
 
 def batches(settings: Experiment, loop: Loop) -> Iterator[dict[str, Any]]:
     """This rank's batches from the loop's cursor on."""
-    manifest = shards.read_manifest(settings.corpus.uri)
-    method = loop.parts.method
-    own, labelled = streams(settings, manifest, method)
-    few = None if labelled is None else _batches(settings, loop, manifest, labelled, True)
-    return joined(_batches(settings, loop, manifest, own, False), few)
-
-
-def _batches(
-    settings: Experiment, loop: Loop, manifest: Manifest, stream: Stream, few: bool
-) -> Iterator[dict[str, Any]]:
-    rank, world = loop.parts.context.rank, loop.parts.context.world
-    method, last = loop.parts.method, settings.training.epochs
-    fills = set() if few else {epoch for epoch in range(last) if method.fill_segments(epoch)}
-    units = stream.units(
-        manifest,
-        seed=settings.seed,
-        start=loop.cursor,
-        epoch_count=last,
-        unit_rows=settings.corpus.unit_rows,
-        fills=fills,
-    )
-    for unit in units:
-        cut = method.labelled_segments if few else method.fill_segments if unit.fill else method.segments
-        for raw in reading.read(
-            unit,
-            settings.corpus.uri,
-            manifest,
-            seed=settings.seed,
-            batch=stream.batch,
-            ranks=world,
-            segments=cut(0 if stream.cycles else unit.epoch),
-            selection=stream.selection,
-        ):
-            if raw["rank"] == rank:
-                yield raw
+    context = loop.state.context
+    return local.batches(resolve(settings), loop.cursor, rank=context.rank, world=context.world)
 
 
 class Interrupted(Exception):
@@ -292,17 +237,17 @@ def fit(settings: Experiment, stop: int | None = None) -> Loop:
                 loop.fit(cut_off(rows, stop))
                 raise AssertionError("nothing interrupted it")
     finally:
-        assert loop.parts.log is not None
-        loop.parts.log.close()
+        assert loop.state.log is not None
+        loop.state.log.close()
     return loop
 
 
 def remembered(loop: Loop) -> dict[str, np.ndarray]:
     """The arrays of a loop's memory in this process, none without one."""
-    if loop.parts.prototypes is not None:
-        assert isinstance(loop.parts.prototypes, InProcessClasses)
-        return loop.parts.prototypes.memory.state_dict()
-    memory = loop.parts.memory
+    if loop.state.prototypes is not None:
+        assert isinstance(loop.state.prototypes, InProcessClasses)
+        return loop.state.prototypes.memory.state_dict()
+    memory = loop.state.memory
     assert memory is None or isinstance(memory, InProcessMemory)
     return {} if memory is None else memory.memory.state_dict()
 
@@ -327,9 +272,9 @@ def arrays_of(folder: str, records: pieces.Records) -> dict[str, np.ndarray]:
 
 
 def content(loop: Loop) -> dict[str, Any]:
-    assert loop.parts.keeper is not None
+    assert loop.state.keeper is not None
     return {
-        "weights": loop.parts.method.state_dict(),
+        "weights": loop.state.method.state_dict(),
         "optimiser": loop.optimiser.state_dict(),
         "memory": {name: torch.from_numpy(array) for name, array in remembered(loop).items()},
     }
@@ -344,6 +289,22 @@ def records(run: str, kind: str) -> list[dict[str, Any]]:
 
 def views_config() -> ViewsConfig:
     return ViewsConfig.model_validate(VIEWS)
+
+
+def facts(**changes: Any) -> JobFacts:
+    """What a method is told of a small job."""
+    return JobFacts(
+        **{
+            "corpus": "c",
+            "utterances": 34,
+            "speakers": 4,
+            "recordings": 8,
+            "views": views_config(),
+            "embedding_dim": 16,
+            "batch": 8,
+            **changes,
+        }
+    )
 
 
 def random_views(names: Sequence[str], size: int = 6, seed: int = 0) -> Views:

@@ -12,8 +12,9 @@ import pytest
 
 from rayssl import storage
 from rayssl.cli import main
-from rayssl.data import shards
-from rayssl.experiment.config import Experiment, build_method
+from rayssl.experiment.build import build_method
+from rayssl.experiment.config import Experiment
+from rayssl.experiment.job import resolve
 from rayssl.training import checkpoint
 from tests.small_experiment import tree, write_config, write_corpus, write_trials
 
@@ -80,7 +81,7 @@ def test_supervised_needs_speakers(tmp_path: Path, capsys: pytest.CaptureFixture
 def save(folder: Path, values: dict[str, Any], **where: int) -> str:
     """A checkpoint of the untrained model of ``values``; returns its URI."""
     experiment = Experiment(**values)
-    method = build_method(experiment, shards.read_manifest(experiment.corpus.uri))
+    method = build_method(resolve(experiment))
     meta = checkpoint.Meta(architecture=experiment.architecture, **where)
     state = {"method": method.state_dict(), "encoder_prefix": method.encoder_prefix}
     write_config(folder / "run" / "config.yaml", values)

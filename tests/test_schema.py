@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def test_suggestions_are_of_the_named_member_only() -> None:
 @pytest.mark.parametrize(
     ("frontend", "expected"),
     [
-        ({"name": "lgomel"}, "'encoder.frontend.name': unknown name 'lgomel'; choose one of 'logmel', 'raw', 'spectru"),
+        ({"name": "lgomel"}, "'encoder.frontend.name': unknown name 'lgomel' (did you mean 'logmel'?); choose one of 'logmel', "),
         ({"name": None}, "'encoder.frontend.name': choose one of 'logmel', 'raw', 'spectrum'"),
         (
             {"zzz": 3},
@@ -120,10 +121,11 @@ def test_missing_key_and_how_many_follow() -> None:
 
 @pytest.mark.parametrize("method", [{}, {"name": "simclear"}])
 def test_union_tag(method: dict[str, str]) -> None:
-    unknown = "unknown name 'simclear'; " if method else ""
-    names = "clar classifier daso dino fixmatch moco simclr ssps supervised swav usadtm vicreg"
+    names = "simclr dino moco swav vicreg ssps supervised clar classifier fixmatch usadtm daso"
     known = ", ".join(f"'{name}'" for name in names.split())
-    assert message(tree(method=method)) == f"'method.name': {unknown}choose one of {known}"
+    unknown = "unknown name 'simclear' (did you mean 'simclr'?); " if method else ""
+    outside = ", or package.module:Class or file.py:Class" if method else ""
+    assert message(tree(method=method)) == f"'method.name': {unknown}choose one of {known}{outside}"
 
 
 def test_overrides_are_yaml_and_make_what_is_absent() -> None:
@@ -202,32 +204,33 @@ def test_origins() -> None:
 
 def test_ssps_must_start_and_needs_enough_utterances(tmp_path: Path) -> None:
     assert message(tree(method=SSPS), "training.epochs=1").startswith("method.start_epoch=1 is not before ")
-    from rayssl.experiment.config import memory_settings
+    from rayssl.experiment.job import resolve
     from tests.runs import write_corpus
 
-    manifest = write_corpus(tmp_path, (6, 5))
+    write_corpus(tmp_path, (6, 5))
     # an epoch of batches of 8 leaves three out, so that no more than 8 references are there to be clustered
     settings = experiment(tmp_path, tmp_path, "method.clusters=9")
     with pytest.raises(ConfigError, match=r"method\.clusters=9 must be .* 8 of 11 utterances of .* batches of 8"):
-        memory_settings(settings, manifest)
-    assert memory_settings(experiment(tmp_path, tmp_path, "method.clusters=8"), manifest) is not None
+        resolve(settings)
+    assert resolve(experiment(tmp_path, tmp_path, "method.clusters=8")).utterances is not None
 
 
 def test_a_memory_that_cannot_be_shared_or_overlap(tmp_path: Path) -> None:
-    from rayssl.experiment.config import describe_memory, memory_settings
+    from rayssl.experiment.job import resolve
     from tests.runs import write_corpus
 
-    manifest = write_corpus(tmp_path, (6, 5))
+    write_corpus(tmp_path, (6, 5))
     with pytest.raises(ConfigError, match=r"^memory\.shards=5: .* 11 utterances has 4 pieces .* memory\.shards to 4"):
-        memory_settings(experiment(tmp_path, tmp_path, "memory.shards=5"), manifest)
+        resolve(experiment(tmp_path, tmp_path, "memory.shards=5"))
     settings = experiment(tmp_path, tmp_path, "memory.shards=4", "memory.half=true", "memory.gpus=0.5")
-    found = memory_settings(settings, manifest)
-    assert found is not None and found["device"] == "cuda"
-    assert found["reference_dtype"] == found["positive_dtype"] == "float16"
-    assert describe_memory(found, settings.memory) == "memory: 4 shards of 0.0 MB, and an index of 0.0 MB"
-    large = {**found, "utterances": 10_000_000, "queue": 10_000_000, "reference_dim": 256, "positive_dim": 256}
+    job = resolve(settings)
+    found = job.utterances
+    assert found is not None and found.device == "cuda"
+    assert found.reference_dtype == found.positive_dtype == "float16"
+    assert job.memory_line() == "memory: 4 shards of 0.0 MB, and an index of 0.0 MB"
+    large = replace(found, utterances=10_000_000, queue=10_000_000, reference_dim=256, positive_dim=256)
     line = "memory: 4 shards of 2.6 GB, and an index of 0.5 GB"
-    assert describe_memory(large, settings.memory) == line
+    assert replace(job, utterances=large).memory_line() == line
     assert settings.memory.actors == 5
     with pytest.raises(ConfigError, match=r"memory\.clustering=overlapped needs a method that clusters"):
         experiment(tmp_path, tmp_path, "memory.clustering=overlapped", "method.sampling=speaker")
@@ -235,14 +238,14 @@ def test_a_memory_that_cannot_be_shared_or_overlap(tmp_path: Path) -> None:
 
 def test_the_bound_of_ssps_needs_labels_and_no_clusters(tmp_path: Path) -> None:
     assert "set method.clusters" in message(tree(method={"name": "ssps", "start_epoch": 1}), "training.epochs=2")
-    from rayssl.experiment.config import memory_settings
+    from rayssl.experiment.job import job_of, resolve
     from rayssl.memory.utterances.memory import UtteranceMemory
     from tests.runs import write_corpus
 
     settings = experiment(tmp_path, tmp_path, "method.sampling=speaker", "method.clusters=0")
     manifest = write_corpus(tmp_path, (6, 5))
-    found = memory_settings(settings, manifest)
+    found = resolve(settings).utterances
     assert found is not None
-    assert UtteranceMemory(**found).version == 0
+    assert UtteranceMemory(**asdict(found)).version == 0
     with pytest.raises(ConfigError, match=r"method\.sampling=speaker: .* no labels of speaker and recording"):
-        memory_settings(settings, manifest.model_copy(update={"recordings": 0}))
+        job_of(settings, manifest.model_copy(update={"recordings": 0}))

@@ -74,13 +74,16 @@ def prepare(arguments: argparse.Namespace) -> int:
 
 def train(arguments: argparse.Namespace) -> int:
     """Trains, or goes on training."""
+    from rayssl.experiment.build import check_start
+    from rayssl.experiment.job import resolve
     from rayssl.runs.origin import origins, record
     from rayssl.runtime import train as runtime
 
     tree, experiment = _experiment(arguments)
-    manifest = runtime.check(experiment)
+    job = resolve(experiment)
+    check_start(job)
     record(experiment, origins(tree, arguments.overrides, experiment))
-    metrics = runtime.train(experiment, manifest)
+    metrics = runtime.train(job)
     print(
         f"{experiment.run}: trained to epoch {experiment.training.epochs}, loss {metrics.get('loss', float('nan')):.4f}"
     )

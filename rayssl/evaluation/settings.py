@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from rayssl import storage
 from rayssl.schema import Config
 
 
@@ -29,6 +30,12 @@ class VerificationConfig(Config):
     resamples: int = Field(1000, ge=0)
     actors: int = Field(1, ge=1)
     batch: int = Field(64, ge=1)
+
+    def located(self) -> VerificationConfig:
+        """The same with absolute paths."""
+        norm = self.as_norm and self.as_norm.model_copy(update={"cohort": storage.absolute(self.as_norm.cohort)})
+        places = {"corpus": storage.absolute(self.corpus), "trials": storage.absolute(self.trials)}
+        return self.model_copy(update={**places, "as_norm": norm})
 
 
 class FinetuneConfig(Config):
@@ -58,6 +65,10 @@ class ClassificationConfig(Config):
     resamples: int = Field(1000, ge=0)
     actors: int = Field(1, ge=1)
     batch: int = Field(64, ge=1)
+
+    def located(self) -> ClassificationConfig:
+        """The same with absolute paths."""
+        return self.model_copy(update={"corpus": storage.absolute(self.corpus)})
 
 
 def _task(given: Any) -> Any:

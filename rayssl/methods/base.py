@@ -1,21 +1,26 @@
 """The seam between a method and the loop: what goes in, what comes out, what is remembered.
 
-A method is an `nn.Module` whose ``forward`` is what DDP wraps. ``step`` gathers over ranks, calls the pure losses and
-says what the memory shall keep; it never touches the memory itself, so the loop can ask for the recall of the next
-batch while this one is still being computed.
+A method has two halves. Its `MethodConfig` says, without a network, what the method needs of a job: segments, labels, a
+memory. Its `Method` is an `nn.Module` whose ``forward`` is what DDP wraps; ``step`` gathers over ranks, calls the pure
+losses and says what the memory shall keep. It never touches the memory itself, so that the loop can ask for the recall
+of the next batch while this one is still being computed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from rayssl.batches.selection import Role
+from rayssl.errors import ConfigError
+from rayssl.memory.classes.settings import ClassSettings
+from rayssl.memory.utterances.settings import MemorySettings
 from rayssl.models.encoder import Encoder
-from rayssl.views.recipes import Segment
+from rayssl.registry import ComponentConfig, Configurable
+from rayssl.views.recipes import Segment, ViewsConfig
 
 Outputs: TypeAlias = dict[str, Tensor]
 
@@ -41,6 +46,27 @@ class Classes:
 
     names: tuple[str, ...]
     labelled: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class JobFacts:
+    """What a method is told of its job: sizes, and settings of other parts. No network is needed to know them.
+
+    ``corpus``: its URI, for messages; ``utterances``, ``speakers``, ``recordings``: how many it has; ``classes``: those
+    of the split in ``labels.split``; ``embedding_dim`` D of the encoder, ``joined``: whether it is two encoders side by
+    side. ``batch``: utterances of a step, of all ranks.
+    """
+
+    corpus: str
+    utterances: int
+    speakers: int
+    recordings: int
+    views: ViewsConfig
+    embedding_dim: int
+    batch: int
+    seed: int = 0
+    joined: bool = False
+    classes: Classes | None = None
 
 
 @dataclass(frozen=True)
@@ -114,9 +140,84 @@ class Step:
     counts: dict[str, Tensor] | None = None
 
 
-class Method(nn.Module):
-    """Base of all methods; ``encoder`` is what survives training."""
+class MethodConfig(ComponentConfig):
+    """The settings of a method, and what it needs of a job. Everything here is asked before there is a network."""
 
+    #: Which rows of a split the method's own stream has.
+    role: ClassVar[Role] = "all"
+
+    def segments(self, views: ViewsConfig, epoch: int) -> tuple[Segment, ...]:
+        """The segments cut from every utterance in ``epoch`` (from 0)."""
+        raise NotImplementedError
+
+    def labelled_segments(self, views: ViewsConfig, epoch: int) -> tuple[Segment, ...]:
+        """Those cut from the utterances of the labelled stream, under names of their own; none, no such stream."""
+        return ()
+
+    def fill_segments(self, views: ViewsConfig, epoch: int) -> tuple[Segment, ...]:
+        """Those for `Method.fill`, which a pass of inference calls before ``epoch``; none, no pass."""
+        return ()
+
+    @property
+    def learns_labels(self) -> bool:
+        """Whether it needs a split in ``labels.split``."""
+        return self.role != "all"
+
+    def recalls(self, epoch: int) -> bool:
+        """Whether `Method.step` uses a recall of the memory of utterances in ``epoch``."""
+        return False
+
+    def remembers(self, epoch: int) -> bool:
+        """Whether `Method.step` returns something for the memory of utterances in ``epoch``."""
+        return False
+
+    @property
+    def clusters_references(self) -> bool:
+        """Whether its memory is clustered, and so could be while training goes on."""
+        return False
+
+    @property
+    def starts_from(self) -> str | None:
+        """A run, or a checkpoint, whose weights `Method.pretrained` begins with."""
+        return None
+
+    def memory(self, facts: JobFacts) -> MemorySettings | ClassSettings | None:
+        """The memory that it needs, if any; where and in which precision it is kept is the job's to add.
+
+        Raises `ConfigError` for one that the corpus cannot fill.
+        """
+        return None
+
+    def positive_dim(self, embedding_dim: int) -> int:
+        """D_emb of `Method.positives`; raises `ConfigError` for a method that says nothing of its positives."""
+        raise ConfigError(
+            f"method.over.name={self.name}: says nothing of its positives (positive_dim, and positives and "
+            "with_positives of the method), so that SSPS cannot replace them; choose another method"
+        )
+
+    def positive_segments(self, views: ViewsConfig, epoch: int) -> tuple[Segment, ...]:
+        """Those of `segments` that `Method.positives_of` needs."""
+        return self.segments(views, epoch)
+
+    def check_training(self, *, epochs: int, epoch_steps: int, labels: bool) -> None:
+        """Raises ValueError, naming the key, for a training that the method does not go with.
+
+        ``epoch_steps``: 0 where an epoch is a pass over the corpus; ``labels``: whether ``labels`` is given.
+        """
+
+    def check(self, facts: JobFacts) -> None:
+        """Raises `ConfigError` or `CorpusError` for a corpus, split or encoder that the method cannot use."""
+
+    def build(self, encoder: Encoder, facts: JobFacts) -> Method:
+        """The method over ``encoder``: an instance of the class that has these settings as its ``Config``."""
+        made: Method = self._make(encoder, facts.views)
+        return made
+
+
+class Method(nn.Module, Configurable):
+    """Base of all methods; ``encoder`` is what survives training, ``config`` what it was made from."""
+
+    config: MethodConfig
     encoder: Encoder
 
     #: Where the encoder's entries are in the method's ``state_dict``.
@@ -125,16 +226,6 @@ class Method(nn.Module):
     head_prefix: str | None = None
     #: Of what `Step.counts` counts.
     class_names: tuple[str, ...] = ()
-    #: Which rows of a split the method's own stream has.
-    role: Role = "all"
-
-    def segments(self, epoch: int) -> tuple[Segment, ...]:
-        """The segments cut from every utterance in ``epoch`` (from 0)."""
-        raise NotImplementedError
-
-    def labelled_segments(self, epoch: int) -> tuple[Segment, ...]:
-        """Those cut from the utterances of the labelled stream, under names of their own; none, no such stream."""
-        return ()
 
     def forward(self, views: Views) -> Outputs:
         """Embeddings of the views, ``[B, D]`` each."""
@@ -152,10 +243,6 @@ class Method(nn.Module):
         """``[B, D_emb]``: of each utterance, what SSPS may give to another one as its positive. Not detached."""
         raise NotImplementedError
 
-    def positive_segments(self, epoch: int) -> tuple[Segment, ...]:
-        """Those of `segments` that `positives_of` needs."""
-        return self.segments(epoch)
-
     def positives_of(self, views: Views) -> Tensor:
         """`positives` of a pass of inference, which fills the memory of SSPS and needs nothing else."""
         return self.positives(self(views))
@@ -169,6 +256,11 @@ class Method(nn.Module):
         """What computes the references that SSPS clusters: the encoder, or its average where there is one."""
         return self.encoder
 
+    @property
+    def pretrained(self) -> nn.Module:
+        """The part that takes the weights of `MethodConfig.starts_from`."""
+        return self
+
     def before_update(self, epoch: int) -> None:
         """Called between backward and the optimiser's step, for instance to freeze a layer."""
 
@@ -178,20 +270,8 @@ class Method(nn.Module):
         ``progress``: the part of the whole training's steps that is done, above 0 and at most 1.
         """
 
-    def recalls(self, epoch: int) -> bool:
-        """Whether ``step`` uses a recall in ``epoch``."""
-        return False
-
-    def remembers(self, epoch: int) -> bool:
-        """Whether ``step`` returns something to remember in ``epoch``."""
-        return False
-
-    def fill_segments(self, epoch: int) -> tuple[Segment, ...]:
-        """The segments for `fill`, which a pass of inference over the corpus calls before ``epoch``; none, no pass."""
-        return ()
-
     def fill(self, views: Views) -> Remember:
-        """What the memory shall know of a batch before the epoch begins."""
+        """What the memory shall know of a batch before the epoch begins; see `MethodConfig.fill_segments`."""
         raise NotImplementedError
 
 

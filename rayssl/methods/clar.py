@@ -17,7 +17,7 @@ from rayssl import collectives
 from rayssl.errors import ConfigError
 from rayssl.losses.ntxent import ntxent
 from rayssl.losses.supcon import supcon
-from rayssl.methods.base import Batch, Classes, Outputs, Recalled, Step, View, Views, embed_together
+from rayssl.methods.base import Batch, Classes, JobFacts, Outputs, Recalled, Step, View, Views, embed_together
 from rayssl.methods.pair import PairConfig, PairMethod
 from rayssl.methods.semi import global_mean
 from rayssl.models.encoder import Encoder, Joined
@@ -41,23 +41,42 @@ class CLARConfig(PairConfig):
     labels: Literal["none", "cross_entropy", "supcon"] = "none"
     cross: bool = False
 
+    @property
+    def pair_recipe(self) -> Recipe:
+        """``recipe``."""
+        return self.recipe
 
-class CLAR(PairMethod):
-    """NT-Xent (Eq. 1) of the global batch and, with labels, a classifier over the encoder's embeddings (Eq. 3)."""
+    @property
+    def learns_labels(self) -> bool:
+        """With any ``labels``."""
+        return self.labels != "none"
 
-    def __init__(self, config: CLARConfig, encoder: Encoder, views: ViewsConfig, classes: Classes | None) -> None:
-        if config.cross != isinstance(encoder, Joined):
+    def check(self, facts: JobFacts) -> None:
+        """Raises `ConfigError` without the second encoder that ``cross`` needs, or the classes that ``labels`` does."""
+        if self.cross != facts.joined:
             raise ConfigError(
                 "method.cross: the cross form needs a second encoder in encoder.beside, and two encoders need it; "
                 "give both or neither"
             )
-        if config.labels != "none" and (classes is None or len(classes.names) < 2):
+        if self.labels != "none" and (facts.classes is None or len(facts.classes.names) < 2):
             raise ConfigError(
-                f"method.labels={config.labels}: needs a split of two labelled classes or more in labels.split; name "
+                f"method.labels={self.labels}: needs a split of two labelled classes or more in labels.split; name "
                 "one that `rayssl prepare` has made, or leave out method.labels"
             )
+
+    def build(self, encoder: Encoder, facts: JobFacts) -> CLAR:
+        """See `MethodConfig.build`."""
+        return CLAR(self, encoder, facts.views, facts.classes)
+
+
+class CLAR(PairMethod):
+    """NT-Xent (Eq. 1) of the global batch and, with labels, a classifier over the encoder's embeddings (Eq. 3)."""
+
+    Config = CLARConfig
+    config: CLARConfig
+
+    def __init__(self, config: CLARConfig, encoder: Encoder, views: ViewsConfig, classes: Classes | None) -> None:
         super().__init__(config, encoder, views)
-        self.config, self.recipe = config, config.recipe
         self.class_names = () if classes is None else classes.names
         self.other_projector: Projector | None = None
         if isinstance(encoder, Joined):

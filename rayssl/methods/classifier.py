@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from rayssl.batches.selection import Role
 from rayssl.methods.base import Batch, Outputs, Recalled, Step, Views
 from rayssl.methods.semi import Labelled, LabelledMethodConfig
-from rayssl.views.recipes import Recipe, Segment
+from rayssl.views.recipes import Recipe, Segment, ViewsConfig
 
 
 class ClassifierConfig(LabelledMethodConfig):
@@ -16,16 +16,18 @@ class ClassifierConfig(LabelledMethodConfig):
     name: Literal["classifier"] = "classifier"
     recipe: Recipe = "weak"
 
+    role: ClassVar[Role] = "labelled"
+
+    def segments(self, views: ViewsConfig, epoch: int) -> tuple[Segment, ...]:
+        """One view of each labelled clip."""
+        return (Segment(name="labelled", seconds=views.segment_s, recipe=self.recipe),)
+
 
 class ClassifierMethod(Labelled):
     """Cross-entropy over the classes of a split, with or without logit adjustment."""
 
-    role: Role = "labelled"
-
-    def segments(self, epoch: int) -> tuple[Segment, ...]:
-        """One view of each labelled clip."""
-        assert isinstance(self.settings, ClassifierConfig)
-        return (Segment(name="labelled", seconds=self.views.segment_s, recipe=self.settings.recipe),)
+    Config = ClassifierConfig
+    config: ClassifierConfig
 
     def forward(self, views: Views) -> Outputs:
         """``labelled``: logits ``[B, C]``."""

@@ -14,13 +14,28 @@ from pydantic import Field
 from torch import Tensor
 
 from rayssl.losses.pseudolabel import alignment, blend, blend_weights, semantic_logits
-from rayssl.methods.base import Batch, Classes, ClassRecall, ClassRemember, Outputs, Recalled, Step, Views
+from rayssl.memory.classes.settings import ClassSettings
+from rayssl.methods.base import Batch, ClassRecall, ClassRemember, JobFacts, Outputs, Recalled, Step, Views
 from rayssl.methods.semi import SemiConfig, SemiSupervised
-from rayssl.models.encoder import Encoder
-from rayssl.views.recipes import ViewsConfig
 
 
-class DASOConfig(SemiConfig):
+class PrototypicalConfig(SemiConfig):
+    """What methods with a memory of classes share: the ``queue`` (L) of features of each class, and the ``window`` of
+    steps over which predictions are counted.
+    """
+
+    queue: int = Field(256, ge=1)
+    window: int = Field(100, ge=1)
+
+    def memory(self, facts: JobFacts) -> ClassSettings:
+        """One prototype of each class, over features of the encoder."""
+        assert facts.classes is not None
+        return ClassSettings(
+            classes=len(facts.classes.names), dim=facts.embedding_dim, length=self.queue, window=self.window
+        )
+
+
+class DASOConfig(PrototypicalConfig):
     """DASO over FixMatch; with ``adjust`` also over logit adjustment.
 
     ``queue`` (L): features of each class that its prototype is the mean of; ``prototype_temperature`` (T_proto; above
@@ -30,12 +45,10 @@ class DASOConfig(SemiConfig):
     """
 
     name: Literal["daso"] = "daso"
-    queue: int = Field(256, ge=1)
     prototype_temperature: float = Field(0.05, gt=0)
     blend_temperature: float = Field(1.5, gt=0)
     align: float = Field(1.0, ge=0)
     warmup_steps: int = Field(5000, ge=0)
-    window: int = Field(100, ge=1)
 
 
 class Prototypical(SemiSupervised):
@@ -63,26 +76,25 @@ class Prototypical(SemiSupervised):
 class DASO(Prototypical):
     """L = L_cls + weight L_u + align L_align (Eq. 8), with pseudo-labels as in Eq. 5."""
 
-    def __init__(self, config: DASOConfig, encoder: Encoder, views: ViewsConfig, classes: Classes) -> None:
-        super().__init__(config, encoder, views, classes)
-        self.knobs = config
+    Config = DASOConfig
+    config: DASOConfig
 
     def step(self, out: Outputs, batch: Batch, recall: Recalled | None) -> Step:
         """The loss, and which class each weak view was given, confident or not: what the histogram counts."""
         assert isinstance(recall, ClassRecall)
-        knobs, present = self.knobs, recall.present
+        config, present = self.config, recall.present
         pseudo = p = out["weak"].detach().softmax(dim=1)
         aligned = p.new_zeros(())
-        q = self.semantic(out["weak_rows"].detach(), recall, knobs.prototype_temperature).softmax(dim=1)
-        if batch.step >= knobs.warmup_steps and bool(present.any()):
-            weights = blend_weights(recall.histogram.to(p.dtype), temperature=knobs.blend_temperature)
+        q = self.semantic(out["weak_rows"].detach(), recall, config.prototype_temperature).softmax(dim=1)
+        if batch.step >= config.warmup_steps and bool(present.any()):
+            weights = blend_weights(recall.histogram.to(p.dtype), temperature=config.blend_temperature)
             pseudo = blend(p, q, weights)
-            strong = self.semantic(out["strong_rows"], recall, knobs.prototype_temperature)
+            strong = self.semantic(out["strong_rows"], recall, config.prototype_temperature)
             aligned = alignment(strong, q, present)
         step = self.pseudo_step(out, batch, pseudo)
         assert step.counts is not None
         return Step(
-            step.loss + knobs.align * aligned,
+            step.loss + config.align * aligned,
             {**step.terms, "align": aligned.detach()},
             ClassRemember(counts=step.counts["predicted"]),
             # which of the two classifiers to believe is what the blend is about, from the first step on

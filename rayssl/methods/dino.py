@@ -4,7 +4,7 @@ another, longer one; no negatives.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -12,18 +12,29 @@ from torch import Tensor, nn
 
 from rayssl import collectives
 from rayssl.losses.dino import dino, entropy, mean_logits, moved_centre
-from rayssl.methods.base import Batch, Method, Outputs, Recall, Recalled, Step, View, Views, embed_together, replaced
+from rayssl.methods.base import (
+    Batch,
+    Method,
+    MethodConfig,
+    Outputs,
+    Recall,
+    Recalled,
+    Step,
+    View,
+    Views,
+    embed_together,
+    replaced,
+)
 from rayssl.models.encoder import Encoder
 from rayssl.models.heads import DinoHead, DinoHeadConfig
 from rayssl.models.teacher import average, frozen_copy, momentum_at
-from rayssl.schema import Config
 from rayssl.views.recipes import Segment, ViewsConfig
 
 _GLOBALS = ("global1", "global2")
 _TEACHER = ("teacher1", "teacher2")
 
 
-class DINOConfig(Config):
+class DINOConfig(MethodConfig):
     """Two global crops of ``views.segment_s``, which the teacher sees too, and ``locals`` local ones of ``local_s``.
 
     ``teacher_momentum`` rises to 1 along half a cosine over the training. The prototypes keep their initial values for
@@ -45,9 +56,35 @@ class DINOConfig(Config):
     store: Literal["bottleneck", "output"] = "bottleneck"
     evaluate: Literal["teacher", "student"] = "teacher"
 
+    @classmethod
+    def trial_settings(cls) -> dict[str, Any]:
+        """A head of a few thousand weights."""
+        return {"head": {"hidden": [32], "bottleneck": 16, "prototypes": 64}}
+
+    @property
+    def crops(self) -> tuple[str, ...]:
+        """Names of the segments, the global ones first."""
+        return (*_GLOBALS, *(f"local{number + 1}" for number in range(self.locals)))
+
+    def segments(self, views: ViewsConfig, epoch: int) -> tuple[Segment, ...]:
+        """The global crops, then the local ones, all distorted."""
+        return tuple(
+            Segment(
+                name=name,
+                seconds=views.segment_s if name in _GLOBALS else self.local_s,
+                recipe="distort",
+                disjoint=views.disjoint,
+            )
+            for name in self.crops
+        )
+
     def positive_dim(self, embedding_dim: int) -> int:
         """D_emb of `DINO.positives`."""
         return self.head.bottleneck if self.store == "bottleneck" else self.head.prototypes
+
+    def positive_segments(self, views: ViewsConfig, epoch: int) -> tuple[Segment, ...]:
+        """The first global crop."""
+        return self.segments(views, epoch)[:1]
 
 
 class Branch(nn.Module):
@@ -75,17 +112,18 @@ class DINO(Method):
     on the distorted crops, as published. ``centre`` is the average of its logits over the global batches so far.
     """
 
+    Config = DINOConfig
+    config: DINOConfig
     centre: Tensor
 
     def __init__(self, config: DINOConfig, encoder: Encoder, views: ViewsConfig) -> None:
         super().__init__()
         self.config = config
-        self.views = views
         self.student = Branch(encoder, DinoHead(config.head, encoder.embedding_dim))
         self.teacher = frozen_copy(self.student)
         self.register_buffer("centre", torch.zeros(config.head.prototypes))
         self.encoder_prefix = f"{config.evaluate}.encoder."
-        self._crops = (*_GLOBALS, *(f"local{number + 1}" for number in range(config.locals)))
+        self._crops = config.crops
 
     @property
     def encoder(self) -> Encoder:  # type: ignore[override]
@@ -96,19 +134,6 @@ class DINO(Method):
     def reference_encoder(self) -> Encoder:
         """The teacher's, whatever is evaluated."""
         return self.teacher.encoder
-
-    def segments(self, epoch: int) -> tuple[Segment, ...]:
-        """The global crops, then the local ones, all distorted."""
-        views, local_s = self.views, self.config.local_s
-        return tuple(
-            Segment(
-                name=name,
-                seconds=views.segment_s if name in _GLOBALS else local_s,
-                recipe="distort",
-                disjoint=views.disjoint,
-            )
-            for name in self._crops
-        )
 
     def forward(self, views: Views) -> Outputs:
         """The student's logits ``[B, K]`` under the crops' names; ``teacher1``, ``teacher2`` as they are stored."""
@@ -124,10 +149,6 @@ class DINO(Method):
     def positives(self, out: Outputs) -> Tensor:
         """What the teacher makes of the first global crop."""
         return out["teacher1"]
-
-    def positive_segments(self, epoch: int) -> tuple[Segment, ...]:
-        """The first global crop."""
-        return self.segments(epoch)[:1]
 
     def positives_of(self, views: Views) -> Tensor:
         """Without the student and the other crops."""

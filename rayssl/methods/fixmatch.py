@@ -17,6 +17,9 @@ class FixMatchConfig(SemiConfig):
 class FixMatch(SemiSupervised):
     """Pseudo-labels are the linear classifier's: ``p = softmax(f(weak))`` (Eq. 4)."""
 
+    Config = FixMatchConfig
+    config: FixMatchConfig
+
     def step(self, out: Outputs, batch: Batch, recall: Recalled | None) -> Step:
         """``L_cls + weight L_u``."""
         return self.pseudo_step(out, batch, out["weak"].detach().softmax(dim=1))

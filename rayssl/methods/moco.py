@@ -37,9 +37,11 @@ class MoCoConfig(PairConfig):
 class MoCo(PairMethod):
     """InfoNCE of queries over their own key and the queue; what survives training is the query encoder."""
 
+    Config = MoCoConfig
+    config: MoCoConfig
+
     def __init__(self, config: MoCoConfig, encoder: Encoder, views: ViewsConfig) -> None:
         super().__init__(config, encoder, views)
-        self.config = config
         self.key_encoder = frozen_copy(self.encoder)
         self.key_projector = frozen_copy(self.projector)
         self.queue = RowQueue(config.queue, self.embedding_dim)

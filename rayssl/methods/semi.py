@@ -6,7 +6,7 @@ as in the public code of FixMatch.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -18,15 +18,14 @@ from rayssl.batches.selection import Role
 from rayssl.errors import ConfigError
 from rayssl.losses.balance import adjusted_cross_entropy, log_prior
 from rayssl.losses.pseudolabel import consistency
-from rayssl.methods.base import Batch, Classes, Method, Outputs, Step, View, Views
+from rayssl.methods.base import Batch, Classes, JobFacts, Method, MethodConfig, Outputs, Step, View, Views
 from rayssl.models.encoder import Encoder
 from rayssl.models.heads import Classifier
 from rayssl.models.teacher import average, frozen_copy, warmed_momentum
-from rayssl.schema import Config
 from rayssl.views.recipes import Segment, ViewsConfig
 
 
-class LabelledMethodConfig(Config):
+class LabelledMethodConfig(MethodConfig):
     """``ema``: momentum of the averaged model; ``evaluate``: whose predictions count, the ``average``'s or those of the
     ``online`` model; ``adjust``: tau of logit adjustment by the labelled classes' frequencies, 0 for none.
     """
@@ -35,12 +34,39 @@ class LabelledMethodConfig(Config):
     evaluate: Literal["average", "online"] = "average"
     adjust: float = Field(0.0, ge=0)
 
+    def check(self, facts: JobFacts) -> None:
+        """Raises `ConfigError` for a split without two labelled classes."""
+        names = () if facts.classes is None else facts.classes.names
+        if len(names) < 2:
+            raise ConfigError(
+                "method.name: classification needs a split of two labelled classes or more, this one has "
+                f"{len(names)}; name one in labels.split that `rayssl prepare` has made"
+            )
+
+    def build(self, encoder: Encoder, facts: JobFacts) -> Labelled:
+        """See `MethodConfig.build`."""
+        made: Labelled = self._make(encoder, facts.classes)
+        return made
+
 
 class SemiConfig(LabelledMethodConfig):
     """``weight`` (lambda_u) of the pseudo-labels' loss; ``threshold``: the least confidence a pseudo-label needs."""
 
     weight: float = Field(1.0, ge=0)
     threshold: float = Field(0.95, ge=0, le=1)
+
+    role: ClassVar[Role] = "unlabelled"
+
+    def segments(self, views: ViewsConfig, epoch: int) -> tuple[Segment, ...]:
+        """Of unlabelled clips: the weak and the strong view, of the same stretch of time if the clip is no longer."""
+        return (
+            Segment(name="weak", seconds=views.segment_s, recipe="weak"),
+            Segment(name="strong", seconds=views.segment_s, recipe="strong"),
+        )
+
+    def labelled_segments(self, views: ViewsConfig, epoch: int) -> tuple[Segment, ...]:
+        """Of labelled clips: one weak view."""
+        return (Segment(name="labelled", seconds=views.segment_s, recipe="weak"),)
 
 
 class ClassifierModel(nn.Module):
@@ -55,15 +81,11 @@ class ClassifierModel(nn.Module):
 class Labelled(Method):
     """A classifier over the classes of a split, its average, and the loss of labelled rows."""
 
-    def __init__(self, config: LabelledMethodConfig, encoder: Encoder, views: ViewsConfig, classes: Classes) -> None:
+    config: LabelledMethodConfig
+
+    def __init__(self, config: LabelledMethodConfig, encoder: Encoder, classes: Classes) -> None:
         super().__init__()
-        if len(classes.names) < 2:
-            raise ConfigError(
-                f"method.name: classification needs a split of two labelled classes or more, this one has "
-                f"{len(classes.names)}; name one in labels.split that `rayssl prepare` has made"
-            )
-        self.settings = config
-        self.views = views
+        self.config = config
         self.classes, self.class_names = classes, classes.names
         self.model = ClassifierModel(encoder, len(classes.names))
         self.average = frozen_copy(self.model).eval()
@@ -78,7 +100,7 @@ class Labelled(Method):
     @property
     def encoder(self) -> Encoder:  # type: ignore[override]
         """The one that ``evaluate`` names."""
-        return self.average.encoder if self.settings.evaluate == "average" else self.model.encoder
+        return self.average.encoder if self.config.evaluate == "average" else self.model.encoder
 
     def train(self, mode: bool = True) -> Labelled:
         """The average stays in eval mode: it never sees a batch, and follows running statistics too."""
@@ -96,13 +118,13 @@ class Labelled(Method):
 
     def labelled_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy ``L_cls`` of ``logits [B, C]``, whose prior is adjusted where ``adjust`` says so."""
-        if self.settings.adjust:
-            return adjusted_cross_entropy(logits, labels, log_prior=self.log_prior, tau=self.settings.adjust)
+        if self.config.adjust:
+            return adjusted_cross_entropy(logits, labels, log_prior=self.log_prior, tau=self.config.adjust)
         return cross_entropy(logits, labels)
 
     def after_step(self, progress: float) -> None:
         """The average follows the model; its momentum rises as ``min(1 - 1 / (t + 1), ema)`` in the first steps t."""
-        average(self.average, self.model, warmed_momentum(self._updates, self.settings.ema), statistics=True)
+        average(self.average, self.model, warmed_momentum(self._updates, self.config.ema), statistics=True)
 
     def _began(self, batch: Batch) -> None:
         self._updates = batch.step
@@ -111,23 +133,7 @@ class Labelled(Method):
 class SemiSupervised(Labelled):
     """Labelled clips through one stream; weak and strong views of unlabelled ones through the other."""
 
-    role: Role = "unlabelled"
-
-    def __init__(self, config: SemiConfig, encoder: Encoder, views: ViewsConfig, classes: Classes) -> None:
-        super().__init__(config, encoder, views, classes)
-        self.config = config
-
-    def segments(self, epoch: int) -> tuple[Segment, ...]:
-        """Of unlabelled clips: the weak and the strong view, of the same stretch of time if the clip is no longer."""
-        seconds = self.views.segment_s
-        return (
-            Segment(name="weak", seconds=seconds, recipe="weak"),
-            Segment(name="strong", seconds=seconds, recipe="strong"),
-        )
-
-    def labelled_segments(self, epoch: int) -> tuple[Segment, ...]:
-        """Of labelled clips: one weak view."""
-        return (Segment(name="labelled", seconds=self.views.segment_s, recipe="weak"),)
+    config: SemiConfig
 
     def forward(self, views: Views) -> Outputs:
         """``labelled``, ``weak``, ``strong``: logits ``[B, C]``; ``weak_rows``, ``strong_rows``: embeddings."""

@@ -10,8 +10,6 @@ from rayssl import collectives
 from rayssl.losses.ntxent import ntxent
 from rayssl.methods.base import Batch, Outputs, Recalled, Step, Views, embed_together
 from rayssl.methods.pair import PairConfig, PairMethod
-from rayssl.models.encoder import Encoder
-from rayssl.views.recipes import ViewsConfig
 
 
 class SimCLRConfig(PairConfig):
@@ -24,9 +22,8 @@ class SimCLRConfig(PairConfig):
 class SimCLR(PairMethod):
     """NT-Xent (SSPS paper, Eq. 1) over anchors and positives of the global batch."""
 
-    def __init__(self, config: SimCLRConfig, encoder: Encoder, views: ViewsConfig) -> None:
-        super().__init__(config, encoder, views)
-        self.config = config
+    Config = SimCLRConfig
+    config: SimCLRConfig
 
     def forward(self, views: Views) -> Outputs:
         """``anchor`` and ``positive`` ``[B, D_emb]``."""

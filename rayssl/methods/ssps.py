@@ -8,28 +8,36 @@ ordinary positive stays.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch.nn.functional import normalize
 
+from rayssl import storage
 from rayssl.clustering.kmeans import Mode
-from rayssl.memory.utterances.settings import Sampling
-from rayssl.methods.base import Batch, Method, Outputs, Recall, Recalled, Remember, Step, View, Views
-from rayssl.methods.dino import DINOConfig
-from rayssl.methods.moco import MoCoConfig
+from rayssl.errors import ConfigError
+from rayssl.memory.utterances.settings import MemorySettings, Sampling
+from rayssl.methods.base import (
+    Batch,
+    JobFacts,
+    Method,
+    MethodConfig,
+    Outputs,
+    Recall,
+    Recalled,
+    Remember,
+    Step,
+    View,
+    Views,
+)
+from rayssl.methods.registry import AnyMethod
 from rayssl.methods.simclr import SimCLRConfig
-from rayssl.methods.swav import SwAVConfig
-from rayssl.methods.vicreg import VICRegConfig
 from rayssl.models.encoder import Encoder
-from rayssl.schema import Config
 from rayssl.views.recipes import Segment, ViewsConfig
 
-BaseConfig = Annotated[SimCLRConfig | DINOConfig | MoCoConfig | SwAVConfig | VICRegConfig, Field(discriminator="name")]
 
-
-class SSPSConfig(Config):
+class SSPSConfig(MethodConfig):
     """``over``: the method whose positives are replaced; ``start_epoch``: the first epoch (from 0) that replaces them.
 
     Sampling (``sampling: cluster``): with ``neighbours`` M = 0 an utterance of the anchor's own cluster (Eq. 3), with
@@ -50,7 +58,7 @@ class SSPSConfig(Config):
     """
 
     name: Literal["ssps"]
-    over: BaseConfig = SimCLRConfig()
+    over: AnyMethod = SimCLRConfig()
     start_epoch: int = Field(0, ge=0)
     start_from: str | None = None
     references: Literal["rolling", "fill"] = "rolling"
@@ -84,42 +92,139 @@ class SSPSConfig(Config):
             )
         return self
 
+    @property
+    def short_name(self) -> str:
+        """With what it wraps: ``ssps/simclr``."""
+        return f"{self.name}/{self.over.short_name}"
+
+    @classmethod
+    def trial_settings(cls) -> dict[str, Any]:
+        """It samples in the second epoch."""
+        return {"over": {"name": "simclr", "temperature": 0.2}, "start_epoch": 1, "clusters": 4}
+
+    def located(self) -> SSPSConfig:
+        """See `ComponentConfig.located`."""
+        start = self.start_from and storage.absolute(self.start_from)
+        return self.model_copy(update={"over": self.over.located(), "start_from": start})
+
+    def recalls(self, epoch: int) -> bool:
+        """From ``start_epoch`` on."""
+        return epoch >= self.start_epoch
+
+    def remembers(self, epoch: int) -> bool:
+        """One epoch earlier, so that every utterance has a reference when the first clustering begins."""
+        return epoch >= self.start_epoch - 1
+
+    def segments(self, views: ViewsConfig, epoch: int) -> tuple[Segment, ...]:
+        """The wrapped method's segments and, where references roll, the longer undistorted reference."""
+        segments = self.over.segments(views, epoch)
+        if self.remembers(epoch) and self.references == "rolling":
+            segments += (_reference_segment(views),)
+        return segments
+
+    def fill_segments(self, views: ViewsConfig, epoch: int) -> tuple[Segment, ...]:
+        """Reference and positives where nothing has been remembered yet, the reference where only that is renewed."""
+        if epoch == 0 and self.start_from is not None:
+            return (*self.over.positive_segments(views, epoch), _reference_segment(views))
+        return (_reference_segment(views),) if self.recalls(epoch) and self.references == "fill" else ()
+
+    @property
+    def clusters_references(self) -> bool:
+        """Where it samples by clusters."""
+        return self.sampling in ("cluster", "centroid")
+
+    @property
+    def starts_from(self) -> str | None:
+        """``start_from``."""
+        return self.start_from
+
+    def check_training(self, *, epochs: int, epoch_steps: int, labels: bool) -> None:
+        """SSPS must start before the training ends, and remembers a whole corpus, pass by pass."""
+        if self.over.learns_labels:
+            raise ValueError(
+                f"method.over.name={self.over.name}: learns from labels of a split, and SSPS remembers the whole "
+                "corpus; choose a method without labels"
+            )
+        if labels:
+            raise ValueError("labels: SSPS remembers the whole corpus, not what a split has of it; leave it out")
+        if epoch_steps:
+            raise ValueError("training.epoch_steps: SSPS clusters between passes over the corpus; leave it out")
+        if self.start_epoch >= epochs:
+            raise ValueError(
+                f"method.start_epoch={self.start_epoch} is not before training.epochs={epochs}: "
+                "SSPS would never start; lower the one or raise the other"
+            )
+        self.over.check_training(epochs=epochs, epoch_steps=epoch_steps, labels=labels)
+
+    def check(self, facts: JobFacts) -> None:
+        """Raises `ConfigError` for a method without positives; see `MethodConfig.check`."""
+        self.over.check(facts)
+        self.over.positive_dim(facts.embedding_dim)
+
+    def memory(self, facts: JobFacts) -> MemorySettings:
+        """References of every utterance and a queue of positives; raises `ConfigError` where they do not fit."""
+        # before the first clustering: the last rows of an epoch are left out, but not of a pass that fills the memory
+        whole = self.references == "fill" or self.start_from is not None
+        seen = facts.utterances - (0 if whole else facts.utterances % facts.batch)
+        if self.sampling == "speaker" and not (facts.speakers and facts.recordings):
+            raise ConfigError(f"method.sampling=speaker: {facts.corpus} has no labels of speaker and recording")
+        if self.clusters_references and not self.neighbours < self.clusters <= seen:
+            raise ConfigError(
+                f"method.clusters={self.clusters} must be above method.neighbours={self.neighbours} and at most the "
+                f"{seen} of {facts.utterances} utterances of {facts.corpus} in an epoch of batches of {facts.batch}"
+            )
+        dim, width = facts.embedding_dim, self.over.positive_dim(facts.embedding_dim)
+        if self.sampling == "centroid" and width != dim:
+            raise ConfigError(
+                f"method.sampling=centroid: centroids have the encoder's {dim} dimensions, positives of "
+                f"{self.over.name} {width}; leave out its projector, or sample otherwise"
+            )
+        return MemorySettings(
+            utterances=facts.utterances,
+            reference_dim=dim,
+            positive_dim=width,
+            queue=self.queue or facts.utterances,
+            clusters=max(1, self.clusters),
+            neighbours=self.neighbours,
+            sampling=self.sampling,
+            iterations=self.iterations,
+            kmeans=self.kmeans,
+            seed=facts.seed,
+            skip_empty=self.skip_empty,
+            whiten=self.whiten,
+            warm_start=self.warm_start,
+        )
+
+    def build(self, encoder: Encoder, facts: JobFacts) -> SSPS:
+        """See `MethodConfig.build`."""
+        return SSPS(self, self.over.build(encoder, facts))
+
+
+def _reference_segment(views: ViewsConfig) -> Segment:
+    return Segment(name="reference", seconds=views.reference_s)
+
 
 class SSPS(Method):
     """Wraps ``base``, which says what its positives are and how others take their place, detached (Eq. 6)."""
 
-    def __init__(self, config: SSPSConfig, base: Method, views: ViewsConfig) -> None:
+    Config = SSPSConfig
+    config: SSPSConfig
+
+    def __init__(self, config: SSPSConfig, base: Method) -> None:
         super().__init__()
         self.config = config
         self.base = base
         self.encoder_prefix = "base." + base.encoder_prefix
-        self.views = views
 
     @property
     def encoder(self) -> Encoder:  # type: ignore[override]
         """The wrapped method's encoder."""
         return self.base.encoder
 
-    def recalls(self, epoch: int) -> bool:
-        """From ``start_epoch`` on."""
-        return epoch >= self.config.start_epoch
-
-    def remembers(self, epoch: int) -> bool:
-        """One epoch earlier, so that every utterance has a reference when the first clustering begins."""
-        return epoch >= self.config.start_epoch - 1
-
-    def segments(self, epoch: int) -> tuple[Segment, ...]:
-        """The base method's segments and, where references roll, the longer undistorted reference."""
-        segments = self.base.segments(epoch)
-        if self.remembers(epoch) and self.config.references == "rolling":
-            segments += (self._reference_segment(),)
-        return segments
-
-    def fill_segments(self, epoch: int) -> tuple[Segment, ...]:
-        """Reference and positives where nothing has been remembered yet, the reference where only that is renewed."""
-        if epoch == 0 and self.config.start_from is not None:
-            return (*self.base.positive_segments(epoch), self._reference_segment())
-        return (self._reference_segment(),) if self.recalls(epoch) and self.config.references == "fill" else ()
+    @property
+    def pretrained(self) -> Method:
+        """The wrapped method."""
+        return self.base
 
     @torch.no_grad()
     def fill(self, views: Views) -> Remember:
@@ -142,7 +247,7 @@ class SSPS(Method):
         if recall is not None:
             out = self.base.with_positives(out, recall)
         step = self.base.step(out, batch, None)
-        remember = Remember(out.get("reference"), own.detach()) if self.remembers(batch.epoch) else None
+        remember = Remember(out.get("reference"), own.detach()) if self.config.remembers(batch.epoch) else None
         return Step(step.loss, step.terms, remember)
 
     def before_update(self, epoch: int) -> None:
@@ -152,9 +257,6 @@ class SSPS(Method):
     def after_step(self, progress: float) -> None:
         """The base method's."""
         self.base.after_step(progress)
-
-    def _reference_segment(self) -> Segment:
-        return Segment(name="reference", seconds=self.views.reference_s)
 
     @torch.no_grad()
     def _reference(self, view: View) -> torch.Tensor:

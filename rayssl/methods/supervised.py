@@ -8,38 +8,47 @@ from pydantic import Field
 from torch.nn.functional import cross_entropy
 
 from rayssl.errors import ConfigError, CorpusError
-from rayssl.methods.base import Batch, Method, Outputs, Recalled, Step, Views
+from rayssl.methods.base import Batch, JobFacts, Method, MethodConfig, Outputs, Recalled, Step, Views
 from rayssl.models.encoder import Encoder
 from rayssl.models.heads import AamHead
-from rayssl.schema import Config
 from rayssl.views.recipes import Segment, ViewsConfig
 
 
-class SupervisedConfig(Config):
+class SupervisedConfig(MethodConfig):
     """AAM-softmax: ``margin`` in radians, ``scale`` of the cosine logits."""
 
     name: Literal["supervised"] = "supervised"
     margin: float = Field(0.2, ge=0, lt=1.5)
     scale: float = Field(30.0, gt=0)
 
+    def segments(self, views: ViewsConfig, epoch: int) -> tuple[Segment, ...]:
+        """One distorted segment."""
+        return (Segment(name="anchor", seconds=views.segment_s, recipe="distort"),)
+
+    def check(self, facts: JobFacts) -> None:
+        """Raises `ConfigError` for a corpus without two speakers."""
+        if facts.speakers < 2:
+            raise ConfigError(
+                "method.name: 'supervised' needs a corpus with speaker labels, this one has "
+                f"{facts.speakers} speakers; prepare it with speakers, or choose a self-supervised method"
+            )
+
+    def build(self, encoder: Encoder, facts: JobFacts) -> Supervised:
+        """See `MethodConfig.build`."""
+        return Supervised(self, encoder, facts.speakers)
+
 
 class Supervised(Method):
     """Cross-entropy over the training speakers; needs a corpus in which every utterance has a speaker."""
 
-    def __init__(self, config: SupervisedConfig, encoder: Encoder, views: ViewsConfig, speakers: int) -> None:
-        if speakers < 2:
-            raise ConfigError(
-                f"method.name: 'supervised' needs a corpus with speaker labels, this one has {speakers} speakers; "
-                "prepare it with speakers, or choose a self-supervised method"
-            )
+    Config = SupervisedConfig
+    config: SupervisedConfig
+
+    def __init__(self, config: SupervisedConfig, encoder: Encoder, speakers: int) -> None:
         super().__init__()
-        self.views = views
+        self.config = config
         self.encoder = encoder
         self.head = AamHead(encoder.embedding_dim, speakers, margin=config.margin, scale=config.scale)
-
-    def segments(self, epoch: int) -> tuple[Segment, ...]:
-        """One distorted segment."""
-        return (Segment(name="anchor", seconds=self.views.segment_s, recipe="distort"),)
 
     def forward(self, views: Views) -> Outputs:
         """``anchor`` ``[B, D]``."""

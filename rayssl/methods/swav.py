@@ -41,9 +41,11 @@ class SwAVConfig(PairConfig):
 class SwAV(PairMethod):
     """Swapped prediction over two views, with codes over the global batch."""
 
+    Config = SwAVConfig
+    config: SwAVConfig
+
     def __init__(self, config: SwAVConfig, encoder: Encoder, views: ViewsConfig) -> None:
         super().__init__(config, encoder, views)
-        self.config = config
         self.prototypes = Prototypes(self.embedding_dim, config.prototypes)
         # each row of an anchor and its positive
         self.queue = RowQueue(config.queue, 2 * self.embedding_dim) if config.queue else None

@@ -13,14 +13,12 @@ from pydantic import Field
 
 from rayssl import collectives
 from rayssl.losses.aggregation import joint, mutual_information
-from rayssl.methods.base import Batch, Classes, ClassRecall, Outputs, Recalled, Step, Views
-from rayssl.methods.daso import Prototypical
-from rayssl.methods.semi import SemiConfig
-from rayssl.models.encoder import Encoder
+from rayssl.methods.base import Batch, ClassRecall, Outputs, Recalled, Step, Views
+from rayssl.methods.daso import Prototypical, PrototypicalConfig
 from rayssl.views.recipes import Segment, ViewsConfig
 
 
-class USADTMConfig(SemiConfig):
+class USADTMConfig(PrototypicalConfig):
     """``temperature`` of the cosines to templates; ``queue``: labelled features of each class that make its template;
     ``aggregation``: weight of the mutual information of the undistorted, weak and strong view (T-MI), 0 for none (it
     costs a third pass, and classes cubed).
@@ -28,22 +26,19 @@ class USADTMConfig(SemiConfig):
 
     name: Literal["usadtm"] = "usadtm"
     temperature: float = Field(0.05, gt=0)
-    queue: int = Field(256, ge=1)
     aggregation: float = Field(0.1, ge=0)
-    window: int = Field(100, ge=1)
+
+    def segments(self, views: ViewsConfig, epoch: int) -> tuple[Segment, ...]:
+        """The weak and the strong view and, for the aggregation, the clip as it is."""
+        plain = Segment(name="plain", seconds=views.segment_s)
+        return (*super().segments(views, epoch), *((plain,) if self.aggregation else ()))
 
 
 class USADTM(Prototypical):
     """``L_cls + weight L_u - aggregation I``, with pseudo-labels ``q = softmax(cos(z_weak, templates) / T)``."""
 
-    def __init__(self, config: USADTMConfig, encoder: Encoder, views: ViewsConfig, classes: Classes) -> None:
-        super().__init__(config, encoder, views, classes)
-        self.knobs = config
-
-    def segments(self, epoch: int) -> tuple[Segment, ...]:
-        """The weak and the strong view and, for the aggregation, the clip as it is."""
-        plain = Segment(name="plain", seconds=self.views.segment_s)
-        return (*super().segments(epoch), *((plain,) if self.knobs.aggregation else ()))
+    Config = USADTMConfig
+    config: USADTMConfig
 
     def forward(self, views: Views) -> Outputs:
         """As `Prototypical.forward`, and ``plain``: logits of the undistorted view."""
@@ -56,14 +51,14 @@ class USADTM(Prototypical):
         """The loss; before there is any template no pseudo-label is confident."""
         assert isinstance(recall, ClassRecall)
         if bool(recall.present.any()):
-            pseudo = self.semantic(out["weak_rows"].detach(), recall, self.knobs.temperature).softmax(dim=1)
+            pseudo = self.semantic(out["weak_rows"].detach(), recall, self.config.temperature).softmax(dim=1)
         else:
             pseudo = torch.full_like(out["weak"], 1 / out["weak"].shape[1]).detach()
         step = self.pseudo_step(out, batch, pseudo)
-        if not self.knobs.aggregation:
+        if not self.config.aggregation:
             return step
         views = [out[name].softmax(dim=1) for name in ("plain", "weak", "strong")]
         together = collectives.sum_over_ranks(joint(*views)) / collectives.world()
         information = mutual_information(together)
         terms = {**step.terms, "information": information.detach()}
-        return Step(step.loss - self.knobs.aggregation * information, terms, step.remember, step.counts)
+        return Step(step.loss - self.config.aggregation * information, terms, step.remember, step.counts)

@@ -10,9 +10,7 @@ from rayssl import collectives
 from rayssl.losses.vicreg import vicreg
 from rayssl.methods.base import Batch, Outputs, Recalled, Step, Views, embed_together
 from rayssl.methods.pair import PairConfig, PairMethod
-from rayssl.models.encoder import Encoder
 from rayssl.models.heads import ProjectorConfig
-from rayssl.views.recipes import ViewsConfig
 
 
 class VICRegConfig(PairConfig):
@@ -31,9 +29,8 @@ class VICRegConfig(PairConfig):
 class VICReg(PairMethod):
     """Invariance of two views, variance and covariance over the global batch."""
 
-    def __init__(self, config: VICRegConfig, encoder: Encoder, views: ViewsConfig) -> None:
-        super().__init__(config, encoder, views)
-        self.config = config
+    Config = VICRegConfig
+    config: VICRegConfig
 
     def forward(self, views: Views) -> Outputs:
         """``anchor`` and ``positive`` ``[B, D_emb]``, float32: also where ranks exchange them."""

@@ -13,9 +13,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rayssl.models.base import Backbone, BackboneConfig
 from rayssl.models.norm import BatchNorm1d
 from rayssl.models.statistics import attended_moments, moments
-from rayssl.schema import Config
 
 _DILATIONS = (2, 3, 4)
 # On a CPU a batched product takes about 3/4 of a short convolution's time, as long as the weight's gradient, which it
@@ -23,7 +23,7 @@ _DILATIONS = (2, 3, 4)
 _LARGEST_REPEATED = 1 << 22
 
 
-class EcapaConfig(Config):
+class EcapaConfig(BackboneConfig):
     """Published sizes: ``channels`` 512 or 1024.
 
     ``mfa_channels`` is 3 * ``channels`` where not given, as in most public code; the paper has 1536 at both sizes.
@@ -44,9 +44,10 @@ class EcapaConfig(Config):
         return self
 
 
-class Ecapa(nn.Module):
+class Ecapa(Backbone):
     """``[B, F, T]`` features to ``[B, embedding_dim]``; T must exceed 4 frames (the reflection at the ends)."""
 
+    Config = EcapaConfig
     least_frames = max(_DILATIONS) + 1
 
     def __init__(self, config: EcapaConfig, features: int) -> None:

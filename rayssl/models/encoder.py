@@ -2,43 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Sequence
 
 import torch
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
-from rayssl.models.ecapa import Ecapa, EcapaConfig
-from rayssl.models.fast_resnet34 import FastResnet34, FastResnet34Config
-from rayssl.models.frontends import FeatureMask, FeatureMaskConfig, LogMel, LogMelConfig, Raw, RawConfig
+from rayssl.models.ecapa import EcapaConfig
+from rayssl.models.frontends import FeatureMask, FeatureMaskConfig, LogMelConfig
 from rayssl.models.norm import set_sync
-from rayssl.models.resnet1d import Resnet1d, Resnet1dConfig
-from rayssl.models.resnet2d import Resnet2d, Resnet2dConfig
-from rayssl.models.spectrum import Spectrum, SpectrumConfig
+from rayssl.models.registry import BACKBONES, FRONTENDS, AnyBackbone, AnyFrontend
+from rayssl.registry import ComponentConfig
 from rayssl.schema import Config
-
-
-def _frontend_name(given: Any) -> Any:
-    """What tells frontends apart: their name, "logmel" where none is given, as there once was no other."""
-    return given.get("name", "logmel") if isinstance(given, dict) else getattr(given, "name", "logmel")
-
-
-FrontendConfig = Annotated[
-    Annotated[LogMelConfig, Tag("logmel")]
-    | Annotated[RawConfig, Tag("raw")]
-    | Annotated[SpectrumConfig, Tag("spectrum")],
-    Discriminator(_frontend_name),
-]
-BackboneConfig = Annotated[
-    EcapaConfig | FastResnet34Config | Resnet1dConfig | Resnet2dConfig, Field(discriminator="name")
-]
-
-# By frontend: bands over time, samples over time, channels of bands over time
-_FITTING: dict[str, tuple[str, ...]] = {
-    "logmel": ("ecapa", "fast_resnet34", "resnet2d"),
-    "raw": ("resnet1d",),
-    "spectrum": ("resnet2d",),
-}
 
 
 class EncoderConfig(Config):
@@ -47,9 +22,9 @@ class EncoderConfig(Config):
     embedding is appended to the first one's.
     """
 
-    frontend: FrontendConfig = LogMelConfig()
+    frontend: AnyFrontend = LogMelConfig()
     masks: FeatureMaskConfig = FeatureMaskConfig()
-    backbone: BackboneConfig = EcapaConfig()
+    backbone: AnyBackbone = EcapaConfig()
     beside: EncoderConfig | None = None
 
     @property
@@ -59,19 +34,32 @@ class EncoderConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> EncoderConfig:
-        features, network = self.frontend.name, self.backbone.name
-        if network not in _FITTING[features]:
-            others = [name for name, networks in _FITTING.items() if network in networks]
+        features, network = self.frontend, self.backbone
+        if features.layout not in network.layouts:
+            ours = [each for each in map(BACKBONES.find, BACKBONES.builtin) if features.layout in each.layouts]
+            others = [each for each in map(FRONTENDS.find, FRONTENDS.builtin) if each.layout in network.layouts]
             raise ValueError(
-                f"encoder.frontend.name={features} does not fit encoder.backbone.name={network}: {features} goes with "
-                f"{_either(_FITTING[features])}, {network} with {_either(others)}"
+                f"encoder.frontend.name={features.name} does not fit encoder.backbone.name={network.name}: "
+                f"{features.short_name} goes with {_either(ours)}, {network.short_name} with {_either(others)}"
             )
-        if features == "raw" and self.masks.p > 0:
+        if features.layout == "samples" and self.masks.p > 0:
             raise ValueError(
-                f"encoder.masks.p={self.masks.p:g}: masks cover bands and frames, which encoder.frontend.name=raw does "
-                "not have; leave encoder.masks out"
+                f"encoder.masks.p={self.masks.p:g}: masks cover bands and frames, which encoder.frontend.name="
+                f"{features.name} does not have; leave encoder.masks out"
             )
         return self
+
+    def located(self) -> EncoderConfig:
+        """The same with absolute paths; see `rayssl.registry.ComponentConfig.located`."""
+        beside = None if self.beside is None else self.beside.located()
+        changes = {"frontend": self.frontend.located(), "backbone": self.backbone.located(), "beside": beside}
+        return self.model_copy(update=changes)
+
+    def check(self, rate: int) -> None:
+        """Raises `ConfigError` for settings that do not fit audio at ``rate`` Hz."""
+        self.frontend.check(rate)
+        if self.beside is not None:
+            self.beside.check(rate)
 
 
 class Encoder(nn.Module):
@@ -82,9 +70,9 @@ class Encoder(nn.Module):
 
     def __init__(self, config: EncoderConfig, rate: int) -> None:
         super().__init__()
-        self.frontend = _build_frontend(config.frontend, rate)
+        self.frontend = config.frontend.build(rate)
         self.masks = FeatureMask(config.masks)
-        self.backbone = _build_backbone(config)
+        self.backbone = config.backbone.build(config.frontend)
         self.embedding_dim = config.backbone.embedding_dim
         self.minimum_samples = self.frontend.samples_for(self.backbone.least_frames)
 
@@ -94,7 +82,8 @@ class Encoder(nn.Module):
         if keys is not None and self.training:
             features = self.masks(features, keys)
         # Losses compare embeddings at temperatures of a few hundredths: not in bfloat16
-        return self.backbone(features).float()  # type: ignore[no-any-return]
+        embedding: Tensor = self.backbone(features)
+        return embedding.float()
 
 
 class Joined(Encoder):
@@ -120,24 +109,7 @@ def build_encoder(config: EncoderConfig, rate: int = 16000, sync_batchnorm: bool
     return encoder
 
 
-def _build_frontend(config: LogMelConfig | RawConfig | SpectrumConfig, rate: int) -> LogMel | Raw | Spectrum:
-    if isinstance(config, RawConfig):
-        return Raw(config)
-    return Spectrum(config, rate) if isinstance(config, SpectrumConfig) else LogMel(config, rate)
-
-
-def _build_backbone(config: EncoderConfig) -> Ecapa | FastResnet34 | Resnet1d | Resnet2d:
-    frontend, backbone = config.frontend, config.backbone
-    if isinstance(backbone, Resnet1dConfig):
-        return Resnet1d(backbone)
-    if isinstance(backbone, Resnet2dConfig):
-        return Resnet2d(backbone, channels=3 if isinstance(frontend, SpectrumConfig) else 1)
-    assert isinstance(frontend, LogMelConfig), "EncoderConfig lets no other through"
-    if isinstance(backbone, EcapaConfig):
-        return Ecapa(backbone, frontend.n_mels)
-    return FastResnet34(backbone, frontend.n_mels)
-
-
-def _either(names: list[str] | tuple[str, ...]) -> str:
+def _either(models: Sequence[type[ComponentConfig]]) -> str:
+    names = [str(model.model_fields["name"].default) for model in models] or ["no other of ours"]
     *rest, last = names
     return f"{', '.join(rest)} or {last}" if rest else last

@@ -12,13 +12,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rayssl.models.base import Backbone, BackboneConfig
 from rayssl.models.norm import BatchNorm2d
-from rayssl.schema import Config
 
 _STAGES = ((3, 1, 1), (4, 2, 2), (6, 4, 2), (3, 8, 1))  # blocks, multiple of `channels`, stride
 
 
-class FastResnet34Config(Config):
+class FastResnet34Config(BackboneConfig):
     """``pooling`` "sap" (attention-weighted mean) or "asp" (mean and deviation); ``squeeze_excitation`` is an extra."""
 
     name: Literal["fast_resnet34"] = "fast_resnet34"
@@ -28,9 +28,10 @@ class FastResnet34Config(Config):
     squeeze_excitation: bool = False
 
 
-class FastResnet34(nn.Module):
+class FastResnet34(Backbone):
     """``[B, F, T]`` features to ``[B, embedding_dim]``."""
 
+    Config = FastResnet34Config
     least_frames = 1
 
     def __init__(self, config: FastResnet34Config, features: int) -> None:

@@ -5,7 +5,7 @@ Features are always computed in float32: in bfloat16 the logarithm of a quiet ba
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torchaudio.functional import melscale_fbanks
 
 from rayssl.errors import ConfigError
+from rayssl.models.base import Frontend, FrontendConfig, Layout
 from rayssl.random.draws_torch import uniform_torch
 from rayssl.schema import Config
 
@@ -21,7 +22,7 @@ from rayssl.schema import Config
 _APPLY, _FREQ_WIDTH, _FREQ_START, _TIME_WIDTH, _TIME_START = range(300, 305)
 
 
-class LogMelConfig(Config):
+class LogMelConfig(FrontendConfig):
     """``n_mels`` bands between ``f_min`` and ``f_max`` Hz; ``win_ms`` windows every ``hop_ms``; see `LogMel`."""
 
     name: Literal["logmel"] = "logmel"
@@ -33,24 +34,35 @@ class LogMelConfig(Config):
     f_max: float = Field(default=7600.0, gt=0.0)
     normalise: bool = True
 
+    @property
+    def features(self) -> int:
+        """``n_mels``."""
+        return self.n_mels
 
-class LogMel(nn.Module):
+    def check(self, rate: int) -> None:
+        """Raises `ConfigError` where the window or the bands do not fit ``rate`` Hz."""
+        win = round(rate * self.win_ms / 1000)
+        if win > self.n_fft:
+            given = f"{self.n_fft} is shorter than the window of {win} samples"
+            raise ConfigError(f"'encoder.frontend.n_fft': {given}; raise it")
+        check_band(self.f_min, self.f_max, rate)
+
+
+class LogMel(Frontend):
     """``log(P + 1e-6)`` of the mel-band powers ``P`` (Hamming window, centred frames).
 
     ``normalise`` subtracts each band's mean over the utterance's frames, which removes a fixed channel's colour. The
     module holds no parameters and no saved state. Raises `ConfigError` where the bands do not fit ``rate`` (Hz).
     """
 
+    Config = LogMelConfig
     window: Tensor
     filters: Tensor
 
     def __init__(self, config: LogMelConfig, rate: int) -> None:
         super().__init__()
+        config.check(rate)
         win, hop = round(rate * config.win_ms / 1000), round(rate * config.hop_ms / 1000)
-        if win > config.n_fft:
-            given = f"{config.n_fft} is shorter than the window of {win} samples"
-            raise ConfigError(f"'encoder.frontend.n_fft': {given}; raise it")
-        check_band(config.f_min, config.f_max, rate)
         self.n_mels, self.n_fft, self.hop = config.n_mels, config.n_fft, hop
         self.normalise = config.normalise
         before = (config.n_fft - win) // 2
@@ -79,20 +91,24 @@ class LogMel(nn.Module):
         return max(self.n_fft // 2 + 1, (frames - 1) * self.hop)
 
 
-class RawConfig(Config):
+class RawConfig(FrontendConfig):
     """Samples as they are, or with ``normalise`` of mean 0 and variance 1; see `Raw`."""
 
     name: Literal["raw"] = "raw"
     normalise: bool = True
 
+    layout: ClassVar[Layout] = "samples"
 
-class Raw(nn.Module):
+
+class Raw(Frontend):
     """Samples as one channel; ``normalise`` makes an utterance's mean 0 and its variance 1, so that no gain counts.
 
     A constant utterance becomes zeros.
     """
 
-    def __init__(self, config: RawConfig) -> None:
+    Config = RawConfig
+
+    def __init__(self, config: RawConfig, rate: int = 16000) -> None:
         super().__init__()
         self.normalise = config.normalise
 

@@ -10,21 +10,21 @@ network has the size of its twin over spectra. In all, 1024 samples or 64 ms at 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rayssl.models.base import Backbone, BackboneConfig, Layout
 from rayssl.models.norm import BatchNorm1d
 from rayssl.models.pooling import pool_time
-from rayssl.schema import Config
 
 _STEM, _KERNEL, _STRIDE = 80, 9, 4
 
 
-class Resnet1dConfig(Config):
+class Resnet1dConfig(BackboneConfig):
     """``blocks`` of each stage, ``width`` channels in the first and twice as many in each that follows.
 
     A linear layer to ``embedding_dim`` stands at the end only where the last stage has another width, 8 * ``width``.
@@ -35,16 +35,19 @@ class Resnet1dConfig(Config):
     embedding_dim: int = Field(default=512, ge=1)
     blocks: list[Annotated[int, Field(ge=1)]] = Field(default=[2, 2, 2, 2], min_length=4, max_length=4)
 
+    layouts: ClassVar[tuple[Layout, ...]] = ("samples",)
 
-class Resnet1d(nn.Module):
+
+class Resnet1d(Backbone):
     """``[B, 1, T]`` samples to ``[B, embedding_dim]``; T of 4 at least."""
 
+    Config = Resnet1dConfig
     least_frames = _STEM - 2 * ((_STEM - _STRIDE) // 2)  # of the input: samples
 
-    def __init__(self, config: Resnet1dConfig) -> None:
+    def __init__(self, config: Resnet1dConfig, channels: int = 1) -> None:
         super().__init__()
         width = config.width
-        self.stem = nn.Conv1d(1, width, _STEM, stride=_STRIDE, padding=(_STEM - _STRIDE) // 2, bias=False)
+        self.stem = nn.Conv1d(channels, width, _STEM, stride=_STRIDE, padding=(_STEM - _STRIDE) // 2, bias=False)
         self.stem_norm = BatchNorm1d(width)
         blocks: list[nn.Module] = []
         for stage, count in enumerate(config.blocks):

@@ -5,20 +5,20 @@ The same function, for the same weights, as torchvision's `resnet18` without its
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rayssl.models.base import Backbone, BackboneConfig, FrontendConfig, Layout
 from rayssl.models.fast_resnet34 import Basic
 from rayssl.models.norm import BatchNorm2d
 from rayssl.models.pooling import pool_plane
-from rayssl.schema import Config
 
 
-class Resnet2dConfig(Config):
+class Resnet2dConfig(BackboneConfig):
     """``blocks`` of each stage, ``width`` channels in the first and twice as many in each that follows.
 
     A linear layer to ``embedding_dim`` stands at the end only where the last stage has another width, 8 * ``width``.
@@ -29,10 +29,17 @@ class Resnet2dConfig(Config):
     embedding_dim: int = Field(default=512, ge=1)
     blocks: list[Annotated[int, Field(ge=1)]] = Field(default=[2, 2, 2, 2], min_length=4, max_length=4)
 
+    layouts: ClassVar[tuple[Layout, ...]] = ("bands", "planes")
 
-class Resnet2d(nn.Module):
+    def build(self, frontend: FrontendConfig) -> Resnet2d:
+        """Bands over time are one channel of a plane."""
+        return Resnet2d(self, channels=frontend.features if frontend.layout == "planes" else 1)
+
+
+class Resnet2d(Backbone):
     """``[B, channels, F, T]``, or ``[B, F, T]`` as one channel, to ``[B, embedding_dim]``; any F and T."""
 
+    Config = Resnet2dConfig
     least_frames = 1
 
     def __init__(self, config: Resnet2dConfig, channels: int) -> None:

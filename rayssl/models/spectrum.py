@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torchaudio.functional import melscale_fbanks
 
 from rayssl.errors import ConfigError
+from rayssl.models.base import Frontend, FrontendConfig, Layout
 from rayssl.models.frontends import check_band, standardised
-from rayssl.schema import Config
 
 
-class SpectrumConfig(Config):
+class SpectrumConfig(FrontendConfig):
     """``bins`` rows of each channel between ``f_min`` and ``f_max`` Hz, a window of ``n_fft`` samples every ``hop_ms``.
 
     The defaults are the published 2048 and 128 samples at 16 kHz, with the 128 rows from 40 to 8000 Hz of the public
@@ -31,8 +31,31 @@ class SpectrumConfig(Config):
     f_max: float = Field(default=8000.0, gt=0.0)
     normalise: bool = True
 
+    layout: ClassVar[Layout] = "planes"
 
-class Spectrum(nn.Module):
+    @property
+    def features(self) -> int:
+        """Three channels."""
+        return 3
+
+    def check(self, rate: int) -> None:
+        """Raises `ConfigError` where the rows or the hop do not fit ``rate`` Hz, or the rows the window."""
+        check_band(self.f_min, self.f_max, rate)
+        if round(rate * self.hop_ms / 1000) < 1:
+            raise ConfigError(f"'encoder.frontend.hop_ms': {self.hop_ms:g} is less than one sample; raise it")
+        self.mel_filters(rate)
+
+    def mel_filters(self, rate: int) -> Tensor:
+        """``[n_fft / 2 + 1, bins]``; raises `ConfigError` where a band holds no bin."""
+        with warnings.catch_warnings(action="ignore"):  # of empty bands, which are an error here
+            mel: Tensor = melscale_fbanks(self.n_fft // 2 + 1, self.f_min, self.f_max, self.bins, rate)
+        if not mel.any(dim=0).all():
+            given = f"{self.bins} mel bands are narrower than the bins of a window of {self.n_fft} samples"
+            raise ConfigError(f"'encoder.frontend.bins': {given}; lower it, or raise encoder.frontend.n_fft")
+        return mel
+
+
+class Spectrum(Frontend):
     """Log-power on a logarithmic axis of frequency, phase on the same axis, and log-mel (Hann window, centred frames).
 
     Row k of the first two lies at ``f_min * (f_max / f_min)**(k / bins)`` Hz. Its power is the mean of the bins under a
@@ -44,26 +67,19 @@ class Spectrum(nn.Module):
     state. Raises `ConfigError` where the rows do not fit ``rate`` (Hz) or the window.
     """
 
+    Config = SpectrumConfig
     window: Tensor
     filters: Tensor
     nearest: Tensor
 
     def __init__(self, config: SpectrumConfig, rate: int) -> None:
         super().__init__()
-        check_band(config.f_min, config.f_max, rate)
+        config.check(rate)
         self.n_fft, self.hop = config.n_fft, round(rate * config.hop_ms / 1000)
-        if self.hop < 1:
-            raise ConfigError(f"'encoder.frontend.hop_ms': {config.hop_ms:g} is less than one sample; raise it")
         self.normalise = config.normalise
         steps = torch.arange(-1, config.bins + 1, dtype=torch.float64) / config.bins
         edges = config.f_min * (config.f_max / config.f_min) ** steps * config.n_fft / rate
-        rows = config.n_fft // 2 + 1
-        with warnings.catch_warnings(action="ignore"):  # of empty bands, which are an error here
-            mel = melscale_fbanks(rows, config.f_min, config.f_max, config.bins, rate)
-        if not mel.any(dim=0).all():
-            given = f"{config.bins} mel bands are narrower than the bins of a window of {config.n_fft} samples"
-            raise ConfigError(f"'encoder.frontend.bins': {given}; lower it, or raise encoder.frontend.n_fft")
-        filters = torch.cat((_triangles(edges, rows).float(), mel), dim=1)
+        filters = torch.cat((_triangles(edges, config.n_fft // 2 + 1).float(), config.mel_filters(rate)), dim=1)
         # They follow from the configuration; saved in a checkpoint, they could only disagree with it
         self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
         self.register_buffer("filters", filters.repeat_interleave(2, dim=0), persistent=False)

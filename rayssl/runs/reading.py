@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from rayssl import storage
 from rayssl.errors import ConfigError
-from rayssl.experiment.config import Experiment, build_run_encoder, located
+from rayssl.experiment.build import build_run_encoder
+from rayssl.experiment.config import Experiment, located
 from rayssl.models.encoder import Encoder
 from rayssl.schema import load_yaml, override, parse
 from rayssl.training import checkpoint

@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray.data
@@ -21,35 +21,21 @@ from ray.data import DataContext
 
 from rayssl import errors
 from rayssl.batches.plan import Cursor, ReadUnit, ShardRange
-from rayssl.batches.streams import Stream
-from rayssl.data.shards import Manifest
 from rayssl.views import reading
-from rayssl.views.recipes import Segment
+
+if TYPE_CHECKING:  # a data task imports this module, and shall start without torch
+    from rayssl.experiment.job import Job
 
 _AHEAD = 2  # batches that a rank holds before it needs them
 
 
-def dataset(
-    manifest: Manifest,
-    uri: str,
-    stream: Stream,
-    *,
-    seed: int,
-    epoch_count: int,
-    ranks: int,
-    segments: list[tuple[Segment, ...]],
-    fill_segments: list[tuple[Segment, ...]],
-    start: Cursor,
-    unit_rows: int,
-    readers: int = 0,
-) -> ray.data.Dataset:
-    """The batches of ``stream`` from ``start`` to the end of the last epoch, a lazy dataset to be split over ``ranks``.
+def dataset(job: Job, name: str, *, start: Cursor, epoch_count: int) -> ray.data.Dataset:
+    """The batches of the job's stream ``name`` from ``start`` to the end of epoch ``epoch_count``: a lazy dataset, to
+    be split over the ranks.
 
-    The executor must preserve the order (Ray Train takes that from its DataConfig). ``segments[e]`` are those of
-    epoch ``e``, ``fill_segments[e]`` those of the pass before it (none: no pass); of a stream that goes round only the
-    first are used. At most ``readers`` tasks (0: as many
-    as ranks) read at once. Memory stays bounded: a task holds one unit, finished batches wait in the object store, and
-    Ray Data starts no task when their share of it is full.
+    The executor must preserve the order (Ray Train takes that from its DataConfig). At most ``corpus.readers`` tasks
+    (0: as many as ranks) read at once. Memory stays bounded: a task holds one unit, finished batches wait in the object
+    store, and Ray Data starts no task when their share of it is full.
     """
     context = DataContext.get_current()
     context.target_max_block_size = 1  # every row its own block, see above
@@ -58,15 +44,13 @@ def dataset(
     # they advise, every 30 s and by many lines, to reserve memory for the task that lists the units
     context.issue_detectors_config.detectors = []
     context.custom_execution_callback_classes = [_SchedulerThrottle]
-    fills = {epoch for epoch, wanted in enumerate(fill_segments) if wanted}
-    how = {"seed": seed, "epoch_count": epoch_count, "start": start, "unit_rows": unit_rows, "fills": fills}
-    planner = _Planner(manifest, stream, how)
-    reader = _Reader(manifest, uri, stream, seed, ranks, segments, fill_segments)
-    pool = ray.data.TaskPoolStrategy(size=readers or ranks)
+    config = job.experiment
+    pool = ray.data.TaskPoolStrategy(size=config.corpus.readers or config.ray.workers)
     # A plan made beforehand would cost a block for each unit before anything is read: 100 epochs of VoxCeleb2 have
     # 100,000, and 10,000 took over a minute. This task goes no further ahead than its readers let it.
-    plan = ray.data.from_items([{"whole": True}]).map_batches(planner, batch_size=1, num_cpus=0.01)
-    return plan.map_batches(reader, batch_size=1, num_cpus=0.5, compute=pool)
+    whole = ray.data.from_items([{"whole": True}])
+    units = whole.map_batches(_Planner(job, name, start, epoch_count), batch_size=1, num_cpus=0.01)
+    return units.map_batches(_Reader(job, name), batch_size=1, num_cpus=0.5, compute=pool)
 
 
 def batches(iterator: ray.data.DataIterator, rank: int) -> Iterator[dict[str, Any]]:
@@ -109,8 +93,15 @@ class _SchedulerThrottle:
 class _Planner:
     """The task that lists the units, in order and one a block, as they are asked for."""
 
-    def __init__(self, manifest: Manifest, stream: Stream, how: dict[str, Any]) -> None:
-        self.manifest, self.stream, self.how = manifest, stream, how
+    def __init__(self, job: Job, name: str, start: Cursor, epoch_count: int) -> None:
+        experiment = job.experiment
+        self.manifest, self.stream = job.manifest, job.streams[name]
+        self.how: dict[str, Any] = {
+            "seed": experiment.seed,
+            "unit_rows": experiment.corpus.unit_rows,
+            "fills": job.fills(name),
+        }
+        self.how |= {"start": start, "epoch_count": epoch_count}
 
     def __call__(self, _: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         for unit in self.stream.units(self.manifest, **self.how):
@@ -118,20 +109,17 @@ class _Planner:
 
 
 class _Reader:
-    """What a data task runs; pickled once with the dataset."""
+    """What a data task runs; pickled once with the dataset. It takes along what reading needs, and no more: settings
+    of a method or encoder would bring torch into the task.
+    """
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        uri: str,
-        stream: Stream,
-        seed: int,
-        ranks: int,
-        segments: list[tuple[Segment, ...]],
-        fill_segments: list[tuple[Segment, ...]],
-    ) -> None:
-        self.manifest, self.uri, self.stream, self.seed = manifest, uri, stream, seed
-        self.ranks, self.segments, self.fill_segments = ranks, segments, fill_segments
+    def __init__(self, job: Job, name: str) -> None:
+        experiment = job.experiment
+        self.manifest, self.uri, self.stream = job.manifest, experiment.corpus.uri, job.streams[name]
+        self.seed, self.ranks = experiment.seed, experiment.ray.workers
+        plan = job.segments
+        self.segments = (plan.labelled,) if name == "labelled" else plan.own
+        self.fill_segments = () if name == "labelled" else plan.fill
 
     def __call__(self, items: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         for text in items["unit"]:

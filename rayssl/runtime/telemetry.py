@@ -14,7 +14,6 @@ from typing import Any
 
 from rayssl.errors import UserError
 from rayssl.experiment.config import Experiment
-from rayssl.methods.ssps import SSPSConfig
 from rayssl.training.metrics import RunLog
 from rayssl.training.trackers import base
 from rayssl.training.trackers.base import Identity, Several, Tracker
@@ -229,9 +228,7 @@ def open_log(
 
     Raises `ConfigError` for a tracker whose package is missing on this node.
     """
-    method = experiment.method
-    named = f"{method.name}/{method.over.name}" if isinstance(method, SSPSConfig) else method.name
-    metrics = RayMetrics(experiment.run, named, rank, world)
+    metrics = RayMetrics(experiment.run, experiment.method.short_name, rank, world)
     if rank != 0:
         return metrics
     try:

@@ -10,100 +10,62 @@ import logging
 import os
 import tempfile
 from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from rayssl import collectives, storage
-from rayssl.batches.plan import Cursor
-from rayssl.batches.streams import Stream, joined
-from rayssl.data import shards
-from rayssl.errors import CheckpointError, ConfigError, Stopped, UserError
-from rayssl.experiment.config import (
-    Experiment,
-    begin_from,
-    build_method,
-    class_settings,
-    describe_memory,
-    located,
-    memory_settings,
-    streams,
-)
-from rayssl.models.encoder import Encoder
+from rayssl import collectives
+from rayssl.batches.streams import joined
+from rayssl.errors import ConfigError, Stopped, UserError
+from rayssl.experiment.build import build_loop, check_start
+from rayssl.experiment.config import Experiment
+from rayssl.experiment.job import Job, position
+from rayssl.memory.classes.settings import ClassSettings
+from rayssl.memory.utterances.settings import MemorySettings
+from rayssl.methods.base import Method
 from rayssl.runtime import cluster
 from rayssl.training import checkpoint
-from rayssl.training.loop import Loop
-from rayssl.training.state import TrainState
+from rayssl.training.context import ClassClient, MemoryClient
 from rayssl.training.stopping import Stopping
-from rayssl.training.trackers import base
-from rayssl.views.modules import build_recipes
+from rayssl.training.trackers.base import Tracker
 
 _AHEAD_BYTES = 256 << 20  # decoded batches that wait in the object store for one rank
 
 
-def train(experiment: Experiment, manifest: shards.Manifest, until: int | None = None) -> dict[str, Any]:
-    """Trains, or goes on training, the run of ``experiment``; returns the last epoch's metrics.
+def train(job: Job, until: int | None = None) -> dict[str, Any]:
+    """Trains the run of ``job``, or resumes it; returns the last epoch's metrics.
 
-    ``manifest`` is what `check` returned. Running it again on a finished run does nothing. ``until``: stops after so
-    many epochs, all of them of a training of ``training.epochs``; called with more, it goes on as if it had not
-    stopped. Raises `UserError` for what a user can mend; anything else restarts the workers from the last checkpoint,
-    at most ``ray.max_failures`` times.
+    Calling it again for a finished run does nothing. ``until``: stops after so many epochs, all of them of a training
+    of ``training.epochs``; called with more, it resumes as if it had not stopped. Raises `UserError` for what a user
+    can fix; anything else restarts the workers from the last checkpoint, at most ``ray.max_failures`` times.
     """
+    experiment, memory = job.experiment, job.experiment.memory
     until = min(until or experiment.training.epochs, experiment.training.epochs)
-    if _cursor(experiment).epoch >= until:
-        meta = checkpoint.read_meta(checkpoint.locate(experiment.run, "last"))
-        print(f"{experiment.run}: already trained to epoch {meta.epoch}; raise training.epochs to go on", flush=True)
+    check_start(job)
+    if position(job).epoch >= until:
+        meta = checkpoint.read_meta(checkpoint.locate(job.run, "last"))
+        print(f"{job.run}: already trained to epoch {meta.epoch}; raise training.epochs to go on", flush=True)
         return meta.metrics
-    experiment, workers = located(experiment), experiment.ray.workers
-    memory = experiment.memory
-    cluster.connect(cpus=workers * experiment.ray.cpus_per_worker + memory.actors * memory.cpus)
-    settings = memory_settings(experiment, manifest)
-    if settings is not None or class_settings(experiment, manifest) is not None:
+    cluster.connect(cpus=experiment.ray.workers * experiment.ray.cpus_per_worker + memory.actors * memory.cpus)
+    if job.utterances is not None or job.classes is not None:
         _check_actors(experiment)
-    if settings is not None:
-        print(describe_memory(settings, memory), flush=True)
+    line = job.memory_line()
+    if line is not None:
+        print(line, flush=True)
     for attempt in range(experiment.ray.max_failures + 1):
         try:
-            return _fit(experiment, manifest, until)
+            return _fit(job, until)
         except Exception as error:
             mistake = user_error(error)
             if mistake is not None:
                 raise mistake from None
             if attempt == experiment.ray.max_failures:
                 raise
-            print(f"{experiment.run}: {_first_line(error)}; going on from the last checkpoint", flush=True)
+            print(f"{job.run}: {_first_line(error)}; going on from the last checkpoint", flush=True)
     raise AssertionError("unreachable")
-
-
-def check(experiment: Experiment) -> shards.Manifest:
-    """What can be found wrong before a single worker starts; returns the corpus's manifest."""
-    base.check(experiment.training.trackers, storage.absolute(experiment.run))
-    manifest = shards.read_manifest(experiment.corpus.uri)
-    method = build_method(experiment, manifest)
-    own, _ = streams(experiment, manifest, method)
-    memory_settings(experiment, manifest)
-    class_settings(experiment, manifest)
-    known = checkpoint.steps(experiment.run)
-    if not known:
-        begin_from(experiment, method)
-    else:
-        loaded = checkpoint.load(checkpoint.locate(experiment.run, "last"))
-        checkpoint.load_module(method, loaded.state["method"], loaded.uri, experiment.architecture)
-        _check_cursor(loaded, own.epoch_steps)
-    return manifest
-
-
-def _check_cursor(loaded: checkpoint.Loaded, steps: int) -> None:
-    """Inside an epoch the batches that remain are known only for the corpus and batch it began with."""
-    meta = loaded.meta
-    if meta.step != meta.epoch * steps + meta.epoch_step:
-        raise CheckpointError(
-            f"{loaded.uri}: step {meta.step} is not in epoch {meta.epoch + 1} of {steps} steps: training.batch or the "
-            "corpus has changed since; put them back or use another run folder"
-        )
 
 
 def user_error(error: BaseException) -> UserError | None:
@@ -124,21 +86,21 @@ def user_error(error: BaseException) -> UserError | None:
     return None
 
 
-def _fit(experiment: Experiment, manifest: shards.Manifest, until: int) -> dict[str, Any]:
+def _fit(job: Job, until: int) -> dict[str, Any]:
     from ray.data import ExecutionOptions
     from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    experiment = job.experiment
     gpu = _use_gpu(experiment)
     options = ExecutionOptions()
     options.preserve_order = True
     # without a bound Ray Data reads epochs ahead, and its tasks take the cores that the first ones train on
     options.resource_limits = options.resource_limits.copy(object_store_memory=_AHEAD_BYTES * experiment.ray.workers)
-    tree = experiment.model_dump(mode="json")
     scratch = tempfile.TemporaryDirectory(prefix="rayssl-train-")  # Ray Train's own notes, no checkpoints
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"experiment": tree, "manifest": manifest.model_dump(mode="json"), "until": until},
+        train_loop_config={"job": job, "until": until},
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=experiment.ray.collective_timeout_s),
         scaling_config=ScalingConfig(
             num_workers=experiment.ray.workers,
@@ -152,32 +114,32 @@ def _fit(experiment: Experiment, manifest: shards.Manifest, until: int) -> dict[
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
         ),
         # evaluated anew at each start: the plan of what remains
-        datasets={name: partial(_dataset, tree, manifest, name, until) for name in _streams(experiment, manifest)},
+        datasets={name: partial(_dataset, job, name, until) for name in job.streams},
         dataset_config=DataConfig(execution_options=options),  # Train's own would drop those of the dataset
     )
     with scratch:
-        _attended(trainer, experiment)
+        _run_gracefully(trainer, job)
     # Ray Train keeps no figures without a checkpoint of its own
-    return checkpoint.read_meta(checkpoint.locate(experiment.run, "last")).metrics
+    return checkpoint.read_meta(checkpoint.locate(job.run, "last")).metrics
 
 
-def _attended(trainer: Any, experiment: Experiment) -> None:
+def _run_gracefully(trainer: Any, job: Job) -> None:
     """Fits; a signal makes all ranks save and leave at the same step, and raises `Stopped` once they have."""
     from rayssl.runtime import signals
 
     why = ""
-    with signals.GracefulShutdown() as attended:
-        trainer.train_loop_config["bell"] = attended.bell
+    with signals.GracefulShutdown() as shutdown:
+        trainer.train_loop_config["bell"] = shutdown.bell
         try:
-            attended.run(trainer.fit, partial(print, flush=True))
+            shutdown.run(trainer.fit, partial(print, flush=True))
         except Exception as error:
-            if attended.received is None or user_error(error) is not None:
+            if shutdown.received is None or user_error(error) is not None:
                 raise
             why = f" ({_first_line(error)})"
-    if attended.received is not None and _cursor(experiment).epoch < experiment.training.epochs:
-        known = checkpoint.steps(experiment.run)
+    if shutdown.received is not None and position(job).epoch < job.experiment.training.epochs:
+        known = checkpoint.steps(job.run)
         at = f"step {known[-1]}" if known else "its beginning, nothing was saved"
-        raise Stopped(f"{experiment.run}: stopped at {at}{why}; the same command goes on", attended.received)
+        raise Stopped(f"{job.run}: stopped at {at}{why}; the same command goes on", shutdown.received)
 
 
 def _check_actors(experiment: Experiment) -> None:
@@ -207,51 +169,22 @@ def _use_gpu(experiment: Experiment) -> bool:
     return available >= experiment.ray.workers if wanted == "auto" else wanted
 
 
-def _cursor(experiment: Experiment) -> Cursor:
-    """Where the run goes on: after its last checkpoint, or at the beginning."""
-    known = checkpoint.steps(experiment.run)
-    if not known:
-        return Cursor()
-    meta = checkpoint.read_meta(checkpoint.locate(experiment.run, "last"))
-    return Cursor(meta.epoch, meta.epoch_step)
-
-
-def _streams(experiment: Experiment, manifest: shards.Manifest) -> dict[str, Stream]:
-    """The streams of the run by the names that Ray Train is given."""
-    own, labelled = streams(experiment, manifest, build_method(experiment, manifest))
-    return {"train": own} | ({} if labelled is None else {"labelled": labelled})
-
-
-def _dataset(tree: dict[str, Any], manifest: shards.Manifest, name: str, until: int) -> Any:
+def _dataset(job: Job, name: str, until: int) -> Any:
     from rayssl.runtime import ingest
 
-    experiment = Experiment(**tree)
-    method, epochs = build_method(experiment, manifest), range(until)
-    few = name == "labelled"
-    return ingest.dataset(
-        manifest,
-        experiment.corpus.uri,
-        _streams(experiment, manifest)[name],
-        seed=experiment.seed,
-        epoch_count=len(epochs),
-        ranks=experiment.ray.workers,
-        segments=[(method.labelled_segments if few else method.segments)(epoch) for epoch in epochs],
-        fill_segments=[() if few else method.fill_segments(epoch) for epoch in epochs],
-        start=_cursor(experiment),
-        unit_rows=experiment.corpus.unit_rows,
-        readers=experiment.corpus.readers,
-    )
+    return ingest.dataset(job, name, start=position(job), epoch_count=until)
 
 
-class _RayContext:
+class RayContext:
     """The loop's `Context` inside a Ray Train worker."""
 
-    def __init__(self) -> None:
+    def __init__(self, job: Job) -> None:
         import ray.train.torch
 
         self.rank = collectives.rank()
         self.world = collectives.world()
         self.device: torch.device = ray.train.torch.get_device()
+        self._job = job
 
     def report(self, metrics: dict[str, Any]) -> None:
         """To Ray Train, for its dashboard and for Tune."""
@@ -263,6 +196,29 @@ class _RayContext:
         """To the worker's output, which Ray forwards to the driver's terminal."""
         print(line, flush=True)
 
+    def wrap(self, method: Method) -> nn.Module:
+        """See `Context.wrap`."""
+        return collectives.replicated(method, self.device)
+
+    def utterance_memory(self, settings: MemorySettings) -> MemoryClient:
+        """A client of the job's actors."""
+        from rayssl.runtime.memory import actor
+
+        return actor.connect(asdict(settings), self._job.experiment.memory, self._job.run)
+
+    def class_memory(self, settings: ClassSettings) -> ClassClient:
+        """A client of the job's actors."""
+        from rayssl.runtime.memory.classes import ActorClasses
+
+        return ActorClasses(asdict(settings), self._job.experiment.memory, self._job.run)
+
+    def open_log(self, resume_step: int | None) -> Tracker:
+        """Ray's metrics and, on rank 0, the run's own file and the trackers."""
+        from rayssl.runtime.telemetry import open_log
+
+        experiment = self._job.experiment
+        return open_log(experiment, rank=self.rank, world=self.world, resume_step=resume_step, say=self.say)
+
 
 def _worker(config: dict[str, Any]) -> None:
     import ray.train
@@ -271,82 +227,22 @@ def _worker(config: dict[str, Any]) -> None:
 
     logging.getLogger().setLevel(logging.WARNING)  # parts of Ray Train log each report to the root
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # what is raised here the driver prints, once
-    experiment = Experiment(**config["experiment"])
-    manifest = shards.Manifest(**config["manifest"])
-    torch.set_num_threads(max(1, int(experiment.ray.cpus_per_worker)))
-    context = _RayContext()
-    loop = build_loop(experiment, manifest, context)
+    job: Job = config["job"]
+    torch.set_num_threads(max(1, int(job.experiment.ray.cpus_per_worker)))
+    context = RayContext(job)
+    loop = build_loop(job, context)
     heard = signals.listen(config["bell"]) if context.rank == 0 else lambda: False
-    loop.parts.stopping = Stopping(None if config["bell"] is None else heard)
-    own, few = (
-        ingest.batches(ray.train.get_dataset_shard(name), context.rank) if known else None
-        for name, known in (("train", True), ("labelled", loop.parts.labelled_steps is not None))
-    )
-    assert own is not None
-    log = loop.parts.log
+    loop.state.stopping = Stopping(None if config["bell"] is None else heard)
+    rows = [ingest.batches(ray.train.get_dataset_shard(name), context.rank) for name in job.streams]
+    log = loop.state.log
     assert log is not None
     try:
-        loop.fit(joined(own, few), config["until"])
+        loop.fit(joined(rows[0], rows[1] if len(rows) > 1 else None), config["until"])
     except BaseException:
         with suppress(Exception):  # what went wrong first is what is told
             log.close(failed=True)
         raise
     log.close()
-
-
-def build_loop(experiment: Experiment, manifest: shards.Manifest, context: _RayContext) -> Loop:
-    """The loop of one rank, restored from the run's last checkpoint where there is one; called on all ranks."""
-    from rayssl.runtime.memory import actor as actors
-    from rayssl.runtime.memory.classes import ActorClasses
-    from rayssl.runtime.telemetry import open_log
-
-    method = build_method(experiment, manifest).to(context.device)
-    if experiment.training.compile:
-        for part in method.modules():
-            if type(part) is Encoder:  # a teacher's too; of two that are joined each for itself
-                part.compile()
-    settings, classes = memory_settings(experiment, manifest), class_settings(experiment, manifest)
-    memory = None if settings is None else actors.connect(settings, experiment.memory, experiment.run)
-    prototypes = None if classes is None else ActorClasses(classes, experiment.memory, experiment.run)
-    own, labelled = streams(experiment, manifest, method)
-    known = checkpoint.steps(experiment.run)
-    loaded = checkpoint.load(checkpoint.locate(experiment.run, "last")) if known else None
-    source = begin_from(experiment, method) if loaded is None else None
-    wrapped: nn.Module = method
-    if context.world > 1:
-        devices = [context.device] if context.device.type == "cuda" else None
-        wrapped = DistributedDataParallel(method, device_ids=devices)
-    log = open_log(
-        experiment,
-        rank=context.rank,
-        world=context.world,
-        resume_step=loaded.meta.step if loaded else None,
-        say=context.say,
-    )
-    loop = Loop(
-        TrainState(
-            config=experiment.training,
-            run=experiment.run,
-            seed=experiment.seed,
-            steps_per_epoch=own.epoch_steps,
-            architecture=experiment.architecture,
-            method=method,
-            wrapped=wrapped,
-            recipes=build_recipes(experiment.views, manifest.rate, experiment.seed).to(context.device),
-            context=context,
-            memory=memory,
-            prototypes=prototypes,
-            log=log,
-            pass_steps=own.pass_steps,
-            labelled_steps=None if labelled is None else labelled.pass_steps,
-        )
-    )
-    if loaded is not None:
-        loop.restore(loaded)
-        context.say(f"rank {context.rank}: going on from {loaded.uri} (step {loaded.meta.step})")
-    elif source is not None and context.rank == 0:
-        context.say(f"beginning with the weights of {source}")
-    return loop
 
 
 def _first_line(error: BaseException) -> str:

@@ -168,12 +168,17 @@ def take_over(source: str, run: str) -> str:
     return own
 
 
+def find_weights(source: str) -> str:
+    """The URI of the checkpoint ``source``, or of a run's last one; raises `CheckpointError` where there is none."""
+    return source if storage.exists(storage.join(source, _META)) else locate(source, "last")
+
+
 def load_weights(module: torch.nn.Module, source: str, architecture: str) -> str:
     """Gives ``module`` the weights of a checkpoint, or of a run's last one; returns the checkpoint's URI.
 
     What SSPS wraps is taken out of a run of SSPS. Raises `CheckpointError` where there is none or it does not fit.
     """
-    uri = source if storage.exists(storage.join(source, _META)) else locate(source, "last")
+    uri = find_weights(source)
     state = load(uri).state["method"]
     if all(name.startswith("base.") for name in state):
         state = {name.removeprefix("base."): value for name, value in state.items()}

@@ -1,4 +1,4 @@
-"""What the loop needs from where it runs: six names, with one implementation here and one in `rayssl.runtime.train`."""
+"""What the loop needs from where it runs. `rayssl.experiment.local` has it without Ray, `rayssl.runtime.train` with."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
+from torch import nn
 
 from rayssl import collectives
 from rayssl.memory.classes.memory import ClassMemory, ClassRecallArrays, ClassRememberArrays
+from rayssl.memory.classes.settings import ClassSettings
 from rayssl.memory.utterances.exchange import RecallArrays, RememberArrays
 from rayssl.memory.utterances.memory import UtteranceMemory
+from rayssl.memory.utterances.settings import MemorySettings
+from rayssl.methods.base import Method
 from rayssl.training import pieces
 from rayssl.training.pieces import Records
+from rayssl.training.trackers.base import Tracker
 
 Answer: TypeAlias = "Future[RecallArrays | None]"
 
@@ -31,23 +36,17 @@ class Context(Protocol):
     def say(self, line: str) -> None:
         """One line of progress for a person."""
 
+    def wrap(self, method: Method) -> nn.Module:
+        """What the loop calls in a step: ``method`` with its gradients averaged over the ranks."""
 
-class LocalContext:
-    """One process of a plain process group, or no group at all: tests, and a machine without Ray."""
+    def utterance_memory(self, settings: MemorySettings) -> MemoryClient:
+        """This rank's client of the one memory of utterances; called on all ranks."""
 
-    def __init__(self, device: str | torch.device = "cpu") -> None:
-        self.rank = collectives.rank()
-        self.world = collectives.world()
-        self.device = torch.device(device)
-        self.reported: list[dict[str, Any]] = []
+    def class_memory(self, settings: ClassSettings) -> ClassClient:
+        """This rank's client of the one memory of classes; called on all ranks."""
 
-    def report(self, metrics: dict[str, Any]) -> None:
-        """Kept in ``reported``."""
-        self.reported.append(metrics)
-
-    def say(self, line: str) -> None:
-        """To standard output, flushed."""
-        print(line, flush=True)
+    def open_log(self, resume_step: int | None) -> Tracker | None:
+        """What takes this rank's figures, None where nothing does; ``resume_step``: of the checkpoint it resumes."""
 
 
 class Checkpointable(Protocol):

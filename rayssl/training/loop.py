@@ -44,11 +44,11 @@ _LABELLED = 100  # number of the first segment of the labelled stream, for its d
 
 
 class Loop:
-    """Trains ``parts.method`` over batches; `restore` first when there is a checkpoint."""
+    """Trains ``state.method`` over batches; `restore` first when there is a checkpoint."""
 
-    def __init__(self, parts: TrainState) -> None:
-        self.parts = parts
-        self.optimiser = build_optimiser(parts.config.optimiser, parts.method)
+    def __init__(self, state: TrainState) -> None:
+        self.state = state
+        self.optimiser = build_optimiser(state.config.optimiser, state.method)
         self.step = 0  # optimiser steps done
         self.stopped = False  # all ranks have agreed to leave before the last epoch, see `Stopping`
         self.cursor = Cursor()
@@ -60,20 +60,20 @@ class Loop:
 
     def restore(self, loaded: checkpoint.Loaded) -> None:
         """Goes back to where ``loaded`` was saved; raises `CheckpointError` where it does not fit this run."""
-        parts, meta = self.parts, loaded.meta
-        checkpoint.load_module(parts.method, loaded.state["method"], loaded.uri, parts.architecture)
-        if meta.step != meta.epoch * parts.steps_per_epoch + meta.epoch_step:
+        state, meta = self.state, loaded.meta
+        checkpoint.load_module(state.method, loaded.state["method"], loaded.uri, state.architecture)
+        if meta.step != meta.epoch * state.steps_per_epoch + meta.epoch_step:
             raise CheckpointError(
-                f"{loaded.uri}: step {meta.step} is not at epoch {meta.epoch} with {parts.steps_per_epoch} steps an "
+                f"{loaded.uri}: step {meta.step} is not at epoch {meta.epoch} with {state.steps_per_epoch} steps an "
                 "epoch: the corpus or training.batch has changed; change it back or use another run folder"
             )
         self._restore_optimiser(loaded)
         states = loaded.state["rng"]
         if len(states) == collectives.world():  # another number of ranks has no states to go back to
             torch.set_rng_state(states[collectives.rank()])
-        if parts.keeper is not None and loaded.memory:
+        if state.keeper is not None and loaded.memory:
             try:
-                parts.keeper.load(loaded.uri, loaded.memory)
+                state.keeper.load(loaded.uri, loaded.memory)
             except UserError:
                 raise
             except ValueError as error:
@@ -83,7 +83,7 @@ class Loop:
                 ) from error
         self._epoch = MetricAccumulator(steps=meta.epoch_step, restored=meta.epoch_step)
         if meta.epoch_step:  # else they are those of the epoch that had ended
-            device, first = parts.context.device, parts.context.rank == 0
+            device, first = state.context.device, state.context.rank == 0
             self._epoch.terms = {name: value.to(device) for name, value in loaded.state["epoch"].items()}
             # already of all ranks
             counts = {name: value.to(device) for name, value in loaded.state.get("counts", {}).items()}
@@ -97,7 +97,7 @@ class Loop:
         saved, groups = loaded.state["optimiser"], self.optimiser.state_dict()["param_groups"]
         if saved["param_groups"] and saved["param_groups"][0].keys() != groups[0].keys():
             raise CheckpointError(
-                f"{loaded.uri}: the state of another optimiser than {self.parts.config.optimiser.name}; change "
+                f"{loaded.uri}: the state of another optimiser than {self.state.config.optimiser.name}; change "
                 "training.optimiser.name back or use another run folder"
             )
         self.optimiser.load_state_dict({"state": saved["state"], "param_groups": groups})
@@ -107,9 +107,9 @@ class Loop:
 
         That must be epoch ``last``, by default the one that the schedules end with.
         """
-        last = self.parts.config.epochs if last is None else last
+        last = self.state.config.epochs if last is None else last
         batches = iter(batches)
-        self.parts.method.train()
+        self.state.method.train()
         raw = self._next(batches)
         while raw is not None:
             if raw["fill"]:
@@ -117,14 +117,14 @@ class Loop:
                 if self.stopped:
                     return self._metrics
             # before the step, so that nothing is asked of the memory ahead of the checkpoint that follows
-            self.stopped = self.parts.stopping.agreed()
+            self.stopped = self.state.stopping.agreed()
             if self.cursor.step == 0:
                 self._begin_epoch()
             following = self._next(batches) if not self._last_of_epoch() else None
             try:
                 self._train_step(raw, following)
             except Exception as error:
-                error.add_note(f"on rank {self.parts.context.rank} at step {self.step}, {self.cursor}")
+                error.add_note(f"on rank {self.state.context.rank} at step {self.step}, {self.cursor}")
                 raise
             if self.cursor.step == 0:
                 self._end_epoch()
@@ -148,28 +148,28 @@ class Loop:
     @torch.no_grad()
     def _fill(self, raw: Raw, batches: Iterator[Raw]) -> Raw:
         """Remembers what one pass of inference over the corpus finds; returns the first batch to train on."""
-        parts, epoch, began, done = self.parts, self.cursor.epoch, time.perf_counter(), 0
+        state, epoch, began, done = self.state, self.cursor.epoch, time.perf_counter(), 0
         ticks = MetricAccumulator()
-        if parts.memory is None or self.cursor.step != 0:
+        if state.memory is None or self.cursor.step != 0:
             raise RuntimeError(f"a batch to fill a memory with came at {self.cursor}")
-        training = [module for module in parts.method.modules() if module.training]
-        parts.method.eval()
+        training = [module for module in state.method.modules() if module.training]
+        state.method.eval()
         while raw["fill"] and not self.stopped:
             # the checkpoint before is as good as one that knows half of a pass
-            self.stopped = parts.stopping.agreed()
-            remember = parts.method.fill(self._views(raw, parts.method.fill_segments(epoch)))
-            parts.memory.exchange(to_memory(remember, raw), None, epoch).result()
+            self.stopped = state.stopping.agreed()
+            remember = state.method.fill(self._views(raw, state.segments.fill[epoch]))
+            state.memory.exchange(to_memory(remember, raw), None, epoch).result()
             raw, done = next(batches), done + 1
             ticks.tick()
-            if parts.log is not None and done % parts.config.log_every == 0:
-                parts.log.observe("fill", ticks.durations)
+            if state.log is not None and done % state.config.log_every == 0:
+                state.log.observe("fill", ticks.durations)
                 ticks = MetricAccumulator()
-            if parts.context.rank == 0 and done % (10 * parts.config.log_every) == 0:
-                parts.context.say(f"epoch {epoch + 1}: filling the memory, {done * parts.config.batch} utterances")
+            if state.context.rank == 0 and done % (10 * state.config.log_every) == 0:
+                state.context.say(f"epoch {epoch + 1}: filling the memory, {done * state.config.batch} utterances")
         for module in training:  # one by one: a part that was frozen in eval mode stays so
             module.training = True
-        if parts.context.rank == 0:
-            parts.context.say(f"epoch {epoch + 1}: filled the memory in {time.perf_counter() - began:.1f} s")
+        if state.context.rank == 0:
+            state.context.say(f"epoch {epoch + 1}: filled the memory in {time.perf_counter() - began:.1f} s")
         self._leave_out(time.perf_counter() - began)
         return raw
 
@@ -178,22 +178,22 @@ class Loop:
             window.leave_out(seconds)
 
     def _views(self, raw: Raw, segments: tuple[Segment, ...], first: int = 0) -> Views:
-        parts = self.parts
-        return make_views(raw, segments, parts.recipes, seed=parts.seed, device=parts.context.device, first=first)
+        state = self.state
+        return make_views(raw, segments, state.recipes, seed=state.seed, device=state.context.device, first=first)
 
     def _inputs(self, raw: Raw) -> tuple[Views, Batch]:
         """What the method is given of a step: the views of its own stream and of the labelled one, and who they are."""
-        parts, epoch = self.parts, self.cursor.epoch
-        self._check_place(raw, parts.pass_steps or parts.steps_per_epoch)
-        views = self._views(raw, parts.method.segments(epoch))
-        batch = batch_of(raw, parts.context.device, self.step)
-        few = parts.method.labelled_segments(epoch)
+        state, epoch = self.state, self.cursor.epoch
+        self._check_place(raw, state.pass_steps or state.steps_per_epoch)
+        views = self._views(raw, state.segments.own[epoch])
+        batch = batch_of(raw, state.context.device, self.step)
+        few = state.segments.labelled
         if not few:
             return views, batch
-        assert parts.labelled_steps is not None
-        self._check_place(raw["labelled"], parts.labelled_steps)
+        assert state.labelled_steps is not None
+        self._check_place(raw["labelled"], state.labelled_steps)
         views |= self._views(raw["labelled"], few, _LABELLED)
-        return views, replace(batch, labelled=batch_of(raw["labelled"], parts.context.device, self.step))
+        return views, replace(batch, labelled=batch_of(raw["labelled"], state.context.device, self.step))
 
     def _check_place(self, raw: Raw, steps: int) -> None:
         """Whether a batch is that of this step, in a stream of ``steps`` a pass."""
@@ -202,51 +202,51 @@ class Loop:
             raise RuntimeError(f"expected the batch of {expected}, got epoch {raw['epoch']} step {raw['step']}")
 
     def _begin_epoch(self) -> None:
-        parts, epoch = self.parts, self.cursor.epoch
+        state, epoch = self.state, self.cursor.epoch
         self._asked = None
-        if parts.memory is None or not parts.method.recalls(epoch):
+        if state.memory is None or not state.method.config.recalls(epoch):
             return
         began = time.perf_counter()
-        metrics = parts.memory.refresh(epoch)
-        if parts.log is not None:
+        metrics = state.memory.refresh(epoch)
+        if state.log is not None:
             # of the step that comes: a run that goes on from the checkpoint before it clusters, and logs, once more
-            parts.log.write("refresh", self.step + 1, epoch=epoch + 1, **metrics)
-        if parts.context.rank == 0:
-            parts.context.say(f"epoch {epoch + 1}: clustered the memory in {time.perf_counter() - began:.1f} s")
+            state.log.write("refresh", self.step + 1, epoch=epoch + 1, **metrics)
+        if state.context.rank == 0:
+            state.context.say(f"epoch {epoch + 1}: clustered the memory in {time.perf_counter() - began:.1f} s")
         self._refreshed = metrics
         self._leave_out(time.perf_counter() - began)
 
     def _train_step(self, raw: Raw, following: Raw | None) -> None:
-        parts, epoch = self.parts, self.cursor.epoch
-        if self._asked is None and parts.memory is not None and parts.method.recalls(epoch):
-            self._asked = parts.memory.exchange(None, raw["id"], epoch)
+        state, epoch = self.state, self.cursor.epoch
+        if self._asked is None and state.memory is not None and state.method.config.recalls(epoch):
+            self._asked = state.memory.exchange(None, raw["id"], epoch)
         views, batch = self._inputs(raw)
-        with torch.autocast(parts.context.device.type, torch.bfloat16, enabled=parts.config.precision == "bf16"):
-            out = parts.wrapped(views)
-        recall = self._recalled() if parts.prototypes is None else self._consulted(out, batch, parts.prototypes)
-        step = parts.method.step(out, batch, recall)
+        with torch.autocast(state.context.device.type, torch.bfloat16, enabled=state.config.precision == "bf16"):
+            out = state.wrapped(views)
+        recall = self._recalled() if state.prototypes is None else self._consulted(out, batch, state.prototypes)
+        step = state.method.step(out, batch, recall)
         lr = self._set_rate()
         self._hand_over(step.remember, raw, following)
         self.optimiser.zero_grad(set_to_none=True)
         step.loss.backward()
-        parts.method.before_update(epoch)
-        if parts.config.optimiser.clip_norm is not None:
-            nn.utils.clip_grad_norm_(parts.method.parameters(), parts.config.optimiser.clip_norm)
+        state.method.before_update(epoch)
+        if state.config.optimiser.clip_norm is not None:
+            nn.utils.clip_grad_norm_(state.method.parameters(), state.config.optimiser.clip_norm)
         self.optimiser.step()
-        parts.method.after_step((self.step + 1) / (parts.config.epochs * parts.steps_per_epoch))
+        state.method.after_step((self.step + 1) / (state.config.epochs * state.steps_per_epoch))
         self._window.add(step)
         self._window.tick()
         self._epoch.add(step)
         self.step += 1
         self._advance()
-        if self.step % parts.config.log_every == 0:
+        if self.step % state.config.log_every == 0:
             self._log(lr, epoch)
 
     def _consulted(self, out: Outputs, batch: Batch, prototypes: ClassClient) -> Recalled:
         """What the memory of classes makes of the step's labelled features and those before, of all ranks."""
-        answer = prototypes.exchange(to_classes(self.parts.method.consult(out, batch), self.step), self.step).result()
+        answer = prototypes.exchange(to_classes(self.state.method.consult(out, batch), self.step), self.step).result()
         assert answer is not None
-        device = self.parts.context.device
+        device = self.state.context.device
         arrays = (answer.prototypes, answer.present, answer.histogram)
         return ClassRecall(*(torch.tensor(array).to(device) for array in arrays))
 
@@ -263,48 +263,52 @@ class Loop:
         answer = None if self._asked is None else self._asked.result()
         if answer is None:
             return None
-        device = self.parts.context.device
+        device = self.state.context.device
         return Recall(torch.tensor(answer.rows).to(device), torch.tensor(answer.found).to(device))
 
     def _hand_over(self, remember: Remembered | None, raw: Raw, following: Raw | None) -> None:
-        parts, epoch = self.parts, self.cursor.epoch
+        state, epoch = self.state, self.cursor.epoch
         self._asked = None
         if isinstance(remember, ClassRemember):
-            assert parts.prototypes is not None
-            self._tell(remember, parts.prototypes)
+            assert state.prototypes is not None
+            self._tell(remember, state.prototypes)
             return
-        if parts.memory is None or not parts.method.remembers(epoch):
+        if state.memory is None or not state.method.config.remembers(epoch):
             return
-        ask = parts.method.recalls(epoch) and following is not None and not self._checkpoint_due(self.cursor.step + 1)
+        ask = (
+            state.method.config.recalls(epoch)
+            and following is not None
+            and not self._checkpoint_due(self.cursor.step + 1)
+        )
         ids = following["id"] if ask and following is not None else None
         kept = None if remember is None else to_memory(remember, raw)
-        answer = parts.memory.exchange(kept, ids, epoch)
+        answer = state.memory.exchange(kept, ids, epoch)
         if ids is None:
             answer.result()  # applied before a checkpoint or a clustering looks at the memory
         else:
             self._asked = answer
 
     def _end_epoch(self) -> None:
-        parts, epoch = self.parts, self.cursor.epoch
+        state, epoch = self.state, self.cursor.epoch
         sums = self._finite_sums()
-        metrics = {**self._epoch.of_sums(sums), **self._epoch.speed(parts.config.batch)}
-        if parts.memory is not None and parts.method.remembers(epoch - 1) and parts.context.rank == 0:
-            metrics |= self._refreshed | parts.memory.metrics()
-        if parts.prototypes is not None and parts.context.rank == 0:
-            metrics |= parts.prototypes.metrics()
+        metrics = {**self._epoch.of_sums(sums), **self._epoch.speed(state.config.batch)}
+        if state.memory is not None and state.method.config.remembers(epoch - 1) and state.context.rank == 0:
+            metrics |= self._refreshed | state.memory.metrics()
+        if state.prototypes is not None and state.context.rank == 0:
+            metrics |= state.prototypes.metrics()
         self._metrics = metrics
         counts = self._epoch.total_counts()
-        if parts.log is not None:
-            parts.log.observe("step", self._window.durations)
-            parts.log.write("epoch", self.step, epoch=epoch, **metrics)
+        if state.log is not None:
+            state.log.observe("step", self._window.durations)
+            state.log.write("epoch", self.step, epoch=epoch, **metrics)
             if counts:
                 whole = {name: value.tolist() for name, value in counts.items()}
-                parts.log.write("classes", self.step, epoch=epoch, names=list(parts.method.class_names), **whole)
-        if parts.context.rank == 0:
+                state.log.write("classes", self.step, epoch=epoch, names=list(state.method.class_names), **whole)
+        if state.context.rank == 0:
             shown = "  ".join(f"{name} {value:.3g}" for name, value in metrics.items() if name in SHOWN)
-            parts.context.say(f"epoch {epoch}/{parts.config.epochs}  {shown}")
+            state.context.say(f"epoch {epoch}/{state.config.epochs}  {shown}")
         self._save(sums, counts)
-        parts.context.report({"epoch": epoch, "step": self.step, **metrics})
+        state.context.report({"epoch": epoch, "step": self.step, **metrics})
         self._window, self._epoch = MetricAccumulator(), MetricAccumulator()
 
     def _log(self, lr: float, epoch: int) -> None:
@@ -315,31 +319,31 @@ class Loop:
                 f"the loss is {means['loss']} at step {self.step}: training has diverged; lower "
                 "training.optimiser.lr, set training.optimiser.clip_norm, or use training.precision=fp32"
             )
-        parts = self.parts
-        speed, durations = self._window.speed(parts.config.batch), self._window.durations
+        state = self.state
+        speed, durations = self._window.speed(state.config.batch), self._window.durations
         rate, share = speed["utterances_per_s"], speed["data_wait"]
         self._window = MetricAccumulator()
-        if parts.log is not None:
-            parts.log.observe("step", durations)
-            parts.log.write(
-                "step", self.step, epoch=epoch, lr=lr, **speed, **device_memory(parts.context.device), **means
+        if state.log is not None:
+            state.log.observe("step", durations)
+            state.log.write(
+                "step", self.step, epoch=epoch, lr=lr, **speed, **device_memory(state.context.device), **means
             )
-        if parts.context.rank != 0:
+        if state.context.rank != 0:
             return
-        left = (parts.config.epochs * parts.steps_per_epoch - self.step) * parts.config.batch / rate
-        parts.context.say(
-            f"epoch {epoch + 1}/{parts.config.epochs}  step {self.step}/{parts.config.epochs * parts.steps_per_epoch}  "
+        left = (state.config.epochs * state.steps_per_epoch - self.step) * state.config.batch / rate
+        state.context.say(
+            f"epoch {epoch + 1}/{state.config.epochs}  step {self.step}/{state.config.epochs * state.steps_per_epoch}  "
             f"loss {means['loss']:.4f}  {rate:.0f} utterances/s  {share:.0%} waiting for data  ETA {duration(left)}"
         )
 
     def _diverged(self) -> None:
-        if self.parts.log is not None:
-            self.parts.log.write("event", self.step, event="diverged")
+        if self.state.log is not None:
+            self.state.log.write("event", self.step, event="diverged")
 
     def _finite_sums(self) -> dict[str, Tensor]:
         """The epoch's sums so far; raises `UserError` on every rank rather than let a diverged run be saved."""
         sums = self._epoch.sums()
-        weights = nn.utils.get_total_norm([p.detach() for p in self.parts.method.parameters()])
+        weights = nn.utils.get_total_norm([p.detach() for p in self.state.method.parameters()])
         if not torch.isfinite(weights) or not all(torch.isfinite(value) for value in sums.values()):
             self._diverged()
             raise UserError(
@@ -349,15 +353,15 @@ class Loop:
         return sums
 
     def _save(self, sums: dict[str, Tensor], counts: dict[str, Tensor]) -> None:
-        parts = self.parts
+        state = self.state
         states = collectives.gather_objects(torch.get_rng_state())
-        if parts.context.rank == 0:
-            if parts.log is not None:
-                parts.log.flush()  # first: lines up to a checkpoint are never written again
-            state = {
-                "method": parts.method.state_dict(),
-                "encoder_prefix": parts.method.encoder_prefix,
-                "head_prefix": parts.method.head_prefix,
+        if state.context.rank == 0:
+            if state.log is not None:
+                state.log.flush()  # first: lines up to a checkpoint are never written again
+            content = {
+                "method": state.method.state_dict(),
+                "encoder_prefix": state.method.encoder_prefix,
+                "head_prefix": state.method.head_prefix,
                 "optimiser": self.optimiser.state_dict(),
                 "rng": states,
                 # sums, so that the mean of an interrupted epoch is the mean of all of it
@@ -365,18 +369,18 @@ class Loop:
                 "counts": counts,
                 "refreshed": self._refreshed,
             }
-            memory = parts.keeper.save if parts.keeper is not None else None
-            meta = checkpoint.Meta(self.step, self.cursor.epoch, self.cursor.step, parts.architecture, self._metrics)
-            checkpoint.save(parts.run, meta, state, memory)
-            checkpoint.prune(parts.run, parts.config.checkpoints)
+            memory = state.keeper.save if state.keeper is not None else None
+            meta = checkpoint.Meta(self.step, self.cursor.epoch, self.cursor.step, state.architecture, self._metrics)
+            checkpoint.save(state.run, meta, content, memory)
+            checkpoint.prune(state.run, state.config.checkpoints)
 
     def _set_rate(self) -> float:
-        config = self.parts.config
+        config = self.state.config
         lr = learning_rate(
             config.optimiser.schedule,
             config.optimiser.lr,
             step=self.step,
-            steps_per_epoch=self.parts.steps_per_epoch,
+            steps_per_epoch=self.state.steps_per_epoch,
             epochs=config.epochs,
         )
         for group in self.optimiser.param_groups:
@@ -385,13 +389,13 @@ class Loop:
 
     def _advance(self) -> None:
         epoch, step = self.cursor.epoch, self.cursor.step + 1
-        self.cursor = Cursor(epoch + 1, 0) if step == self.parts.steps_per_epoch else Cursor(epoch, step)
+        self.cursor = Cursor(epoch + 1, 0) if step == self.state.steps_per_epoch else Cursor(epoch, step)
 
     def _last_of_epoch(self) -> bool:
-        return self.cursor.step + 1 == self.parts.steps_per_epoch
+        return self.cursor.step + 1 == self.state.steps_per_epoch
 
     def _checkpoint_due(self, step: int | None = None) -> bool:
         """Whether a checkpoint follows when ``step`` batches of the epoch are done."""
-        every = self.parts.config.checkpoints.every_steps
+        every = self.state.config.checkpoints.every_steps
         done = self.cursor.step if step is None else step
-        return self.stopped or done == self.parts.steps_per_epoch or (every > 0 and done % every == 0)
+        return self.stopped or done == self.state.steps_per_epoch or (every > 0 and done % every == 0)

@@ -15,6 +15,7 @@ from rayssl.training.context import ClassClient, Context, MemoryClient
 from rayssl.training.optim import OptimiserConfig
 from rayssl.training.stopping import Stopping
 from rayssl.training.trackers.base import Tracker, TrackerConfig
+from rayssl.views.recipes import SegmentPlan
 
 
 class TrainingConfig(Config):
@@ -54,6 +55,7 @@ class TrainState:
     method: Method
     wrapped: nn.Module
     recipes: nn.ModuleDict
+    segments: SegmentPlan
     context: Context
     memory: MemoryClient | None = None
     prototypes: ClassClient | None = None

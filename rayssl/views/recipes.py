@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from rayssl import storage
 from rayssl.schema import Config
 
 NoiseKind = Literal["white", "pink", "brown", "babble", "corpus"]
@@ -193,3 +195,28 @@ class ViewsConfig(Config):
     distort: DistortConfig = DistortConfig()
     weak: AugmentConfig = AugmentConfig()
     strong: AugmentConfig = AugmentConfig()
+
+    def located(self) -> ViewsConfig:
+        """The same with absolute paths of the corpora of noises and rooms."""
+        noise, reverb = (
+            stage.model_copy(update={"corpus": stage.corpus and storage.absolute(stage.corpus)})
+            for stage in (self.distort.noise, self.distort.reverb)
+        )
+        distort = self.distort.model_copy(update={"noise": noise, "reverb": reverb})
+        return self.model_copy(update={"distort": distort})
+
+
+@dataclass(frozen=True)
+class SegmentPlan:
+    """The segments of each epoch: ``own[e]`` of the method's stream, ``fill[e]`` of the pass before the epoch (none: no
+    pass), and ``labelled`` of the labelled stream, in every epoch.
+    """
+
+    own: tuple[tuple[Segment, ...], ...]
+    fill: tuple[tuple[Segment, ...], ...]
+    labelled: tuple[Segment, ...] = ()
+
+    @property
+    def fills(self) -> frozenset[int]:
+        """The epochs that a pass comes before."""
+        return frozenset(epoch for epoch, wanted in enumerate(self.fill) if wanted)

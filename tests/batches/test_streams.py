@@ -9,9 +9,8 @@ import pytest
 
 from rayssl.batches.plan import Cursor
 from rayssl.batches.streams import joined
-from rayssl.data import shards
 from rayssl.errors import ConfigError, CorpusError
-from rayssl.experiment.config import build_method, streams
+from rayssl.experiment.job import resolve
 from tests.runs import DASO_METHOD, FEW, SPLITS, batches, build, experiment, write_corpus
 
 
@@ -25,8 +24,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_streams_of_their_own_lengths(corpus: Path, tmp_path: Path) -> None:
     """17 unlabelled clips in batches of 8 and 8 labelled ones in batches of 4; an epoch is 3 steps of neither."""
     settings = experiment(tmp_path / "run", corpus, *FEW, method=DASO_METHOD)
-    manifest = shards.read_manifest(str(corpus))
-    own, labelled = streams(settings, manifest, build_method(settings, manifest))
+    job = resolve(settings)
+    own, labelled = job.own, job.labelled
     assert labelled is not None
     assert (own.batch, own.pass_steps, own.epoch_steps, own.cycles) == (8, 2, 3, True)
     assert (labelled.batch, labelled.pass_steps, labelled.epoch_steps) == (4, 2, 3)
@@ -56,8 +55,8 @@ def test_from_any_cursor_on_they_are_the_same(corpus: Path, tmp_path: Path) -> N
 def test_the_labelled_alone_and_whole_epochs(corpus: Path, tmp_path: Path) -> None:
     changes = ("labels={split: few, class_aware: true}", "training.batch=6")
     settings = experiment(tmp_path / "run", corpus, *changes, method={"name": "classifier"})
-    manifest = shards.read_manifest(str(corpus))
-    own, labelled = streams(settings, manifest, build_method(settings, manifest))
+    job = resolve(settings)
+    own, labelled = job.own, job.labelled
     assert labelled is None and own.pass_steps == own.epoch_steps == 2 and not own.cycles  # the second one filled up
     rows = list(batches(settings, build(settings)))
     assert [raw["epoch"] for raw in rows] == [0, 0, 1, 1, 2, 2]
@@ -81,8 +80,7 @@ def test_mistakes_are_one_line(corpus: Path, tmp_path: Path) -> None:
         experiment(tmp_path, corpus, "labels={split: few}")
     settings = experiment(tmp_path, corpus, "labels={split: many}", method=DASO_METHOD)
     with pytest.raises(CorpusError, match=r"has no split 'many' \(splits: few\)"):
-        build_method(settings, shards.read_manifest(str(corpus)))
+        resolve(settings)
     settings = experiment(tmp_path, corpus, *FEW, "training.batch=24", method=DASO_METHOD)
-    manifest = shards.read_manifest(str(corpus))
     with pytest.raises(CorpusError, match=r"split 'few' has 17 unlabelled .* an epoch would be empty"):
-        streams(settings, manifest, build_method(settings, manifest))
+        resolve(settings)

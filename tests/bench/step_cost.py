@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from concurrent.futures import Future
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,12 @@ import torch
 
 from rayssl import schema
 from rayssl.batches.plan import Cursor
-from rayssl.experiment.config import Experiment, MemoryConfig, build_method, memory_settings
+from rayssl.experiment.build import build_method
+from rayssl.experiment.config import Experiment, MemoryConfig
+from rayssl.experiment.job import Job, job_of
+from rayssl.experiment.local import LocalContext
 from rayssl.memory.utterances.memory import Recall, Remember
-from rayssl.training.context import Answer, LocalContext, MemoryClient
+from rayssl.training.context import Answer, MemoryClient
 from rayssl.training.loop import Loop
 from rayssl.training.state import TrainState
 from rayssl.views.modules import build_recipes
@@ -85,8 +89,8 @@ def batches(settings: Experiment, count: int, utterances: int, segments: Any) ->
     return made
 
 
-def loop(settings: Experiment, manifest: Any, memory: MemoryClient, steps: int) -> Loop:
-    method = build_method(settings, manifest)
+def loop(job: Job, memory: MemoryClient, steps: int) -> Loop:
+    settings, method = job.experiment, build_method(job)
     method.train()
     made = Loop(
         TrainState(
@@ -98,7 +102,8 @@ def loop(settings: Experiment, manifest: Any, memory: MemoryClient, steps: int) 
             method=method,
             wrapped=method,
             recipes=build_recipes(settings.views, RATE, settings.seed),
-            context=LocalContext(),
+            segments=job.segments,
+            context=LocalContext(job),
             memory=memory,
         )
     )
@@ -129,16 +134,16 @@ def measure(arguments: argparse.Namespace, run: str) -> dict[str, Any]:
 
     settings = experiment(arguments, run)
     manifest: Any = Corpus(arguments.queue)
-    memory = memory_settings(settings, manifest)
-    assert memory is not None
-    actor = ActorMemory(memory, MemoryConfig(), "b")
+    job = job_of(settings, manifest)
+    assert job.utterances is not None
+    actor = ActorMemory(asdict(job.utterances), MemoryConfig(), "b")
     filled(actor, arguments, arguments.queue)
     count = (arguments.rounds + 1) * arguments.steps
     loops = {
-        "actor": loop(settings, manifest, actor, count + 1),
-        "free": loop(settings, manifest, Free(arguments.batch, arguments.dim), count + 1),
+        "actor": loop(job, actor, count + 1),
+        "free": loop(job, Free(arguments.batch, arguments.dim), count + 1),
     }
-    rows = batches(settings, 4, arguments.queue, loops["free"].parts.method.segments(1))
+    rows = batches(settings, 4, arguments.queue, list(job.segments.own[1]))
     order = np.random.default_rng(3).permutation(arguments.queue)
     seconds: dict[str, list[float]] = {name: [] for name in loops}
     for round_ in range(arguments.rounds + 1):

@@ -104,10 +104,10 @@ def test_experiments_run(name: str, tmp_path: Path) -> None:
     changes = [*made_small(TREES[name]), f"run={tmp_path}/run", f"corpus.uri={tmp_path}/corpus"]
     settings = parse(Experiment, override(TREES[name], changes), name)
     loop = build(settings)
-    before = {name: p.detach().clone() for name, p in loop.parts.method.named_parameters()}
+    before = {name: p.detach().clone() for name, p in loop.state.method.named_parameters()}
     loop.fit(batches(settings, loop))
     assert [line["step"] for line in records(settings.run, "step")] == [1, 2, 3, 4]
-    unmoved = [name for name, p in loop.parts.method.named_parameters() if torch.equal(p, before[name])]
+    unmoved = [name for name, p in loop.state.method.named_parameters() if torch.equal(p, before[name])]
     unseen = UNSEEN if settings.training.optimiser.name == "sgd" else ()
     assert [name for name in unmoved if not name.endswith(unseen)] == []
     if method["name"] == "ssps":

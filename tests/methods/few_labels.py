@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rayssl.methods.base import Batch, Classes
 from rayssl.models.encoder import Encoder, EncoderConfig, build_encoder
-from tests.runs import ENCODER, views_config
+from tests.runs import ENCODER
 
 CLASSES = Classes(("a", "b", "c", "d"), (20, 9, 3, 1))
 LABELLED, UNLABELLED, WIDTH = 5, 10, 16
@@ -22,7 +22,7 @@ def encoder() -> Encoder:
 
 def build(kind: Any, config: Any, **changes: object) -> Any:
     torch.manual_seed(1)
-    return kind(config.model_validate(changes), encoder(), views_config(), CLASSES)
+    return kind(config.model_validate(changes), encoder(), CLASSES)
 
 
 def batch(step: int = 0, seed: int = 0) -> Batch:

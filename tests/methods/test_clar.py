@@ -14,7 +14,7 @@ from rayssl.losses.supcon import supcon
 from rayssl.methods.base import Batch, Classes
 from rayssl.methods.clar import CLAR, CLARConfig
 from rayssl.models.encoder import EncoderConfig, Joined, build_encoder
-from tests.runs import random_views, views_config
+from tests.runs import facts, random_views, views_config
 
 CLASSES = Classes(("a", "b", "c"), (5, 3, 2))
 RESNET: dict[str, Any] = {
@@ -45,7 +45,10 @@ def batch(labels: list[int]) -> Batch:
 
 def test_without_labels_it_is_ntxent() -> None:
     method = clar(RESNET, None)
-    assert [(s.name, s.recipe) for s in method.segments(0)] == [("anchor", "strong"), ("positive", "strong")]
+    assert [(s.name, s.recipe) for s in method.config.segments(views_config(), 0)] == [
+        ("anchor", "strong"),
+        ("positive", "strong"),
+    ]
     out = method(random_views(("anchor", "positive")))
     step = method.step(out, batch([-1] * 6), None)
     a, b = out["anchor"], out["positive"]
@@ -129,5 +132,6 @@ def test_joined_encoders() -> None:
     ],
 )
 def test_what_cannot_be(encoder: Any, classes: Any, changes: Any, message: str) -> None:
+    config = CLARConfig.model_validate({"projector": {"sizes": [12, 8]}, **changes})
     with pytest.raises(ConfigError, match=message):
-        clar(encoder, classes, **changes)
+        config.check(facts(classes=classes, joined="beside" in encoder))

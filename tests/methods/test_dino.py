@@ -47,13 +47,13 @@ def trained(model: DINO, steps: int = 2, lr: float = 0.1) -> DINO:
 
 
 def test_segments() -> None:
-    segments = method().segments(0)
+    segments = method().config.segments(views_config(), 0)
     assert [(s.name, s.seconds) for s in segments] == [
         *((name, 0.2) for name in GLOBALS),
         *((name, 0.1) for name in LOCALS),
     ]
     assert all(s.recipe == "distort" and not s.disjoint for s in segments)
-    assert [s.name for s in method(locals=0).segments(3)] == list(GLOBALS)
+    assert [s.name for s in method(locals=0).config.segments(views_config(), 3)] == list(GLOBALS)
 
 
 def test_outputs() -> None:
@@ -201,7 +201,7 @@ def test_centre_is_saved_with_the_weights() -> None:
 def ssps(**changes: object) -> SSPS:
     base = method(**changes)
     config = SSPSConfig(name="ssps", over=base.config, start_epoch=1, clusters=4)
-    return SSPS(config, base, views_config())
+    return SSPS(config, base)
 
 
 def base_of(model: SSPS) -> DINO:
@@ -291,7 +291,10 @@ def test_reference_is_the_teachers() -> None:
     encoder = base_of(model).teacher.encoder.eval()
     expected = torch.nn.functional.normalize(encoder(views["reference"].wave, None), dim=1)
     torch.testing.assert_close(reference, expected, rtol=0, atol=1e-6)
-    assert model.encoder_prefix == "base.teacher.encoder." and model.segments(0)[-1].name == "reference"
+    assert (
+        model.encoder_prefix == "base.teacher.encoder."
+        and model.config.segments(views_config(), 0)[-1].name == "reference"
+    )
 
 
 @pytest.mark.parametrize("store", ["bottleneck", "output"])
@@ -299,8 +302,11 @@ def test_what_fills_the_memory_needs_one_crop(store: str) -> None:
     """In eval mode the teacher's rows of the first global crop are the same with and without the others."""
     model = trained(method(store=store)).eval()
     views = crops()
-    needed = {segment.name for segment in model.positive_segments(0)}
-    assert needed == {"global1"} and model.positive_segments(0) == model.segments(0)[:1]
+    needed = {segment.name for segment in model.config.positive_segments(views_config(), 0)}
+    assert (
+        needed == {"global1"}
+        and model.config.positive_segments(views_config(), 0) == model.config.segments(views_config(), 0)[:1]
+    )
     with torch.no_grad():
         alone = model.positives_of({"global1": views["global1"]})
         torch.testing.assert_close(alone, model.positives(model(views)), rtol=1e-5, atol=1e-6)

@@ -39,7 +39,7 @@ def recall(dim: int = 16) -> Recall:
 
 
 def test_segments() -> None:
-    segments = moco().segments(0)
+    segments = moco().config.segments(views_config(), 0)
     assert [(s.name, s.seconds, s.recipe) for s in segments] == [
         ("anchor", 0.2, "distort"),
         ("positive", 0.2, "distort"),
@@ -138,7 +138,7 @@ def test_state_is_saved() -> None:
 
 def test_ssps_replaces_keys_in_the_loss_and_not_in_the_queue() -> None:
     method = with_queue(moco())
-    over = SSPS(SSPSConfig(name="ssps", start_epoch=1, clusters=4), method, views_config())
+    over = SSPS(SSPSConfig(name="ssps", start_epoch=1, clusters=4), method)
     out, given = forward(over), recall()
     step = over.step(out, batch_of(), given)
     rows = torch.stack([given.rows[i].detach() if FOUND[i] else out["key"][i] for i in range(6)])
@@ -158,7 +158,7 @@ def test_ssps_replaces_keys_in_the_loss_and_not_in_the_queue() -> None:
 @pytest.mark.parametrize("found", [None, torch.zeros(6, dtype=torch.bool)])
 def test_ssps_without_anything_found_is_moco(found: Tensor | None) -> None:
     plain = with_queue(moco())
-    over = SSPS(SSPSConfig(name="ssps", start_epoch=1, clusters=4), with_queue(moco()), views_config())
+    over = SSPS(SSPSConfig(name="ssps", start_epoch=1, clusters=4), with_queue(moco()))
     given = None if found is None else Recall(recall().rows, found)
     loss = over.step(forward(over), batch_of(), given).loss
     assert torch.equal(loss, plain.step(forward(plain), batch_of(), None).loss) and loss > 0
@@ -166,7 +166,7 @@ def test_ssps_without_anything_found_is_moco(found: Tensor | None) -> None:
 
 def test_ssps_clusters_the_key_encoders_references() -> None:
     method = moco()
-    over = SSPS(SSPSConfig(name="ssps", start_epoch=1, clusters=4), method, views_config())
+    over = SSPS(SSPSConfig(name="ssps", start_epoch=1, clusters=4), method)
     with torch.no_grad():
         for parameter in method.encoder.parameters():
             parameter.mul_(1.5)

@@ -10,8 +10,8 @@ from rayssl.methods.base import Classes
 from rayssl.methods.classifier import ClassifierConfig, ClassifierMethod
 from rayssl.methods.fixmatch import FixMatch, FixMatchConfig
 from rayssl.methods.semi import global_mean, pseudo_counts
-from tests.methods.few_labels import batch, build, encoder, outputs, same_gradients
-from tests.runs import batch_of, random_views, views_config
+from tests.methods.few_labels import batch, build, outputs, same_gradients
+from tests.runs import batch_of, facts, random_views, views_config
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.6, 1.0])
@@ -34,12 +34,15 @@ def test_fixmatch_is_the_papers(threshold: float) -> None:
 
 def test_streams() -> None:
     method = build(FixMatch, FixMatchConfig)
-    assert method.role == "unlabelled"
-    assert [(s.name, s.recipe) for s in method.segments(0)] == [("weak", "weak"), ("strong", "strong")]
-    assert [(s.name, s.recipe) for s in method.labelled_segments(0)] == [("labelled", "weak")]
+    assert method.config.role == "unlabelled"
+    assert [(s.name, s.recipe) for s in method.config.segments(views_config(), 0)] == [
+        ("weak", "weak"),
+        ("strong", "strong"),
+    ]
+    assert [(s.name, s.recipe) for s in method.config.labelled_segments(views_config(), 0)] == [("labelled", "weak")]
     alone = build(ClassifierMethod, ClassifierConfig, recipe="strong")
-    assert alone.role == "labelled" and alone.labelled_segments(0) == ()
-    assert [(s.name, s.recipe) for s in alone.segments(0)] == [("labelled", "strong")]
+    assert alone.config.role == "labelled" and alone.config.labelled_segments(views_config(), 0) == ()
+    assert [(s.name, s.recipe) for s in alone.config.segments(views_config(), 0)] == [("labelled", "strong")]
 
 
 def test_batches_of_two_sizes_share_statistics() -> None:
@@ -85,7 +88,7 @@ def test_a_mean_over_nothing_is_zero_with_a_gradient() -> None:
 
 def test_a_split_of_one_class_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"two labelled classes .* labels\.split"):
-        FixMatch(FixMatchConfig(), encoder(), views_config(), Classes(("a",), (3,)))
+        FixMatchConfig().check(facts(classes=Classes(("a",), (3,))))
 
 
 def test_the_classifier_learns_from_labels_alone() -> None:

@@ -23,7 +23,7 @@ def simclr(**changes: object) -> SimCLR:
 
 
 def test_segments() -> None:
-    segments = simclr().segments(0)
+    segments = simclr().config.segments(views_config(), 0)
     assert [(s.name, s.seconds, s.recipe) for s in segments] == [
         ("anchor", 0.2, "distort"),
         ("positive", 0.2, "distort"),

@@ -31,7 +31,7 @@ def base(sizes: list[int] | None = None) -> SimCLR:
 
 def ssps(start_epoch: int = 2, sizes: list[int] | None = None) -> SSPS:
     config = SSPSConfig(name="ssps", start_epoch=start_epoch, clusters=4)
-    return SSPS(config, base(sizes), views_config())
+    return SSPS(config, base(sizes))
 
 
 def recall(found: list[bool], dim: int = 16) -> Recall:
@@ -148,22 +148,22 @@ def test_reference_leaves_statistics_and_modes_alone() -> None:
 
 def test_epochs() -> None:
     method = ssps(start_epoch=2)
-    assert [method.recalls(epoch) for epoch in range(4)] == [False, False, True, True]
-    assert [method.remembers(epoch) for epoch in range(4)] == [False, True, True, True]
-    names = [[segment.name for segment in method.segments(epoch)] for epoch in range(3)]
+    assert [method.config.recalls(epoch) for epoch in range(4)] == [False, False, True, True]
+    assert [method.config.remembers(epoch) for epoch in range(4)] == [False, True, True, True]
+    names = [[segment.name for segment in method.config.segments(views_config(), epoch)] for epoch in range(3)]
     assert names[0] == ["anchor", "positive"] and names[1] == names[2] == ["anchor", "positive", "reference"]
-    reference = method.segments(1)[2]
+    reference = method.config.segments(views_config(), 1)[2]
     assert reference.seconds == 0.3 and reference.recipe == "none"
-    assert method.segments(1)[:2] == method.segments(0)
+    assert method.config.segments(views_config(), 1)[:2] == method.config.segments(views_config(), 0)
 
 
 def test_references_of_a_pass_before_each_epoch() -> None:
     """Only the reference is read and computed then, with the encoder in eval mode; no step has one."""
     config = SSPSConfig(name="ssps", start_epoch=2, clusters=4, references="fill")
-    method = SSPS(config, base(), views_config())
-    names = [[segment.name for segment in method.fill_segments(epoch)] for epoch in range(4)]
+    method = SSPS(config, base())
+    names = [[segment.name for segment in method.config.fill_segments(views_config(), epoch)] for epoch in range(4)]
     assert names == [[], [], ["reference"], ["reference"]]
-    assert [len(method.segments(epoch)) for epoch in range(4)] == [2] * 4
+    assert [len(method.config.segments(views_config(), epoch)) for epoch in range(4)] == [2] * 4
     remember = method.fill(random_views(("reference",)))
     assert remember.references is not None and remember.positives is None
     plain = base().eval()
@@ -178,10 +178,10 @@ def test_references_of_a_pass_before_each_epoch() -> None:
 
 def test_from_another_run_the_first_pass_has_everything() -> None:
     config = SSPSConfig(name="ssps", start_from="runs/a", clusters=4)
-    method = SSPS(config, base(), views_config())
-    names = [[segment.name for segment in method.fill_segments(epoch)] for epoch in range(2)]
+    method = SSPS(config, base())
+    names = [[segment.name for segment in method.config.fill_segments(views_config(), epoch)] for epoch in range(2)]
     assert names == [["anchor", "positive", "reference"], []]
-    assert method.recalls(0) and method.remembers(0)
+    assert method.config.recalls(0) and method.config.remembers(0)
     method.eval()
     views = random_views(("anchor", "positive", "reference"))
     remember = method.fill(views)

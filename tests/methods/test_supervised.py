@@ -9,18 +9,20 @@ from torch.nn.functional import cross_entropy
 from rayssl.errors import ConfigError, CorpusError
 from rayssl.methods.supervised import Supervised, SupervisedConfig
 from rayssl.models.encoder import EncoderConfig, build_encoder
-from tests.runs import ENCODER, batch_of, random_views, views_config
+from tests.runs import ENCODER, batch_of, facts, random_views, views_config
 
 
 def supervised(speakers: int = 3, **changes: float) -> Supervised:
     torch.manual_seed(0)
     encoder = build_encoder(EncoderConfig.model_validate(ENCODER))
-    return Supervised(SupervisedConfig.model_validate(changes), encoder, views_config(), speakers)
+    return Supervised(SupervisedConfig.model_validate(changes), encoder, speakers)
 
 
 def test_loss_and_accuracy() -> None:
     method = supervised(margin=0.3, scale=20.0)
-    assert [(s.name, s.seconds, s.recipe) for s in method.segments(0)] == [("anchor", 0.2, "distort")]
+    assert [(s.name, s.seconds, s.recipe) for s in method.config.segments(views_config(), 0)] == [
+        ("anchor", 0.2, "distort")
+    ]
     out = method(random_views(("anchor",)))
     batch = batch_of(speakers=[0, 1, 2, 0, 1, 2])
     step = method.step(out, batch, None)
@@ -38,7 +40,7 @@ def test_loss_and_accuracy() -> None:
 @pytest.mark.parametrize("speakers", [0, 1])
 def test_corpus_without_speakers(speakers: int) -> None:
     with pytest.raises(ConfigError, match=rf"'supervised' needs .* this one has {speakers} speakers; prepare it"):
-        supervised(speakers)
+        SupervisedConfig().check(facts(speakers=speakers))
 
 
 def test_utterance_without_a_speaker() -> None:

@@ -57,7 +57,7 @@ def update(method: SwAV, epoch: int, seed: int = 0) -> Outputs:
 
 
 def test_segments() -> None:
-    segments = model().segments(0)
+    segments = model().config.segments(views_config(), 0)
     assert [(s.name, s.seconds, s.recipe) for s in segments] == [
         ("anchor", 0.2, "distort"),
         ("positive", 0.2, "distort"),
@@ -133,7 +133,7 @@ def test_encoder_is_under_its_prefix() -> None:
 
 def test_ssps_replaces_positives_in_scores_and_codes_and_not_in_the_queue() -> None:
     method = model(queue=9, queue_start_epoch=0)
-    over = SSPS(SSPSConfig(name="ssps", start_epoch=1, clusters=4), method, views_config())
+    over = SSPS(SSPSConfig(name="ssps", start_epoch=1, clusters=4), method)
     out, given = forward(over), recall()
     for value in out.values():
         value.retain_grad()
@@ -157,7 +157,7 @@ def test_ssps_replaces_positives_in_scores_and_codes_and_not_in_the_queue() -> N
 @pytest.mark.parametrize("found", [None, torch.zeros(6, dtype=torch.bool)])
 def test_ssps_without_anything_found_is_swav(found: Tensor | None) -> None:
     plain = model()
-    over = SSPS(SSPSConfig(name="ssps", start_epoch=1, clusters=4), model(), views_config())
+    over = SSPS(SSPSConfig(name="ssps", start_epoch=1, clusters=4), model())
     given = None if found is None else Recall(recall().rows, found)
     loss = over.step(forward(over), batch_of(), given).loss
     assert torch.equal(loss, plain.step(forward(plain), batch_of(), None).loss)

@@ -8,7 +8,7 @@ from torch import Tensor
 from rayssl.methods.base import ClassRecall
 from rayssl.methods.usadtm import USADTM, USADTMConfig
 from tests.methods.few_labels import WIDTH, batch, build, outputs, same_gradients
-from tests.runs import random_views
+from tests.runs import random_views, views_config
 
 KNOBS = {"threshold": 0.4, "weight": 0.6, "aggregation": 0.2, "temperature": 0.3}
 
@@ -55,7 +55,7 @@ def test_before_any_template_nothing_is_confident() -> None:
 
 def test_the_third_view_is_there_for_the_aggregation_only() -> None:
     with_it, without = (build(USADTM, USADTMConfig, aggregation=weight) for weight in (0.1, 0.0))
-    assert [(s.name, s.recipe) for s in with_it.segments(0)][-1] == ("plain", "none")
-    assert [s.name for s in without.segments(0)] == ["weak", "strong"]
+    assert [(s.name, s.recipe) for s in with_it.config.segments(views_config(), 0)][-1] == ("plain", "none")
+    assert [s.name for s in without.config.segments(views_config(), 0)] == ["weak", "strong"]
     views = random_views(("labelled", "weak", "strong", "plain"))
     assert with_it(views)["plain"].shape == (6, 4)

@@ -40,7 +40,7 @@ def expected(a: Tensor, b: Tensor) -> Tensor:
 
 
 def test_segments() -> None:
-    segments = model().segments(0)
+    segments = model().config.segments(views_config(), 0)
     assert [(s.name, s.seconds, s.recipe) for s in segments] == [
         ("anchor", 0.2, "distort"),
         ("positive", 0.2, "distort"),
@@ -87,7 +87,7 @@ def test_encoder_is_under_its_prefix() -> None:
 
 def test_ssps_replaces_the_positives_rows() -> None:
     method = model()
-    over = SSPS(SSPSConfig(name="ssps", start_epoch=1, clusters=4), method, views_config())
+    over = SSPS(SSPSConfig(name="ssps", start_epoch=1, clusters=4), method)
     out, given = forward(over), recall()
     step = over.step(out, batch_of(), given)
     rows = torch.stack([given.rows[i].detach() if FOUND[i] else out["positive"][i] for i in range(6)])
@@ -106,7 +106,7 @@ def test_ssps_replaces_the_positives_rows() -> None:
 @pytest.mark.parametrize("found", [None, torch.zeros(6, dtype=torch.bool)])
 def test_ssps_without_anything_found_is_vicreg(found: Tensor | None) -> None:
     plain = model()
-    over = SSPS(SSPSConfig(name="ssps", start_epoch=1, clusters=4), model(), views_config())
+    over = SSPS(SSPSConfig(name="ssps", start_epoch=1, clusters=4), model())
     given = None if found is None else Recall(recall().rows, found)
     loss = over.step(forward(over), batch_of(), given).loss
     assert torch.equal(loss, plain.step(forward(plain), batch_of(), None).loss)

@@ -39,7 +39,7 @@ def _stopped(rank: int, world: int, corpus: str) -> tuple[int, list[int]]:
     with tempfile.TemporaryDirectory(prefix="rank-") as folder:
         settings = experiment(Path(folder), Path(corpus), f"ray.workers={world}", method=SSPS_METHOD)
         loop = build(settings, wrap=DistributedDataParallel)
-        loop.parts.stopping = Stopping(lambda: rank == 0 and loop.step >= 4, every_s=0.0)
+        loop.state.stopping = Stopping(lambda: rank == 0 and loop.step >= 4, every_s=0.0)
         loop.fit(batches(settings, loop))
         return loop.step, checkpoint.steps(settings.run) if rank == 0 else []
 

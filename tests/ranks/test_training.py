@@ -77,7 +77,7 @@ def _train_in(folder: Path, rank: int, world: int, corpus: str, method: str, syn
     def first(*_: object) -> None:
         """Of the first step that has any: a contrast with a queue that is still empty has none."""
         if not any(gradient.any() for gradient in gradients.values()):
-            found = {name: p.grad for name, p in loop.parts.method.named_parameters() if p.grad is not None}
+            found = {name: p.grad for name, p in loop.state.method.named_parameters() if p.grad is not None}
             gradients.update({name: gradient.numpy().copy() for name, gradient in found.items()})
 
     loop.optimiser.register_step_pre_hook(first)
@@ -86,7 +86,7 @@ def _train_in(folder: Path, rank: int, world: int, corpus: str, method: str, syn
         loop.fit(batches(settings, loop))
     return {
         "gradients": gradients,
-        "weights": {name: value.numpy() for name, value in loop.parts.method.state_dict().items()},
+        "weights": {name: value.numpy() for name, value in loop.state.method.state_dict().items()},
         "memory": remembered(loop),
         "steps": records(settings.run, "step") if rank == 0 else [],
         "epochs": records(settings.run, "epoch") if rank == 0 else [],

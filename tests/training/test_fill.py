@@ -63,7 +63,7 @@ def test_references_are_of_the_same_weights(corpus: Path, tmp_path: Path) -> Non
     loop = build(settings)
     rows = list(batches(settings, loop))
     heard = {int(i): cut for row in rows if row["fill"] for i, cut in zip(row["id"], row["reference"], strict=True)}
-    memory, encoder = loop.parts.memory, loop.parts.method.encoder
+    memory, encoder = loop.state.memory, loop.state.method.encoder
     assert isinstance(memory, InProcessMemory) and len(heard) == 25
     refresh, seen = memory.refresh, list[np.ndarray]()
 
@@ -88,7 +88,7 @@ def test_begins_with_the_other_runs_weights_and_recalls_at_once(
     settings = experiment(tmp_path, corpus, method=started(source.run))
     loop = build(settings)
     state = checkpoint.load(checkpoint.locate(source.run, "last")).state["method"]
-    for name, value in loop.parts.method.state_dict().items():
+    for name, value in loop.state.method.state_dict().items():
         assert torch.equal(value, state[name.removeprefix("base.")]), name
     fit(settings)
     epochs = records(settings.run, "epoch")

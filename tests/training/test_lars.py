@@ -214,7 +214,7 @@ def test_a_run_goes_on_from_its_checkpoint(name: str, tmp_path: Path) -> None:
             settings = experiment(tmp_path / run, tmp_path / "corpus", *changes, method=METHOD)
             loop = build(settings)
             loop.fit(batches(settings, loop))
-        ends.append((loop.parts.method.state_dict(), loop.optimiser.state_dict()))
+        ends.append((loop.state.method.state_dict(), loop.optimiser.state_dict()))
     torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=0)
     for other in {"adam", "lars", "adam_lars"} - {name}:
         settings = experiment(tmp_path / "cut", tmp_path / "corpus", f"training.optimiser.name={other}", method=METHOD)

@@ -118,8 +118,8 @@ def test_stopped_after_an_epoch_and_gone_on_with(
     loop = build(settings)
     rows = itertools.takewhile(lambda raw: raw["epoch"] < rung, batches(settings, loop))
     metrics = loop.fit(rows, rung)
-    assert loop.parts.log is not None
-    loop.parts.log.close()
+    assert loop.state.log is not None
+    loop.state.log.close()
     assert checkpoint.read_meta(checkpoint.locate(settings.run, "last")).epoch == rung
     assert metrics == checkpoint.read_meta(checkpoint.locate(settings.run, "last")).metrics
     torch.testing.assert_close(content(fit(settings)), whole[1], rtol=0, atol=0)
@@ -173,7 +173,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_unsaved(
     settings = experiment(tmp_path, corpus, *overrides)
     loop = build(settings)
     with torch.no_grad():
-        next(loop.parts.method.parameters()).fill_(float("nan"))
+        next(loop.state.method.parameters()).fill_(float("nan"))
     with pytest.raises(UserError) as caught:
         loop.fit(batches(settings, loop))
     assert text in str(caught.value) and "training.optimiser.lr" in str(caught.value) and "\n" not in str(caught.value)
@@ -187,7 +187,7 @@ def test_weights_that_are_not_finite_are_not_saved(corpus: Path, tmp_path: Path)
 
     def poison(*_: object) -> None:
         if loop.step == 2:
-            next(loop.parts.method.parameters()).grad.fill_(float("nan"))  # type: ignore[union-attr]
+            next(loop.state.method.parameters()).grad.fill_(float("nan"))  # type: ignore[union-attr]
 
     loop.optimiser.register_step_pre_hook(poison)
     with pytest.raises(UserError, match="not finite by step 3"):
@@ -198,7 +198,7 @@ def test_weights_that_are_not_finite_are_not_saved(corpus: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("overrides", "text"),
     [
-        (["encoder.backbone.embedding_dim=24"], "is of another architecture, ssps over ecapa(channels=16, "),
+        (["encoder.backbone.embedding_dim=24"], "is of another architecture, ssps over ecapa(embedding_dim=16, channels=16, "),
         (["training.batch=16"], "with 1 steps an epoch: the corpus or training.batch has changed"),
         (["training.optimiser.name=sgd"], "the state of another optimiser than sgd"),
         (["method.clusters=5"], "memory state: 'clusters."),
@@ -237,8 +237,8 @@ def test_views_follow_seed_epoch_and_utterance(corpus: Path, tmp_path: Path) -> 
     loop = build(settings)
     raw = next(batches(settings, loop)) | {"reference": np.zeros((8, 4800), np.int16)}
     raw["positive"] = raw["anchor"]
-    segments = (*loop.parts.method.segments(0), Segment(name="reference", seconds=0.3))
-    common = {"recipes": loop.parts.recipes, "seed": loop.parts.seed, "device": torch.device("cpu")}
+    segments = (*loop.state.segments.own[0], Segment(name="reference", seconds=0.3))
+    common = {"recipes": loop.state.recipes, "seed": loop.state.seed, "device": torch.device("cpu")}
     views = make_views(raw | {"epoch": 1}, segments, **common)
     plain = torch.tensor(raw["anchor"]).float() / 32768
     assert not torch.allclose(views["anchor"].wave, plain, atol=1e-3)
@@ -257,12 +257,12 @@ def test_each_segment_goes_through_its_recipe(corpus: Path, tmp_path: Path) -> N
     strong = [f"views.strong.{name}.p=1.0" for name in ("pitch_shift", "white_noise", "time_mask")]
     settings = experiment(tmp_path, corpus, "views.distort.noise.p=1.0", "views.weak.fade.p=1.0", *strong)
     loop = build(settings)
-    assert list(loop.parts.recipes) == ["distort", "weak", "strong"]
+    assert list(loop.state.recipes) == ["distort", "weak", "strong"]
     recipes = ("none", "distort", "weak", "strong")
     segments = [Segment(name=recipe, seconds=0.2, recipe=recipe) for recipe in recipes]
     raw = next(batches(settings, loop))
     raw |= dict.fromkeys(recipes, raw["anchor"])
-    views = make_views(raw, segments, loop.parts.recipes, seed=3, device=torch.device("cpu"))
+    views = make_views(raw, segments, loop.state.recipes, seed=3, device=torch.device("cpu"))
     assert [view.keys is None for view in views.values()] == [True, False, False, False]
     torch.testing.assert_close(views["none"].wave, torch.tensor(raw["anchor"]).float() / 32768)
     for first, second in itertools.combinations(recipes, 2):

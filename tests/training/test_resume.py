@@ -85,14 +85,14 @@ def life(settings: Experiment, steps: int | None = None) -> Loop:
     except Interrupted:
         assert steps is not None
     finally:
-        assert loop.parts.log is not None
-        loop.parts.log.close()
+        assert loop.state.log is not None
+        loop.state.log.close()
     return loop
 
 
 def content(loop: Loop) -> dict[str, Any]:
     return {
-        "weights": loop.parts.method.state_dict(),
+        "weights": loop.state.method.state_dict(),
         "optimiser": loop.optimiser.state_dict(),
         "memory": {name: torch.from_numpy(array) for name, array in remembered(loop).items()},
     }
@@ -119,7 +119,7 @@ def test_interrupted_while_the_memory_is_clustered(corpus: Path, tmp_path: Path,
 def test_interrupted_after_every_step(corpus: Path, tmp_path: Path, name: str) -> None:
     few = FEW if name in LEARNERS else ()
     whole = experiment(tmp_path / "whole", corpus, *few, method=METHODS[name])
-    fresh = {key: value.clone() for key, value in build(whole).parts.method.state_dict().items()}
+    fresh = {key: value.clone() for key, value in build(whole).state.method.state_dict().items()}
     expected = content(life(whole))
     assert [key for key in STATE[name] if torch.equal(fresh[key], expected["weights"][key])] == []
     settings = experiment(tmp_path / "cut", corpus, "training.checkpoints.every_steps=1", *few, method=METHODS[name])

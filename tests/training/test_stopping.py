@@ -58,13 +58,13 @@ def test_stopped_and_resumed_equals_uninterrupted(
     made, settings, expected = whole
     mine = made(tmp_path)
     loop = build(mine)
-    loop.parts.stopping = stopping_after(calls)
+    loop.state.stopping = stopping_after(calls)
     loop.fit(batches(mine, loop))
     assert loop.stopped and loop.step <= calls
     fills = getattr(mine.method, "references", None) == "fill"
     assert fills or loop.step == calls
-    if loop.parts.log is not None:
-        loop.parts.log.close()
+    if loop.state.log is not None:
+        loop.state.log.close()
     assert checkpoint.steps(mine.run)[-1:] == [loop.step]
     assert checkpoint.read_meta(checkpoint.locate(mine.run, "last")).step == loop.step
     torch.testing.assert_close(content(fit(mine)), expected, rtol=0, atol=0)
@@ -76,16 +76,16 @@ def test_told_while_the_memory_is_filled_it_leaves_at_once(corpus: Path, tmp_pat
     """Half of a pass is not saved, and the checkpoint of the epoch before is there."""
     mine = experiment(tmp_path, corpus, method=METHODS["ssps_fill"])
     loop = build(mine)
-    loop.parts.stopping = stopping_after(4)  # three steps of the first epoch, then the first batch that fills
+    loop.state.stopping = stopping_after(4)  # three steps of the first epoch, then the first batch that fills
     loop.fit(batches(mine, loop))
     assert loop.stopped and loop.step == 3 and checkpoint.steps(mine.run) == [3]
-    assert loop.parts.memory is not None and not records(mine.run, "refresh")
+    assert loop.state.memory is not None and not records(mine.run, "refresh")
 
 
 def test_told_before_the_last_step_it_has_finished(corpus: Path, tmp_path: Path) -> None:
     mine = experiment(tmp_path, corpus)
     loop = build(mine)
-    loop.parts.stopping = stopping_after(STEPS)
+    loop.state.stopping = stopping_after(STEPS)
     assert loop.fit(batches(mine, loop))["loss"] == records(mine.run, "epoch")[-1]["loss"]
     assert loop.cursor.epoch == 3
 

@@ -63,11 +63,11 @@ def corpus(tmp_path: Path) -> Path:
 def test_the_loop_gives_every_step_refresh_and_epoch(tmp_path: Path, corpus: Path) -> None:
     loop = runs.build(runs.experiment(tmp_path / "run", corpus, "training.log_every=3"))
     recorder = Recorder()
-    assert loop.parts.log is not None
-    loop.parts.log = Several([loop.parts.log, recorder])
+    assert loop.state.log is not None
+    loop.state.log = Several([loop.state.log, recorder])
     loop.fit(runs.batches(runs.experiment(tmp_path / "run", corpus), loop))
-    loop.parts.log.close()
-    steps = 3 * loop.parts.steps_per_epoch
+    loop.state.log.close()
+    steps = 3 * loop.state.steps_per_epoch
     given = [(kind, step) for kind, step, _ in recorder.records]
     assert [step for kind, step in given if kind == "step"] == list(range(3, steps + 1, 3))
     assert [step for kind, step in given if kind == "epoch"] == [steps // 3, 2 * steps // 3, steps]
@@ -82,9 +82,9 @@ def test_divergence_is_told_before_the_run_ends(tmp_path: Path, corpus: Path) ->
     settings = runs.experiment(tmp_path / "run", corpus)
     loop = runs.build(settings)
     recorder = Recorder()
-    loop.parts.log = recorder
+    loop.state.log = recorder
     with torch.no_grad():
-        next(loop.parts.method.parameters()).fill_(float("nan"))
+        next(loop.state.method.parameters()).fill_(float("nan"))
     with pytest.raises(UserError, match="the loss is nan"):
         loop.fit(runs.batches(settings, loop))
     assert recorder.records[-1] == ("event", 1, {"event": "diverged"})

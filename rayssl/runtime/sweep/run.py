@@ -20,6 +20,7 @@ from typing import Any
 from rayssl import storage
 from rayssl.errors import ConfigError, UserError
 from rayssl.experiment.config import Experiment
+from rayssl.experiment.job import resolve
 from rayssl.reports.sweep.page import write_sweep_report
 from rayssl.runtime import cluster
 from rayssl.sweeps.config import Choices, PBTConfig, SweepPlan
@@ -131,7 +132,7 @@ def _to(experiment: Experiment, epoch: int, evaluated: bool) -> dict[str, float]
     """Trains to the end of ``epoch`` and evaluates; the figures of both, those of evaluation before."""
     from rayssl.runtime import train as training
 
-    figures = dict(training.train(experiment, training.check(experiment), until=epoch))
+    figures = dict(training.train(resolve(experiment), until=epoch))
     if evaluated:
         figures |= evaluated_again(experiment)
     return {name: float(value) for name, value in figures.items() if type(value) in (int, float)}

@@ -1,0 +1,98 @@
+"""From a job to the objects that train, the same on Ray, in one process without it, and in tests."""
+
+from __future__ import annotations
+
+import torch
+
+from rayssl.experiment.config import Experiment
+from rayssl.experiment.job import Job, position
+from rayssl.methods.base import Method
+from rayssl.models.encoder import Encoder, build_encoder
+from rayssl.models.norm import set_sync
+from rayssl.random import draws
+from rayssl.training import checkpoint
+from rayssl.training.context import Context
+from rayssl.training.loop import Loop
+from rayssl.training.state import TrainState
+from rayssl.views.modules import build_recipes
+
+
+def build_run_encoder(experiment: Experiment, rate: int) -> Encoder:
+    """The experiment's encoder, with weights drawn from its seed."""
+    torch.manual_seed(draws.fold(experiment.seed, 5) >> 1)
+    return build_encoder(experiment.encoder, rate, experiment.training.sync_batchnorm)
+
+
+def build_method(job: Job) -> Method:
+    """The job's method, with weights drawn from its seed: the same on every rank. The one network of a rank."""
+    experiment = job.experiment
+    method = experiment.method.build(build_run_encoder(experiment, job.manifest.rate), job.facts)
+    set_sync(method, experiment.training.sync_batchnorm)
+    return method
+
+
+def pretrain(job: Job, method: Method) -> str | None:
+    """Loads the weights that the method's configuration begins with, where it names any; the checkpoint's URI.
+
+    Raises `CheckpointError` where there is none, or one of another architecture.
+    """
+    start = job.experiment.method.starts_from
+    return None if start is None else checkpoint.load_weights(method.pretrained, start, job.architecture)
+
+
+def check_start(job: Job) -> None:
+    """What can be found wrong with the checkpoint that the job starts from, before a worker starts.
+
+    A network is built here only where the checkpoint says that it is of another architecture. Raises `CheckpointError`.
+    """
+    position(job)
+    if not checkpoint.steps(job.run):
+        return
+    loaded = checkpoint.load(checkpoint.locate(job.run, "last"))
+    if loaded.meta.architecture != job.architecture:
+        checkpoint.load_module(build_method(job), loaded.state["method"], loaded.uri, job.architecture)
+
+
+def build_loop(job: Job, context: Context) -> Loop:
+    """The loop of one rank, restored from the run's last checkpoint where there is one; to be called on all ranks.
+
+    Raises `CheckpointError` where that does not fit the job.
+    """
+    experiment, training = job.experiment, job.experiment.training
+    method = build_method(job).to(context.device)
+    if training.compile:
+        for part in method.modules():
+            if type(part) is Encoder:  # a teacher's too; of two that are joined each for itself
+                part.compile()
+    memory = None if job.utterances is None else context.utterance_memory(job.utterances)
+    prototypes = None if job.classes is None else context.class_memory(job.classes)
+    known = checkpoint.steps(job.run)
+    loaded = checkpoint.load(checkpoint.locate(job.run, "last")) if known else None
+    source = pretrain(job, method) if loaded is None else None
+    wrapped = context.wrap(method)
+    log = context.open_log(loaded.meta.step if loaded else None)
+    loop = Loop(
+        TrainState(
+            config=training,
+            run=job.run,
+            seed=experiment.seed,
+            steps_per_epoch=job.own.epoch_steps,
+            architecture=job.architecture,
+            method=method,
+            wrapped=wrapped,
+            recipes=build_recipes(experiment.views, job.manifest.rate, experiment.seed).to(context.device),
+            segments=job.segments,
+            context=context,
+            memory=memory,
+            prototypes=prototypes,
+            log=log,
+            pass_steps=job.own.pass_steps,
+            labelled_steps=None if job.labelled is None else job.labelled.pass_steps,
+        )
+    )
+    if loaded is not None:
+        loop.restore(loaded)
+        context.say(f"rank {context.rank}: resumed from {loaded.uri} (step {loaded.meta.step})")
+    elif source is not None and context.rank == 0:
+        context.say(f"beginning with the weights of {source}")
+    return loop

@@ -1,0 +1,197 @@
+"""What follows from an experiment and its corpus: worked out once, on the driver, and sent to all of its processes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rayssl.batches.plan import Cursor
+from rayssl.batches.selection import split_of
+from rayssl.batches.streams import Stream, labelled_stream, own_stream
+from rayssl.data import shards
+from rayssl.data.shards import Manifest
+from rayssl.errors import CheckpointError, ConfigError
+from rayssl.experiment.config import Experiment, located
+from rayssl.memory.classes.settings import ClassSettings
+from rayssl.memory.pieces import cuts
+from rayssl.memory.utterances.settings import MemorySettings, bytes_needed
+from rayssl.methods.base import Classes, JobFacts
+from rayssl.training import checkpoint
+from rayssl.training.trackers import base as trackers
+from rayssl.views.recipes import SegmentPlan
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run, ready to be trained: settings, streams, segments and memories, all without a network.
+
+    ``experiment`` has absolute paths. ``labelled`` is the labelled stream, where the method has one; of ``utterances``
+    and ``classes``, the settings of the two kinds of memory, at most one is there.
+    """
+
+    experiment: Experiment
+    manifest: Manifest
+    facts: JobFacts
+    segments: SegmentPlan
+    own: Stream
+    labelled: Stream | None = None
+    utterances: MemorySettings | None = None
+    classes: ClassSettings | None = None
+
+    @property
+    def run(self) -> str:
+        """The run's folder."""
+        return self.experiment.run
+
+    @property
+    def architecture(self) -> str:
+        """The model in one line."""
+        return self.experiment.architecture
+
+    @property
+    def streams(self) -> dict[str, Stream]:
+        """The streams by the names under which they reach the ranks."""
+        return {"train": self.own} | ({} if self.labelled is None else {"labelled": self.labelled})
+
+    def segments_of(self, name: str, epoch: int, *, fill: bool = False) -> Any:
+        """What is cut from the utterances of the stream ``name`` in a unit of ``epoch``, which counts the stream's own
+        passes where it cycles; with ``fill`` in the pass before the epoch.
+        """
+        if name == "labelled":
+            return self.segments.labelled
+        if fill:
+            return self.segments.fill[epoch]
+        return self.segments.own[0 if self.own.cycles else epoch]
+
+    def fills(self, name: str) -> Collection[int]:
+        """The epochs that a pass of the stream ``name`` comes before."""
+        return () if name == "labelled" else self.segments.fills
+
+    def memory_line(self) -> str | None:
+        """How many bytes the actors of the memory of utterances need, None without one."""
+        if self.utterances is None:
+            return None
+        count = self.experiment.memory.shards
+        index, store = bytes_needed(self.utterances, count)
+        if count == 1:
+            return f"memory: {_size(index + store)} in one actor"
+        return f"memory: {count} shards of {_size(store)}, and an index of {_size(index)}"
+
+
+def resolve(experiment: Experiment) -> Job:
+    """The job of an experiment.
+
+    Raises `UserError` naming the key, the corpus or the package, for whatever can be found wrong without a network.
+    """
+    experiment = located(experiment)
+    trackers.check(experiment.training.trackers, experiment.run)
+    return job_of(experiment, shards.read_manifest(experiment.corpus.uri))
+
+
+def job_of(experiment: Experiment, manifest: Manifest) -> Job:
+    """`resolve` for an experiment with absolute paths, whose corpus has this manifest."""
+    method, views, training = experiment.method, experiment.views, experiment.training
+    facts = facts_of(experiment, manifest)
+    method.check(facts)
+    experiment.encoder.check(manifest.rate)
+    epochs = range(training.epochs)
+    segments = SegmentPlan(
+        tuple(method.segments(views, epoch) for epoch in epochs),
+        tuple(method.fill_segments(views, epoch) for epoch in epochs),
+        method.labelled_segments(views, 0),
+    )
+    own, labelled = _streams(experiment, manifest, labelled=bool(segments.labelled))
+    utterances, classes = _memories(experiment, facts)
+    return Job(experiment, manifest, facts, segments, own, labelled, utterances, classes)
+
+
+def facts_of(experiment: Experiment, manifest: Manifest) -> JobFacts:
+    """What the method is told; raises `CorpusError` for a split that is not there."""
+    classes = None
+    if experiment.labels is not None:
+        split = split_of(manifest, experiment.corpus.uri, experiment.labels.split)
+        classes = Classes(tuple(each.name for each in split.classes), tuple(each.labelled for each in split.classes))
+    return JobFacts(
+        corpus=experiment.corpus.uri,
+        utterances=manifest.rows,
+        speakers=manifest.speakers,
+        recordings=manifest.recordings,
+        views=experiment.views,
+        embedding_dim=experiment.encoder.embedding_dim,
+        batch=experiment.training.batch,
+        seed=experiment.seed,
+        joined=experiment.encoder.beside is not None,
+        classes=classes,
+    )
+
+
+def position(job: Job) -> Cursor:
+    """Where the run resumes: after its last checkpoint, or at the beginning.
+
+    Raises `CheckpointError` where the last checkpoint, or the one to begin with, is not one of this job. Weights are
+    not read: what does not fit of them is found when they are loaded.
+    """
+    start = job.experiment.method.starts_from
+    if not checkpoint.steps(job.run):
+        if start is not None:
+            checkpoint.find_weights(start)
+        return Cursor()
+    uri = checkpoint.locate(job.run, "last")
+    meta, steps = checkpoint.read_meta(uri), job.own.epoch_steps
+    # inside an epoch the batches that remain are known only for the corpus and batch it began with
+    if meta.step != meta.epoch * steps + meta.epoch_step:
+        raise CheckpointError(
+            f"{uri}: step {meta.step} is not in epoch {meta.epoch + 1} of {steps} steps: training.batch or the "
+            "corpus has changed since; put them back or use another run folder"
+        )
+    return Cursor(meta.epoch, meta.epoch_step)
+
+
+def _streams(experiment: Experiment, manifest: Manifest, *, labelled: bool) -> tuple[Stream, Stream | None]:
+    labels, training, uri = experiment.labels, experiment.training, experiment.corpus.uri
+    how: dict[str, Any] = {
+        "split": None if labels is None else labels.split,
+        "class_aware": labels is not None and labels.class_aware,
+    }
+    role = experiment.method.role
+    own = own_stream(manifest, uri, role, batch=training.batch, epoch_steps=training.epoch_steps, **how)
+    if not labelled:
+        return own, None
+    few = training.batch // (1 if labels is None else labels.ratio)
+    return own, labelled_stream(manifest, uri, batch=few, epoch_steps=own.epoch_steps, **how)
+
+
+def _memories(experiment: Experiment, facts: JobFacts) -> tuple[MemorySettings | None, ClassSettings | None]:
+    """What the method needs, with what the job says of where and how it is kept."""
+    needed, config = experiment.method.memory(facts), experiment.memory
+    if isinstance(needed, ClassSettings):
+        most = len(cuts(needed.classes)) - 1
+        if config.shards > most:
+            raise ConfigError(
+                f"memory.shards={config.shards}: a memory of {needed.classes} classes has {most} pieces to be shared; "
+                "set memory.shards to that at the most"
+            )
+        return None, needed
+    if needed is None:
+        return None, None
+    most = len(cuts(needed.utterances)) - 1
+    if config.shards > most:
+        raise ConfigError(
+            f"memory.shards={config.shards}: a memory of {needed.utterances} utterances has {most} pieces to be "
+            f"shared; set memory.shards to {most} at the most"
+        )
+    dtype = "float16" if config.half else "float32"
+    kept = replace(
+        needed,
+        overlapped=config.clustering == "overlapped",
+        device="cuda" if config.gpus else "cpu",
+        reference_dtype=dtype,
+        positive_dtype=dtype,
+        threads=config.threads or None,
+    )
+    return kept, None
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 5e7 else f"{count / 1e6:.1f} MB"

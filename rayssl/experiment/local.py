@@ -1,0 +1,235 @@
+"""Training in this process alone, without Ray: the same loop, the same batches, the same bits as one Ray worker."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict
+from functools import partial
+from queue import Empty, Full, Queue
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+
+from rayssl import collectives
+from rayssl.batches.plan import Cursor
+from rayssl.batches.streams import joined
+from rayssl.errors import Stopped
+from rayssl.experiment.build import build_loop, check_start
+from rayssl.experiment.job import Job, position
+from rayssl.memory.classes.memory import ClassMemory
+from rayssl.memory.classes.settings import ClassSettings
+from rayssl.memory.utterances.memory import UtteranceMemory
+from rayssl.memory.utterances.settings import MemorySettings
+from rayssl.methods.base import Method
+from rayssl.training import checkpoint
+from rayssl.training.context import ClassClient, InProcessClasses, InProcessMemory, MemoryClient
+from rayssl.training.metrics import RunLog
+from rayssl.training.stopping import Stopping
+from rayssl.training.trackers import base as trackers
+from rayssl.training.trackers.base import Identity, Several, Tracker
+from rayssl.views import reading
+
+_AHEAD = 4  # batches that are read and decoded before they are asked for
+
+Say = Callable[[str], None]
+
+
+class LocalContext:
+    """The loop's `Context` in one process of a plain process group, or of no group at all.
+
+    ``device`` None: the CPU. Memories are replicas in each process, kept equal by what all ranks exchange.
+    """
+
+    def __init__(self, job: Job, device: str | torch.device = "cpu", say: Say | None = None) -> None:
+        self.rank = collectives.rank()
+        self.world = collectives.world()
+        self.device = torch.device(device)
+        self.reported: list[dict[str, Any]] = []
+        self._job = job
+        self._say = say if say is not None else partial(print, flush=True)
+
+    def report(self, metrics: dict[str, Any]) -> None:
+        """Kept in ``reported``."""
+        self.reported.append(metrics)
+
+    def say(self, line: str) -> None:
+        """To standard output, flushed, or wherever the caller wants it."""
+        self._say(line)
+
+    def wrap(self, method: Method) -> nn.Module:
+        """Averages gradients over the ranks, where there are several."""
+        return collectives.replicated(method, self.device)
+
+    def utterance_memory(self, settings: MemorySettings) -> MemoryClient:
+        """A memory in this process."""
+        return InProcessMemory(UtteranceMemory(**asdict(settings)))
+
+    def class_memory(self, settings: ClassSettings) -> ClassClient:
+        """A memory in this process."""
+        return InProcessClasses(ClassMemory(**asdict(settings)))
+
+    def open_log(self, resume_step: int | None) -> Tracker | None:
+        """The run's own file and the trackers of the configuration, on rank 0."""
+        if self.rank != 0:
+            return None
+        experiment = self._job.experiment
+        own = RunLog(experiment.run, resume_step=resume_step)
+        of = Identity(experiment.run, experiment.model_dump(mode="json"), resume_step is not None)
+        return Several([own, *trackers.open_all(experiment.training.trackers, of, self.say)])
+
+
+def train(job: Job, until: int | None = None, *, device: str | None = None, say: Say | None = None) -> dict[str, Any]:
+    """Trains the run of ``job``, or resumes it, in this process; returns the last epoch's metrics.
+
+    ``ray.workers`` is not asked: the global batch is one rank's. ``device``: the CPU, unless ``ray.gpu`` is true or
+    auto and there is a GPU. The first SIGTERM or SIGINT saves after the step under way and raises `Stopped`; the
+    second ends at once. Raises `UserError` for what a user can fix.
+    """
+    experiment = job.experiment
+    until = min(until or experiment.training.epochs, experiment.training.epochs)
+    say = say if say is not None else partial(print, flush=True)
+    check_start(job)
+    start = position(job)
+    if start.epoch >= until:
+        meta = checkpoint.read_meta(checkpoint.locate(job.run, "last"))
+        say(f"{experiment.run}: already trained to epoch {meta.epoch}; raise training.epochs to train more")
+        return meta.metrics
+    torch.set_num_threads(max(1, int(experiment.ray.cpus_per_worker)))
+    if device is None:
+        device = "cuda" if experiment.ray.gpu is not False and torch.cuda.is_available() else "cpu"
+    loop = build_loop(job, LocalContext(job, device, say))
+    with _Signals(say) as signals, _ReadAhead(batches(job, start, until)) as rows:
+        if signals.listening:
+            loop.state.stopping = Stopping(signals.heard)
+        log = loop.state.log
+        assert log is not None
+        try:
+            metrics = loop.fit(rows, until)
+        except BaseException:
+            with suppress(Exception):  # what went wrong first is what is reported
+                log.close(failed=True)
+            raise
+        log.close()
+    if loop.stopped and loop.cursor.epoch < until:
+        assert signals.received is not None
+        raise Stopped(f"{experiment.run}: stopped at step {loop.step}; the same command resumes", signals.received)
+    return metrics
+
+
+def batches(
+    job: Job, start: Cursor, until: int | None = None, *, rank: int = 0, world: int = 1
+) -> Iterator[dict[str, Any]]:
+    """The batches of ``rank`` of ``world`` from ``start`` to the end of epoch ``until``; see `rayssl.views.reading`."""
+    streams = [_stream(job, name, start, until, rank, world) for name in job.streams]
+    return joined(streams[0], streams[1] if len(streams) > 1 else None)
+
+
+def _stream(job: Job, name: str, start: Cursor, until: int | None, rank: int, world: int) -> Iterator[dict[str, Any]]:
+    experiment, stream = job.experiment, job.streams[name]
+    units = stream.units(
+        job.manifest,
+        seed=experiment.seed,
+        start=start,
+        epoch_count=experiment.training.epochs if until is None else until,
+        unit_rows=experiment.corpus.unit_rows,
+        fills=job.fills(name),
+    )
+    for unit in units:
+        for raw in reading.read(
+            unit,
+            experiment.corpus.uri,
+            job.manifest,
+            seed=experiment.seed,
+            batch=stream.batch,
+            ranks=world,
+            segments=job.segments_of(name, unit.epoch, fill=unit.fill),
+            selection=stream.selection,
+        ):
+            if raw["rank"] == rank:
+                yield raw
+
+
+class _ReadAhead:
+    """A context in which ``rows`` are made by another thread, a few before they are asked for."""
+
+    def __init__(self, rows: Iterator[dict[str, Any]]) -> None:
+        self._rows = rows
+        self._made: Queue[Any] = Queue(_AHEAD)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._make, name="rayssl-read", daemon=True)
+
+    def __enter__(self) -> Iterator[dict[str, Any]]:
+        self._thread.start()
+        return self._take()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _make(self) -> None:
+        try:
+            for row in self._rows:
+                if not self._put(row):
+                    return
+            self._put(None)
+        except BaseException as error:
+            self._put(error)
+
+    def _put(self, made: Any) -> bool:
+        while not self._over.is_set():
+            try:
+                self._made.put(made, timeout=0.1)
+            except Full:
+                continue
+            return True
+        return False
+
+    def _take(self) -> Iterator[dict[str, Any]]:
+        while True:
+            try:
+                made = self._made.get(timeout=1.0)
+            except Empty:
+                continue
+            if made is None:
+                return
+            if isinstance(made, BaseException):
+                raise made
+            yield made
+
+
+class _Signals:
+    """A context in which the first SIGTERM or SIGINT of this process is heard, and the second one ends it at once.
+
+    Signals reach the main thread alone: elsewhere nothing is ever heard.
+    """
+
+    def __init__(self, say: Say) -> None:
+        self.received: signal.Signals | None = None
+        self.listening = threading.current_thread() is threading.main_thread()
+        self._say = say
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> _Signals:
+        if self.listening:
+            self._before = {which: signal.signal(which, self._on) for which in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for which, handler in self._before.items():
+            signal.signal(which, handler)
+
+    def heard(self) -> bool:
+        """Whether there was one."""
+        return self.received is not None
+
+    def _on(self, number: int, _frame: FrameType | None) -> None:
+        if self.received is not None:
+            text = "ended at once by a second signal; the same command resumes from the last checkpoint"
+            raise Stopped(text, number)
+        self.received = signal.Signals(number)
+        self._say(f"{self.received.name}: saving after the step under way, then leaving; once more leaves at once")

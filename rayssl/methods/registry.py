@@ -1,0 +1,29 @@
+"""The methods that ``method.name`` can name."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+from rayssl.methods.base import MethodConfig
+from rayssl.registry import Registry
+
+METHODS = Registry(
+    "method",
+    MethodConfig,
+    {
+        "simclr": "rayssl.methods.simclr:SimCLR",
+        "dino": "rayssl.methods.dino:DINO",
+        "moco": "rayssl.methods.moco:MoCo",
+        "swav": "rayssl.methods.swav:SwAV",
+        "vicreg": "rayssl.methods.vicreg:VICReg",
+        "ssps": "rayssl.methods.ssps:SSPS",
+        "supervised": "rayssl.methods.supervised:Supervised",
+        "clar": "rayssl.methods.clar:CLAR",
+        "classifier": "rayssl.methods.classifier:ClassifierMethod",
+        "fixmatch": "rayssl.methods.fixmatch:FixMatch",
+        "usadtm": "rayssl.methods.usadtm:USADTM",
+        "daso": "rayssl.methods.daso:DASO",
+    },
+    group="rayssl.methods",
+)
+AnyMethod: TypeAlias = Annotated[MethodConfig, METHODS]

@@ -1,0 +1,33 @@
+"""The front ends and backbones that ``encoder`` can name."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+from rayssl.models.base import BackboneConfig, FrontendConfig
+from rayssl.registry import Registry
+
+FRONTENDS = Registry(
+    "front end",
+    FrontendConfig,
+    {
+        "logmel": "rayssl.models.frontends:LogMel",
+        "raw": "rayssl.models.frontends:Raw",
+        "spectrum": "rayssl.models.spectrum:Spectrum",
+    },
+    group="rayssl.encoders",
+    default="logmel",  # where no name is given, as there once was no other
+)
+BACKBONES = Registry(
+    "backbone",
+    BackboneConfig,
+    {
+        "ecapa": "rayssl.models.ecapa:Ecapa",
+        "fast_resnet34": "rayssl.models.fast_resnet34:FastResnet34",
+        "resnet1d": "rayssl.models.resnet1d:Resnet1d",
+        "resnet2d": "rayssl.models.resnet2d:Resnet2d",
+    },
+    group="rayssl.encoders",
+)
+AnyFrontend: TypeAlias = Annotated[FrontendConfig, FRONTENDS]
+AnyBackbone: TypeAlias = Annotated[BackboneConfig, BACKBONES]
