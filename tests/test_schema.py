@@ -66,7 +66,10 @@ def test_suggestions_are_of_the_named_member_only() -> None:
 @pytest.mark.parametrize(
     ("frontend", "expected"),
     [
-        ({"name": "lgomel"}, "'encoder.frontend.name': unknown name 'lgomel' (did you mean 'logmel'?); choose one of 'logmel', "),
+        (
+            {"name": "lgomel"},
+            "'encoder.frontend.name': unknown name 'lgomel' (did you mean 'logmel'?); choose one of 'logmel', ",
+        ),
         ({"name": None}, "'encoder.frontend.name': choose one of 'logmel', 'raw', 'spectrum'"),
         (
             {"zzz": 3},

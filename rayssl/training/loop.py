@@ -275,11 +275,7 @@ class Loop:
             return
         if state.memory is None or not state.method.config.remembers(epoch):
             return
-        ask = (
-            state.method.config.recalls(epoch)
-            and following is not None
-            and not self._checkpoint_due(self.cursor.step + 1)
-        )
+        ask = state.method.config.recalls(epoch) and not self._checkpoint_due(self.cursor.step + 1)
         ids = following["id"] if ask and following is not None else None
         kept = None if remember is None else to_memory(remember, raw)
         answer = state.memory.exchange(kept, ids, epoch)

@@ -198,7 +198,10 @@ def test_weights_that_are_not_finite_are_not_saved(corpus: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("overrides", "text"),
     [
-        (["encoder.backbone.embedding_dim=24"], "is of another architecture, ssps over ecapa(embedding_dim=16, channels=16, "),
+        (
+            ["encoder.backbone.embedding_dim=24"],
+            "is of another architecture, ssps over ecapa(embedding_dim=16, ",
+        ),
         (["training.batch=16"], "with 1 steps an epoch: the corpus or training.batch has changed"),
         (["training.optimiser.name=sgd"], "the state of another optimiser than sgd"),
         (["method.clusters=5"], "memory state: 'clusters."),
