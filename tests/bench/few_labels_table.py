@@ -1,5 +1,5 @@
-"""The README's tables of few labels over seeds: words of `configs/words_prepare.yaml`, and for CLAR spoken digits of
-`configs/digits_prepare.yaml`.
+"""The tables of few labels in configs/README.md, over seeds: words of `configs/words_prepare.yaml`, and for CLAR spoken
+digits of `configs/digits_prepare.yaml`.
 
     python -m tests.bench.few_labels_table imbalance [--seeds 0 1 2] [--splits same uniform reversed] [--rows ...]
     python -m tests.bench.few_labels_table clar [--seeds 0 1 2]

@@ -1,4 +1,5 @@
-"""The README's tables over seeds: SimCLR, SSPS in three ways, its bound, supervised training; other bases with SSPS.
+"""The verification tables of configs/README.md, over seeds: SimCLR, SSPS in three ways, its bound, supervised training;
+other bases with SSPS.
 
     python -m tests.bench.verification_table [--seeds 0 1 2] [--rows simclr ssps supervised dino ssps_dino ...]
 

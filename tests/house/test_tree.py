@@ -1,10 +1,11 @@
-"""What lies in the tree: its top level, no machine's paths, no registries, no data; tests and README that keep up."""
+"""What lies in the tree: its top level, no machine's paths, no registries, no data; tests and texts that keep up."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ TOP = {
     "infra",
     "tests",
     "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
     ".ci",
     ".gitignore",
     ".gitattributes",
@@ -44,6 +47,9 @@ def text(path: Path) -> str:
     return path.read_text(errors="replace")
 
 
+PYPROJECT = tomllib.loads(text(ROOT / "pyproject.toml"))
+
+
 def hits(pattern: re.Pattern[str]) -> list[str]:
     found = []
     for path in tree():
@@ -65,6 +71,25 @@ def test_no_path_of_one_machine() -> None:
     assert hits(MACHINE) == []
 
 
+def test_nothing_is_both_tracked_and_ignored() -> None:
+    """`ray job submit` leaves out of its copy what `.gitignore` names, tracked or not."""
+    command = ["git", "ls-files", "--cached", "--ignored", "--exclude-standard"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == []  # nothing as well where there is no git
+
+
+def test_package_data_names_what_exists() -> None:
+    """An installed package has every file below `rayssl`, and no pattern is of files that are gone."""
+    found: set[Path] = set()
+    for package, patterns in PYPROJECT["tool"]["setuptools"]["package-data"].items():
+        for pattern in patterns:
+            matched = set((ROOT / package.replace(".", "/")).glob(pattern))
+            assert matched, f"package-data: {package} has no {pattern}"
+            found |= matched
+    others = {path for path in tree() if path.is_relative_to(ROOT / "rayssl") and path.suffix != ".py"}
+    assert others == found
+
+
 def test_no_large_files() -> None:
     assert [str(path.relative_to(ROOT)) for path in tree() if path.stat().st_size > 500_000] == []
 
@@ -74,9 +99,7 @@ def test_constraints_are_plain_pins() -> None:
     lines = [line for line in text(ROOT / "infra/constraints.txt").splitlines() if not line.startswith("#")]
     assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+]+", line)] == []
     pinned = {canonical(line.split("==")[0]) for line in lines}
-    import tomllib
-
-    project = tomllib.loads(text(ROOT / "pyproject.toml"))["project"]
+    project = PYPROJECT["project"]
     wanted = [
         *project["dependencies"],
         *(name for extra in project["optional-dependencies"].values() for name in extra),
@@ -116,18 +139,64 @@ def test_docstrings_and_lint() -> None:
     assert done.returncode == 0, done.stdout[-4000:]
 
 
-README = text(ROOT / "README.md") if (ROOT / "README.md").exists() else ""
+README = ROOT / "README.md"
+TEXTS = [path for path in tree() if path.suffix == ".md"]
+CONFIGS = sorted((*(ROOT / "configs").glob("*.yaml"), *(ROOT / "configs").glob("*/*.yaml")))
 
 
-def test_readme_names_files_that_exist() -> None:
-    named = set(re.findall(r"(?<![\w/])(?:rayssl|jobs|configs|infra|tests|\.ci)/[\w./-]*\w", README))
-    assert named
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    """The fenced blocks of a text in ``language``."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text(path), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=relative)
+def test_text_names_files_that_exist(path: Path) -> None:
+    """Names begin at the project's root, links at the text's own folder."""
+    named = set(re.findall(r"(?<![\w/])(?:rayssl|jobs|configs|infra|tests|\.ci)/[\w./-]*\w", text(path)))
     assert {name for name in named if not (ROOT / name).exists()} == set()
+    links = {link for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text(path)) if "://" not in link}
+    assert {link for link in links if not (path.parent / link).exists()} == set()
 
 
-def test_readme_commands_exist() -> None:
-    """Every ``rayssl VERB`` of the README is a verb with a help text."""
-    verbs = set(re.findall(r"^\s*rayssl (\w+)", README, re.MULTILINE))
+def test_readme_is_short() -> None:
+    assert len(text(README).splitlines()) <= 130
+
+
+def test_readme_leads_to_every_other_text() -> None:
+    """Directly, or by way of a text that it links to."""
+    seen, waiting = set(), [README]
+    while waiting:
+        path = waiting.pop()
+        seen.add(path)
+        links = {(path.parent / link).resolve() for link in re.findall(r"\]\(([^)#\s]+\.md)[^)]*\)", text(path))}
+        waiting += [link for link in links if link in TEXTS and link not in seen]
+    assert {relative(path) for path in TEXTS} - {relative(path) for path in seen} == set()
+
+
+def test_readme_yaml_is_valid() -> None:
+    from rayssl.data.corpus import PrepareConfig
+    from rayssl.experiment.config import Experiment
+    from rayssl.schema import load_yaml, parse
+
+    trees = [load_yaml(block, "README.md") for block in blocks(README, "yaml")]
+    read = [parse(PrepareConfig if "corpora" in tree else Experiment, tree, "README.md") for tree in trees]
+    assert {type(config) for config in read} == {PrepareConfig, Experiment}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=relative)
+def test_every_configuration_is_named(path: Path) -> None:
+    name = re.escape(path.relative_to(ROOT / "configs").as_posix())
+    assert re.search(rf"(?<![\w/-]){name}", text(ROOT / "configs/README.md")), f"configs/README.md does not name {name}"
+
+
+def test_commands_exist() -> None:
+    """Every ``rayssl VERB`` in a block of commands is a verb with a help text."""
+    lines = "".join(block for path in TEXTS for block in blocks(path, "sh"))
+    verbs = set(re.findall(r"^\s*rayssl (\w+)", lines, re.MULTILINE))
     assert {"prepare", "train", "evaluate", "report"} <= verbs
     calls = "; ".join(f"call([{verb!r}, '--help'])" for verb in sorted(verbs))
     code = (
