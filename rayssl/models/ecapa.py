@@ -6,7 +6,7 @@ time axis by reflecting it at both ends.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -42,6 +42,11 @@ class EcapaConfig(BackboneConfig):
         if self.channels % self.scale:
             raise ValueError(f"'channels' ({self.channels}) must be a multiple of 'scale' ({self.scale})")
         return self
+
+    @classmethod
+    def trial_settings(cls) -> dict[str, Any]:
+        """A few thousand weights."""
+        return {"channels": 16, "scale": 2, "embedding_dim": 16, "mfa_channels": 24, "attention_channels": 8}
 
 
 class Ecapa(Backbone):

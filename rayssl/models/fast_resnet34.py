@@ -5,7 +5,7 @@ A ResNet-34 with a quarter of the channels (16-32-64-128), averaged over frequen
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -26,6 +26,11 @@ class FastResnet34Config(BackboneConfig):
     embedding_dim: int = Field(default=512, ge=1)
     pooling: Literal["sap", "asp"] = "sap"
     squeeze_excitation: bool = False
+
+    @classmethod
+    def trial_settings(cls) -> dict[str, Any]:
+        """A few thousand weights."""
+        return {"channels": 4, "embedding_dim": 16}
 
 
 class FastResnet34(Backbone):

@@ -10,7 +10,7 @@ network has the size of its twin over spectra. In all, 1024 samples or 64 ms at 
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -36,6 +36,11 @@ class Resnet1dConfig(BackboneConfig):
     blocks: list[Annotated[int, Field(ge=1)]] = Field(default=[2, 2, 2, 2], min_length=4, max_length=4)
 
     layouts: ClassVar[tuple[Layout, ...]] = ("samples",)
+
+    @classmethod
+    def trial_settings(cls) -> dict[str, Any]:
+        """A few thousand weights."""
+        return {"width": 4, "embedding_dim": 16}
 
 
 class Resnet1d(Backbone):

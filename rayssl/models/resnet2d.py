@@ -5,7 +5,7 @@ The same function, for the same weights, as torchvision's `resnet18` without its
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -34,6 +34,11 @@ class Resnet2dConfig(BackboneConfig):
     def build(self, frontend: FrontendConfig) -> Resnet2d:
         """Bands over time are one channel of a plane."""
         return Resnet2d(self, channels=frontend.features if frontend.layout == "planes" else 1)
+
+    @classmethod
+    def trial_settings(cls) -> dict[str, Any]:
+        """A few thousand weights."""
+        return {"width": 4, "embedding_dim": 16}
 
 
 class Resnet2d(Backbone):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -32,6 +32,11 @@ class SpectrumConfig(FrontendConfig):
     normalise: bool = True
 
     layout: ClassVar[Layout] = "planes"
+
+    @classmethod
+    def trial_settings(cls) -> dict[str, Any]:
+        """A small plane."""
+        return {"n_fft": 256, "bins": 16}
 
     @property
     def features(self) -> int:

@@ -1,0 +1,97 @@
+"""From a name to the checks of what it names."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rayssl import storage
+from rayssl.checks.encoder import check_encoder
+from rayssl.checks.outcome import Outcome
+from rayssl.checks.training import check_training
+from rayssl.checks.trial import ENCODER, METHOD, VIEWS, Trial
+from rayssl.errors import ConfigError
+from rayssl.experiment.config import Experiment
+from rayssl.methods.registry import METHODS, AnyMethod
+from rayssl.models.registry import BACKBONES, FRONTENDS, AnyBackbone, AnyFrontend
+from rayssl.registry import ComponentConfig, Registry
+from rayssl.schema import Config, load_yaml, override, parse
+
+_BACKBONES = {
+    "bands": ENCODER["backbone"],
+    "samples": {"name": "resnet1d", "width": 4, "embedding_dim": 16},
+    "planes": {"name": "resnet2d", "width": 4, "embedding_dim": 16},
+}
+_FRONTENDS = {
+    "bands": ENCODER["frontend"],
+    "samples": {"name": "raw"},
+    "planes": {"name": "spectrum", "n_fft": 256, "hop_ms": 8, "bins": 16},
+}
+
+
+class _Method(Config):
+    method: AnyMethod
+
+
+class _Frontend(Config):
+    frontend: AnyFrontend
+
+
+class _Backbone(Config):
+    backbone: AnyBackbone
+
+
+def check(name: str, assignments: Sequence[str] = ()) -> Iterator[Outcome]:
+    """The checks of a method, front end or backbone (``name`` as a configuration would have it), or of the method and
+    the encoder of an experiment (``name`` is its YAML). ``assignments``: keys of it, ``key.path=value``.
+
+    Raises `ConfigError` where there is no such thing, or its settings are wrong.
+    """
+    tree = _experiment(name, list(assignments))
+    settings = parse(Experiment, tree, name)
+    if settings.method.name == METHOD["name"] or name.endswith((".yaml", ".yml")):
+        yield from check_encoder(settings.encoder)
+    with tempfile.TemporaryDirectory(prefix="rayssl-check-") as folder:
+        yield from check_training(Trial(folder, tree))
+
+
+def _experiment(name: str, assignments: list[str]) -> dict[str, Any]:
+    """An experiment around what ``name`` names."""
+    if name.endswith((".yaml", ".yml")):
+        return override(load_yaml(storage.read_text(name), name), assignments)
+    registry = _registry(name)
+    model: type[ComponentConfig] = registry.find(name)
+    component = override({**model.trial_settings(), "name": name}, assignments)
+    tree: dict[str, Any] = {"run": "check", "corpus": {"uri": "check"}, "views": VIEWS}
+    tree |= {"encoder": ENCODER, "method": METHOD, "training": {"epochs": 2, "batch": 8}, "ray": {"workers": 1}}
+    if registry is METHODS:
+        tree["method"] = component
+        if parse(_Method, {"method": component}, name).method.learns_labels:
+            tree["labels"] = {"split": "few"}
+    elif registry is FRONTENDS:
+        layout = parse(_Frontend, {"frontend": component}, name).frontend.layout
+        tree["encoder"] = {"frontend": component, "backbone": _BACKBONES[layout]}
+    else:
+        layout = parse(_Backbone, {"backbone": component}, name).backbone.layouts[0]
+        tree["encoder"] = {"frontend": _FRONTENDS[layout], "backbone": component}
+    return tree
+
+
+def _registry(name: str) -> Registry[Any]:
+    """The kind of what ``name`` names."""
+    problems = []
+    for registry in (METHODS, BACKBONES, FRONTENDS):
+        try:
+            registry.find(name)
+        except ValueError as error:
+            problems.append(str(error))
+        else:
+            return registry
+    if ":" in name:
+        raise ConfigError(problems[0])
+    every = [each for registry in (METHODS, BACKBONES, FRONTENDS) for each in registry.names()]
+    raise ConfigError(
+        f"'{name}': nothing has this name; choose one of {', '.join(every)}, an experiment's YAML, or "
+        "package.module:Class or file.py:Class"
+    )
