@@ -6,7 +6,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict
 from functools import partial
 from queue import Empty, Full, Queue
 from types import FrameType
@@ -67,11 +66,11 @@ class LocalContext:
 
     def utterance_memory(self, settings: MemorySettings) -> MemoryClient:
         """A memory in this process."""
-        return InProcessMemory(UtteranceMemory(**asdict(settings)))
+        return InProcessMemory(UtteranceMemory(settings))
 
     def class_memory(self, settings: ClassSettings) -> ClassClient:
         """A memory in this process."""
-        return InProcessClasses(ClassMemory(**asdict(settings)))
+        return InProcessClasses(ClassMemory(settings))
 
     def open_log(self, resume_step: int | None) -> Tracker | None:
         """The run's own file and the trackers of the configuration, on rank 0."""

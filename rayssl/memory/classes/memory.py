@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from rayssl.memory.classes.settings import ClassSettings
 from rayssl.memory.classes.windows import Windows
 from rayssl.memory.pieces import Piece, Read, check_array, cuts
 
@@ -53,18 +54,14 @@ class ClassMemory:
     says, parts write the same pieces whatever their number.
     """
 
-    def __init__(
-        self, classes: int, dim: int, length: int = 256, window: int = 100, *, first: int = 0, last: int | None = None
-    ) -> None:
-        for name, value in (("classes", classes), ("dim", dim), ("length", length), ("window", window)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+    def __init__(self, settings: ClassSettings, *, first: int = 0, last: int | None = None) -> None:
+        classes, dim, length = settings.classes, settings.dim, settings.length
         self.classes, self.dim, self.length = classes, dim, length
         self.first, self.last = first, classes if last is None else last
         if not 0 <= self.first <= self.last <= classes:
             raise ValueError(f"classes {self.first}..{self.last} are no part of 0..{classes}")
         own = self.last - self.first
-        self.windows = Windows(classes, window)
+        self.windows = Windows(classes, settings.window)
         self.rows = np.zeros((own, length, dim), dtype=np.float32)
         self.pushed = np.zeros(own, dtype=np.int64)  # of each class so far; the next goes to slot pushed % length
         self.rejected = np.zeros(own, dtype=np.int64)

@@ -47,15 +47,15 @@ class RememberArrays:
     recordings: np.ndarray | None = None
 
 
-def write_request(knobs: MemorySettings, what: RememberArrays) -> WriteRequest:
+def write_request(settings: MemorySettings, what: RememberArrays) -> WriteRequest:
     """``what`` without its rows. One infinite row would spoil a whole clustering, so those are marked as not there;
     of positives also those too large for the precision they are kept in. Raises ValueError for rows of a wrong shape.
     """
     references = positives = None
     if what.references is not None:
-        references = _storable(what.ids, what.references, knobs.reference_dim, "references", "float32")
+        references = _storable(what.ids, what.references, settings.reference_dim, "references", "float32")
     if what.positives is not None:
-        positives = _storable(what.ids, what.positives, knobs.positive_dim, "positives", knobs.positive_dtype)
+        positives = _storable(what.ids, what.positives, settings.positive_dim, "positives", settings.positive_dtype)
     return WriteRequest(what.ids, what.speakers, what.recordings, references, positives)
 
 
@@ -69,9 +69,9 @@ def _storable(ids: np.ndarray, rows: np.ndarray, width: int, name: str, dtype: s
 class Shares:
     """Which of ``shards`` stores holds what: the messages to them, and their answers put together."""
 
-    def __init__(self, knobs: MemorySettings, shards: int) -> None:
-        self._knobs = knobs
-        self._ids, self._slots = limits(knobs.utterances, shards), limits(knobs.capacity, shards)
+    def __init__(self, settings: MemorySettings, shards: int) -> None:
+        self._settings = settings
+        self._ids, self._slots = limits(settings.utterances, shards), limits(settings.capacity, shards)
 
     def messages(
         self,
@@ -109,7 +109,7 @@ class Shares:
         if draw.rows is not None:
             return RecallArrays(draw.rows, draw.found, draw.ids)
         found, ids = draw.found.copy(), draw.ids.copy()
-        rows = np.zeros((len(found), self._knobs.positive_dim), dtype=np.float32)
+        rows = np.zeros((len(found), self._settings.positive_dim), dtype=np.float32)
         wanted = np.flatnonzero(draw.slots >= 0)
         for (_, own), answer in zip(_divided(self._slots, draw.slots[wanted], wanted), answers, strict=True):
             rows[own[answer.right]] = answer.rows[answer.right]
@@ -119,7 +119,7 @@ class Shares:
 
     def queries(self, ids: np.ndarray, answers: Sequence[Answer]) -> np.ndarray:
         """The references ``[A, Dr]`` of ``ids [A]``, from what the stores answered."""
-        rows = np.zeros((len(ids), self._knobs.reference_dim), dtype=np.float32)
+        rows = np.zeros((len(ids), self._settings.reference_dim), dtype=np.float32)
         for (_, own), answer in zip(_divided(self._ids, ids, np.arange(len(ids))), answers, strict=True):
             rows[own] = answer.queries
         return rows

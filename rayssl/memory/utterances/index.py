@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rayssl.clustering.kmeans import normalized_mutual_information
+from rayssl.clustering.similarity import normalized_mutual_information
 from rayssl.clustering.whitening import Whitening
 from rayssl.memory.utterances.positives import (
     Layout,
@@ -72,22 +72,22 @@ class Clustering:
 class Index:
     """Labels, the queue's order, the assignment in use, the next one where it is known already, and counters."""
 
-    def __init__(self, knobs: MemorySettings) -> None:
-        self.knobs = knobs
-        self.utterances = Utterances(knobs.utterances)
-        self.queue = PositivesQueue(knobs.utterances, knobs.queue)
+    def __init__(self, settings: MemorySettings) -> None:
+        self.settings = settings
+        self.utterances = Utterances(settings.utterances)
+        self.queue = PositivesQueue(settings.utterances, settings.queue)
         self.version = 0  # of the clustering: 0 before the first refresh
         self.pending: Clustering | None = None  # what the next refresh brings into use
         # until the first refresh nothing is whitened: the identity
-        self.whitening = Whitening.identity(knobs.reference_dim) if knobs.compares_whitened else None
+        self.whitening = Whitening.identity(settings.reference_dim) if settings.compares_whitened else None
         self._counters = np.zeros(len(_COUNTERS), dtype=np.int64)
         self._speakers: Layout | None = None  # the utterances by speaker, until a label changes
-        clusters = knobs.clusters if knobs.clustered else 0
+        clusters = settings.clusters if settings.clustered else 0
         self._use(
             Clustering(
-                np.full(knobs.utterances, -1, dtype=np.int32),
-                np.zeros((clusters, knobs.reference_dim), dtype=np.float32),
-                np.zeros((clusters, knobs.neighbours), dtype=np.int32),
+                np.full(settings.utterances, -1, dtype=np.int32),
+                np.zeros((clusters, settings.reference_dim), dtype=np.float32),
+                np.zeros((clusters, settings.neighbours), dtype=np.int32),
                 0.0,
                 0,
             )
@@ -125,7 +125,7 @@ class Index:
         nobody = np.full(len(ids), -1, dtype=np.int64)
         if not self.version:
             sample = SampledPositives(nobody, np.zeros(len(ids), dtype=np.int64))
-        elif self.knobs.sampling == "centroid":
+        elif self.settings.sampling == "centroid":
             return self._draw_centroids(ids, epoch)
         else:
             sample = self._sample(ids, self._keys(ids, epoch), near)
@@ -134,31 +134,31 @@ class Index:
         return Draw(found, sample.ids, np.where(found, self.queue.slot[sample.ids], -1).astype(np.int64))
 
     def _sample(self, ids: np.ndarray, keys: np.ndarray, near: Nearest | None) -> SampledPositives:
-        knobs = self.knobs
-        if knobs.sampling == "nn":
+        settings = self.settings
+        if settings.sampling == "nn":
             assert near is not None
             known = np.where(self.utterances.filled[ids][:, None], near.ids, -1)
-            return sample_nearest(ids, Nearest(known, near.similarity), knobs.neighbours, keys)
-        if knobs.sampling == "speaker":
+            return sample_nearest(ids, Nearest(known, near.similarity), settings.neighbours, keys)
+        if settings.sampling == "speaker":
             labels = self.utterances.speakers
             if self._speakers is None:
                 self._speakers = Layout(labels.copy(), int(labels.max(initial=-1)) + 1)
             return sample_speaker(ids, self._speakers, self.utterances.recordings, self.queue, keys)
-        return sample_cluster(ids, self._layout, self._neighbours(), self.queue, keys, skip_empty=knobs.skip_empty)
+        return sample_cluster(ids, self._layout, self._neighbours(), self.queue, keys, skip_empty=settings.skip_empty)
 
     def _draw_centroids(self, ids: np.ndarray, epoch: int) -> Draw:
         own, nobody = self._layout.assignment[ids], np.full(len(ids), -1, dtype=np.int64)
-        found, rows = own >= 0, np.zeros((len(ids), self.knobs.positive_dim), dtype=np.float32)
+        found, rows = own >= 0, np.zeros((len(ids), self.settings.positive_dim), dtype=np.float32)
         chosen = choose_cluster(own[found], self._neighbours(), self._keys(ids, epoch)[found])
         rows[found] = self._clustering.centroids[chosen]
         self._count(ids, SampledPositives(nobody, found.astype(np.int64)), found)
         return Draw(found, nobody, nobody, rows)
 
     def _keys(self, ids: np.ndarray, epoch: int) -> np.ndarray:
-        return keys_np(fold(self.knobs.seed, epoch), ids)
+        return keys_np(fold(self.settings.seed, epoch), ids)
 
     def _neighbours(self) -> np.ndarray | None:
-        return self._clustering.nearest if self.knobs.neighbours else None
+        return self._clustering.nearest if self.settings.neighbours else None
 
     def adopt(self, clustering: Clustering | None) -> None:
         """A new version; ``clustering`` comes into use (None where nothing is clustered)."""
@@ -174,7 +174,7 @@ class Index:
         """The assignment in use: objective, repaired, clusters_used, and where there are labels nmi_speaker and
         nmi_recording; empty where nothing is clustered.
         """
-        if not self.knobs.clustered:
+        if not self.settings.clustered:
             return {}
         assignment = self._clustering.assignment
         result = {"objective": self._clustering.objective, "repaired": float(self._clustering.repaired)}
@@ -204,7 +204,7 @@ class Index:
                 result[f"{kind}_accuracy"] = count[f"{kind}_same"] / count[f"{kind}_known"]
         if "speaker_accuracy" in result and "recording_accuracy" in result:
             result["useful_rate"] = result["speaker_accuracy"] - result["recording_accuracy"]
-        if self.version and self.knobs.clustered:
+        if self.version and self.settings.clustered:
             result["clusters_used"] = self._clusters_used()
         if reset:
             self._counters[:] = 0
@@ -213,8 +213,10 @@ class Index:
     def checked(self, ids: np.ndarray) -> np.ndarray:
         """``ids [B]`` as int64; raises ValueError where one is of no utterance."""
         ids = np.asarray(ids, dtype=np.int64)
-        if len(ids) and not 0 <= ids.min() <= ids.max() < self.knobs.utterances:
-            raise ValueError(f"utterance ids must lie in 0..{self.knobs.utterances - 1}, got {ids.min()}..{ids.max()}")
+        if len(ids) and not 0 <= ids.min() <= ids.max() < self.settings.utterances:
+            raise ValueError(
+                f"utterance ids must lie in 0..{self.settings.utterances - 1}, got {ids.min()}..{ids.max()}"
+            )
         return ids
 
     def _count(self, ids: np.ndarray, sample: SampledPositives, found: np.ndarray) -> None:
@@ -231,7 +233,7 @@ class Index:
             self._counters[_COUNTERS.index(name)] += count
 
     def _clusters_used(self) -> float:
-        clusters, present = self.knobs.clusters, self._layout.assignment[self.queue.ids[: self.queue.size]]
+        clusters, present = self.settings.clusters, self._layout.assignment[self.queue.ids[: self.queue.size]]
         return float(np.count_nonzero(np.bincount(present[present >= 0], minlength=clusters)) / clusters)
 
     # ---- state
@@ -281,7 +283,7 @@ class Index:
             own[:] = state[f"references.{name}"]
         self.queue.replace(state["positives.ids"], state["positives.ages"])
         self._use(_clustering(state, "clusters"))
-        waiting = self.knobs.overlapped and "pending.assignment" in state
+        waiting = self.settings.overlapped and "pending.assignment" in state
         self.pending = _clustering(state, "pending") if waiting else None
         self.version = int(state["clusters.version"])
         if self.whitening is not None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rayssl.clustering.kmeans import most_similar
+from rayssl.clustering.similarity import most_similar
 from rayssl.memory.utterances.queue import PositivesQueue
 from rayssl.random.draws import uniform_np
 

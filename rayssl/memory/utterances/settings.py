@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from rayssl.clustering.kmeans import Mode
+from rayssl.clustering.result import Mode
 
 Sampling = Literal["cluster", "nn", "centroid", "speaker"]
 UNCLUSTERED = ("nn", "speaker")
@@ -92,7 +92,7 @@ class MemorySettings:
         return self.whiten and self.sampling == "nn"
 
 
-def bytes_needed(knobs: MemorySettings, shards: int) -> tuple[int, int]:
+def bytes_needed(settings: MemorySettings, shards: int) -> tuple[int, int]:
     """Bytes of the index, and of the largest of ``shards`` stores, at the most: while it clusters.
 
     Index: 13 N + 16 Q', and where utterances are laid out by cluster or speaker 24 N (half of it only while a new
@@ -101,15 +101,15 @@ def bytes_needed(knobs: MemorySettings, shards: int) -> tuple[int, int]:
     overlapped clustering, or for whitened rows. Blocks of rows and what k-means takes besides its points (about 20
     bytes for each, 40 K D_repr for the index, and up to 256 MB of answers) are not counted.
     """
-    rows, queue = knobs.utterances, knobs.capacity
+    rows, queue = settings.utterances, settings.capacity
     index = 13 * rows + 16 * queue
-    if knobs.sampling != "nn":
+    if settings.sampling != "nn":
         index += 24 * rows
-    if knobs.clustered:
-        centroids = knobs.clusters * (4 * knobs.reference_dim + 4 * knobs.neighbours)
-        index += 2 * centroids + 4 * rows if knobs.overlapped else centroids
-    reference = knobs.reference_dim * np.dtype(knobs.reference_dtype).itemsize
-    copies = 2 if knobs.overlapped or knobs.whiten else 1
+    if settings.clustered:
+        centroids = settings.clusters * (4 * settings.reference_dim + 4 * settings.neighbours)
+        index += 2 * centroids + 4 * rows if settings.overlapped else centroids
+    reference = settings.reference_dim * np.dtype(settings.reference_dtype).itemsize
+    copies = 2 if settings.overlapped or settings.whiten else 1
     store = rows * (copies * reference + 1)
-    store += queue * (knobs.positive_dim * np.dtype(knobs.positive_dtype).itemsize + 4)
+    store += queue * (settings.positive_dim * np.dtype(settings.positive_dtype).itemsize + 4)
     return index, -(-store // shards)

@@ -4,20 +4,22 @@ elsewhere, by `rayssl.memory.utterances.index.Index`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Concatenate, ParamSpec, TypeVar, cast
 
 import numpy as np
 
-from rayssl.clustering.kmeans import part_on
-from rayssl.clustering.partitions import Partition
+from rayssl.clustering.kmeans import partition_on
+from rayssl.clustering.partition import Partition, call
 from rayssl.clustering.points import unit_rows
 from rayssl.clustering.whitening import Moments, Whitening
 from rayssl.memory.pieces import Kind, Piece, Read, cuts, pieces_of
 from rayssl.memory.utterances.positives import Nearest, merge_nearest, nearest_rows
 from rayssl.memory.utterances.settings import MemorySettings
 
+P = ParamSpec("P")
+T = TypeVar("T")
 _KINDS: tuple[Kind, ...] = ("references", "positives")
 # attributes of _Rows that make up a piece, and what the second of them is called in it
 _NAMES: dict[Kind, tuple[str, str]] = {"references": ("references", "filled"), "positives": ("positives", "owners")}
@@ -71,9 +73,9 @@ class Store:
     Ids and slots are those of the whole memory; what is given or asked for must lie in the share.
     """
 
-    def __init__(self, knobs: MemorySettings, shard: int = 0, shards: int = 1) -> None:
-        self.knobs = knobs
-        utterances, slots = cuts(knobs.utterances), cuts(knobs.capacity)
+    def __init__(self, settings: MemorySettings, shard: int = 0, shards: int = 1) -> None:
+        self.settings = settings
+        utterances, slots = cuts(settings.utterances), cuts(settings.capacity)
         self._pieces: dict[Kind, range] = {
             "references": pieces_of(utterances, shard, shards),
             "positives": pieces_of(slots, shard, shards),
@@ -83,7 +85,7 @@ class Store:
         self.first_slot, self.end_slot = self._range("positives")
         self._rows = self._empty()
         self._staged: _Rows | None = None
-        self._part: Partition | None = None
+        self._partition: Partition | None = None
         self._whitening: Whitening | None = None
 
     # ---- rows
@@ -132,7 +134,7 @@ class Store:
         """
         present = np.unpackbits(pool[self.first // 8 : -(-self.end // 8)]).astype(bool)
         present = present[self.first % 8 :][: self.end - self.first] & self._rows.filled
-        rows, count, found = self._compared(), self.knobs.neighbours + 1, []
+        rows, count, found = self._compared(), self.settings.neighbours + 1, []
         for own in self._own("references"):
             # piece by piece, whoever holds them: the product of another shape may differ in its last bits
             places = own.start + np.flatnonzero(present[own])
@@ -157,7 +159,7 @@ class Store:
             rows.whitened = np.zeros_like(rows.references)
         self._whiten_into(rows.whitened, whitening)
 
-    def begin(self, whitening: Whitening | None, copy: bool) -> np.ndarray:
+    def begin(self, whitening: Whitening | None, *, copy: bool) -> np.ndarray:
         """Makes ready for a clustering of the references there are, whitened where asked; who has one, bool ``[n]``.
 
         With ``copy`` what is written later is not seen by it. A copy, and whitened rows, take as many bytes as the
@@ -171,17 +173,21 @@ class Store:
             points = points.copy()
         if not filled.all():
             points = _Chosen.of(points, np.flatnonzero(filled))
-        self._part = part_on(self.knobs.device, points, mode=self.knobs.kmeans, threads=self.knobs.threads)
+        self._partition = partition_on(
+            self.settings.device, points, mode=self.settings.kmeans, threads=self.settings.threads
+        )
         return filled
 
-    def part(self, method: str, *arguments: Any) -> Any:
-        """Asks the `rayssl.clustering.partitions.Partition` of this store, from `begin` to `finish`."""
-        assert self._part is not None
-        return getattr(self._part, method)(*arguments)
+    def on_partition(
+        self, method: Callable[Concatenate[Partition, P], T], /, *arguments: P.args, **options: P.kwargs
+    ) -> T:
+        """Calls ``method`` on the references as a part of a k-means; from `begin` to `finish`."""
+        assert self._partition is not None
+        return call(self._partition, method, *arguments, **options)
 
     def finish(self) -> None:
         """Forgets what `begin` made."""
-        self._part = None
+        self._partition = None
 
     def _whiten_into(self, out: np.ndarray, whitening: Whitening) -> None:
         for own in self._own("references"):  # whoever holds the pieces, the blocks are the same
@@ -227,12 +233,12 @@ class Store:
         return {"references": self._rows.references, "positives": self._rows.positives}
 
     def _empty(self) -> _Rows:
-        knobs = self.knobs
+        settings = self.settings
         rows, slots = self.end - self.first, self.end_slot - self.first_slot
         return _Rows(
-            np.zeros((rows, knobs.reference_dim), knobs.reference_dtype),
+            np.zeros((rows, settings.reference_dim), settings.reference_dtype),
             np.zeros(rows, dtype=bool),
-            np.zeros((slots, knobs.positive_dim), knobs.positive_dtype),
+            np.zeros((slots, settings.positive_dim), settings.positive_dtype),
             np.full(slots, -1, dtype=np.int32),
         )
 

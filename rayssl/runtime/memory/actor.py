@@ -20,19 +20,10 @@ import ray
 from rayssl import collectives
 from rayssl.experiment.config import MemoryConfig
 from rayssl.memory.utterances.exchange import RecallArrays, RememberArrays
+from rayssl.memory.utterances.settings import MemorySettings
 from rayssl.runtime.memory.rounds import get
 from rayssl.runtime.memory.servers import Server
-from rayssl.training.context import MemoryClient
 from rayssl.training.pieces import Records
-
-
-def connect(settings: dict[str, Any], config: MemoryConfig, label: str) -> MemoryClient:
-    """Starts the actor or the actors of a job, from rank 0, and returns each rank's client; called on all ranks."""
-    if config.shards == 1:
-        return ActorMemory(settings, config, label)
-    from rayssl.runtime.memory.sharded import ShardedMemory
-
-    return ShardedMemory(settings, config, label)
 
 
 def options(config: MemoryConfig, name: str) -> dict[str, Any]:
@@ -48,7 +39,7 @@ def options(config: MemoryConfig, name: str) -> dict[str, Any]:
 class ActorMemory:
     """The loop's `MemoryClient` whose memory is an actor; made on all ranks together."""
 
-    def __init__(self, settings: dict[str, Any], config: MemoryConfig, label: str) -> None:
+    def __init__(self, settings: MemorySettings, config: MemoryConfig, label: str) -> None:
         self.calls = 0
         name = f"memory:{label}:{os.urandom(4).hex()}"
         if collectives.rank() == 0:

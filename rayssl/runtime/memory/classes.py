@@ -18,6 +18,7 @@ import ray
 from rayssl import collectives
 from rayssl.experiment.config import MemoryConfig
 from rayssl.memory.classes.memory import ClassMemory, ClassRecallArrays, ClassRememberArrays
+from rayssl.memory.classes.settings import ClassSettings
 from rayssl.memory.pieces import limits
 from rayssl.runtime.memory.actor import on_all_ranks, options
 from rayssl.runtime.memory.rounds import Rounds, get
@@ -30,8 +31,8 @@ _SHARES = ("prototypes_filled", "queue_fill")  # of an actor's own classes; the 
 class ClassServer(CheckpointableServer):
     """The memory of some classes; every method is a coroutine of one event loop, so none interrupts another."""
 
-    def __init__(self, settings: dict[str, Any], world: int, strict: bool, first: int, last: int) -> None:
-        self.memory: ClassMemory = ClassMemory(**settings, first=first, last=last)
+    def __init__(self, settings: ClassSettings, world: int, strict: bool, first: int, last: int) -> None:
+        self.memory: ClassMemory = ClassMemory(settings, first=first, last=last)
         self.rounds = Rounds(world, strict, ordered=True)  # a rank asks again before it has been answered
         self.staleness = Staleness(world)
 
@@ -54,9 +55,9 @@ class ClassServer(CheckpointableServer):
             return {**self.memory.metrics(), "staleness_steps": behind}
 
 
-def start(settings: dict[str, Any], world: int, config: MemoryConfig, names: list[str]) -> list[Any]:
+def start(settings: ClassSettings, world: int, config: MemoryConfig, names: list[str]) -> list[Any]:
     """The actors of all classes for ``world`` ranks, alive, by these ``names``."""
-    bounds = limits(settings["classes"], len(names)).tolist()
+    bounds = limits(settings.classes, len(names)).tolist()
     actors = [
         ray.remote(ClassServer)
         .options(**options(config, name), scheduling_strategy="SPREAD")
@@ -89,11 +90,11 @@ class Caller:
 class ActorClasses:
     """The loop's `ClassClient` of one actor or more; made on all ranks together."""
 
-    def __init__(self, settings: dict[str, Any], config: MemoryConfig, label: str) -> None:
+    def __init__(self, settings: ClassSettings, config: MemoryConfig, label: str) -> None:
         self._strict = config.sync == "strict"
         prefix = collectives.broadcast_object(f"memory:{label}:{os.urandom(4).hex()}")
         names = [f"{prefix}:{shard}" for shard in range(config.shards)]
-        self._sizes = np.diff(limits(settings["classes"], config.shards))
+        self._sizes = np.diff(limits(settings.classes, config.shards))
         if collectives.rank() == 0:
             self.actors = start(settings, collectives.world(), config, names)
         collectives.barrier()

@@ -35,7 +35,7 @@ from rayssl.runtime.memory.servers import IndexServer, StoreServer
 from rayssl.training.pieces import Records
 
 
-def start(settings: dict[str, Any], world: int, config: MemoryConfig, prefix: str) -> tuple[Any, list[Any]]:
+def start(settings: MemorySettings, world: int, config: MemoryConfig, prefix: str) -> tuple[Any, list[Any]]:
     """The actors of the index and of all stores for ``world`` ranks, alive; named ``prefix`` and ``prefix``:shard."""
     common = settings, world, config.sync == "strict"
     stores = [
@@ -53,16 +53,16 @@ def start(settings: dict[str, Any], world: int, config: MemoryConfig, prefix: st
 class Exchanger:
     """The calls of one rank, one after the other."""
 
-    def __init__(self, knobs: MemorySettings, index: Any, stores: list[Any], rank: int) -> None:
-        self._knobs = knobs
-        self._shares = Shares(knobs, len(stores))
+    def __init__(self, settings: MemorySettings, index: Any, stores: list[Any], rank: int) -> None:
+        self._settings = settings
+        self._shares = Shares(settings, len(stores))
         self._index, self._stores, self._rank = index, stores, rank
 
     def __call__(
         self, call: int, remember: RememberArrays | None, ids: np.ndarray | None, epoch: int
     ) -> RecallArrays | None:
         """The ``call``-th of them, from 1; see `rayssl.training.context.MemoryClient.exchange`."""
-        known = None if remember is None else write_request(self._knobs, remember)
+        known = None if remember is None else write_request(self._settings, remember)
         placed, draw, pool = get(self._index.exchange.remote(call, self._rank, known, ids, epoch))
         queries = np.zeros(0, dtype=np.int64) if pool is None or ids is None else ids
         messages = self._shares.messages(remember, known, placed, draw=draw, queries=queries)
@@ -71,7 +71,7 @@ class Exchanger:
         if pool is not None and ids is not None:
             rows, present = ray.put(self._shares.queries(ids, answers)), ray.put(pool)
             found = get([store.nearest.remote(rows, present) for store in self._stores])
-            near = merge_nearest(found, len(ids), self._knobs.neighbours + 1)
+            near = merge_nearest(found, len(ids), self._settings.neighbours + 1)
             draw = get(self._index.choose.remote(ids, epoch, near))
             sent = zip(self._stores, self._shares.messages(draw=draw), strict=True)
             answers = get([store.read.remote(message) for store, message in sent])
@@ -81,7 +81,7 @@ class Exchanger:
 class ShardedMemory:
     """The loop's `MemoryClient` of an index and ``config.shards`` stores; made on all ranks together."""
 
-    def __init__(self, settings: dict[str, Any], config: MemoryConfig, label: str) -> None:
+    def __init__(self, settings: MemorySettings, config: MemoryConfig, label: str) -> None:
         self.calls = 0
         prefix = collectives.broadcast_object(f"memory:{label}:{os.urandom(4).hex()}")
         if collectives.rank() == 0:
@@ -90,7 +90,7 @@ class ShardedMemory:
         if collectives.rank() != 0:
             self.index = ray.get_actor(prefix)
             self.stores = [ray.get_actor(f"{prefix}:{shard}") for shard in range(config.shards)]
-        self._exchange = Exchanger(MemorySettings(**settings), self.index, self.stores, collectives.rank())
+        self._exchange = Exchanger(settings, self.index, self.stores, collectives.rank())
         self._asked: SimpleQueue[tuple[Future[RecallArrays | None], Callable[[], RecallArrays | None]]] = SimpleQueue()
         Thread(target=_work, args=(self._asked,), name="memory", daemon=True).start()
 
