@@ -29,8 +29,8 @@ from rayssl.training import checkpoint
 from rayssl.training.context import ClassClient, InProcessClasses, InProcessMemory, MemoryClient
 from rayssl.training.metrics import RunLog
 from rayssl.training.stopping import Stopping
-from rayssl.training.trackers import base as trackers
 from rayssl.training.trackers.base import Identity, Several, Tracker
+from rayssl.training.trackers.opening import open_all
 from rayssl.views import reading
 
 _AHEAD = 4  # batches that are read and decoded before they are asked for
@@ -79,7 +79,7 @@ class LocalContext:
         experiment = self._job.experiment
         own = RunLog(experiment.run, resume_step=resume_step)
         of = Identity(experiment.run, experiment.model_dump(mode="json"), resume_step is not None)
-        return Several([own, *trackers.open_all(experiment.training.trackers, of, self.say)])
+        return Several([own, *open_all(experiment.training.trackers, of, self.say)])
 
 
 def train(job: Job, until: int | None = None, *, device: str | None = None, say: Say | None = None) -> dict[str, Any]:

@@ -17,18 +17,9 @@ from rayssl.cli import main
 from rayssl.errors import ConfigError, UserError
 from rayssl.schema import parse
 from rayssl.training.state import TrainingConfig
-from rayssl.training.trackers.base import (
-    Background,
-    Identity,
-    MlflowConfig,
-    Several,
-    Tracker,
-    WandbConfig,
-    check,
-    keep_id,
-    known_id,
-    open_all,
-)
+from rayssl.training.trackers.background import Background
+from rayssl.training.trackers.base import Identity, MlflowConfig, Several, Tracker, WandbConfig, keep_id, known_id
+from rayssl.training.trackers.opening import check, open_all
 from tests import runs, small_experiment
 
 
