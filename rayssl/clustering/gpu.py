@@ -46,8 +46,8 @@ class TorchPartition(Partition):
             labels = self._labels(part) - first
             rows = torch.round(rows / GRID).double()
             if last - first < self._clusters:
-                asked = (labels >= 0) & (labels < last - first)
-                labels, rows = labels[asked], rows[asked]
+                wanted = (labels >= 0) & (labels < last - first)
+                labels, rows = labels[wanted], rows[wanted]
             sums.index_add_(0, labels, rows)
         found: np.ndarray = (sums * GRID).cpu().numpy()
         return found

@@ -238,7 +238,7 @@ def test_strict_loading_names_what_is_wrong_and_changes_nothing() -> None:
         (_changed(state, "positives.rows", state["positives.rows"][:7]), "'positives.rows'"),
         (_changed(state, "positives.ids", twice), "twice"),
         (_changed(state, "positives.ids", beyond), "ids must lie in"),
-        (_changed(state, "clusters.assignment", np.full(N, 99, dtype=np.int32)), "cluster that there is not"),
+        (_changed(state, "clusters.assignment", np.full(N, 99, dtype=np.int32)), "names a cluster that does not exist"),
         (memory.state_dict(), "'positives.ids' holds 240, the queue 30"),
     ]:
         with pytest.raises(ValueError, match=message):

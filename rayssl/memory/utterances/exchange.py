@@ -1,4 +1,4 @@
-"""One call of one rank, between an index and one store or more: which rows go where, and what comes back put together.
+"""One call of one rank, between an index and one or more stores: which rows go where, and how answers are joined.
 
 The order is: `write_request` to the index; its slots and its draw make one `Message` for each store; their answers are
 joined.
@@ -16,7 +16,7 @@ from rayssl.memory.utterances.index import Draw, WriteRequest
 from rayssl.memory.utterances.settings import MemorySettings
 from rayssl.memory.utterances.store import Answer, Message
 
-_NOBODY = np.zeros(0, dtype=np.int64)
+_NO_IDS = np.zeros(0, dtype=np.int64)
 _NOTHING = np.zeros((0, 0), dtype=np.float32)
 
 
@@ -48,8 +48,10 @@ class RememberArrays:
 
 
 def write_request(settings: MemorySettings, what: RememberArrays) -> WriteRequest:
-    """``what`` without its rows. One infinite row would spoil a whole clustering, so those are marked as not there;
-    of positives also those too large for the precision they are kept in. Raises ValueError for rows of a wrong shape.
+    """``what`` without its rows, for the index.
+
+    Rows that are not finite are marked as missing, because one of them would spoil a whole clustering; so are positives
+    too large for the precision they are kept in. Raises ValueError for rows of a wrong shape.
     """
     references = positives = None
     if what.references is not None:
@@ -76,19 +78,20 @@ class Shares:
     def messages(
         self,
         what: RememberArrays | None = None,
-        known: WriteRequest | None = None,
+        request: WriteRequest | None = None,
         placed: np.ndarray | None = None,
         *,
         draw: Draw | None = None,
-        queries: np.ndarray = _NOBODY,
+        queries: np.ndarray = _NO_IDS,
     ) -> list[Message]:
-        """One for each store: the rows of ``what`` that ``known`` and ``placed`` say are to be kept, what ``draw`` has
-        sampled, and the references of ``queries [A]``.
+        """One for each store: rows of ``what`` to keep, what ``draw`` has sampled, references of ``queries [A]``.
+
+        ``request`` says which references are kept, ``placed [B]``, the slots from the index, which positives.
         """
-        references = positives = (_NOBODY, _NOTHING)
-        slots = read = expected = _NOBODY
-        if what is not None and known is not None and what.references is not None:
-            references = what.ids[known.references], what.references[known.references]
+        references = positives = (_NO_IDS, _NOTHING)
+        slots = read = expected = _NO_IDS
+        if what is not None and request is not None and what.references is not None:
+            references = what.ids[request.references], what.references[request.references]
         if what is not None and placed is not None and what.positives is not None:
             kept = placed >= 0
             slots, positives = placed[kept], (what.ids[kept], what.positives[kept])
@@ -105,7 +108,7 @@ class Shares:
         return [Message(*(array for part in of_store for array in part)) for of_store in parts]
 
     def recall(self, draw: Draw, answers: Sequence[Answer]) -> RecallArrays:
-        """What was drawn, with the rows that the stores answered; without those that were not the expected ones."""
+        """What was drawn, with the rows of the stores. Where a row is not the expected one, nothing is found."""
         if draw.rows is not None:
             return RecallArrays(draw.rows, draw.found, draw.ids)
         found, ids = draw.found.copy(), draw.ids.copy()

@@ -1,6 +1,6 @@
-"""What decides who is sampled: small flat arrays by utterance and by slot, and no rows.
+"""The index of a memory decides which utterances are sampled: small flat arrays by utterance and by slot, no rows.
 
-The rows are in one `rayssl.memory.utterances.store.Store` or in several; slots are what the two sides know them by.
+The rows are in one `rayssl.memory.utterances.store.Store` or in several. Index and stores both know a row by its slot.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _COUNTERS = (
 
 @dataclass(frozen=True)
 class WriteRequest:
-    """Of what B utterances leave behind, all but the rows: ``ids [B]`` int64, labels ``[B]`` as far as known, and
-    which rows there are, and can be stored: bool ``[B]``, None for none at all.
+    """What B utterances leave behind, without the rows: ``ids [B]`` int64, labels ``[B]`` as far as known, and which
+    rows there are and can be stored: bool ``[B]``, None for no rows at all.
     """
 
     ids: np.ndarray
@@ -46,8 +46,8 @@ class WriteRequest:
 
 @dataclass(frozen=True)
 class Draw:
-    """Who was sampled for B anchors: ``found [B]`` bool, ``ids [B]`` int64 and the ``slots [B]`` int64 of their rows,
-    -1 for none. Where centroids are sampled there are ``rows [B, D]`` float32 instead of ids and slots.
+    """The utterances sampled for B anchors: ``found [B]`` bool, ``ids [B]`` int64, and ``slots [B]`` int64 of their
+    rows, -1 for none. Where centroids are sampled there are ``rows [B, D]`` float32 instead of ids and slots.
     """
 
     found: np.ndarray
@@ -95,11 +95,11 @@ class Index:
 
     @property
     def clustering(self) -> Clustering:
-        """The one in use; before the first, nobody is in any cluster."""
+        """The clustering in use; before the first refresh all clusters are empty."""
         return self._clustering
 
     def remember(self, what: WriteRequest) -> np.ndarray:
-        """Notes who has left what behind; the slot for each positive, int64 ``[B]``, -1 where it is not to be kept."""
+        """Applies a write request; returns the slot of each positive, int64 ``[B]``, -1 where it is not kept."""
         ids = self.checked(what.ids)
         if self.utterances.label(ids, what.speakers, what.recordings):
             self._speakers = None
@@ -119,12 +119,12 @@ class Index:
     def draw(self, ids: np.ndarray, epoch: int, near: Nearest | None = None) -> Draw:
         """Samples for the anchors ``ids [B]``; nothing is found before the first refresh.
 
-        ``near`` is needed for the sampling "nn": of each anchor the M + 1 nearest in the `pool`.
+        ``near`` is needed for the sampling "nn": the M + 1 nearest of each anchor in the `pool`.
         """
         ids = self.checked(ids)
-        nobody = np.full(len(ids), -1, dtype=np.int64)
+        none = np.full(len(ids), -1, dtype=np.int64)
         if not self.version:
-            sample = SampledPositives(nobody, np.zeros(len(ids), dtype=np.int64))
+            sample = SampledPositives(none, np.zeros(len(ids), dtype=np.int64))
         elif self.settings.sampling == "centroid":
             return self._draw_centroids(ids, epoch)
         else:
@@ -147,12 +147,12 @@ class Index:
         return sample_cluster(ids, self._layout, self._neighbours(), self.queue, keys, skip_empty=settings.skip_empty)
 
     def _draw_centroids(self, ids: np.ndarray, epoch: int) -> Draw:
-        own, nobody = self._layout.assignment[ids], np.full(len(ids), -1, dtype=np.int64)
+        own, none = self._layout.assignment[ids], np.full(len(ids), -1, dtype=np.int64)
         found, rows = own >= 0, np.zeros((len(ids), self.settings.positive_dim), dtype=np.float32)
         chosen = choose_cluster(own[found], self._neighbours(), self._keys(ids, epoch)[found])
         rows[found] = self._clustering.centroids[chosen]
-        self._count(ids, SampledPositives(nobody, found.astype(np.int64)), found)
-        return Draw(found, nobody, nobody, rows)
+        self._count(ids, SampledPositives(none, found.astype(np.int64)), found)
+        return Draw(found, none, none, rows)
 
     def _keys(self, ids: np.ndarray, epoch: int) -> np.ndarray:
         return keys_np(fold(self.settings.seed, epoch), ids)
@@ -187,8 +187,9 @@ class Index:
         return result
 
     def metrics(self, reset: bool = True, lost: int = 0) -> dict[str, float]:
-        """Rates over the anchors since the last reset (see `SpeakerMemory.metrics`); ``lost`` of those that were found
-        had another's row in their slot, and count as not found.
+        """Rates over the anchors since the last reset, see `UtteranceMemory.metrics`.
+
+        ``lost`` of the anchors that were found had the row of another utterance in their slot: they count as not found.
         """
         count = dict(zip(_COUNTERS, self._counters.tolist(), strict=True))
         result = {
@@ -272,10 +273,10 @@ class Index:
         if len(ids) > self.queue.capacity:
             raise ValueError(f"memory state: 'positives.ids' holds {len(ids)}, the queue {self.queue.capacity}")
         if len(np.unique(self.checked(ids))) != len(ids) or not np.array_equal(np.sort(ages), np.arange(len(ids))):
-            raise ValueError("memory state: an utterance twice in 'positives.ids', or two of one age")
+            raise ValueError("memory state: an utterance comes twice in 'positives.ids', or two have the same age")
         for name in ("clusters", "pending"):
             if (state.get(f"{name}.assignment", np.zeros(0)) >= len(self._clustering.centroids)).any():
-                raise ValueError(f"memory state: a cluster that there is not in '{name}.assignment'")
+                raise ValueError(f"memory state: '{name}.assignment' names a cluster that does not exist")
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         """Continues where ``state``, which `check` accepts, was taken."""

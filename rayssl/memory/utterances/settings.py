@@ -1,4 +1,4 @@
-"""What a memory is told once: its sizes, how it samples and how it clusters."""
+"""The settings of a memory: its sizes, how it samples and how it clusters."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class MemorySettings:
     """Self-supervised positive sampling over ``utterances`` N, ids 0..N-1 (methods: SSPS; paper Eq. 3-6).
 
     ``queue`` |Q'| positives (at least 4 K for good coverage); ``clusters`` K; ``neighbours`` M: 0 samples from the own
-    cluster, else from one of the M nearest others, confined with ``skip_empty`` to those with anybody in the queue;
+    cluster, else from one of the M nearest others, with ``skip_empty`` one that has members in the queue;
     ``sampling``: "cluster", "nn" (one of the M nearest references in the queue; no clustering), "centroid" (the
     chosen cluster's centroid itself; needs reference_dim == positive_dim), or "speaker" (the true speaker's other
     recordings, by the labels: the bound that the others are compared with; no clustering). ``whiten``: references are
     compared and clustered after a whitening fitted to them at each refresh. ``kmeans`` and ``device``: the mode and
     place of `rayssl.clustering.kmeans.cluster`; ``warm_start``: from the last centroids. ``overlapped``: see
     `rayssl.memory.utterances.refresh`. Rows are kept in ``reference_dtype`` and ``positive_dtype``, float16 or float32.
-    Draws depend on (seed, epoch, id) alone: asking twice, or in parts, gives the same. Raises ValueError naming the
-    knob that cannot be.
+    Draws depend on (seed, epoch, id) alone: calling twice, or in parts, gives the same. Raises ValueError, naming the
+    setting that cannot be.
     """
 
     utterances: int
@@ -78,12 +78,12 @@ class MemorySettings:
 
     @property
     def clustered(self) -> bool:
-        """Whether there is an assignment to clusters at all."""
+        """Whether the references are clustered."""
         return self.sampling not in UNCLUSTERED
 
     @property
     def capacity(self) -> int:
-        """Of the queue of positives."""
+        """How many positives the queue holds: not more than there are utterances."""
         return min(self.queue, self.utterances)
 
     @property

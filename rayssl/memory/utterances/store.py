@@ -1,5 +1,6 @@
-"""The rows of a memory, or a share of them: references by utterance, positives by slot. Who is to be sampled is decided
-elsewhere, by `rayssl.memory.utterances.index.Index`.
+"""The rows of a memory, or a share of them: references by utterance, positives by slot.
+
+`rayssl.memory.utterances.index.Index` decides which utterances are sampled.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _MARKS: dict[Kind, str] = {"references": "filled", "positives": "ids"}
 
 @dataclass(frozen=True)
 class Message:
-    """What one rank has for one store in one call: rows to be kept, slots to be read, references that are asked for.
+    """What one rank sends to one store in one call: rows to keep, slots to read, references to return.
 
     ``reference_ids [R]`` and ``references [R, Dr]``; ``slots [P]`` with ``positive_ids [P]`` and ``positives [P, De]``;
     ``read [Q]``, slots, with ``expected [Q]``, the utterances that should be found there; ``queries [A]``, utterances.
@@ -63,14 +64,14 @@ class _Rows:
     references: np.ndarray  # [n, Dr] of norm 1
     filled: np.ndarray  # [n] bool
     positives: np.ndarray  # [q, De]
-    owners: np.ndarray  # [q] int32, whose row is in a slot; -1: nobody's
+    owners: np.ndarray  # [q] int32, the utterance whose row is in a slot; -1: none
     whitened: np.ndarray | None = None  # the references as they are compared, kept up with them
 
 
 class Store:
     """Share ``shard`` of ``shards`` of the rows: a run of pieces of references, and one of the queue's slots.
 
-    Ids and slots are those of the whole memory; what is given or asked for must lie in the share.
+    Ids and slots are those of the whole memory; all ids and slots of a call must lie in the share.
     """
 
     def __init__(self, settings: MemorySettings, shard: int = 0, shards: int = 1) -> None:
@@ -117,7 +118,7 @@ class Store:
             self.write_positives(what.slots, what.positive_ids, what.positives)
 
     def answer(self, what: Message) -> Answer:
-        """What ``what`` asks for, by what has been written until now."""
+        """Answers ``what`` by what has been written until now."""
         return Answer(*self.read(what.read, what.expected), self.queries(what.queries))
 
     # ---- nearest neighbours
@@ -136,7 +137,7 @@ class Store:
         present = present[self.first % 8 :][: self.end - self.first] & self._rows.filled
         rows, count, found = self._compared(), self.settings.neighbours + 1, []
         for own in self._own("references"):
-            # piece by piece, whoever holds them: the product of another shape may differ in its last bits
+            # piece by piece for any number of stores: the product of another shape may differ in its last bits
             places = own.start + np.flatnonzero(present[own])
             if len(places):
                 found.append(nearest_rows(queries, rows[places], self.first + places, count))
@@ -160,10 +161,10 @@ class Store:
         self._whiten_into(rows.whitened, whitening)
 
     def begin(self, whitening: Whitening | None, *, copy: bool) -> np.ndarray:
-        """Makes ready for a clustering of the references there are, whitened where asked; who has one, bool ``[n]``.
+        """Prepares a clustering of the references there are; which utterances have one, bool ``[n]``.
 
-        With ``copy`` what is written later is not seen by it. A copy, and whitened rows, take as many bytes as the
-        references.
+        ``whitening``: of the whitened references. ``copy``: later writes do not change what is clustered. A copy, and
+        whitened rows too, take as many bytes as the references.
         """
         points, filled = self._rows.references, self._rows.filled.copy()
         if whitening is not None:
@@ -190,7 +191,7 @@ class Store:
         self._partition = None
 
     def _whiten_into(self, out: np.ndarray, whitening: Whitening) -> None:
-        for own in self._own("references"):  # whoever holds the pieces, the blocks are the same
+        for own in self._own("references"):  # the blocks are those of the pieces, for any number of stores
             whitening.into(out[own], self._rows.references[own])
 
     # ---- state
@@ -208,9 +209,9 @@ class Store:
                 yield Piece(kind, number, first + own.start, first + own.stop, arrays)
 
     def restore(self, read: Read) -> None:
-        """Takes over what is in this share of the pieces that ``read`` finds; in use after `commit`.
+        """Reads this share of the pieces that ``read`` finds; in use after `commit`.
 
-        Raises ValueError where they do not fit. Until then both what was and what comes are held, unless nothing was.
+        Raises ValueError where they do not fit. Until `commit` both the old and the new rows are held.
         """
         self._staged = None
         staged = self._empty()
@@ -222,7 +223,7 @@ class Store:
         self._staged = staged
 
     def commit(self, whitening: Whitening | None) -> None:
-        """What was staged comes into use, its references compared by ``whitening`` if any."""
+        """Brings what `restore` has read into use; references are compared by ``whitening``, if any."""
         assert self._staged is not None
         self._rows, self._staged, self._whitening = self._staged, None, None
         if whitening is not None:
@@ -256,7 +257,7 @@ class Store:
 
 
 class _Chosen:
-    """``rows[places]``, taken a block at a time, where a copy of nearly all rows would be made for a few that lack."""
+    """``rows[places]``, taken a block at a time: it saves a copy of nearly all rows where only a few are missing."""
 
     def __init__(self, rows: np.ndarray, places: np.ndarray) -> None:
         self._rows, self._places = rows, places
@@ -264,7 +265,7 @@ class _Chosen:
 
     @classmethod
     def of(cls, rows: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """For a `Partition`, which asks no more of its points than this."""
+        """Typed as an array for `Partition`, which uses no more of its points than this class has."""
         return cast(np.ndarray, cls(rows, places))
 
     def __len__(self) -> int:

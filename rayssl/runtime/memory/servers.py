@@ -1,6 +1,7 @@
 """What runs inside the actors of a memory: all of it in one, or the index in one and the rows in others.
 
-Nothing here needs torch, unless rows are clustered on a GPU: an actor starts in a second and takes little but its rows.
+Nothing here needs torch, unless rows are clustered on a GPU: an actor starts in a second and needs little memory
+besides its rows.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def _on_this_node(settings: MemorySettings) -> MemorySettings:
 
 
 class Staleness:
-    """By how many steps the slowest rank is behind the one that is answered, on average since the last look."""
+    """By how many steps the slowest rank is behind the one that is answered: the average since `metrics`."""
 
     def __init__(self, world: int) -> None:
         self._last = [0] * world
@@ -52,7 +53,7 @@ class Staleness:
         self._answered += 1
 
     def metrics(self, strict: bool) -> dict[str, float]:
-        """``staleness_steps``, counted anew from here; 0 where ranks wait for each other."""
+        """``staleness_steps`` since the last call of this method; 0 where ranks wait for each other."""
         staleness = 0.0 if strict else self._behind / max(1, self._answered)
         self._behind = self._answered = 0
         return {"staleness_steps": staleness}
@@ -133,7 +134,7 @@ class StoreServer:
         return answer  # type: ignore[no-any-return]
 
     async def read(self, message: Message) -> Answer:
-        """What ``message`` asks for, outside the order of the calls."""
+        """Answers ``message``, outside the order of the calls."""
         return self._counted(self.store.answer(message))
 
     async def nearest(self, queries: np.ndarray, pool: np.ndarray) -> Nearest:
@@ -194,7 +195,7 @@ class StoreServer:
 
     def _counted(self, answer: Answer) -> Answer:
         self.lost += int((~answer.right).sum())
-        assert not (self.lost and self.rounds.strict), "a slot holds another's row than the index has put there"
+        assert not (self.lost and self.rounds.strict), "a slot has the row of another utterance than the index says"
         return answer
 
     async def _between_calls(self, function: Callable[P, T], /, *arguments: P.args, **options: P.kwargs) -> T:
@@ -223,9 +224,9 @@ class IndexServer:
     async def exchange(
         self, call: int, rank: int, what: WriteRequest | None, ids: np.ndarray | None, epoch: int
     ) -> tuple[np.ndarray | None, Draw | None, np.ndarray | None]:
-        """Of the ``call``-th exchange of ``rank``: slots of the positives it leaves, and whom it is given of ``ids``.
+        """Of the ``call``-th exchange of ``rank``: the slots of its positives, and the draw for ``ids``.
 
-        In place of the latter, the pool where the nearest references have to be found first.
+        Where the nearest references have to be found first: the pool instead of the draw, see `choose`.
         """
 
         def apply() -> np.ndarray | None:
@@ -243,7 +244,7 @@ class IndexServer:
         return await self.rounds.take(call, rank, apply, answer)  # type: ignore[no-any-return]
 
     async def choose(self, ids: np.ndarray, epoch: int, near: Nearest) -> Draw:
-        """Whom the anchors ``ids`` are given, of their nearest."""
+        """The draw for the anchors ``ids``, from their nearest."""
         return self.index.draw(ids, epoch, near)
 
     async def refresh(self, epoch: int) -> dict[str, float]:
@@ -252,7 +253,7 @@ class IndexServer:
             return await asyncio.to_thread(self.clusterer.refresh, epoch)
 
     async def metrics(self, lost: int) -> dict[str, float]:
-        """The counts since the last call, of which the stores have not found ``lost``; the staleness in steps."""
+        """The counts since the last call, of which ``lost`` were not found in the stores; the staleness in steps."""
         async with self.rounds.lock:
             return {**self.index.metrics(reset=True, lost=lost), **self.staleness.metrics(self.rounds.strict)}
 
@@ -272,7 +273,7 @@ class IndexServer:
         self.index.check(self._read)
 
     async def commit(self) -> Whitening | None:
-        """What was read comes into use; the map by which references are compared, if any."""
+        """Brings what `restore` has read into use; returns the map by which references are compared, if any."""
         async with self.rounds.lock:
             await asyncio.to_thread(self.clusterer.forget)
             self.index.load_state_dict(self._read)

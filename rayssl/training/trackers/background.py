@@ -14,11 +14,11 @@ _WAITING = 10_000  # records kept for a server that does not answer
 
 
 class Background(Tracker):
-    """A tracker whose server may be slow, or gone: training never waits for it, and never ends because of it.
+    """A tracker whose server may be slow or gone: training never waits for it, and never ends because of it.
 
     ``start`` opens it in the thread that then serves it. Only numbers are passed on, with their ``time`` (Unix
-    seconds). What goes wrong is said once, and ends it; where ``waiting`` records wait for it, more are left out, which
-    is said once too.
+    seconds). An error is reported once through ``say``, and ends it. More than ``waiting`` records do not wait:
+    the others are left out, which is reported once too.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Background(Tracker):
             self._lost = True
 
     def close(self, *, failed: bool = False) -> None:
-        """Waits until everything is passed on, ``patience_s`` seconds at the most."""
+        """Waits until everything is passed on, at most ``patience_s`` seconds."""
         if self._over:
             return
         self._over = True
@@ -75,4 +75,4 @@ class Background(Tracker):
         except BaseException as error:  # some of these packages raise SystemExit
             self._over = True
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            self._say(f"{self._name}: {lines[0][:300]}; training goes on without it")
+            self._say(f"{self._name}: {lines[0][:300]}; training continues without it")

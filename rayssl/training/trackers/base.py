@@ -1,7 +1,8 @@
 """Where a run's figures go: one interface, `Tracker`, and what is common to those who implement it.
 
 Implementations: `rayssl.training.metrics.RunLog` (the run's own file), `rayssl.runtime.telemetry.RayMetrics` (for
-Prometheus, by way of Ray), and the optional `tracker_mlflow` and `tracker_wandb`, which a configuration names.
+Prometheus, through Ray), and the optional `MlflowTracker` and `WandbTracker` beside this file, which a configuration
+names and `rayssl.training.trackers.opening` opens.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from rayssl.schema import Config
 
 
 class Tracker:
-    """Takes what the loop has found; passes over what it has no use for. Ranks other than 0 have few of them.
+    """Takes the figures of the loop and ignores those it has no use for. Ranks other than 0 have few trackers.
 
     Kinds of records: "step" (means since the last one), "refresh" (a clustering), "epoch", "classes" (counts by class),
     "event". Figures are Python numbers by the time they come here, so that no tracker waits for a device.
@@ -31,13 +32,13 @@ class Tracker:
         """The figures of ``step``."""
 
     def observe(self, name: str, seconds: Sequence[float]) -> None:
-        """How long each of several events took, such as the last ten of ``step``; for those that keep histograms."""
+        """How long each of several events took, such as the last ten steps; for trackers that keep histograms."""
 
     def flush(self) -> None:
-        """Called before a checkpoint: what was written is not written again after it."""
+        """Called before a checkpoint: a run that resumes from it does not write the same figures again."""
 
     def close(self, *, failed: bool = False) -> None:
-        """The end of this life of the run; a second call does nothing."""
+        """The run ends, or its process does; a second call does nothing."""
 
 
 class Several(Tracker):
@@ -78,10 +79,10 @@ class MlflowConfig(Config):
 
     @property
     def place(self) -> str:
-        """What decides whether an earlier run is to be found again."""
+        """Two configurations of the same place continue the same tracked run."""
         return f"{self.uri} {self.experiment}"
 
-    @model_validator(mode="after")  # of the whole, for of a field the value would be shown
+    @model_validator(mode="after")  # of the model: an error of a field would show the value
     def _without_account(self) -> MlflowConfig:
         if "@" in urlsplit(self.uri).netloc:
             raise ValueError(
@@ -107,7 +108,7 @@ class WandbConfig(Config):
 
     @property
     def place(self) -> str:
-        """What decides whether an earlier run is to be found again."""
+        """Two configurations of the same place continue the same tracked run."""
         return f"{self.entity} {self.project}"
 
 
@@ -116,7 +117,7 @@ TrackerConfig = Annotated[MlflowConfig | WandbConfig, Field(discriminator="name"
 
 @dataclass(frozen=True)
 class Identity:
-    """The run that is tracked: its folder, its resolved configuration, and whether it goes on from a checkpoint."""
+    """The run that is tracked: its folder, its resolved configuration, and whether it resumes from a checkpoint."""
 
     run: str
     settings: dict[str, Any] = field(default_factory=dict)
@@ -129,7 +130,7 @@ class Identity:
 
 
 def known_id(config: MlflowConfig | WandbConfig, of: Identity) -> str | None:
-    """The identifier that an earlier life of the run had at this place; None for a run that begins."""
+    """The identifier that an earlier process of the run had at this place; None for a run that begins."""
     if not of.resumed:
         return None
     try:
@@ -140,7 +141,7 @@ def known_id(config: MlflowConfig | WandbConfig, of: Identity) -> str | None:
 
 
 def keep_id(config: MlflowConfig | WandbConfig, of: Identity, known: str) -> None:
-    """Writes the identifier to the run's folder, for its next life."""
+    """Writes the identifier to the run's folder, for the next process of the run."""
     storage.write_text(_file(config, of), json.dumps({"tracker": config.name, "id": known}))
 
 

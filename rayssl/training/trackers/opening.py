@@ -13,7 +13,7 @@ _PACKAGES = {"mlflow": "mlflow-skinny", "wandb": "wandb"}
 
 
 def check(configs: Sequence[MlflowConfig | WandbConfig], run: str) -> None:
-    """Raises `ConfigError` for a tracker that cannot work: its package is missing, or the run's folder is of no use."""
+    """Raises `ConfigError` for a tracker that cannot work: its package is missing, or it needs a local folder."""
     for index, config in enumerate(configs):
         if importlib.util.find_spec(config.name) is None:
             raise ConfigError(
