@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +249,6 @@ def test_the_bound_of_ssps_needs_labels_and_no_clusters(tmp_path: Path) -> None:
     manifest = write_corpus(tmp_path, (6, 5))
     found = resolve(settings).utterances
     assert found is not None
-    assert UtteranceMemory(**asdict(found)).version == 0
+    assert UtteranceMemory(found).version == 0
     with pytest.raises(ConfigError, match=r"method\.sampling=speaker: .* no labels of speaker and recording"):
         job_of(settings, manifest.model_copy(update={"recordings": 0}))

@@ -10,8 +10,10 @@ from typing import Literal
 
 import numpy as np
 
-from rayssl.clustering.kmeans import KMeans, Mode, cluster, normalized_mutual_information
+from rayssl.clustering.kmeans import cluster
 from rayssl.clustering.points import assign, unit_rows
+from rayssl.clustering.result import KMeans, Mode
+from rayssl.clustering.similarity import normalized_mutual_information
 from rayssl.errors import UserError
 
 _TIMED = 32768  # points from which the time of a whole assignment is extrapolated

@@ -7,12 +7,12 @@ import numpy as np
 from rayssl.clustering.points import load_faiss
 
 _SHORTLIST = 8  # centroids that a search compares exactly
-_CODED = 256  # dimensions that the codes know of
+_CODED = 256  # dimensions that the codes represent
 _ALIKE = 16  # rows; fewer are multiplied by other routines of BLAS, whose last bits would change a shortlist
 
 
 class CodedCentroids:
-    """``centroids [K, D]`` to be searched approximately; made by `train` or from what `arrays` gave elsewhere."""
+    """``centroids [K, D]`` for approximate searches; made by `train`, or elsewhere from what `arrays` returned."""
 
     def __init__(self, centroids: np.ndarray, projection: np.ndarray, codes: np.ndarray) -> None:
         self._centroids = centroids
@@ -24,7 +24,7 @@ class CodedCentroids:
         """4-bit product codes of the main 256 dimensions of ``centroids``; K at least 256, D at least 16."""
         dims = min(_CODED, centroids.shape[1]) // 8 * 8
         main = np.linalg.eigh(np.asarray(centroids.T @ centroids, dtype=np.float64))[1][:, -dims:]
-        # turned at random, so that all codes carry about as much
+        # a random rotation, so that all codes carry about as much
         turned = main @ np.linalg.qr(random.standard_normal((dims, dims)))[0]
         projection = np.ascontiguousarray(turned, dtype=np.float32)
         faiss = load_faiss()
@@ -40,7 +40,7 @@ class CodedCentroids:
         return self._projection, load_faiss().serialize_index(self._codes)
 
     def encode(self, centroids: np.ndarray) -> None:
-        """Takes on other ``centroids [K, D]``, coded as the first ones."""
+        """Replaces the centroids by other ``centroids [K, D]``, in the same code."""
         self._centroids = centroids
         self._codes.reset()
         self._codes.add(centroids @ self._projection)

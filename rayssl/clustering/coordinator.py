@@ -1,36 +1,44 @@
-"""All the points of a k-means as one, for who clusters them: sums over the parts, and the halving of clusters."""
+"""The coordinator of a k-means: it adds up what the parts of the points answer, and halves clusters.
+
+It holds numbers by cluster only, never points. Every draw is made here, and sums are exact, so that the number of parts
+changes nothing; only products with centroids may differ in their last bit with the shape of what is multiplied.
+"""
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from rayssl.clustering.partitions import Partitions
+from rayssl.clustering.partition import Partition
+from rayssl.clustering.partitions import Partitions, SampledPartitions
 from rayssl.clustering.points import blocks, directions, unit_rows
 
-_ANSWERS = 2**28  # bytes that the answers of all parts to one question may take
+_ANSWERS = 2**28  # bytes that the answers of all parts to one call may take
 _HELD = 16384  # members that a part holds at a time: at D = 512 they take 32 MB
-_MEMBERS = 4096  # of a cluster whose farthest member, or whose halving, is looked for: no more are asked
+_MEMBERS = 4096  # members of a cluster that are looked at, at most, for its farthest member or its halves
 
 
 @dataclass(frozen=True)
 class Coordinator:
-    """What ``ask`` reaches: ``rows`` n and ``dim`` D of all ``parts`` together, to make K = ``clusters`` of."""
+    """All ``parts`` behind ``partitions``: together ``rows`` n points of ``dim`` D, for K = ``clusters``."""
 
-    ask: Partitions
+    partitions: Partitions
     parts: int
     rows: int
     dim: int
     clusters: int
 
     @classmethod
-    def survey(cls, ask: Partitions, clusters: int) -> Coordinator:
-        """Counts and checks the points and begins anew. Raises ValueError where they cannot be clustered."""
-        found: list[tuple[int, int, bool]] = ask("survey")
+    def survey(cls, partitions: Partitions, clusters: int) -> Coordinator:
+        """Counts and checks the points, and makes every part forget its last clustering.
+
+        Raises ValueError where there are fewer points than ``clusters``, where the dimensions of parts differ, and
+        where a value is not finite.
+        """
+        found = partitions.every(Partition.survey)
         rows = [count for count, _, _ in found]
         if sum(rows) < clusters:
             raise ValueError(
@@ -41,33 +49,36 @@ class Coordinator:
             raise ValueError(f"parts of the points for k-means have different dimensions: {sorted(dims)}")
         if not all(finite for _, _, finite in found):
             raise ValueError("points for k-means hold values that are not finite")
-        ask.each("begin", [(sum(rows[:part]), clusters) for part in range(len(rows))])
-        return cls(ask, len(rows), sum(rows), dims.pop(), clusters)
+        partitions.each(Partition.begin, [(sum(rows[:part]), clusters) for part in range(len(rows))])
+        return cls(partitions, len(rows), sum(rows), dims.pop(), clusters)
 
     def sample(self, positions: np.ndarray) -> Coordinator:
-        """The points at ``positions [m]``, ascending, as a whole of their own until "adopt" is asked."""
-        self.ask("draw", positions)
-        return Coordinator(_Sampled(self.ask), self.parts, len(positions), self.dim, self.clusters)
+        """The coordinator of the points at ``positions [m]``, ascending int64; in use until `Partition.adopt`."""
+        self.partitions.every(Partition.draw, positions)
+        return Coordinator(SampledPartitions(self.partitions), self.parts, len(positions), self.dim, self.clusters)
 
     def gather(self, positions: np.ndarray) -> np.ndarray:
         """The points at ``positions [m]``, scaled to norm 1: float32 ``[m, D]``."""
         found = np.empty((len(positions), self.dim), dtype=np.float32)
-        for here, rows in self.ask("rows", positions):
+        for here, rows in self.partitions.every(Partition.rows, positions):
             found[here] = unit_rows(rows)
         return found
 
     def sizes(self) -> np.ndarray:
         """How many points of each cluster each part has, int64 ``[parts, K]``."""
-        return np.stack(self.ask("sizes"))
+        return np.stack(self.partitions.every(Partition.sizes))
 
     def sums(self) -> np.ndarray:
         """The exact sums of the unit rows of each cluster, float64 ``[K, D]``."""
-        found = [_added(self.ask("sums", part.start, part.stop)) for part in blocks(self.clusters, self._at_once())]
+        found = [
+            _added(self.partitions.every(Partition.sums, part.start, part.stop))
+            for part in blocks(self.clusters, self._at_once())
+        ]
         return np.concatenate(found) if len(found) > 1 else found[0]
 
     def mean_cosine(self, centroids: np.ndarray) -> float:
         """The mean cosine between the points and their own of ``centroids [K, D]``."""
-        return float(sum(self.ask("total_cosine", centroids))) / self.rows
+        return float(sum(self.partitions.every(Partition.total_cosine, centroids))) / self.rows
 
     def farthest(self, clusters: np.ndarray, sizes: np.ndarray, centroids: np.ndarray) -> np.ndarray:
         """Of each of ``clusters [S]`` the member farthest from its centroid (``[K, D]``): unit rows ``[S, D]``.
@@ -83,19 +94,19 @@ class Coordinator:
         """The member farthest from each of ``centroids [S, D]`` among those that the parts hold."""
         least = np.full(len(centroids), np.inf, dtype=np.float32)
         found = np.zeros(centroids.shape, dtype=np.float32)
-        for cosines, rows in self.ask("farthest", centroids):
+        for cosines, rows in self.partitions.every(Partition.farthest, centroids):
             further = cosines < least  # of equals the first part's, as its points come first
             least[further], found[further] = cosines[further], rows[further]
         return found
 
     def held_sums(self, count: int) -> np.ndarray:
         """The sums of the members that the parts hold of each of ``count`` clusters: float64 ``[S, D]``."""
-        return _added(self.ask("held_sums", count))
+        return _added(self.partitions.every(Partition.held_sums, count))
 
     def held(self, clusters: np.ndarray, sizes: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-        """Has the parts hold members of ``clusters [S]``, as many clusters at a time as they should.
+        """Makes the parts hold members of ``clusters [S]``, some clusters at a time: about 16,384 members in a part.
 
-        Yields which ones they are, and what strides their members were chosen with.
+        Yields a slice of ``clusters``, and the strides by which the members of each were chosen.
         """
         sizes = sizes[:, clusters]
         strides = np.maximum(1, -(-sizes.sum(axis=0) // _MEMBERS))
@@ -106,16 +117,17 @@ class Coordinator:
             before = loads[start - 1] if start else 0
             stop = max(start + 1, int(np.searchsorted(loads, before + _HELD, side="right")))
             part = slice(start, min(stop, start + self._at_once()))
-            self.ask.each("hold", [(clusters[part], own[part], strides[part]) for own in ranks])
+            self.partitions.each(Partition.hold, [(clusters[part], own[part], strides[part]) for own in ranks])
             yield part, strides[part]
             start = part.stop
 
     def fill_empty(self, centroids: np.ndarray) -> int:
         """Gives each empty cluster half of the then largest one; returns how many there were.
 
-        The half that leaves is the one towards the member farthest from the centroid. Halving, rather than moving a
-        single outlier, keeps a collapsed clustering (nearly all points in one) at N log K work. Who is halved for whom
-        follows from the sizes, so that many are halved at a time. ``centroids [K, D]`` of both change in place.
+        The half that leaves is the one towards the member farthest from the centroid. Halving, rather than relocating
+        a single outlier, keeps a collapsed clustering (nearly all points in one) at N log K work. The sizes alone
+        decide which cluster is halved for which, so that many are halved at a time. ``centroids [K, D]`` of both change
+        in place.
         """
         sizes = self.sizes()
         empty = int((sizes.sum(axis=0) == 0).sum())
@@ -128,21 +140,21 @@ class Coordinator:
     def _halve(self, sources: np.ndarray, targets: np.ndarray, sizes: np.ndarray, centroids: np.ndarray) -> None:
         own = centroids[sources]
         outliers = self.farthest(sources, sizes, centroids)
-        self.ask("rank", sources, own - outliers)
+        self.partitions.every(Partition.rank, sources, own - outliers)
         places, equal = self._places(sizes[:, sources].sum(axis=0) // 2)
-        sums = _added(self.ask.each("split", [(targets, places, few) for few in equal]))
+        sums = _added(self.partitions.each(Partition.split, [(targets, places, few) for few in equal]))
         centroids[sources] = directions(sums[:, 0], own)
         centroids[targets] = directions(sums[:, 1], directions(outliers, own))
 
     def _places(self, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Below which place ``ranks [S]`` of the ranked members lie, and how many of each part's at it they need.
+        """The places below which ``ranks [S]`` of the ranked members lie, and how many members at the place to add.
 
-        uint32 ``[S]`` and int64 ``[parts, S]``: of the members at the same place those who come first.
+        uint32 ``[S]`` and int64 ``[parts, S]``. Of the members at the same place the first ones are taken.
         """
         known, missing = np.zeros(len(ranks), dtype=np.uint32), ranks.copy()
         all_clusters = np.arange(len(ranks))
         for shift in (24, 16, 8, 0):
-            counts = np.stack(self.ask("histogram", known, shift))
+            counts = np.stack(self.partitions.every(Partition.histogram, known, shift))
             total = np.cumsum(counts.sum(axis=0), axis=1)
             digit = (total < missing[:, None]).sum(axis=1)
             missing -= np.where(digit > 0, total[all_clusters, digit - 1], 0)
@@ -151,25 +163,12 @@ class Coordinator:
         return known, np.clip(missing - (np.cumsum(at, axis=0) - at), 0, at)
 
     def _at_once(self) -> int:
-        """Clusters for which the parts may be asked for sums."""
+        """The number of clusters whose sums the parts may return in one call."""
         return max(256, _ANSWERS // (8 * self.dim * self.parts))
 
 
-class _Sampled:
-    """`Partitions` for the samples that the parts have drawn."""
-
-    def __init__(self, ask: Partitions) -> None:
-        self._ask = ask
-
-    def __call__(self, method: str, /, *arguments: Any) -> list[Any]:
-        return self._ask("sampled", method, *arguments)
-
-    def each(self, method: str, /, arguments: Any) -> list[Any]:
-        return self._ask.each("sampled", [(method, *own) for own in arguments])
-
-
 def _added(answers: list[np.ndarray]) -> np.ndarray:
-    """The sum of the parts' ``answers``, the first of which it takes the place of: it may not be written to."""
+    """The sum of the ``answers`` of all parts. The first answer may be read-only, so it is not written to."""
     total = answers[0]
     for place, answer in enumerate(answers[1:]):
         total = total + answer if place == 0 else np.add(total, answer, out=total)
@@ -177,9 +176,9 @@ def _added(answers: list[np.ndarray]) -> np.ndarray:
 
 
 def _halvings(sizes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Which clusters are halved for which empty ones, given ``sizes [K]``: the then largest, again and again.
+    """Which cluster is halved for which empty one, given ``sizes [K]``: always the largest at that time.
 
-    Those that do not depend on each other's halves come together.
+    Yields sources and targets, int64. Halvings that do not depend on each other come together.
     """
     largest = [(-int(size), cluster) for cluster, size in enumerate(sizes) if size > 1]
     heapq.heapify(largest)

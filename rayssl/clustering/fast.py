@@ -1,7 +1,7 @@
-"""Spherical k-means in a small part of Lloyd's time on the CPU, to about his objective or above it.
+"""The fast mode: a small part of the time of Lloyd's iterations on the CPU, to about their objective or above it.
 
-Four things make the difference; all are seeded, and give the same bits for any number of threads. The points may be
-held in parts (`rayssl.clustering.partitions`); what is here holds numbers by cluster only.
+Four things make the difference. All are seeded, and give the same bits for any number of threads. The points may be
+held in parts (`rayssl.clustering.partitions`); this module holds numbers by cluster only.
 
 - *Searches of codes.* Where a point may belong anywhere, all centroids are ranked by 4-bit product codes of their main
   256 dimensions, and the best few are compared exactly.
@@ -9,8 +9,8 @@ held in parts (`rayssl.clustering.partitions`); what is here holds numbers by cl
   After each such pass a probe of points is compared with all centroids; where it has lost more than 0.1 % of its
   cosines, the points that lie far from their centroids, as far as the loss reaches, are searched for.
 - *A start from a sample* of 10 points for each cluster, so that few passes over everything are left to do.
-- *Moves*, which Lloyd's iterations lack: of two clusters that lose little by being one, one goes where a cluster gains
-  more by being two. An empty cluster is the case that loses nothing.
+- *Relocations*, which Lloyd's iterations lack: of two clusters that lose little as one, one is relocated to a cluster
+  that gains more as two. An empty cluster is the case that loses nothing. See `rayssl.clustering.relocation`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import numpy as np
 
 from rayssl.clustering.codes import CodedCentroids
 from rayssl.clustering.coordinator import Coordinator
-from rayssl.clustering.kmeans import Clusters, KMeans, first_centroids, one_part
-from rayssl.clustering.partitions import Partition
+from rayssl.clustering.lloyd import first_centroids
+from rayssl.clustering.partition import Partition
 from rayssl.clustering.points import Workers, all_threads, blocks, directions, working
-from rayssl.clustering.relocation import move_clusters
+from rayssl.clustering.relocation import relocate_clusters
+from rayssl.clustering.result import Clusters
 
-_EXACT_UP_TO = 256  # clusters: Lloyd is as quick
 _SAMPLE = 10  # points for each cluster
 _SAMPLE_PASSES = 3
 _JOINABLE = 8  # centroids that a cluster may be joined to
@@ -34,68 +34,49 @@ _LOSS = 0.001  # of their cosine; more calls for a search
 _GAIN = 0.001  # relative gain of a pass; less ends the iterations
 
 
-def fast_kmeans(
-    x: np.ndarray,
-    clusters: int,
-    *,
-    iterations: int = 10,
-    seed: int | list[int],
-    initial: np.ndarray | None = None,
-    threads: int | None = None,
-) -> KMeans:
-    """Approximate k-means by cosine on ``x [n, D]`` (normalised here; float16 or float32), K = ``clusters``.
-
-    At most ``iterations`` passes over all points, fewer where a pass gains less than 0.1 %. Starts from
-    ``initial [K, D]`` (the last centroids: then no sample is needed), else from K points drawn with ``seed``. Every
-    cluster is non-empty on return. Up to 256 clusters or 15 dimensions it is `spherical_kmeans`. Raises ValueError
-    when n < K or a value is not finite. Needs a quarter of ``x``, 30 K D bytes and some blocks of rows besides ``x``.
-    """
-    part = Partition(x, threads=threads)
-    return one_part(part, clusters, mode="fast", iterations=iterations, seed=seed, initial=initial, threads=threads)
-
-
-def is_exact(clusters: int, dim: int) -> bool:
-    """Whether the fast mode is the exact one for K = ``clusters`` in D = ``dim``."""
-    return clusters <= _EXACT_UP_TO or dim < 16
-
-
 def fast_clusters(
-    whole: Coordinator, *, iterations: int, seed: int | list[int], initial: np.ndarray | None, threads: int | None
+    coordinator: Coordinator, *, iterations: int, seed: int | list[int], initial: np.ndarray | None, threads: int | None
 ) -> Clusters:
-    """`fast_kmeans` of the points in all parts, which are left labelled; ``threads`` are those used here."""
-    centroids = first_centroids(whole, seed, initial)
+    """At most ``iterations`` passes, fewer where a pass gains less than 0.1 %; the parts keep the labels.
+
+    Starts from ``initial [K, D]`` (the last centroids: then no sample is needed), else from K points drawn with
+    ``seed``. ``threads`` are those of this process (None: as many as faiss uses). Needs
+    K >= 256 and D >= 16, for the codes. Every cluster is non-empty on return.
+    """
+    centroids = first_centroids(coordinator, seed, initial)
     random = np.random.default_rng([*np.atleast_1d(seed).tolist(), 1])
     with working(threads or all_threads()) as workers:
-        passes = _Passes(whole, centroids, random, workers)
-        if initial is None and whole.rows >= 2 * _SAMPLE * whole.clusters:
-            sample = np.sort(random.choice(whole.rows, _SAMPLE * whole.clusters, replace=False))
-            start = _Passes(whole.sample(sample), centroids, random, workers)
+        passes = _Passes(coordinator, centroids, random, workers)
+        if initial is None and coordinator.rows >= 2 * _SAMPLE * coordinator.clusters:
+            sample = np.sort(random.choice(coordinator.rows, _SAMPLE * coordinator.clusters, replace=False))
+            start = _Passes(coordinator.sample(sample), centroids, random, workers)
             start.run(_SAMPLE_PASSES)
             passes.centroids = start.centroids
-            whole.ask("adopt")
+            coordinator.partitions.every(Partition.adopt)
         objective = passes.run(iterations)
-    repaired = whole.fill_empty(passes.centroids)
+    repaired = coordinator.fill_empty(passes.centroids)
     if repaired:
-        objective = whole.mean_cosine(passes.centroids)
+        objective = coordinator.mean_cosine(passes.centroids)
     return Clusters(passes.centroids, objective, repaired)
 
 
 class _Passes:
-    """Passes over the points of ``whole`` from ``centroids``; the parts keep labels and cosines."""
+    """Passes over the points of ``coordinator`` from ``centroids``; the parts keep labels and cosines."""
 
     def __init__(
-        self, whole: Coordinator, centroids: np.ndarray, random: np.random.Generator, workers: Workers
+        self, coordinator: Coordinator, centroids: np.ndarray, random: np.random.Generator, workers: Workers
     ) -> None:
         self.centroids = centroids
-        self._whole = whole
+        self._coordinator = coordinator
         self._workers = workers
         self._random = random
-        whole.ask("watch", np.sort(random.choice(whole.rows, min(whole.rows, _PROBE), replace=False)))
+        probe = np.sort(random.choice(coordinator.rows, min(coordinator.rows, _PROBE), replace=False))
+        coordinator.partitions.every(Partition.watch, probe)
 
     def run(self, passes: int) -> float:
-        """Labels for the points without one, then up to ``passes`` times centroids from labels and labels for all.
+        """Labels the points without a label, then up to ``passes`` times updates the centroids and all labels.
 
-        Ends as soon as a pass gains less than ``_GAIN``. Returns the objective, by the labels of the last pass.
+        Ends as soon as a pass gains less than ``_GAIN``. Returns the objective by the labels of the last pass.
         """
         self._coded = CodedCentroids.train(self.centroids, self._random)
         self._search(-np.inf)
@@ -108,22 +89,25 @@ class _Passes:
         return objective
 
     def _search(self, up_to: float) -> float:
-        total: float = sum(self._whole.ask("search", self.centroids, *self._coded.arrays(), up_to))
-        return total / self._whole.rows
+        projection, codes = self._coded.arrays()
+        totals = self._coordinator.partitions.every(Partition.search, self.centroids, projection, codes, up_to)
+        return float(sum(totals)) / self._coordinator.rows
 
     def _look_near(self, near: np.ndarray) -> float:
-        """Labels all points by the centroids near their own, and searches for those that this serves badly."""
-        answers = self._whole.ask("look_near", self.centroids, near)
-        own, best = (np.concatenate([answer[kind] for answer in answers]) for kind in (1, 2))
+        """Labels all points by the centroids near their own; searches again for points that lose by this."""
+        answers = self._coordinator.partitions.every(Partition.look_near, self.centroids, near)
+        own, best = np.concatenate([own for _, own, _ in answers]), np.concatenate([best for _, _, best in answers])
         badly = _badly_served(own, best)
-        return self._search(badly) if badly > -np.inf else sum(total for total, _, _ in answers) / self._whole.rows
+        return (
+            self._search(badly) if badly > -np.inf else sum(total for total, _, _ in answers) / self._coordinator.rows
+        )
 
     def _update(self) -> np.ndarray:
-        """Centroids from the labels, some then moved elsewhere; which are near each, itself first: ``[K, 65]``."""
-        sums = self._whole.sums()
+        """Centroids from the labels, some then relocated; returns those near to each, itself first: ``[K, 65]``."""
+        sums = self._coordinator.sums()
         self.centroids = directions(sums, self.centroids)
         near = self._nearest_to_each()
-        if move_clusters(self._whole, sums, self.centroids, near[:, :_JOINABLE]):
+        if relocate_clusters(self._coordinator, sums, self.centroids, near[:, :_JOINABLE]):
             near = self._nearest_to_each()
         return np.concatenate([np.arange(len(near))[:, None], near], axis=1)
 
@@ -135,10 +119,10 @@ class _Passes:
 
 
 def _badly_served(own: np.ndarray, best: np.ndarray) -> float:
-    """The cosine up to which points should be searched for, -inf if none need be.
+    """The cosine up to which points should be searched for again, -inf if there is no need.
 
-    By the probe, with its cosines as they are and as they could ``best`` be: if it loses more than ``_LOSS`` of them,
-    then high enough that the points above lose a third of that at most.
+    ``own`` are the cosines of the probed points, ``best`` the largest that they could have. If the probe loses more
+    than ``_LOSS`` of them, the result is so high that the points above it lose at most a third of that.
     """
     order = np.argsort(own, kind="stable")
     loss = np.maximum(best - own, 0.0)[order]

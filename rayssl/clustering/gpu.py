@@ -1,4 +1,4 @@
-"""Exact spherical k-means by torch, for a GPU; the only module of the memory that knows torch."""
+"""A part of the points on a GPU, by torch; the only module of this package and of the memory that imports torch."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from rayssl.clustering.kmeans import KMeans, one_part
-from rayssl.clustering.partitions import Partition
+from rayssl.clustering.partition import Partition
 from rayssl.clustering.points import GRID, exact_total
 
 Precision = Literal["float32", "tf32", "bfloat16"]
@@ -19,29 +18,13 @@ _COSINES = 2**28  # of one block of points with all centroids: 1 GB
 _ROWS = 65536
 
 
-def torch_kmeans(
-    x: np.ndarray,
-    clusters: int,
-    *,
-    device: str,
-    precision: Precision = "tf32",
-    iterations: int = 10,
-    seed: int | list[int],
-    initial: np.ndarray | None = None,
-) -> KMeans:
-    """Lloyd's iterations as `rayssl.clustering.kmeans.spherical_kmeans` does them, on ``device``.
-
-    The same start, repair and means (whose sums are exact: the same call on the same device gives the same bits).
-    ``precision`` is that of the products with the centroids; the sums of products are float32 in any case. "tf32" asks
-    for no more than the device has: on a CPU it is float32. The device holds ``x [n, D]`` as it is given, 24 K D bytes
-    and blocks of about 2.5 GB. Raises ValueError when n < K or a value is not finite.
-    """
-    part = TorchPartition(x, device=device, precision=precision)
-    return one_part(part, clusters, mode="exact", iterations=iterations, seed=seed, initial=initial, threads=None)
-
-
 class TorchPartition(Partition):
-    """A part whose points are on a ``device`` too, where they are assigned and added up; for the exact mode."""
+    """A part whose points are on a ``device`` too, where they are assigned and added up; for the exact mode.
+
+    ``precision`` is that of the products with centroids; sums of products are float32 in any case. "tf32" asks for no
+    more than the device has: on a CPU it is float32. The same calls on the same device give the same bits. The device
+    holds ``x [n, D]`` as it is given, 24 K D bytes and blocks of about 2.5 GB.
+    """
 
     def __init__(
         self, x: np.ndarray, *, device: str, precision: Precision = "tf32", threads: int | None = None
@@ -57,14 +40,14 @@ class TorchPartition(Partition):
         self._points = _on(self._device, self.x)
 
     def sums(self, first: int, last: int) -> np.ndarray:
-        """`Partition.sums`: being exact, the device may add in any order."""
+        """`Partition.sums`; they are exact, so the device may add in any order."""
         sums = torch.zeros((last - first, self.x.shape[1]), dtype=torch.float64, device=self._device)
         for part, rows in _blocks(self._points, _ROWS):
             labels = self._labels(part) - first
             rows = torch.round(rows / GRID).double()
             if last - first < self._clusters:
-                asked = (labels >= 0) & (labels < last - first)
-                labels, rows = labels[asked], rows[asked]
+                wanted = (labels >= 0) & (labels < last - first)
+                labels, rows = labels[wanted], rows[wanted]
             sums.index_add_(0, labels, rows)
         found: np.ndarray = (sums * GRID).cpu().numpy()
         return found
@@ -103,7 +86,7 @@ _Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 @contextmanager
 def _products(device: torch.device, precision: Precision) -> Iterator[_Product]:
-    """A function of ``a [n, D]`` and ``b [K, D]`` to ``a b^T`` in float32; TF32 is a setting, given back afterwards."""
+    """A function of ``a [n, D]`` and ``b [K, D]`` to ``a b^T`` in float32. TF32 is a setting, restored afterwards."""
     if precision == "bfloat16":
         yield _bfloat16_product
         return

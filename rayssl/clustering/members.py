@@ -1,4 +1,4 @@
-"""Members of chosen clusters in one part of the points: what the halving of clusters asks about them.
+"""Members of chosen clusters in one part of the points: what the halving of clusters needs to know of them.
 
 All products here are taken row by row, so that their bits do not depend on which other rows a part holds.
 """
@@ -23,7 +23,7 @@ def stretches(starts: np.ndarray, lengths: np.ndarray, strides: np.ndarray) -> t
 
 
 class Members:
-    """Some members of S clusters, held while they are asked about: ``ids [m]`` are rows of ``x``, by ``cluster [m]``.
+    """Some members of S clusters, fetched once for several calls: ``ids [m]`` are rows of ``x``, by ``cluster [m]``.
 
     ``cluster`` is in 0..S-1 and ascends, the ids of one ascend too.
     """
@@ -48,9 +48,9 @@ class Members:
         return sums
 
     def farthest(self, centroids: np.ndarray, workers: Workers) -> tuple[np.ndarray, np.ndarray]:
-        """Each cluster's least cosine to its ``centroids [S, D]``, and the first row it is of: ``[S], [S, D]``.
+        """Of each cluster the least cosine to its row of ``centroids [S, D]``, and the first row with it.
 
-        Where a cluster has no member here, infinity and zeros.
+        float32 ``[S]`` and ``[S, D]``. Where a cluster has no member here: infinity and zeros.
         """
         cosines = self._products(centroids, workers)
         least = np.full(len(centroids), np.inf, dtype=np.float32)
@@ -62,9 +62,10 @@ class Members:
         return least, rows
 
     def lean(self, directions: np.ndarray, workers: Workers) -> tuple[np.ndarray, np.ndarray]:
-        """Who leans to ``directions [S, D]``, as a difference to the last time (at first: to nobody).
+        """Which members have a positive product with their row of ``directions [S, D]``: changes since the last call.
 
-        Counts int64 ``[S]`` and sums float64 ``[S, D]`` of those who do now and did not, less those who did.
+        Counts int64 ``[S]`` and sums float64 ``[S, D]``: those of the members that are new, minus those of the members
+        that no longer are. Before the first call there are none.
         """
         counts, sums = np.zeros(len(directions), dtype=np.int64), np.zeros(directions.shape)
         side = self._products(directions, workers) > 0
@@ -110,13 +111,13 @@ class Ranking:
 
         found = list(workers.map(places, blocks(len(ids), _ROWS)))
         bits = (np.concatenate(found) + np.float32(0) if found else np.zeros(0, np.float32)).view(np.uint32)
-        # as whole numbers in the same order; the addition has made -0 a 0
+        # as integers in the same order; the addition has made -0 a 0
         self._places = np.where(bits >> 31 == 1, ~bits, bits | np.uint32(1 << 31))
 
     def histogram(self, known: np.ndarray, shift: int) -> np.ndarray:
-        """How many of each cluster have which next eight bits, of those whose first are ``known [S]``: ``[S, 256]``.
+        """How often each value of the next eight bits occurs in each cluster: int64 ``[S, 256]``.
 
-        The next ones are those from ``shift`` on, 24, 16, 8 or 0.
+        Counts the members whose higher bits are ``known [S]``; the next eight start at bit ``shift``, 24, 16, 8 or 0.
         """
         places, cluster = self._places.astype(np.uint64), self.cluster
         fit = places >> np.uint64(shift + 8) == known.astype(np.uint64)[cluster]
@@ -125,7 +126,7 @@ class Ranking:
         return counts.reshape(-1, 256)
 
     def below(self, places: np.ndarray, equal: np.ndarray) -> np.ndarray:
-        """Who of the members lies below ``places [S]``, or is among the first ``equal [S]`` at it: bool ``[m]``."""
+        """Which members lie below ``places [S]``, or are among the first ``equal [S]`` at it: bool ``[m]``."""
         limits = places.astype(np.uint32)[self.cluster]
         at = np.flatnonzero(self._places == limits)
         owners = self.cluster[at]

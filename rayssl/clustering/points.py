@@ -1,4 +1,4 @@
-"""What k-means does with rows of points, whoever holds them: sums that are exact, nearest centroids, threads."""
+"""What k-means does with rows of points: exact sums, nearest centroids, and the threads for both."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 # Unit rows are rounded to multiples of this before they are added up. Then 2^25 of them fit into the 53 bits of a
-# float64: nothing is rounded on the way, and every order and grouping of the points, so also every division of them
-# among holders and threads, gives the same bits. What the rounding takes, 2^-29, is less than float32's own step for
-# values above 1/16, which it leaves alone.
+# float64: no sum is rounded. So every order and grouping of the points gives the same bits, and with it every division
+# among partitions and threads. The rounding changes a value by at most 2^-29, less than float32's own step for values
+# above 1/16, which it does not change.
 GRID = 2.0**-28
 _EPS = 1e-12
 _EXACT_ROWS = 16384  # of one block: at D = 512 it takes 32 MB as float32
@@ -27,7 +27,7 @@ _Result = TypeVar("_Result")
 
 
 def load_faiss() -> Any:
-    """faiss, imported when first needed (it takes a second) and without its log lines about CPU variants."""
+    """Imports faiss, which takes a second, and switches off its log lines about CPU variants."""
     logging.getLogger("faiss.loader").setLevel(logging.WARNING)
     import faiss
 
@@ -53,7 +53,7 @@ class Workers:
         self._ahead = 2 * count
 
     def map(self, function: Callable[[_Task], _Result], tasks: Iterable[_Task]) -> Iterator[_Result]:
-        """``function`` of each task, in order, never more than a few tasks ahead of who takes the results."""
+        """Yields ``function`` of each task, in order; works only a few tasks ahead of the caller."""
         waiting: deque[Future[_Result]] = deque()
         for task in tasks:
             waiting.append(self._pool.submit(function, task))
@@ -64,20 +64,20 @@ class Workers:
 
 
 def all_threads() -> int:
-    """As many as faiss has. Not to be asked inside `working`, where one library of BLAS sets OpenMP to one thread."""
+    """As many as faiss has. Do not call it inside `working`, where one library of BLAS sets OpenMP to one thread."""
     return load_faiss().omp_get_max_threads() or os.cpu_count() or 1
 
 
 @contextmanager
 def working(threads: int) -> Iterator[Workers]:
-    """Workers, one task a thread: shared thread pools would make results depend on how many there are."""
+    """Workers, one task a thread. Shared thread pools would make results depend on the number of threads."""
     with faiss_threads(threads), _thread_pools().limit(limits=1, user_api="blas"):
         yield Workers(_pool(threads, os.getpid()), threads)
 
 
 @cache
 def _pool(count: int, process: int) -> ThreadPoolExecutor:
-    """Kept for the process's life, as every new thread may claim tens of MB; a ``process`` forked off has its own."""
+    """Lives as long as the process, because every new thread may claim tens of MB. A forked ``process`` has its own."""
     return ThreadPoolExecutor(count, "kmeans", initializer=load_faiss().omp_set_num_threads, initargs=(1,))
 
 
@@ -87,7 +87,7 @@ def _thread_pools() -> ThreadpoolController:
 
 
 def blocks(count: int, rows: int) -> Iterator[slice]:
-    """0..count in stretches of ``rows``."""
+    """Slices of ``rows`` that together cover 0..``count`` - 1."""
     return (slice(start, min(start + rows, count)) for start in range(0, count, rows))
 
 
@@ -99,7 +99,7 @@ def unit_rows(x: np.ndarray) -> np.ndarray:
 
 
 def steps(x: np.ndarray) -> np.ndarray:
-    """The rows of ``x [n, D]`` scaled to norm 1 and counted in steps of `GRID`: whole numbers, as float32."""
+    """The rows of ``x [n, D]`` scaled to norm 1, in steps of `GRID`: integers, as float32."""
     rows = np.array(x, dtype=np.float32)
     norms = np.maximum(np.sqrt(np.einsum("nd,nd->n", rows, rows)), 1e-12)
     rows /= (norms * np.float32(GRID))[:, None]
@@ -111,7 +111,7 @@ def partial_sums(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The distinct ``labels [n]``, ascending, and the exact sum of the rows of each: float64 ``[distinct, D]``.
 
-    ``rows [n, D]`` as `steps` gives them; ``weights [n]``: a whole number for each row, 1 if not given.
+    ``rows [n, D]`` as `steps` gives them; ``weights [n]``: an integer for each row, 1 if not given.
     """
     from scipy.sparse import csr_matrix  # NumPy's own reductions over runs of rows take twenty times as long
 

@@ -1,8 +1,8 @@
 """Whitening: a linear map after which no direction of the references counts more than another.
 
 A young encoder's embeddings vary most along a few directions that all speakers share (what was said, the channel), and
-a cosine between them looks at little else. Dividing each principal direction by its standard deviation lets the many
-small ones, which tell speakers apart, have their say. Not part of the SSPS paper.
+a cosine between them depends on little else. After each principal direction is divided by its standard deviation, the
+many small ones, which tell speakers apart, count as much. Not part of the SSPS paper.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Moments:
 
     @classmethod
     def of(cls, rows: np.ndarray) -> Moments:
-        """Those of ``rows [n, D]``, a block at a time."""
+        """The moments of ``rows [n, D]``, a block at a time."""
         total, products = np.zeros(rows.shape[1]), np.zeros((rows.shape[1], rows.shape[1]))
         for start in range(0, len(rows), _BLOCK):
             block = rows[start : start + _BLOCK].astype(np.float64)
@@ -51,12 +51,18 @@ class Whitening:
 
     @classmethod
     def fit(cls, rows: np.ndarray) -> Whitening:
-        """To the covariance of ``rows [n, D]``, n >= 2; along directions without variance next to nothing is left."""
+        """Fits it to the covariance of ``rows [n, D]``. Along directions without variance next to nothing is left.
+
+        Raises ValueError for n < 2.
+        """
         return cls.of_parts([Moments.of(rows)])
 
     @classmethod
     def of_parts(cls, parts: Iterable[Moments]) -> Whitening:
-        """To all the rows of which ``parts`` are the moments: the same bits however the same parts are held."""
+        """Fits it to all the rows whose moments ``parts`` are: the same parts give the same bits, wherever they are.
+
+        Raises ValueError for fewer than 2 rows.
+        """
         parts = list(parts)
         count = sum(part.count for part in parts)
         if count < 2:

@@ -18,7 +18,7 @@ from rayssl.memory.pieces import cuts
 from rayssl.memory.utterances.settings import MemorySettings, bytes_needed
 from rayssl.methods.base import Classes, JobFacts
 from rayssl.training import checkpoint
-from rayssl.training.trackers import base as trackers
+from rayssl.training.trackers import opening as trackers
 from rayssl.views.recipes import SegmentPlan
 
 

@@ -6,7 +6,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict
 from functools import partial
 from queue import Empty, Full, Queue
 from types import FrameType
@@ -30,8 +29,8 @@ from rayssl.training import checkpoint
 from rayssl.training.context import ClassClient, InProcessClasses, InProcessMemory, MemoryClient
 from rayssl.training.metrics import RunLog
 from rayssl.training.stopping import Stopping
-from rayssl.training.trackers import base as trackers
 from rayssl.training.trackers.base import Identity, Several, Tracker
+from rayssl.training.trackers.opening import open_all
 from rayssl.views import reading
 
 _AHEAD = 4  # batches that are read and decoded before they are asked for
@@ -67,11 +66,11 @@ class LocalContext:
 
     def utterance_memory(self, settings: MemorySettings) -> MemoryClient:
         """A memory in this process."""
-        return InProcessMemory(UtteranceMemory(**asdict(settings)))
+        return InProcessMemory(UtteranceMemory(settings))
 
     def class_memory(self, settings: ClassSettings) -> ClassClient:
         """A memory in this process."""
-        return InProcessClasses(ClassMemory(**asdict(settings)))
+        return InProcessClasses(ClassMemory(settings))
 
     def open_log(self, resume_step: int | None) -> Tracker | None:
         """The run's own file and the trackers of the configuration, on rank 0."""
@@ -80,7 +79,7 @@ class LocalContext:
         experiment = self._job.experiment
         own = RunLog(experiment.run, resume_step=resume_step)
         of = Identity(experiment.run, experiment.model_dump(mode="json"), resume_step is not None)
-        return Several([own, *trackers.open_all(experiment.training.trackers, of, self.say)])
+        return Several([own, *open_all(experiment.training.trackers, of, self.say)])
 
 
 def train(job: Job, until: int | None = None, *, device: str | None = None, say: Say | None = None) -> dict[str, Any]:

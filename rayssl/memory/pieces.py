@@ -1,7 +1,7 @@
-"""How rows are cut: into contiguous pieces, whose number no number of shards changes, and runs of pieces for stores.
+"""How rows are cut into contiguous pieces, and which pieces a store holds.
 
-Pieces are what is written to storage and read again, and what sums over rows are made of, so that neither depends on
-how many stores hold them.
+The number of pieces does not depend on the number of stores. Pieces are written to storage and read again, and sums
+over rows are made of sums over pieces, so neither files nor sums depend on the number of stores.
 """
 
 from __future__ import annotations

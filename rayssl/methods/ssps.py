@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch.nn.functional import normalize
 
 from rayssl import storage
-from rayssl.clustering.kmeans import Mode
+from rayssl.clustering.result import Mode
 from rayssl.errors import ConfigError
 from rayssl.memory.utterances.settings import MemorySettings, Sampling
 from rayssl.methods.base import (

@@ -49,14 +49,21 @@ class MemoryCase:
     into: str = ""
 
     @property
-    def knobs(self) -> dict[str, Any]:
-        """The memory's, sampling from the nearest other cluster."""
+    def settings(self) -> MemorySettings:
+        """Those of the memory, which samples from the nearest other cluster."""
         dtype = "float16" if self.half else "float32"
-        sizes = {"utterances": self.rows, "queue": self.rows, "reference_dim": self.dim, "positive_dim": self.dim}
-        kinds = {"reference_dtype": dtype, "positive_dtype": dtype}
-        clusters = self.clusters or max(2, self.rows // 40)
-        how = {"clusters": clusters, "neighbours": 1, "iterations": self.iterations, "seed": self.seed, "threads": None}
-        return {**sizes, **kinds, **how}
+        return MemorySettings(
+            utterances=self.rows,
+            queue=self.rows,
+            reference_dim=self.dim,
+            positive_dim=self.dim,
+            reference_dtype=dtype,
+            positive_dtype=dtype,
+            clusters=self.clusters or max(2, self.rows // 40),
+            neighbours=1,
+            iterations=self.iterations,
+            seed=self.seed,
+        )
 
 
 def measure(job: MemoryCase, say: Callable[[str], None] = lambda _: None) -> Figures:
@@ -70,14 +77,14 @@ def measure(job: MemoryCase, say: Callable[[str], None] = lambda _: None) -> Fig
     memory gave the same rows. Raises UserError for a job that cannot be.
     """
     _check(job)
-    knobs = MemorySettings(**job.knobs)
-    index, store = bytes_needed(knobs, job.shards)
-    figures: Figures = {**asdict(job), "clusters": knobs.clusters, "index_bytes": index, "store_bytes": store}
+    settings = job.settings
+    index, store = bytes_needed(settings, job.shards)
+    figures: Figures = {**asdict(job), "clusters": settings.clusters, "index_bytes": index, "store_bytes": store}
     memory = _Memory(job, job.ranks)
     try:
         say(f"filling {job.rows:,} rows of {job.dim}")
         figures |= memory.fill()
-        say(f"clustering into {knobs.clusters:,}")
+        say(f"clustering into {settings.clusters:,}")
         refreshed = memory.refresh()
         figures |= {"refresh_seconds": refreshed["seconds"], "objective": refreshed["objective"]}
         say(f"exchanging {job.calls} batches of {job.batch}")
@@ -121,15 +128,15 @@ class _Memory:
 
     def __init__(self, job: MemoryCase, ranks: int) -> None:
         self._job, self._ranks = job, ranks
-        knobs, config = job.knobs, MemoryConfig(shards=job.shards, half=job.half)
+        settings, config = job.settings, MemoryConfig(shards=job.shards, half=job.half)
         prefix = f"bench:{os.urandom(4).hex()}"
         if job.shards == 1:
-            self.index = ray.remote(_Timed).options(**options(config, prefix)).remote(knobs, ranks, True)
+            self.index = ray.remote(_Timed).options(**options(config, prefix)).remote(settings, ranks, True)
             self.stores: list[Any] = []
         else:
-            self.index, self.stores = start(knobs, ranks, config, prefix)
+            self.index, self.stores = start(settings, ranks, config, prefix)
         kind = ray.remote(_Rank).options(num_cpus=0.1, scheduling_strategy="SPREAD")
-        self._clients = [kind.remote(job, knobs, self.index, self.stores, rank, ranks) for rank in range(ranks)]
+        self._clients = [kind.remote(job, self.index, self.stores, rank, ranks) for rank in range(ranks)]
         get([client.ready.remote() for client in self._clients])
 
     def fill(self) -> Figures:
@@ -189,7 +196,7 @@ class _Timed(Server):
         """Seconds of each of ``calls`` recalls of ``batch`` anchors."""
         random, taken = np.random.default_rng(0), []
         for _ in range(calls):
-            ids = random.choice(self.memory.knobs.utterances, batch, replace=False)
+            ids = random.choice(self.memory.settings.utterances, batch, replace=False)
             began = time.perf_counter()
             self.memory.recall(ids, epoch=1)
             taken.append(time.perf_counter() - began)
@@ -199,11 +206,9 @@ class _Timed(Server):
 class _Rank:
     """The process of one rank: what a training worker does with its memory, and nothing else."""
 
-    def __init__(
-        self, job: MemoryCase, knobs: dict[str, Any], index: Any, stores: list[Any], rank: int, ranks: int
-    ) -> None:
+    def __init__(self, job: MemoryCase, index: Any, stores: list[Any], rank: int, ranks: int) -> None:
         self._job, self._index, self._rank, self._ranks = job, index, rank, ranks
-        self._sharded = Exchanger(MemorySettings(**knobs), index, stores, rank) if stores else None
+        self._sharded = Exchanger(job.settings, index, stores, rank) if stores else None
         self._calls = 0
         random = np.random.default_rng(job.seed)
         size = min(_POOL, max(2, job.rows))

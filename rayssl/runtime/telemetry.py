@@ -15,8 +15,8 @@ from typing import Any
 from rayssl.errors import UserError
 from rayssl.experiment.config import Experiment
 from rayssl.training.metrics import RunLog
-from rayssl.training.trackers import base
 from rayssl.training.trackers.base import Identity, Several, Tracker
+from rayssl.training.trackers.opening import open_all
 
 _AGAIN_S = 4.0  # Ray sends a gauge on only if it was set since the last time, which is 10 s ago
 _CLASSES = 200  # series of one run and kind of count; what is beyond is added up as "others"
@@ -234,7 +234,7 @@ def open_log(
     try:
         own = RunLog(experiment.run, resume_step=resume_step)
         of = Identity(experiment.run, experiment.model_dump(mode="json"), resume_step is not None)
-        return Several([own, metrics, *base.open_all(experiment.training.trackers, of, say)])
+        return Several([own, metrics, *open_all(experiment.training.trackers, of, say)])
     except UserError:
         metrics.close(failed=True)
         raise

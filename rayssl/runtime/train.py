@@ -10,7 +10,6 @@ import logging
 import os
 import tempfile
 from contextlib import suppress
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -202,15 +201,15 @@ class RayContext:
 
     def utterance_memory(self, settings: MemorySettings) -> MemoryClient:
         """A client of the job's actors."""
-        from rayssl.runtime.memory import actor
+        from rayssl.runtime.memory.client import connect
 
-        return actor.connect(asdict(settings), self._job.experiment.memory, self._job.run)
+        return connect(settings, self._job.experiment.memory, self._job.run)
 
     def class_memory(self, settings: ClassSettings) -> ClassClient:
         """A client of the job's actors."""
         from rayssl.runtime.memory.classes import ActorClasses
 
-        return ActorClasses(asdict(settings), self._job.experiment.memory, self._job.run)
+        return ActorClasses(settings, self._job.experiment.memory, self._job.run)
 
     def open_log(self, resume_step: int | None) -> Tracker:
         """Ray's metrics and, on rank 0, the run's own file and the trackers."""

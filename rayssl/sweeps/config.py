@@ -34,7 +34,7 @@ class Choices(Config):
 
 
 class Range(Config):
-    """Numbers from ``low`` to ``high``, both included; ``log``: evenly in the logarithm; ``integer``: whole ones."""
+    """Numbers from ``low`` to ``high``, both included; ``log``: evenly in the logarithm; ``integer``: integers only."""
 
     low: float
     high: float
@@ -57,7 +57,7 @@ class Range(Config):
         return [self.number(self.low), self.number(self.high)]
 
     def number(self, value: float) -> int | float:
-        """``value`` within the range, whole or to four digits: what a person would write."""
+        """``value`` within the range, as an integer or with four digits: what a person would write."""
         if self.integer:
             return round(min(max(value, self.low), self.high))
         return min(max(float(f"{value:.4g}"), self.low), self.high)
@@ -78,8 +78,8 @@ class FIFOConfig(Config):
 
 
 class ASHAConfig(Config):
-    """Asynchronous successive halving (Li et al., MLSys 2020): at each of the ``rungs``, in epochs, a trial goes on if
-    it is among the best 1/``reduction`` of those that have come there so far; the first one always does.
+    """Asynchronous successive halving (Li et al., MLSys 2020): at each of the ``rungs``, in epochs, a trial
+    continues if it is among the best 1/``reduction`` of those that have come there so far; the first one always is.
     """
 
     name: Literal["asha"]
@@ -95,9 +95,9 @@ class ASHAConfig(Config):
 
 class PBTConfig(Config):
     """Population based training: all trials are trained together, and after each ``every`` epochs those in the worst
-    ``quantile`` go on from the checkpoint of one in the best, with its values changed a little.
+    ``quantile`` resume from the checkpoint of one in the best, with its values changed a little.
 
-    For values that a training can go on with (rates, temperatures, weights), not for those that decide on shapes.
+    For values that may change within a training (rates, temperatures, weights), not for those that decide on shapes.
     """
 
     name: Literal["pbt"]
@@ -185,7 +185,7 @@ class SweepPlan:
         return self.config.metric not in _OF_TRAINING
 
     def fixed(self) -> Tree:
-        """What may not change when a sweep is gone on with; more trials may be added, and more run at once."""
+        """What may not change when a sweep resumes. The numbers of trials and of those at once may."""
         config = self.config.model_dump(mode="json", exclude={"sweep", "base", "overrides", "trials", "concurrent"})
         return {**config, "experiment": self.tree}
 
@@ -215,7 +215,7 @@ def read_plan(where: str, overrides: list[str]) -> SweepPlan:
     """The sweep that the YAML file or URI ``where`` describes, with overrides of it or of all trials.
 
     Raises `ConfigError` for everything that is wrong whichever trial it is: an unknown key (naming the nearest), a
-    value that an experiment does not take, a metric that there is not.
+    value that an experiment does not take, a metric that does not exist.
     """
     ours, of_trials = split_overrides(overrides)
     tree = override(load_yaml(storage.read_text(where), where), ours)
@@ -235,7 +235,7 @@ def _check(plan: SweepPlan, experiment: Experiment) -> None:
                 plan.experiment({key: value}, plan.run(0))
             except ConfigError as error:
                 message = str(error).removeprefix(f"{where}: ")
-                # others are of several keys together, and the other ones may be as they are only in the base
+                # other messages are about several keys, and the trial may change the other keys too
                 if message.startswith(("unknown key", "override", f"'{key}'", f"'{key}.")):
                     raise ConfigError(f"space: {message}") from None
     if isinstance(config.scheduler, ASHAConfig) and config.scheduler.rungs[-1] >= experiment.training.epochs:

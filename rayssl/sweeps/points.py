@@ -32,7 +32,7 @@ def drawn(config: SweepConfig) -> list[Point]:
 def suggested(config: SweepConfig, index: int, records: Iterable[TrialRecord]) -> Point:
     """The point that optuna's TPE would try next, as trial ``index``, after those of ``records``.
 
-    A function of its arguments: the study is made anew from the records, so nothing else has to be kept. Raises
+    A function of its arguments: the study is built from the records each time, so nothing else is kept. Raises
     `ConfigError` where optuna is not installed.
     """
     try:
@@ -42,26 +42,26 @@ def suggested(config: SweepConfig, index: int, records: Iterable[TrialRecord]) -
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     domains = {key: _distribution(optuna, domain) for key, domain in config.space.items()}
     seed = int(np.random.SeedSequence([config.seed, index]).generate_state(1)[0])
-    # the liar counts trials that still run as poor ones, so that two at once are not alike
+    # constant_liar counts running trials as poor ones, so that two at once are not alike
     sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
     study = optuna.create_study(sampler=sampler, direction="minimize" if config.mode == "min" else "maximize")
     for record in sorted(records, key=lambda record: record.index):
-        study.add_trial(_told(optuna, config, domains, record))
-    asked = study.ask(domains)
-    return {key: _value(domain, asked.params[key]) for key, domain in config.space.items()}
+        study.add_trial(_known_trial(optuna, config, domains, record))
+    suggestion = study.ask(domains)
+    return {key: _value(domain, suggestion.params[key]) for key, domain in config.space.items()}
 
 
 def perturbed(config: SweepConfig, point: Point, rng: np.random.Generator) -> Point:
-    """A point near to ``point``: each value a step up or down, or, one time in four, drawn anew.
+    """A point near to ``point``: each value a step up or down, or, one time in four, drawn again.
 
     A step is to the neighbour among choices, as they were written; by a fifth of a logarithmic value; by a tenth of the
     width of any other range.
     """
     found: Point = {}
     for key, domain in config.space.items():
-        up, anew = bool(rng.integers(2)), rng.uniform() < 0.25
+        up, again = bool(rng.integers(2)), rng.uniform() < 0.25
         value = point[key]
-        if anew:
+        if again:
             found[key] = _draw(domain, rng)
         elif isinstance(domain, Choices):
             place = domain.choices.index(value) + (1 if up else -1)
@@ -113,12 +113,12 @@ def _distribution(optuna: Any, domain: Domain) -> Any:
     return kinds.FloatDistribution(domain.low, domain.high, log=domain.log)
 
 
-def _value(domain: Domain, asked: Any) -> Any:
-    return domain.choices[asked] if isinstance(domain, Choices) else domain.number(asked)
+def _value(domain: Domain, found: Any) -> Any:
+    return domain.choices[found] if isinstance(domain, Choices) else domain.number(found)
 
 
-def _told(optuna: Any, config: SweepConfig, domains: dict[str, Any], record: TrialRecord) -> Any:
-    """A record as optuna knows trials: those that were stopped as pruned, with what they had come to."""
+def _known_trial(optuna: Any, config: SweepConfig, domains: dict[str, Any], record: TrialRecord) -> Any:
+    """A record as a trial of optuna; stopped ones count as pruned, with their values so far."""
     states = optuna.trial.TrialState
     params = {
         key: domain.choices.index(record.point[key]) if isinstance(domain, Choices) else record.point[key]

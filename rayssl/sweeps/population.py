@@ -1,7 +1,8 @@
-"""Population based training (Jaderberg et al., 2017): trials advance together, and the worst go on where the best are.
+"""Population based training (Jaderberg et al., 2017): trials advance together, and the worst resume from the best.
 
-Synchronous: after every ``every`` epochs all wait for the last one, so that what follows depends on the seed and the
-figures alone, not on which trial was quicker. Trials that wait hold nothing: each stretch is a training of its own.
+Synchronous: after every ``every`` epochs all trials wait for the last one, so that the next stretch depends on the seed
+and the figures alone, not on which trial was faster. A waiting trial holds no resources: each stretch is a training of
+its own.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from rayssl.training import checkpoint
 
 
 class Population(SweepState):
-    """A `SweepState` in which a trial is handed out once for each stretch."""
+    """A `SweepState` in which `next` returns a trial once for each stretch."""
 
     def __init__(self, plan: SweepPlan, say: Callable[[str], None], *, retry_failed: bool = False) -> None:
-        self._flying: set[int] = set()
+        self._running: set[int] = set()
         super().__init__(plan, say, retry_failed=retry_failed)
         self._rungs = plan.rungs(plan.experiment({}, plan.run(0)))
         for index in self._unfinished:
@@ -37,11 +38,11 @@ class Population(SweepState):
 
     @property
     def waiting(self) -> bool:
-        """Whether there will be more when a trial that runs has come to its rung."""
-        return bool(self._flying)
+        """Whether there will be more when a running trial has come to its rung."""
+        return bool(self._running)
 
     def next(self) -> tuple[TrialRecord, Experiment] | None:
-        """The next stretch; None where there is none before another trial has come to its rung."""
+        """The next stretch; None where another trial has to come to its rung first."""
         while True:
             self._exploit()
             index = self._due()
@@ -49,31 +50,31 @@ class Population(SweepState):
                 return None
             found = self._start(self.records.get(index) or TrialRecord(index=index, point=self._points[index]))
             if found is not None:
-                self._flying.add(index)
+                self._running.add(index)
                 return found
 
     def rungs_left(self, record: TrialRecord, experiment: Experiment) -> list[int]:
-        """The one that the stretch ends with."""
+        """The rung that the stretch ends with."""
         return super().rungs_left(record, experiment)[:1]
 
     def reached(self, index: int, rung: Rung, last: int) -> bool:
         """A trial has come to the end of its stretch: it stops there in any case."""
-        self._flying.discard(index)
+        self._running.discard(index)
         super().reached(index, rung, last)
         return False
 
     def failed(self, index: int, reason: str) -> None:
         """A trial has ended by an error, and leaves the population."""
-        self._flying.discard(index)
+        self._running.discard(index)
         super().failed(index, reason)
 
     def _settle(self, index: int) -> None:
-        """Nothing: what follows from a rung is decided when all are there."""
+        """Nothing: the next step is decided when all trials have come to the rung."""
 
     def _judge(self, record: TrialRecord, last: int) -> bool:
         if record.epochs >= last:
             return super()._judge(record, last)
-        self._say(self._told(record, last))
+        self._say(self._line(record, last))
         return True
 
     def _living(self) -> list[int]:
@@ -84,19 +85,19 @@ class Population(SweepState):
         return self.records[index].epochs if index in self.records else 0
 
     def _due(self) -> int | None:
-        """The first of those that are furthest behind."""
+        """The first of the trials that are furthest behind."""
         behind = min((self._epochs(index) for index in self._living()), default=0)
-        return next((k for k in self._living() if k not in self._flying and self._epochs(k) == behind), None)
+        return next((k for k in self._living() if k not in self._running and self._epochs(k) == behind), None)
 
     def _exploit(self) -> None:
-        """Where all have come to the same rung, the worst become copies of the best, changed a little.
+        """Where all trials have come to the same rung, the worst become copies of the best, changed a little.
 
-        Decided by what was written at the rung, so that a driver that ended half way decides the same again.
+        The records written at the rung decide, so that a driver that ended half way decides the same again.
         """
         config, scheduler = self.config, self.config.scheduler
         assert isinstance(scheduler, PBTConfig)
         living = [self.records[index] for index in self._living() if index in self.records]
-        if self._flying or len(living) < max(2, len(self._living())) or len({record.epochs for record in living}) != 1:
+        if self._running or len(living) < max(2, len(self._living())) or len({record.epochs for record in living}) != 1:
             return
         epoch = living[0].epochs
         if not epoch:
@@ -119,7 +120,7 @@ class Population(SweepState):
         except UserError as error:
             self._say(f"trial {record.index}  failed: {error}")
             return record.at(state="failed", reason=str(error))
-        said = " ".join(assignments(point))
-        self._say(f"trial {record.index}  goes on from trial {donor.index} after epoch {record.epochs}, with {said}")
+        values = " ".join(assignments(point))
+        self._say(f"trial {record.index}  resumes from trial {donor.index} after epoch {record.epochs}, with {values}")
         taken = Taken(epoch=record.epochs, source=donor.index, before=record.point)
         return record.at(point=point, taken=[*record.taken, taken])

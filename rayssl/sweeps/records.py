@@ -1,4 +1,4 @@
-"""What came of each trial: one small file in its run's folder, from which a sweep is gone on with."""
+"""What came of each trial: one small file in its run's folder, from which a sweep resumes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ FILE = "trial.json"
 
 
 class Rung(Config):
-    """After ``epoch`` epochs the metric was ``value``; ``figures``: what else there was to know; ``seconds`` it took
-    from the rung before.
-    """
+    """After ``epoch`` epochs the metric was ``value``; ``figures``: all others; ``seconds``: since the rung before."""
 
     epoch: int = Field(ge=1)
     value: float
@@ -28,7 +26,7 @@ class Rung(Config):
 
 
 class Taken(Config):
-    """After ``epoch`` a trial of a population went on from the checkpoint of trial ``source``; its point ``before``."""
+    """After ``epoch`` a trial of a population resumed from the checkpoint of trial ``source``; its point ``before``."""
 
     epoch: int
     source: int
@@ -36,7 +34,7 @@ class Taken(Config):
 
 
 class TrialRecord(Config):
-    """A trial: its point, how far it has come, and why no further; ``passed``: the last rung from which it went on;
+    """A trial: its point, how far it has come, and why no further; ``passed``: the last rung after which it continued;
     ``taken``: where it became a copy of another one.
     """
 
@@ -50,12 +48,12 @@ class TrialRecord(Config):
 
     @property
     def epochs(self) -> int:
-        """Those after which it was judged last, 0 before the first time."""
+        """The epochs after which it was last judged, 0 before the first time."""
         return self.rungs[-1].epoch if self.rungs else 0
 
     @property
     def value(self) -> float | None:
-        """The metric then."""
+        """The metric at that time."""
         return self.rungs[-1].value if self.rungs else None
 
     @property
@@ -101,13 +99,13 @@ def place(value: float, values: Iterable[float], mode: str) -> int:
     return 1 + sum(better(other, value, mode) for other in values)
 
 
-def goes_on(value: float, values: Sequence[float], reduction: float, mode: str) -> bool:
+def continues(value: float, values: Sequence[float], reduction: float, mode: str) -> bool:
     """Whether a trial with ``value`` at a rung is among the best 1/``reduction`` of ``values``, its own included."""
     return place(value, values, mode) <= max(1, math.floor(len(values) / reduction))
 
 
 def ranked(records: Iterable[TrialRecord], mode: str) -> list[TrialRecord]:
-    """The records, best first: those that came further before others, failed ones last."""
+    """The records, best first: those that trained longer before others, failed ones last."""
     sign = 1.0 if mode == "min" else -1.0
 
     def key(record: TrialRecord) -> tuple[bool, int, float, int]:
@@ -118,5 +116,5 @@ def ranked(records: Iterable[TrialRecord], mode: str) -> list[TrialRecord]:
 
 
 def best(records: Iterable[TrialRecord], mode: str) -> TrialRecord | None:
-    """The best of those that came to anything."""
+    """The best of those that reached a rung and did not fail; None where there is none."""
     return next((each for each in ranked(records, mode) if each.rungs and each.state != "failed"), None)

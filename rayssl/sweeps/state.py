@@ -1,4 +1,4 @@
-"""The book of a sweep: which trial is next, who goes on, and what is written of it. Its driver alone keeps it."""
+"""The state of a sweep: which trial is next, which may continue, and what is written. Only its driver has it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ CONFIG, RESULTS, BEST = "sweep.yaml", "results.json", "best.yaml"
 
 
 class SweepState:
-    """All trials of ``plan``, those of an earlier start read back. `UserError` where the folder has another sweep's.
+    """All trials of ``plan``; those of an earlier start are read back. Raises `UserError` where the folder has another
+    sweep.
 
-    ``say`` gets a line whenever something has come of a trial. ``retry_failed``: those are tried once more.
+    ``say`` gets a line whenever a trial is judged or fails. ``retry_failed``: failed trials are tried once more.
     """
 
     def __init__(self, plan: SweepPlan, say: Callable[[str], None], *, retry_failed: bool = False) -> None:
@@ -47,16 +48,16 @@ class SweepState:
 
     @property
     def waiting(self) -> bool:
-        """Whether `next` will have more when a trial that runs is judged."""
+        """Whether `next` will have more when a running trial is judged."""
         return False
 
     def begin(self) -> None:
-        """Writes what sweep this is."""
+        """Writes ``sweep.yaml``: the configuration, and what may not change."""
         tree = {"sweep": self.config.model_dump(mode="json"), "fixed": self.plan.fixed()}
         storage.write_text(storage.join(self.plan.uri, CONFIG), yaml.safe_dump(tree, sort_keys=False))
 
     def next(self) -> tuple[TrialRecord, Experiment] | None:
-        """The next trial to run, with its experiment; None when there is none. Those that cannot start are failures."""
+        """The next trial to run, with its experiment; None when there is none. Trials that cannot start have failed."""
         while self.left:
             if self._unfinished:
                 record = self.records[self._unfinished.pop(0)]
@@ -73,14 +74,14 @@ class SweepState:
         return [epoch for epoch in self.plan.rungs(experiment) if epoch > record.epochs]
 
     def reached(self, index: int, rung: Rung, last: int) -> bool:
-        """A trial of ``last`` epochs has come to ``rung``: whether it goes on from there."""
+        """Records that a trial of ``last`` epochs has come to ``rung``; returns whether it continues."""
         record = self.records[index]
         record = record.at(rungs=[*record.rungs, rung])
         self._keep(record)
         return self._judge(record, last)
 
     def failed(self, index: int, reason: str) -> None:
-        """A trial has ended by an error; nothing where it had come to its end before."""
+        """Records that a trial has ended by an error; does nothing where it had come to its end before."""
         if self.records[index].state != "running":
             return
         self._keep(self.records[index].at(state="failed", reason=reason))
@@ -129,7 +130,7 @@ class SweepState:
         storage.write_text(storage.join(self.plan.uri, BEST), head + tree)
 
     def _start(self, record: TrialRecord) -> tuple[TrialRecord, Experiment] | None:
-        """The trial's experiment, its folder ready; None where its values do not go together, which is a failure."""
+        """The trial's experiment, its folder ready; None where its values do not fit together: then it has failed."""
         record = record.at(state="running", reason=None)
         self._keep(record)
         run = self.plan.run(record.index)
@@ -152,7 +153,7 @@ class SweepState:
         records.write(self.plan.run(record.index), record)
 
     def _settle(self, index: int) -> None:
-        """The driver has ended between what a trial came to and what follows from it: that is decided now."""
+        """Judges a trial whose last rung was written when the driver ended before it was judged."""
         record = self.records[index]
         if record.state == "failed" or not record.rungs or record.passed == record.epochs:
             return
@@ -165,38 +166,38 @@ class SweepState:
 
     def _judge(self, record: TrialRecord, last: int) -> bool:
         config, rung, value = self.config, record.rungs[-1], record.rungs[-1].value
-        told = self._told(record, last)
+        line = self._line(record, last)
         if rung.epoch >= last:
             self._keep(record.at(state="finished"))
-            self._say(f"{told}  finished ({record.seconds:.0f} s)")
+            self._say(f"{line}  finished ({record.seconds:.0f} s)")
             return False
         if isinstance(config.scheduler, ASHAConfig):
             values = [r.value for each in self.records.values() for r in each.rungs if r.epoch == rung.epoch]
             where = f"place {records.place(value, values, config.mode)} of {len(values)} after epoch {rung.epoch}"
-            if not records.goes_on(value, values, config.scheduler.reduction, config.mode):
+            if not records.continues(value, values, config.scheduler.reduction, config.mode):
                 self._keep(record.at(state="stopped", reason=where))
-                self._say(f"{told}  stopped: {where}")
+                self._say(f"{line}  stopped: {where}")
                 return False
-            told = f"{told}  goes on: {where}"
+            line = f"{line}  continues: {where}"
         self._keep(record.at(passed=rung.epoch))
-        self._say(told)
+        self._say(line)
         return True
 
-    def _told(self, record: TrialRecord, last: int) -> str:
+    def _line(self, record: TrialRecord, last: int) -> str:
         return f"trial {record.index}  epoch {record.epochs}/{last}  {self.config.metric} {record.value:.5g}"
 
 
-def table(book: SweepState) -> str:
+def table(state: SweepState) -> str:
     """The trials as text, best first."""
-    keys = list(book.config.space)
+    keys = list(state.config.space)
     names = [key.rpartition(".")[2] for key in keys]
     names = names if len(set(names)) == len(names) else keys
-    rows = [["rank", "trial", *names, book.config.metric, "epochs", "state"]]
-    for rank, record in enumerate(records.ranked(book.records.values(), book.config.mode), start=1):
+    rows = [["rank", "trial", *names, state.config.metric, "epochs", "state"]]
+    for rank, record in enumerate(records.ranked(state.records.values(), state.config.mode), start=1):
         value = "-" if record.value is None else f"{record.value:.5g}"
-        state = record.state if record.state != "failed" else f"failed: {record.reason}"
+        ended = record.state if record.state != "failed" else f"failed: {record.reason}"
         shown = [text(record.point[key]) for key in keys]
-        rows.append([str(rank), str(record.index), *shown, value, str(record.epochs), state])
+        rows.append([str(rank), str(record.index), *shown, value, str(record.epochs), ended])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     lines = ["  ".join([*(c.rjust(w) for c, w in zip(row, widths, strict=False)), row[-1]]) for row in rows]
     return "\n".join(lines)

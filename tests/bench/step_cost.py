@@ -15,7 +15,6 @@ import statistics
 import tempfile
 import time
 from concurrent.futures import Future
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +135,7 @@ def measure(arguments: argparse.Namespace, run: str) -> dict[str, Any]:
     manifest: Any = Corpus(arguments.queue)
     job = job_of(settings, manifest)
     assert job.utterances is not None
-    actor = ActorMemory(asdict(job.utterances), MemoryConfig(), "b")
+    actor = ActorMemory(job.utterances, MemoryConfig(), "b")
     filled(actor, arguments, arguments.queue)
     count = (arguments.rounds + 1) * arguments.steps
     loops = {

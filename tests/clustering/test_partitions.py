@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar, TypeVarTuple
 
 import numpy as np
 import pytest
@@ -12,11 +12,14 @@ import pytest
 from rayssl.bench.kmeans import KMeansCase, points
 from rayssl.clustering import coordinator
 from rayssl.clustering.coordinator import Coordinator
-from rayssl.clustering.kmeans import Clusters, Mode, cluster, cluster_parts, part_on
+from rayssl.clustering.kmeans import cluster, cluster_parts, partition_on
 from rayssl.clustering.members import Ranking
-from rayssl.clustering.partitions import LocalPartitions, Partition
+from rayssl.clustering.partition import Partition, call
+from rayssl.clustering.partitions import LocalPartitions, SampledPartitions
 from rayssl.clustering.points import assign, partial_sums, steps, unit_rows, working
+from rayssl.clustering.result import Clusters, Mode
 
+P, T, Ts = ParamSpec("P"), TypeVar("T"), TypeVarTuple("Ts")
 CUTS = {1: [], 2: [0.3], 3: [0.2, 0.21], 5: [0.1, 0.15, 0.15, 0.8]}  # the third of the five is empty
 
 
@@ -35,13 +38,19 @@ class Far(LocalPartitions):
         self.parts = parts
         self.largest: dict[str, int] = {}
 
-    def __call__(self, method: str, /, *arguments: Any) -> list[Any]:
-        return self.each(method, [arguments for _ in self.parts])
+    def every(
+        self, method: Callable[Concatenate[Partition, P], T], /, *arguments: P.args, **options: P.kwargs
+    ) -> list[T]:
+        return self._answers(method, [arguments for _ in self.parts])
 
-    def each(self, method: str, /, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        answers = super().each(method, _travelled(arguments))
-        sent = max(len(pickle.dumps(one)) for one in (*arguments, *answers))
-        self.largest[method] = max(sent, self.largest.get(method, 0))
+    def each(self, method: Callable[[Partition, *Ts], T], arguments: Sequence[tuple[*Ts]], /) -> list[T]:
+        return self._answers(method, arguments)
+
+    def _answers(self, method: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> list[T]:
+        sent = _travelled((method, arguments))
+        answers = [call(part, sent[0], *own) for part, own in zip(self.parts, sent[1], strict=True)]
+        bytes_ = max(len(pickle.dumps(one)) for one in (*arguments, *answers))
+        self.largest[method.__name__] = max(bytes_, self.largest.get(method.__name__, 0))
         return _travelled(answers)
 
 
@@ -50,8 +59,8 @@ def _far(x: np.ndarray, count: int, threads: int | None = None) -> Far:
     return Far([Partition(part, threads=threads) for part in np.split(x, cuts)])
 
 
-def _labels(ask: Far) -> np.ndarray:
-    return np.concatenate(ask("assignment"))
+def _labels(partitions: Far) -> np.ndarray:
+    return np.concatenate(partitions.every(Partition.assignment))
 
 
 def _same(a: Clusters, b: Clusters) -> None:
@@ -67,10 +76,10 @@ def test_the_same_for_any_number_of_parts(mode: Mode, warm: bool) -> None:
     initial = unit_rows(x[:260]) if warm else None
     one = cluster(x, 260, mode=mode, seed=3, initial=initial, iterations=3)
     for count in CUTS:
-        ask = _far(x, count, threads=count % 2 + 1)
-        found = cluster_parts(ask, 260, mode=mode, seed=3, initial=initial, iterations=3, threads=count % 2 + 1)
+        partitions = _far(x, count, threads=count % 2 + 1)
+        found = cluster_parts(partitions, 260, mode=mode, seed=3, initial=initial, iterations=3, threads=count % 2 + 1)
         _same(found, Clusters(one.centroids, one.objective, one.repaired))
-        assert np.array_equal(_labels(ask), one.assignment)
+        assert np.array_equal(_labels(partitions), one.assignment)
 
 
 @pytest.mark.parametrize("mode", ["exact", "fast"])
@@ -81,8 +90,8 @@ def test_nearly_collapsed_points(mode: Mode) -> None:
     x[random.choice(2000, 40, replace=False)] = random.standard_normal((40, 16))
     found = {}
     for count in CUTS:
-        ask = _far(x, count)
-        found[count] = cluster_parts(ask, 300, mode=mode, seed=0, iterations=1), _labels(ask)
+        partitions = _far(x, count)
+        found[count] = cluster_parts(partitions, 300, mode=mode, seed=0, iterations=1), _labels(partitions)
         assert np.bincount(found[count][1], minlength=300).min() > 0
         _same(found[count][0], found[1][0])
         assert np.array_equal(found[count][1], found[1][1])
@@ -93,9 +102,9 @@ def test_nearly_collapsed_points(mode: Mode) -> None:
 def test_what_travels_grows_with_clusters_and_not_with_points(mode: Mode) -> None:
     largest = []
     for rows in (6000, 18_000):
-        ask = _far(points(KMeansCase(rows, 32, 300, spread=2.0))[0], 2)
-        cluster_parts(ask, 300, mode=mode, seed=0, iterations=2)
-        largest.append(ask.largest)
+        partitions = _far(points(KMeansCase(rows, 32, 300, spread=2.0))[0], 2)
+        cluster_parts(partitions, 300, mode=mode, seed=0, iterations=2)
+        largest.append(partitions.largest)
     few, many = largest
     assert few.keys() <= many.keys()
     assert all(many[name] < 4 * 8 * 300 * 32 for name in many if name != "assignment"), many
@@ -113,12 +122,12 @@ def test_torch_parts() -> None:
     cpu = cluster(x, 40, seed=0)
     for count in CUTS:
         cuts = [int(share * len(x)) for share in CUTS[count]]
-        ask = Far([part_on("cpu:0", part) for part in np.split(x, cuts)])
-        found = cluster_parts(ask, 40, seed=0)
+        partitions = Far([partition_on("cpu:0", part) for part in np.split(x, cuts)])
+        found = cluster_parts(partitions, 40, seed=0)
         if count == 1:
             one = found
         _same(found, one)
-        assert (_labels(ask) == cpu.assignment).mean() > 0.999
+        assert (_labels(partitions) == cpu.assignment).mean() > 0.999
     assert one.objective == pytest.approx(cpu.objective, abs=1e-6)
 
 
@@ -137,7 +146,7 @@ def test_sums_are_exact_in_any_order() -> None:
 
 def test_sums_may_be_asked_for_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     x, labels = points(KMeansCase(3000, 24, 600))
-    for part in (Partition(x), part_on("cpu:0", x)):
+    for part in (Partition(x), partition_on("cpu:0", x)):
         whole = Coordinator.survey(LocalPartitions([part]), 600)
         part.labels[:] = labels
         monkeypatch.setattr(coordinator, "_ANSWERS", 2**28)
@@ -158,13 +167,13 @@ def test_the_largest_cluster_is_split_towards_its_outlier() -> None:
     angles = np.array([0.0, 0.6, 0.01, 0.62, 0.02, 0.61, 3.0, 3.1])
     x = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     for count in CUTS:
-        ask = _far(x, count)
-        whole = Coordinator.survey(ask, 3)
-        for part, own in zip(ask.parts, np.split(np.arange(8), [int(s * 8) for s in CUTS[count]]), strict=True):
+        partitions = _far(x, count)
+        whole = Coordinator.survey(partitions, 3)
+        for part, own in zip(partitions.parts, np.split(np.arange(8), [int(s * 8) for s in CUTS[count]]), strict=True):
             part.labels[:] = own >= 6
         centroids = unit_rows(np.array([[1, 0.2], [-1, 0], [0, -1]]))
         assert whole.fill_empty(centroids) == 1
-        labels = _labels(ask)
+        labels = _labels(partitions)
         groups = {frozenset(np.flatnonzero(labels == k).tolist()) for k in range(3)}
         assert groups == {frozenset({0, 2, 4}), frozenset({1, 3, 5}), frozenset({6, 7})}
         for k in (0, 2):
@@ -182,9 +191,9 @@ def test_members_are_chosen_over_all_parts(monkeypatch: pytest.MonkeyPatch) -> N
     centroids = unit_rows(random.standard_normal((5, 6)))
     clusters = np.array([3, 0, 4])
     for count in CUTS:
-        ask = _far(x, count)
-        whole = Coordinator.survey(ask, 5)
-        for part, own in zip(ask.parts, np.split(labels, [int(s * 200) for s in CUTS[count]]), strict=True):
+        partitions = _far(x, count)
+        whole = Coordinator.survey(partitions, 5)
+        for part, own in zip(partitions.parts, np.split(labels, [int(s * 200) for s in CUTS[count]]), strict=True):
             part.labels[:] = own
         found = whole.farthest(clusters, whole.sizes(), centroids)
         for row, k in zip(found, clusters, strict=True):
@@ -219,6 +228,23 @@ def test_ranks_by_their_places_bit_by_bit() -> None:
 class _Ranked(LocalPartitions):
     def __init__(self, ranking: Ranking) -> None:
         self._parts = [ranking]  # type: ignore[list-item]
+
+
+def test_overrides_are_called_and_the_sample_is_a_part_of_its_own() -> None:
+    """A method of `Partition` by reference is that of the part's own class; a sample answers for its points only."""
+
+    class Fewer(Partition):
+        def sizes(self) -> np.ndarray:
+            return super().sizes() - 1
+
+    x, _ = points(KMeansCase(100, 16, 4))
+    partitions = LocalPartitions([Fewer(x[:60]), Partition(x[60:])])
+    whole = Coordinator.survey(partitions, 2)
+    assert [sizes.tolist() for sizes in partitions.every(Partition.sizes)] == [[59, -1], [40, 0]]
+    sample = whole.sample(np.array([1, 5, 70]))
+    assert isinstance(sample.partitions, SampledPartitions)
+    assert sample.sizes().tolist() == [[2, 0], [1, 0]]
+    assert np.array_equal(sample.gather(np.array([2, 0])), unit_rows(x[[70, 1]]))
 
 
 def test_a_part_labels_by_the_nearest() -> None:

@@ -12,6 +12,7 @@ from rayssl.clustering import whitening
 from rayssl.clustering.whitening import Whitening
 from rayssl.memory.utterances.exchange import RememberArrays
 from rayssl.memory.utterances.memory import UtteranceMemory
+from rayssl.memory.utterances.settings import MemorySettings
 
 N, SPEAKERS, D = 240, 60, 16
 
@@ -59,8 +60,8 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def memory(**changes: Any) -> UtteranceMemory:
-    knobs: dict[str, Any] = {"utterances": N, "reference_dim": D, "positive_dim": 2, "queue": N, "clusters": SPEAKERS}
-    return UtteranceMemory(**{**knobs, "seed": 1, "reference_dtype": "float32", **changes})
+    sizes: dict[str, Any] = {"utterances": N, "reference_dim": D, "positive_dim": 2, "queue": N, "clusters": SPEAKERS}
+    return UtteranceMemory(MemorySettings(**{**sizes, "seed": 1, "reference_dtype": "float32", **changes}))
 
 
 def remembered(x: np.ndarray, part: np.ndarray) -> RememberArrays:

@@ -81,6 +81,88 @@ def test_data_tasks_start_without_torch() -> None:
     assert done.stdout == "[]\n"
 
 
+def test_no_import_goes_in_a_circle() -> None:
+    """Imports inside functions count: they hide a circle from Python, not from a reader."""
+    found = circles(import_graph({module(path): path.read_text() for path in SOURCES}))
+    assert found == [], "modules that import each other: " + "; ".join(" <-> ".join(each) for each in found)
+
+
+def import_graph(sources: dict[str, str]) -> dict[str, set[str]]:
+    """Which of the modules ``sources`` each of them imports, wherever in the file, but not for type checking alone.
+
+    ``from a.b import c`` is an import of ``a.b.c`` where that is a module, else of ``a.b``. The packages above an
+    imported module are not counted, although Python runs their ``__init__`` first.
+    """
+    graph = {}
+    for name, source in sources.items():
+        edges = set()
+        for node in outside_type_checking(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                edges |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names = {f"{node.module}.{alias.name}" for alias in node.names}
+                edges |= {each if each in sources else str(node.module) for each in names}
+        graph[name] = (edges & sources.keys()) - {name}
+    return graph
+
+
+def outside_type_checking(node: ast.AST) -> Iterator[ast.AST]:
+    """All nodes below ``node`` but those that only a type checker sees."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            for other in child.orelse:
+                yield other
+                yield from outside_type_checking(other)
+            continue
+        yield child
+        yield from outside_type_checking(child)
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The strongly connected components of more than one node (Tarjan, 1972), each sorted by name."""
+    number: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(node: str) -> None:
+        number[node] = lowest[node] = len(number)
+        stack.append(node)
+        for other in sorted(graph[node]):
+            if other not in number:
+                visit(other)
+                lowest[node] = min(lowest[node], lowest[other])
+            elif other in stack:
+                lowest[node] = min(lowest[node], number[other])
+        if lowest[node] == number[node]:
+            place = stack.index(node)
+            component = sorted(stack[place:])
+            del stack[place:]
+            if len(component) > 1:
+                found.append(component)
+
+    for node in sorted(graph):
+        if node not in number:
+            visit(node)
+    return found
+
+
+def test_circles_are_seen() -> None:
+    """Also one through a function and a package's own file; not one that only a type checker sees."""
+    sources = {
+        "a": "",
+        "a.b": "def f():\n    from a import c\n",
+        "a.c": "import a.d.e\n",
+        "a.d": "from a.d.e import name\n",
+        "a.d.e": "from a.b import name\n",
+        "a.f": "if TYPE_CHECKING:\n    from a.g import name\n",
+        "a.g": "import a.f, a.d\n",
+    }
+    assert circles(import_graph(sources)) == [["a.b", "a.c", "a.d.e"]]
+    sources["a.d.e"] = "from a.b import name\nfrom a.d import other\n"
+    assert circles(import_graph(sources)) == [["a.b", "a.c", "a.d", "a.d.e"]]
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=module)
 def test_nothing_happens_at_import(path: Path) -> None:
     """At module and class level there is no bare call, nothing is printed, read or seeded, no variable looked up."""

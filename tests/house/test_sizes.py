@@ -1,4 +1,4 @@
-"""Files, functions and jobs stay short, and modules have names that say something."""
+"""Files, functions and jobs stay short; modules have names that say something, and classes names of their own."""
 
 from __future__ import annotations
 
@@ -40,3 +40,13 @@ def test_jobs_are_at_most_20_lines() -> None:
 def test_no_module_is_an_attic() -> None:
     attics = {"utils", "util", "misc", "helpers", "common"}
     assert [name(path) for path in SOURCES if attics & {*path.relative_to(ROOT).parts[:-1], path.stem}] == []
+
+
+def test_one_class_name_for_one_thing() -> None:
+    """A reader who finds a public class by its name finds the only one."""
+    places: dict[str, list[str]] = {}
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(f"{name(path)}:{node.lineno}")
+    assert {kind: found for kind, found in places.items() if len(found) > 1} == {}

@@ -14,6 +14,7 @@ from torch.nn.functional import cosine_similarity
 
 from rayssl.losses.pseudolabel import blend, blend_weights, semantic_logits
 from rayssl.memory.classes.memory import ClassMemory, ClassRecallArrays, ClassRememberArrays
+from rayssl.memory.classes.settings import ClassSettings
 from rayssl.memory.pieces import Kind, Piece, limits
 from rayssl.training import pieces
 
@@ -30,8 +31,9 @@ def step(number: int, rows: int = 10, classes: int = 7) -> ClassRememberArrays:
     return ClassRememberArrays(number, features, labels, np.bincount(random.integers(0, classes, 16), minlength=C))
 
 
-def memory(**changes: Any) -> ClassMemory:
-    return ClassMemory(**{"classes": C, "dim": D, "length": L, "window": WINDOW, **changes})
+def memory(*, first: int = 0, last: int | None = None, **changes: int) -> ClassMemory:
+    settings = ClassSettings(**{"classes": C, "dim": D, "length": L, "window": WINDOW, **changes})
+    return ClassMemory(settings, first=first, last=last)
 
 
 def parts_of(count: int) -> list[ClassMemory]:
@@ -369,10 +371,10 @@ def test_a_state_with_parts_missing_or_unknown_changes_nothing() -> None:
     same_state(kept, like)
 
 
-@pytest.mark.parametrize("knob", ["classes", "dim", "length", "window"])
-def test_impossible_sizes(knob: str) -> None:
-    with pytest.raises(ValueError, match=f"{knob} must be at least 1, got 0"):
-        memory(**{knob: 0})
+@pytest.mark.parametrize("name", ["classes", "dim", "length", "window"])
+def test_impossible_sizes(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        memory(**{name: 0})
     for first, last in ((-1, 3), (3, 2), (0, C + 1)):
         with pytest.raises(ValueError, match=r"are no part of 0\.\.9"):
             memory(first=first, last=last)

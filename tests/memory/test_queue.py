@@ -123,8 +123,8 @@ def test_replaced_by_its_own_state_it_goes_on_in_the_same_slots(seed: int) -> No
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_references_are_unit_rows_and_the_last_one_stays(dtype: str) -> None:
-    knobs = MemorySettings(utterances=5, reference_dim=2, positive_dim=1, queue=1, clusters=1, reference_dtype=dtype)
-    store = Store(knobs)
+    settings = MemorySettings(utterances=5, reference_dim=2, positive_dim=1, queue=1, clusters=1, reference_dtype=dtype)
+    store = Store(settings)
     store.write_references(np.array([3, 1, 3]), np.array([[1.0, 0], [3, 4], [0, 7e4]], dtype=np.float32))
     rows = store.rows()["references"]
     assert rows.dtype == dtype

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from rayssl.memory.utterances.settings import MemorySettings, bytes_needed
 from rayssl.memory.utterances.store import Store
 
 N, D = 150, 6
-KNOBS: dict[str, Any] = {
+SETTINGS: dict[str, Any] = {
     "utterances": N, "reference_dim": D, "positive_dim": D, "queue": 61, "clusters": 12, "seed": 5,
     "reference_dtype": "float32",
 }  # fmt: skip
@@ -50,6 +51,10 @@ def step(random: np.random.Generator) -> tuple[np.ndarray, RememberArrays]:
         (ids % 12).astype(np.int32),
         np.where(random.random(20) < 0.5, ids % 36, -1).astype(np.int32),
     )
+
+
+def memory_of(changes: dict[str, Any], shards: int = 1) -> UtteranceMemory:
+    return UtteranceMemory(MemorySettings(**{**SETTINGS, **changes}), shards=shards)
 
 
 def life(memory: UtteranceMemory, random: np.random.Generator, first: int, last: int) -> list[Any]:
@@ -92,7 +97,7 @@ def restore(memory: UtteranceMemory, pieces: list[Piece]) -> None:
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("shards", [3])
 def test_any_number_of_stores(kind: str, shards: int) -> None:
-    one, several = (UtteranceMemory(**{**KNOBS, **KINDS[kind]}, shards=count) for count in (1, shards))
+    one, several = (memory_of(KINDS[kind], shards=count) for count in (1, shards))
     seen, also = (life(memory, np.random.default_rng(7), 0, 40) for memory in (one, several))
     assert seen == also
     same_state(one, several)
@@ -103,8 +108,8 @@ def test_any_number_of_stores(kind: str, shards: int) -> None:
 def test_the_fast_clustering_of_references_of_which_some_are_missing() -> None:
     rows = np.random.default_rng(0).standard_normal((1500, 16)).astype(np.float32)
     ids = np.flatnonzero(np.arange(1500) % 100 < 97)
-    knobs = {**KNOBS, "utterances": 1500, "reference_dim": 16, "clusters": 300, "iterations": 3, "threads": 1}
-    memories = [UtteranceMemory(**knobs, shards=shards) for shards in (1, 4)]
+    many = {"utterances": 1500, "reference_dim": 16, "clusters": 300, "iterations": 3, "threads": 1}
+    memories = [memory_of(many, shards=shards) for shards in (1, 4)]
     for memory in memories:
         memory.remember(RememberArrays(ids, rows[ids]))
         memory.refresh(0)
@@ -119,13 +124,13 @@ def test_the_fast_clustering_of_references_of_which_some_are_missing() -> None:
 
 def test_overlapped_brings_into_use_what_was_computed_from_the_epoch_before() -> None:
     """By the definition: a blocking memory, refreshed with the references of each epoch's start."""
-    overlapped, used = UtteranceMemory(**KNOBS, overlapped=True), []
+    overlapped, used = memory_of({"overlapped": True}), []
     random, expected = np.random.default_rng(5), []
     for epoch in range(5):
         for _ in range(8):
             what = step(random)[1]
             overlapped.remember(what)
-        blocking = UtteranceMemory(**KNOBS)
+        blocking = memory_of({})
         state = {k: v for k, v in overlapped.state_dict().items() if not k.startswith("pending.")}
         blocking.load_state_dict(state)
         blocking.refresh(epoch)
@@ -141,7 +146,7 @@ def test_overlapped_brings_into_use_what_was_computed_from_the_epoch_before() ->
 @pytest.mark.parametrize("shards", [(1, 3), (3, 2)])
 def test_saved_by_some_stores_and_restored_to_others(kind: str, shards: tuple[int, int]) -> None:
     """The rest of its life is that of a memory that was never saved."""
-    whole, before, after = (UtteranceMemory(**{**KNOBS, **KINDS[kind]}, shards=count) for count in (1, *shards))
+    whole, before, after = (memory_of(KINDS[kind], shards=count) for count in (1, *shards))
     random = np.random.default_rng(7)
     life(before, random, 0, 27)
     state = random.bit_generator.state
@@ -156,7 +161,7 @@ def test_saved_by_some_stores_and_restored_to_others(kind: str, shards: tuple[in
 
 
 def test_pieces_do_not_depend_on_the_stores() -> None:
-    memories = [UtteranceMemory(**KNOBS, shards=shards) for shards in (1, 4)]
+    memories = [memory_of({}, shards=shards) for shards in (1, 4)]
     for memory in memories:
         life(memory, np.random.default_rng(3), 0, 30)
     one, other = (saved(memory) for memory in memories)
@@ -181,7 +186,7 @@ def test_pieces_and_shares_cover_everything_once(total: int) -> None:
 
 
 def test_what_was_never_written_takes_no_room_in_a_piece() -> None:
-    memory = UtteranceMemory(**KNOBS)
+    memory = memory_of({})
     memory.remember(RememberArrays(np.array([1, 40]), np.ones((2, D), np.float32), np.ones((2, D), np.float32)))
     lengths = {(p.kind, p.number): len(p.arrays["rows"]) for p in memory.pieces() if p.kind != "index"}
     assert [lengths["references", k] for k in range(4)] == [2, 4, 0, 0]
@@ -189,7 +194,7 @@ def test_what_was_never_written_takes_no_room_in_a_piece() -> None:
 
 
 def test_half_precision_gives_float32_and_leaves_out_what_it_cannot_hold() -> None:
-    memory = UtteranceMemory(**{**KNOBS, "positive_dtype": "float16", "clusters": 1})
+    memory = memory_of({"positive_dtype": "float16", "clusters": 1})
     positives = np.full((3, D), [[1e-3], [7e4], [5.0]], dtype=np.float32)
     memory.remember(RememberArrays(np.arange(3), np.ones((3, D), np.float32), positives))
     memory.refresh(0)
@@ -205,7 +210,7 @@ def test_what_does_not_fit_changes_nothing(wrong: str) -> None:
         "rows": {"utterances": N + 1}, "dims": {"reference_dim": D + 1}, "clusters": {"clusters": 13},
         "dtype": {"positive_dtype": "float16"},
     }  # fmt: skip
-    other, memory = UtteranceMemory(**{**KNOBS, **changes[wrong]}), UtteranceMemory(**KNOBS, shards=3)
+    other, memory = memory_of(changes[wrong]), memory_of({}, shards=3)
     if wrong != "dims":
         life(other, np.random.default_rng(1), 0, 20)
     life(memory, np.random.default_rng(2), 0, 20)
@@ -217,7 +222,7 @@ def test_what_does_not_fit_changes_nothing(wrong: str) -> None:
 
 
 def test_a_slot_with_anothers_row_is_not_taken_for_the_right_one() -> None:
-    store = Store(MemorySettings(**KNOBS))
+    store = Store(MemorySettings(**SETTINGS))
     store.write_positives(np.array([3, 4]), np.array([10, 11]), np.ones((2, D), np.float32))
     rows, right = store.read(np.array([4, 3, 5]), np.array([11, 11, 12]))
     assert right.tolist() == [True, False, False] and rows.shape == (3, D)
@@ -228,9 +233,9 @@ def state_bytes(arrays: Mapping[str, np.ndarray]) -> int:
 
 
 def test_bytes_needed_are_those_of_the_arrays() -> None:
-    knobs = MemorySettings(**{**KNOBS, "utterances": 4000, "queue": 2000, "neighbours": 2})
-    index, store = bytes_needed(knobs, 2)
-    memory = UtteranceMemory(**vars(knobs), shards=2)
+    settings = MemorySettings(**{**SETTINGS, "utterances": 4000, "queue": 2000, "neighbours": 2})
+    index, store = bytes_needed(settings, 2)
+    memory = UtteranceMemory(settings, shards=2)
     held = vars(memory.index.utterances), vars(memory.index.queue), vars(memory.index._layout)
     arrays = {id(a): a.nbytes for names in held for a in names.values() if isinstance(a, np.ndarray)}
     found = sum(arrays.values()) + memory.index.clustering.centroids.nbytes + memory.index.clustering.nearest.nbytes
@@ -239,5 +244,5 @@ def test_bytes_needed_are_those_of_the_arrays() -> None:
     assert found + 4 * 2000 + 4 * 4000 + 12 * 4000 == pytest.approx(index, rel=0.01)
     rows = sum(array.nbytes for array in vars(memory.stores[0]._rows).values() if array is not None)
     assert rows == store
-    copied = bytes_needed(MemorySettings(**{**vars(knobs), "overlapped": True}), 2)[1]
+    copied = bytes_needed(replace(settings, overlapped=True), 2)[1]
     assert rows + memory.stores[0].rows()["references"].nbytes == copied

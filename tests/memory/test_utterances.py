@@ -11,6 +11,7 @@ import pytest
 from rayssl.clustering.points import unit_rows
 from rayssl.memory.utterances.exchange import RecallArrays, RememberArrays
 from rayssl.memory.utterances.memory import UtteranceMemory
+from rayssl.memory.utterances.settings import MemorySettings
 
 SPEAKERS, RECORDINGS, UTTERANCES = 10, 4, 6  # utterances of each recording, recordings of each speaker
 N = SPEAKERS * RECORDINGS * UTTERANCES
@@ -38,8 +39,8 @@ def _everything(part: slice | np.ndarray = slice(None), channel: float = 0.0, la
 
 
 def _memory(**changes: Any) -> UtteranceMemory:
-    knobs: dict[str, Any] = {"queue": N, "clusters": 2 * SPEAKERS, "seed": 1}
-    return UtteranceMemory(utterances=N, reference_dim=32, positive_dim=3, **(knobs | changes))
+    sizes: dict[str, Any] = {"utterances": N, "reference_dim": 32, "positive_dim": 3, "queue": N}
+    return UtteranceMemory(MemorySettings(**{**sizes, "clusters": 2 * SPEAKERS, "seed": 1, **changes}))
 
 
 def _same_recall(one: RecallArrays, other: RecallArrays) -> None:
@@ -169,7 +170,7 @@ def test_halves_in_rank_order_are_the_whole(sampling: Any) -> None:
 @pytest.mark.parametrize("stop", [0, 3, 14, 25])
 def test_resume_to_the_bit(changes: dict[str, Any], stop: int) -> None:
     """Steps, a refresh at every tenth; saved to .npz and loaded before step ``stop``, the rest is the same."""
-    knobs: dict[str, Any] = {
+    sizes: dict[str, Any] = {
         "utterances": N,
         "reference_dim": 32,
         "positive_dim": 32,
@@ -177,14 +178,14 @@ def test_resume_to_the_bit(changes: dict[str, Any], stop: int) -> None:
         "clusters": 8,
         "seed": 4,
     }
-    memory, resumed = UtteranceMemory(**(knobs | changes)), None
+    memory, resumed = UtteranceMemory(MemorySettings(**(sizes | changes))), None
     random = np.random.default_rng(3)
     for step in range(30):
         if step == stop:
             file = io.BytesIO()
             np.savez(file, **memory.state_dict())
             file.seek(0)
-            resumed = UtteranceMemory(**(knobs | changes))
+            resumed = UtteranceMemory(MemorySettings(**(sizes | changes)))
             resumed.remember(RememberArrays(np.arange(9), positives=np.ones((9, 32), dtype=np.float32)))  # must vanish
             with np.load(file, allow_pickle=False) as state:
                 resumed.load_state_dict(dict(state))
@@ -237,7 +238,7 @@ def test_strict_loading_names_what_is_wrong_and_changes_nothing() -> None:
         (_changed(state, "positives.rows", state["positives.rows"][:7]), "'positives.rows'"),
         (_changed(state, "positives.ids", twice), "twice"),
         (_changed(state, "positives.ids", beyond), "ids must lie in"),
-        (_changed(state, "clusters.assignment", np.full(N, 99, dtype=np.int32)), "cluster that there is not"),
+        (_changed(state, "clusters.assignment", np.full(N, 99, dtype=np.int32)), "names a cluster that does not exist"),
         (memory.state_dict(), "'positives.ids' holds 240, the queue 30"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -263,9 +264,7 @@ def test_values_that_are_not_finite_are_left_out() -> None:
 
 @pytest.mark.parametrize("neighbours", [0, 1])
 def test_centroid_sampling_gives_the_centroid(neighbours: int) -> None:
-    memory = UtteranceMemory(
-        utterances=N, reference_dim=32, positive_dim=32, queue=5, clusters=9, sampling="centroid", neighbours=neighbours
-    )
+    memory = _memory(positive_dim=32, queue=5, clusters=9, seed=0, sampling="centroid", neighbours=neighbours)
     memory.remember(RememberArrays(np.arange(N - 1), _references()[:-1]))
     memory.refresh(0)
     recall = memory.recall(np.arange(N), epoch=0)
@@ -302,7 +301,7 @@ def test_empty_batches() -> None:
         ({"reference_dtype": "float64"}, "reference_dtype"),
     ],
 )
-def test_impossible_knobs(changes: dict[str, Any], message: str) -> None:
+def test_impossible_settings(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _memory(**changes)
 

@@ -15,6 +15,7 @@ from rayssl.errors import CheckpointError
 from rayssl.experiment.config import MemoryConfig
 from rayssl.memory.utterances.exchange import RecallArrays, RememberArrays
 from rayssl.memory.utterances.memory import UtteranceMemory
+from rayssl.memory.utterances.settings import MemorySettings
 from rayssl.training import pieces
 from tests.runs import arrays_of
 
@@ -48,7 +49,7 @@ def following(epoch: int, step: int, rank: int) -> np.ndarray | None:
 
 
 def in_process() -> tuple[dict[Any, RecallArrays], list[dict[str, float]], dict[str, np.ndarray]]:
-    memory = UtteranceMemory(**SETTINGS)
+    memory = UtteranceMemory(MemorySettings(**SETTINGS))
     recalls, metrics = {}, []
     for epoch in range(EPOCHS):
         if epoch:
@@ -73,7 +74,7 @@ def actors(ray_cluster: Any) -> Iterator[Any]:
 
     def make(sync: str) -> Any:
         kind = ray_cluster.remote(Server).options(num_cpus=0.1, max_concurrency=100)
-        made.append(kind.remote(SETTINGS, WORLD, sync == "strict"))
+        made.append(kind.remote(MemorySettings(**SETTINGS), WORLD, sync == "strict"))
         return made[-1]
 
     yield make
@@ -165,14 +166,14 @@ def test_ahead_answers_at_once_and_counts_how_far_ranks_are_apart(ray_cluster: A
 def test_client_of_one_rank_and_a_state_that_does_not_fit(ray_cluster: Any, tmp_path: Path) -> None:
     from rayssl.runtime.memory.actor import ActorMemory
 
-    client = ActorMemory({**SETTINGS, "utterances": 64}, MemoryConfig(threads=1), "runs/x")
+    client = ActorMemory(MemorySettings(**{**SETTINGS, "utterances": 64}), MemoryConfig(threads=1), "runs/x")
     answer = client.exchange(remembered(0, 0, 0), ids(0, 1, 0), 0).result(timeout=10)
     assert answer is not None and not answer.found.any()
     assert client.metrics()["reference_fill"] == pytest.approx(BATCH / 64)
-    records = pieces.write(str(tmp_path), UtteranceMemory(**{**SETTINGS, "clusters": 9}).pieces())
+    records = pieces.write(str(tmp_path), UtteranceMemory(MemorySettings(**{**SETTINGS, "clusters": 9})).pieces())
     with pytest.raises(ValueError, match=r"^memory state: 'clusters\.\w+' is .*, expected [^\n]*$"):
         client.load(str(tmp_path), records)
-    records = pieces.write(str(tmp_path), UtteranceMemory(**SETTINGS).pieces())
+    records = pieces.write(str(tmp_path), UtteranceMemory(MemorySettings(**SETTINGS)).pieces())
     (tmp_path / "memory-positives-0001.npz").write_bytes(b"other")
     with pytest.raises(CheckpointError, match=r"^\S+/memory-positives-0001\.npz: damaged"):
         client.load(str(tmp_path), records)

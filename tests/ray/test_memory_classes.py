@@ -13,11 +13,12 @@ import pytest
 from rayssl.errors import CheckpointError
 from rayssl.experiment.config import MemoryConfig
 from rayssl.memory.classes.memory import ClassMemory, ClassRecallArrays, ClassRememberArrays
+from rayssl.memory.classes.settings import ClassSettings
 
 pytestmark = pytest.mark.ray
 
 WORLD, BATCH, STEPS = 2, 5, 9
-SETTINGS: dict[str, Any] = {"classes": 7, "dim": 6, "length": 4, "window": 3}
+SETTINGS = ClassSettings(classes=7, dim=6, length=4, window=3)
 
 
 def found(step: int, rank: int) -> tuple[ClassRememberArrays, ClassRememberArrays]:
@@ -64,8 +65,8 @@ class Job:
                 answer = self.ranks[rank](features, step).result(timeout=30)
                 assert answer is not None
                 recalls[step, rank] = answer
-                told = self.ranks[rank](counts, None)
-            told.result(timeout=30)
+                counted = self.ranks[rank](counts, None)
+            counted.result(timeout=30)
 
         threads = [threading.Thread(target=one, args=(rank,), daemon=True) for rank in range(WORLD)]
         for thread in threads:
@@ -89,7 +90,7 @@ def equal(mine: ClassRecallArrays, theirs: ClassRecallArrays) -> None:
 def test_actors_are_one_memory_and_any_number_reads_what_another_wrote(
     ray_cluster: Any, tmp_path: Path, shards: int
 ) -> None:
-    expected = in_process(ClassMemory(**SETTINGS), range(STEPS))
+    expected = in_process(ClassMemory(SETTINGS), range(STEPS))
     assert not expected[8].present[5] and expected[8].histogram.sum() > 0
     first = Job(shards)
     recalls = first.run(range(5))
@@ -117,7 +118,7 @@ def test_ahead_gives_the_answer_to_the_step_before(ray_cluster: Any) -> None:
     job = Job(1, "ahead")
     call = job.ranks[0]
     answers = [call(found(step, 0)[0], step).result(timeout=30) for step in range(4)]
-    memory, expected = ClassMemory(**SETTINGS), []
+    memory, expected = ClassMemory(SETTINGS), []
     for step in range(4):
         memory.remember(found(step, 0)[0])
         expected.append(memory.recall(step))

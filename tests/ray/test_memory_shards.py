@@ -34,8 +34,9 @@ class Job:
 
         self.ray, self.calls = ray, 0
         name = f"test-{time.perf_counter_ns()}"
-        self.index, self.stores = start(settings, WORLD, MemoryConfig(threads=1, **config), name)
-        self.ranks = [Exchanger(MemorySettings(**settings), self.index, self.stores, rank) for rank in range(WORLD)]
+        known = MemorySettings(**settings)
+        self.index, self.stores = start(known, WORLD, MemoryConfig(threads=1, **config), name)
+        self.ranks = [Exchanger(known, self.index, self.stores, rank) for rank in range(WORLD)]
 
     def epoch(self, epoch: int, first: int = 0, last: int = STEPS) -> dict[Any, RecallArrays]:
         """Steps of an epoch, each rank as fast as a random walk lets it."""
@@ -82,7 +83,7 @@ class Job:
 
 
 def in_process(settings: dict[str, Any]) -> tuple[dict[Any, RecallArrays], list[Any], dict[str, np.ndarray]]:
-    memory = UtteranceMemory(**settings)
+    memory = UtteranceMemory(MemorySettings(**settings))
     recalls, seen = {}, []
     for epoch in range(EPOCHS):
         if epoch:
@@ -112,10 +113,10 @@ def jobs(ray_cluster: Any) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_strict_equals_the_memory_in_process_and_goes_on_after_the_actors_died(
+def test_strict_equals_the_memory_in_process_and_resumes_after_the_actors_died(
     jobs: Any, kind: str, tmp_path: Path
 ) -> None:
-    """Three stores, saved and killed in the middle of the last epoch; two go on."""
+    """Three stores, saved and killed in the middle of the last epoch; two resume."""
     settings = {**SETTINGS, **KINDS[kind]}
     job, recalls, seen = jobs(settings, shards=3), {}, []
     for epoch in range(EPOCHS):
@@ -178,18 +179,18 @@ def test_ahead_never_gives_anothers_row(jobs: Any) -> None:
 
 
 def test_client_answers_in_order_and_says_what_is_wrong(ray_cluster: Any, tmp_path: Path) -> None:
-    from rayssl.runtime.memory.actor import connect
+    from rayssl.runtime.memory.client import connect
     from rayssl.runtime.memory.sharded import ShardedMemory
     from rayssl.training import pieces
 
-    client = connect(SETTINGS, MemoryConfig(threads=1, shards=2), "runs/x")
+    client = connect(MemorySettings(**SETTINGS), MemoryConfig(threads=1, shards=2), "runs/x")
     assert isinstance(client, ShardedMemory)
     futures = [client.exchange(remembered(0, step, 0), ids(0, step + 1, 0), 0) for step in range(4)]
     assert all(not future.result(timeout=20).found.any() for future in futures)
     with pytest.raises(ValueError, match="ids must lie in"):
         client.exchange(None, np.array([1000]), 0).result(timeout=20)
     assert client.metrics()["reference_fill"] == pytest.approx(4 * BATCH / SETTINGS["utterances"])
-    records = pieces.write(str(tmp_path), UtteranceMemory(**{**SETTINGS, "positive_dim": 4}).pieces())
+    records = pieces.write(str(tmp_path), UtteranceMemory(MemorySettings(**{**SETTINGS, "positive_dim": 4})).pieces())
     before = client.save(str(tmp_path / "before"))
     with pytest.raises(ValueError, match=r"^memory state: 'positives\.rows' is float32 \(0, 4\)"):
         client.load(str(tmp_path), records)

@@ -89,7 +89,7 @@ def test_a_sweep_of_which_nothing_comes(ray_cluster: Any, folder: Path, capsys: 
 
 
 def test_population(ray_cluster: Any, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two trials, of which the worse one goes on, after an epoch, from the checkpoint of the better one."""
+    """Two trials, of which the worse one resumes, after an epoch, from the checkpoint of the better one."""
     space = {"training.optimiser.lr": {"low": 0.0001, "high": 0.01, "log": True}}
     scheduler = {"name": "pbt", "every": 1, "quantile": 0.5}
     overrides = [*SMALL, "method.clusters=8"]
@@ -101,7 +101,7 @@ def test_population(ray_cluster: Any, folder: Path, capsys: pytest.CaptureFixtur
     ((index, taken),) = [(trial["index"], taken) for trial in result["trials"] for taken in trial["taken"]]
     assert taken["epoch"] == 1 and taken["source"] == 1 - index
     point = next(trial["point"] for trial in result["trials"] if trial["index"] == index)
-    line = f"trial {index}  goes on from trial {1 - index} after epoch 1, with training.optimiser.lr="
+    line = f"trial {index}  resumes from trial {1 - index} after epoch 1, with training.optimiser.lr="
     assert line in told and point != taken["before"]
     first = json.loads((folder / f"sweep/trials/{index:04d}/origin.json").read_text())
     assert first["origins"]["training.optimiser.lr"] == "override"

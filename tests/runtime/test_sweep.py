@@ -1,4 +1,4 @@
-"""How many trials run at once, and how their errors are told."""
+"""How many trials run at once, and how their errors are reported."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from rayssl.errors import CorpusError
 from rayssl.evaluation.verification import Result
 from rayssl.experiment.config import Experiment
 from rayssl.runtime.evaluation import evaluate
-from rayssl.runtime.sweep import run
-from rayssl.runtime.sweep.run import reason, room
+from rayssl.runtime.sweep import trial as trials
+from rayssl.runtime.sweep.run import room
+from rayssl.runtime.sweep.trial import reason
 from tests.small_experiment import tree
 
 GB = 1e9
@@ -50,7 +51,7 @@ def test_memories_that_reserve_bytes_go_where_they_fit(tmp_path: Path) -> None:
 def test_an_evaluation_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, errors: list[Exception], tries: int
 ) -> None:
-    """After what Ray may do, as often as training would be; what a user can mend is told at once."""
+    """After what Ray may do, as often as training would be; a mistake of the user is reported at once."""
     left, made = list(errors), []
 
     def once(run: str) -> Result:
@@ -60,13 +61,13 @@ def test_an_evaluation_is_tried_again(
         return Result(eer=0.25, min_dcf_001=0.9, min_dcf_005=0.8, trials=10, targets=5)
 
     monkeypatch.setattr(evaluate, "evaluate", once)
-    monkeypatch.setattr(run, "_PAUSE_S", 0.0)
+    monkeypatch.setattr(trials, "_PAUSE_S", 0.0)
     settings = trial(tmp_path)
     if tries in (4, 1) and errors:
         with pytest.raises(type(errors[0])):
-            run.evaluated_again(settings)
+            trials.evaluate_with_retries(settings)
     else:
-        assert run.evaluated_again(settings)["eer"] == 0.25
+        assert trials.evaluate_with_retries(settings)["eer"] == 0.25
     assert made == [settings.run] * tries
 
 

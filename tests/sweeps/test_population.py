@@ -24,39 +24,39 @@ class Drivers:
     def __init__(self, folder: Path, **changes: Any) -> None:
         self.plan, self.lines = plan(folder, **{**PBT, "trials": 4, **changes}), list[str]()
 
-    def book(self, **how: Any) -> Population:
-        book = Population(self.plan, self.lines.append, **how)
-        book.begin()
-        return book
+    def state(self, **how: Any) -> Population:
+        state = Population(self.plan, self.lines.append, **how)
+        state.begin()
+        return state
 
-    def run(self, book: Population, steps: int = 1000, fails: int | None = None) -> int:
+    def run(self, state: Population, steps: int = 1000, fails: int | None = None) -> int:
         """Trains one stretch after the other, at most ``steps``; trial ``fails`` does not."""
         for done in range(steps):
-            found = book.next()
+            found = state.next()
             if found is None:
-                assert not book.waiting and not book.left
+                assert not state.waiting and not state.left
                 return done
             record, experiment = found
             if record.index == fails:
-                book.failed(record.index, "no")
+                state.failed(record.index, "no")
                 continue
-            (epoch,) = book.rungs_left(record, experiment)
+            (epoch,) = state.rungs_left(record, experiment)
             run, temperature = self.plan.run(record.index), record.point["method.over.temperature"]
             known = checkpoint.steps(run)
             before = checkpoint.load(checkpoint.locate(run, "last")) if known else None
             value = temperature + (0.0 if before is None else float(before.state["sum"]))
             meta = checkpoint.Meta(10 * epoch, epoch, 0, "none", {"loss": value})
             checkpoint.save(run, meta, {"sum": torch.tensor(value, dtype=torch.float64)}, None)
-            assert not book.reached(record.index, Rung(epoch=epoch, value=value), experiment.training.epochs)
+            assert not state.reached(record.index, Rung(epoch=epoch, value=value), experiment.training.epochs)
         return steps
 
 
-def test_the_worst_goes_on_where_the_best_is(tmp_path: Path) -> None:
+def test_the_worst_resumes_from_the_best(tmp_path: Path) -> None:
     drivers = Drivers(tmp_path)
-    book = drivers.book()
-    assert book.left == 4 * 3
-    assert drivers.run(book) == 12
-    records = list(book.records.values())
+    state = drivers.state()
+    assert state.left == 4 * 3
+    assert drivers.run(state) == 12
+    records = list(state.records.values())
     assert [record.state for record in records] == ["finished"] * 4
     assert all([rung.epoch for rung in record.rungs] == [1, 2, 3] for record in records)
     taken = [(each.epoch, each.source, record.index) for record in records for each in record.taken]
@@ -64,11 +64,11 @@ def test_the_worst_goes_on_where_the_best_is(tmp_path: Path) -> None:
     for epoch, source, index in taken:
         values = {record.index: record.rungs[epoch - 1].value for record in records}
         assert values[source] == min(values.values()) and values[index] == max(values.values())
-        following = book.records[index].rungs[epoch].value - values[source]
+        following = state.records[index].rungs[epoch].value - values[source]
         assert 0.05 <= following <= 0.5  # of the donor's weights, with a temperature of its own
-    assert any("goes on from trial" in line and "method.over.temperature=" in line for line in drivers.lines)
-    book.write()
-    best = book.result()["trials"][0]
+    assert any("resumes from trial" in line and "method.over.temperature=" in line for line in drivers.lines)
+    state.write()
+    best = state.result()["trials"][0]
     text = (tmp_path / "sweep/best.yaml").read_text()
     assert ("changed on the way" in text) == bool(best["taken"])
 
@@ -76,19 +76,19 @@ def test_the_worst_goes_on_where_the_best_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("steps", [1, 3, 4, 5, 7])
 def test_a_driver_that_ends_changes_nothing(tmp_path: Path, steps: int) -> None:
     whole, parts = Drivers(tmp_path / "a"), Drivers(tmp_path / "b")
-    book, done = whole.book(), 0
-    total = whole.run(book)
-    while (again := parts.book()).left:
+    state, done = whole.state(), 0
+    total = whole.run(state)
+    while (again := parts.state()).left:
         done += parts.run(again, steps)
-    assert done == total and list(again.records.values()) == list(book.records.values())
+    assert done == total and list(again.records.values()) == list(state.records.values())
 
 
 def test_a_driver_that_ends_while_one_takes_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The copy is half there: the next driver makes it again, of the same trial and with the same values."""
     whole, parts = Drivers(tmp_path / "a"), Drivers(tmp_path / "b")
-    book = whole.book()
-    whole.run(book)
-    first = parts.book()
+    state = whole.state()
+    whole.run(state)
+    first = parts.state()
     parts.run(first, 4)
     real = checkpoint.take_over
 
@@ -101,30 +101,30 @@ def test_a_driver_that_ends_while_one_takes_over(tmp_path: Path, monkeypatch: py
     with pytest.raises(KeyboardInterrupt):
         first.next()
     monkeypatch.undo()
-    again = parts.book()
+    again = parts.state()
     parts.run(again)
-    assert list(again.records.values()) == list(book.records.values())
+    assert list(again.records.values()) == list(state.records.values())
 
 
 def test_two_at_once_wait_for_each_other(tmp_path: Path) -> None:
     drivers = Drivers(tmp_path, trials=2)
-    book = drivers.book()
-    one, other = book.next(), book.next()
-    assert one is not None and other is not None and book.next() is None and book.waiting
-    book.failed(one[0].index, "no")
-    assert book.next() is None and book.waiting
-    assert not book.reached(other[0].index, Rung(epoch=1, value=0.1), 3)
-    following = book.next()
+    state = drivers.state()
+    one, other = state.next(), state.next()
+    assert one is not None and other is not None and state.next() is None and state.waiting
+    state.failed(one[0].index, "no")
+    assert state.next() is None and state.waiting
+    assert not state.reached(other[0].index, Rung(epoch=1, value=0.1), 3)
+    following = state.next()
     assert following is not None and following[0].index == other[0].index  # alone, it takes from nobody
-    assert book.rungs_left(*following) == [2]
+    assert state.rungs_left(*following) == [2]
 
 
-def test_one_that_failed_catches_up_before_the_others_go_on(tmp_path: Path) -> None:
+def test_one_that_failed_catches_up_before_the_others_continue(tmp_path: Path) -> None:
     drivers = Drivers(tmp_path)
-    book = drivers.book()
-    drivers.run(book, 6, fails=2)
-    assert book.records[2].state == "failed" and book.left == sum(3 - book._epochs(k) for k in (0, 1, 3))
-    again = drivers.book(retry_failed=True)
+    state = drivers.state()
+    drivers.run(state, 6, fails=2)
+    assert state.records[2].state == "failed" and state.left == sum(3 - state._epochs(k) for k in (0, 1, 3))
+    again = drivers.state(retry_failed=True)
     found = again.next()
     assert found is not None and found[0].index == 2 and again.rungs_left(*found) == [1]
     again.failed(2, "again")

@@ -40,13 +40,13 @@ def test_a_damaged_one_is_named(tmp_path: Path, text: str) -> None:
 
 def test_halving_lets_the_best_of_those_so_far_go_on() -> None:
     """Best 1/3, at least one: the first always, the second only if it is better."""
-    assert records.goes_on(0.5, [0.5], 3, "min")
-    assert not records.goes_on(0.6, [0.5, 0.6], 3, "min")
-    assert records.goes_on(0.6, [0.5, 0.6], 3, "max")
+    assert records.continues(0.5, [0.5], 3, "min")
+    assert not records.continues(0.6, [0.5, 0.6], 3, "min")
+    assert records.continues(0.6, [0.5, 0.6], 3, "max")
     values = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
-    assert [records.goes_on(value, values, 3, "min") for value in values] == [True, True, False, False, False, False]
-    assert [records.goes_on(value, values, 2, "max") for value in values] == [False, False, False, True, True, True]
-    assert records.goes_on(0.1, [0.1, 0.1], 3, "min")  # equals are not parted
+    assert [records.continues(value, values, 3, "min") for value in values] == [True, True, False, False, False, False]
+    assert [records.continues(value, values, 2, "max") for value in values] == [False, False, False, True, True, True]
+    assert records.continues(0.1, [0.1, 0.1], 3, "min")  # equals are not parted
 
 
 def test_ranking_compares_trials_that_came_as_far() -> None:

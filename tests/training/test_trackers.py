@@ -17,18 +17,9 @@ from rayssl.cli import main
 from rayssl.errors import ConfigError, UserError
 from rayssl.schema import parse
 from rayssl.training.state import TrainingConfig
-from rayssl.training.trackers.base import (
-    Background,
-    Identity,
-    MlflowConfig,
-    Several,
-    Tracker,
-    WandbConfig,
-    check,
-    keep_id,
-    known_id,
-    open_all,
-)
+from rayssl.training.trackers.background import Background
+from rayssl.training.trackers.base import Identity, MlflowConfig, Several, Tracker, WandbConfig, keep_id, known_id
+from rayssl.training.trackers.opening import check, open_all
 from tests import runs, small_experiment
 
 
@@ -132,8 +123,8 @@ def refuses() -> Tracker:
 @pytest.mark.parametrize(
     ("start", "line"),
     [
-        (lambda: Server(fails_at=2), "x: the server is gone; training goes on without it"),
-        (refuses, "x: no account; training goes on without it"),
+        (lambda: Server(fails_at=2), "x: the server is gone; training continues without it"),
+        (refuses, "x: no account; training continues without it"),
     ],
 )
 def test_a_failure_is_said_once_and_ends_the_tracker_alone(start: Callable[[], Tracker], line: str) -> None:
@@ -267,7 +258,7 @@ def test_an_mlflow_server_that_is_not_there_is_said_once(tmp_path: Path, monkeyp
     for step in range(5):
         opened.write("step", step, loss=1.0)
     opened.close()
-    assert len(said) == 1 and said[0].startswith("mlflow: ") and said[0].endswith("training goes on without it")
+    assert len(said) == 1 and said[0].startswith("mlflow: ") and said[0].endswith("training continues without it")
     assert not (tmp_path / "trackers").exists()
 
 

@@ -1,7 +1,7 @@
 """The memory of DASO: one queue of features for each class, their means, and the histogram of past pseudo-labels.
 
-Oh, Kim and Kweon, CVPR 2022. Queues are of one length for every class, so that rare classes have prototypes as good as
-those of common ones, if of older features.
+Oh, Kim and Kweon, CVPR 2022. The queues of all classes have the same length, so that rare classes have prototypes as
+good as those of common ones, only of older features.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from rayssl.memory.classes.settings import ClassSettings
 from rayssl.memory.classes.windows import Windows
 from rayssl.memory.pieces import Piece, Read, check_array, cuts
 
@@ -47,32 +48,27 @@ class ClassMemory:
     """Queues of the last ``length`` features of each of ``classes`` C, and their pseudo-labels in `Windows` of
     ``window`` steps.
 
-    Of several parts of a memory each holds the classes ``first`` to ``last - 1`` (default: all), 4 (last - first)
-    length dim bytes, and passes over rows of others, though not over labels of no class at all. All parts are told
-    everything, and each keeps the whole histogram: any of them can answer for it. Cut as `rayssl.memory.pieces.limits`
-    says, parts write the same pieces whatever their number.
+    A memory may have several parts. A part holds the classes ``first`` to ``last - 1`` (default: all), 4 (last - first)
+    length dim bytes, and passes over rows of other classes. All parts get all calls, and each keeps the whole
+    histogram. Cut as `rayssl.memory.pieces.limits` says, parts write the same pieces whatever their number.
     """
 
-    def __init__(
-        self, classes: int, dim: int, length: int = 256, window: int = 100, *, first: int = 0, last: int | None = None
-    ) -> None:
-        for name, value in (("classes", classes), ("dim", dim), ("length", length), ("window", window)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+    def __init__(self, settings: ClassSettings, *, first: int = 0, last: int | None = None) -> None:
+        classes, dim, length = settings.classes, settings.dim, settings.length
         self.classes, self.dim, self.length = classes, dim, length
         self.first, self.last = first, classes if last is None else last
         if not 0 <= self.first <= self.last <= classes:
             raise ValueError(f"classes {self.first}..{self.last} are no part of 0..{classes}")
         own = self.last - self.first
-        self.windows = Windows(classes, window)
+        self.windows = Windows(classes, settings.window)
         self.rows = np.zeros((own, length, dim), dtype=np.float32)
         self.pushed = np.zeros(own, dtype=np.int64)  # of each class so far; the next goes to slot pushed % length
         self.rejected = np.zeros(own, dtype=np.int64)
         self._means = np.zeros((own, dim), dtype=np.float32)
-        self._changed = np.zeros(own, dtype=bool)  # classes whose mean is to be taken anew
+        self._changed = np.zeros(own, dtype=bool)  # classes whose mean has to be computed again
 
     def remember(self, what: ClassRememberArrays) -> None:
-        """Stores rows, in order, and counts: calls for parts of a batch, in order, equal one for the whole.
+        """Stores rows, in order, and counts. Calls for the parts of a batch, in order, equal one call for all.
 
         Rows with a value that is not finite are skipped, and counted in the metrics. Raises ValueError, changing
         nothing, for labels of no class, shapes that do not fit, and negative steps or counts.
@@ -90,13 +86,13 @@ class ClassMemory:
         rows, and one whose mean is zero, which has no direction. Raises ValueError for a negative step.
         """
         histogram = self.windows.before(step)
-        for own in np.flatnonzero(self._changed):  # of one queue at a time: the same sum whoever holds it
+        for own in np.flatnonzero(self._changed):  # one queue at a time: the same sum in any part
             self._means[own] = self.rows[own, : self.pushed[own]].mean(axis=0, dtype=np.float64)
         self._changed[:] = False
         return ClassRecallArrays(self._means.copy(), np.asarray(self._means.any(axis=1)), histogram)
 
     def metrics(self, reset: bool = True) -> dict[str, float]:
-        """Of this part's classes; with ``reset`` the counters begin anew.
+        """Figures of this part's classes; ``reset`` sets the counters to 0.
 
         prototypes_filled: share of classes with any row; queue_fill: 0..1, of all places; rejected: rows that were not
         finite; dropped: pseudo-labels that came too late for their window (the same in all parts).
@@ -161,7 +157,7 @@ class ClassMemory:
         self.restore(index, lambda kind, first, end: [Piece(kind, first, first, end, queues)])
 
     def pieces(self) -> Iterator[Piece]:
-        """The state of this part, a piece at a time, as views: to be written before the next call.
+        """The state of this part, a piece at a time, as views: write each before the next call.
 
         The piece "index", the windows, is of the part with class 0. Pieces of classes are numbered by their first.
         """
@@ -175,8 +171,8 @@ class ClassMemory:
     def restore(self, index: Mapping[str, np.ndarray], read: Read) -> None:
         """Continues where `pieces` were taken, by any number of parts: ``index`` are the arrays of that piece.
 
-        Raises ValueError, changing nothing, if they do not fit or some are missing. Until they are read, both what was
-        and what comes are held.
+        Raises ValueError, changing nothing, if they do not fit or some are missing. Meanwhile both the old and
+        the new arrays are held.
         """
         self.windows.check(index)
         staged = self._staged(read("classes", self.first, self.last))

@@ -8,16 +8,16 @@ import numpy as np
 
 from rayssl.memory.pieces import check_array
 
-_KEPT = 3  # windows: the open one, the last closed one, and the one before, for a recall that comes late
+_KEPT = 3  # windows: the open one, the last closed one, and the one before it for late recalls
 
 
 class Windows:
-    """Counts of C classes in windows of ``length`` steps; what a step is told is of the window before its own.
+    """Counts of C classes in windows of ``length`` steps; a step sees the counts of the window before its own.
 
-    A window is closed by the first call for a later step. Counts that come late are still added to the last closed
-    window: those of a slow rank are missing for a few steps, and then there. Those for an older one are dropped, and
-    counted in ``dropped``. A step of the last closed window is told of the one before it; before the first window, and
-    for older steps than that, there is nothing: zeros.
+    The first call for a later step closes a window. Late counts are still added to the last closed window: those of a
+    slow rank are missing there for a few steps. Later than that they are dropped, and counted in ``dropped``. A step of
+    the last closed window sees the window before that one. Before the first window, and for older steps, there are
+    zeros.
     """
 
     def __init__(self, classes: int, length: int) -> None:
@@ -64,12 +64,12 @@ class Windows:
         self._open, self.dropped = int(state["windows.open"]), int(state["windows.dropped"])
 
     def _age(self, step: int) -> int:
-        """How many windows ago that of ``step`` was open; a later one than any before is opened."""
+        """How many windows ago that of ``step`` was open; opens it where it is newer than all before."""
         if step < 0:
             raise ValueError(f"step must be at least 0, got {step}")
         number = int(step) // self.length
         passed = min(number - self._open, _KEPT)
-        if passed > 0:  # windows that no call was for are closed without counts
+        if passed > 0:  # skipped windows are closed without counts
             self._counts[passed:] = self._counts[: _KEPT - passed]
             self._counts[:passed] = 0
             self._open = number

@@ -1,4 +1,4 @@
-"""One call of one rank, between an index and one store or more: which rows go where, and what comes back put together.
+"""One call of one rank, between an index and one or more stores: which rows go where, and how answers are joined.
 
 The order is: `write_request` to the index; its slots and its draw make one `Message` for each store; their answers are
 joined.
@@ -16,7 +16,7 @@ from rayssl.memory.utterances.index import Draw, WriteRequest
 from rayssl.memory.utterances.settings import MemorySettings
 from rayssl.memory.utterances.store import Answer, Message
 
-_NOBODY = np.zeros(0, dtype=np.int64)
+_NO_IDS = np.zeros(0, dtype=np.int64)
 _NOTHING = np.zeros((0, 0), dtype=np.float32)
 
 
@@ -47,15 +47,17 @@ class RememberArrays:
     recordings: np.ndarray | None = None
 
 
-def write_request(knobs: MemorySettings, what: RememberArrays) -> WriteRequest:
-    """``what`` without its rows. One infinite row would spoil a whole clustering, so those are marked as not there;
-    of positives also those too large for the precision they are kept in. Raises ValueError for rows of a wrong shape.
+def write_request(settings: MemorySettings, what: RememberArrays) -> WriteRequest:
+    """``what`` without its rows, for the index.
+
+    Rows that are not finite are marked as missing, because one of them would spoil a whole clustering; so are positives
+    too large for the precision they are kept in. Raises ValueError for rows of a wrong shape.
     """
     references = positives = None
     if what.references is not None:
-        references = _storable(what.ids, what.references, knobs.reference_dim, "references", "float32")
+        references = _storable(what.ids, what.references, settings.reference_dim, "references", "float32")
     if what.positives is not None:
-        positives = _storable(what.ids, what.positives, knobs.positive_dim, "positives", knobs.positive_dtype)
+        positives = _storable(what.ids, what.positives, settings.positive_dim, "positives", settings.positive_dtype)
     return WriteRequest(what.ids, what.speakers, what.recordings, references, positives)
 
 
@@ -69,26 +71,27 @@ def _storable(ids: np.ndarray, rows: np.ndarray, width: int, name: str, dtype: s
 class Shares:
     """Which of ``shards`` stores holds what: the messages to them, and their answers put together."""
 
-    def __init__(self, knobs: MemorySettings, shards: int) -> None:
-        self._knobs = knobs
-        self._ids, self._slots = limits(knobs.utterances, shards), limits(knobs.capacity, shards)
+    def __init__(self, settings: MemorySettings, shards: int) -> None:
+        self._settings = settings
+        self._ids, self._slots = limits(settings.utterances, shards), limits(settings.capacity, shards)
 
     def messages(
         self,
         what: RememberArrays | None = None,
-        known: WriteRequest | None = None,
+        request: WriteRequest | None = None,
         placed: np.ndarray | None = None,
         *,
         draw: Draw | None = None,
-        queries: np.ndarray = _NOBODY,
+        queries: np.ndarray = _NO_IDS,
     ) -> list[Message]:
-        """One for each store: the rows of ``what`` that ``known`` and ``placed`` say are to be kept, what ``draw`` has
-        sampled, and the references of ``queries [A]``.
+        """One for each store: rows of ``what`` to keep, what ``draw`` has sampled, references of ``queries [A]``.
+
+        ``request`` says which references are kept, ``placed [B]``, the slots from the index, which positives.
         """
-        references = positives = (_NOBODY, _NOTHING)
-        slots = read = expected = _NOBODY
-        if what is not None and known is not None and what.references is not None:
-            references = what.ids[known.references], what.references[known.references]
+        references = positives = (_NO_IDS, _NOTHING)
+        slots = read = expected = _NO_IDS
+        if what is not None and request is not None and what.references is not None:
+            references = what.ids[request.references], what.references[request.references]
         if what is not None and placed is not None and what.positives is not None:
             kept = placed >= 0
             slots, positives = placed[kept], (what.ids[kept], what.positives[kept])
@@ -105,11 +108,11 @@ class Shares:
         return [Message(*(array for part in of_store for array in part)) for of_store in parts]
 
     def recall(self, draw: Draw, answers: Sequence[Answer]) -> RecallArrays:
-        """What was drawn, with the rows that the stores answered; without those that were not the expected ones."""
+        """What was drawn, with the rows of the stores. Where a row is not the expected one, nothing is found."""
         if draw.rows is not None:
             return RecallArrays(draw.rows, draw.found, draw.ids)
         found, ids = draw.found.copy(), draw.ids.copy()
-        rows = np.zeros((len(found), self._knobs.positive_dim), dtype=np.float32)
+        rows = np.zeros((len(found), self._settings.positive_dim), dtype=np.float32)
         wanted = np.flatnonzero(draw.slots >= 0)
         for (_, own), answer in zip(_divided(self._slots, draw.slots[wanted], wanted), answers, strict=True):
             rows[own[answer.right]] = answer.rows[answer.right]
@@ -119,7 +122,7 @@ class Shares:
 
     def queries(self, ids: np.ndarray, answers: Sequence[Answer]) -> np.ndarray:
         """The references ``[A, Dr]`` of ``ids [A]``, from what the stores answered."""
-        rows = np.zeros((len(ids), self._knobs.reference_dim), dtype=np.float32)
+        rows = np.zeros((len(ids), self._settings.reference_dim), dtype=np.float32)
         for (_, own), answer in zip(_divided(self._ids, ids, np.arange(len(ids))), answers, strict=True):
             rows[own] = answer.queries
         return rows

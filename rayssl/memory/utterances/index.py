@@ -1,6 +1,6 @@
-"""What decides who is sampled: small flat arrays by utterance and by slot, and no rows.
+"""The index of a memory decides which utterances are sampled: small flat arrays by utterance and by slot, no rows.
 
-The rows are in one `rayssl.memory.utterances.store.Store` or in several; slots are what the two sides know them by.
+The rows are in one `rayssl.memory.utterances.store.Store` or in several. Index and stores both know a row by its slot.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rayssl.clustering.kmeans import normalized_mutual_information
+from rayssl.clustering.similarity import normalized_mutual_information
 from rayssl.clustering.whitening import Whitening
 from rayssl.memory.utterances.positives import (
     Layout,
@@ -33,8 +33,8 @@ _COUNTERS = (
 
 @dataclass(frozen=True)
 class WriteRequest:
-    """Of what B utterances leave behind, all but the rows: ``ids [B]`` int64, labels ``[B]`` as far as known, and
-    which rows there are, and can be stored: bool ``[B]``, None for none at all.
+    """What B utterances leave behind, without the rows: ``ids [B]`` int64, labels ``[B]`` as far as known, and which
+    rows there are and can be stored: bool ``[B]``, None for no rows at all.
     """
 
     ids: np.ndarray
@@ -46,8 +46,8 @@ class WriteRequest:
 
 @dataclass(frozen=True)
 class Draw:
-    """Who was sampled for B anchors: ``found [B]`` bool, ``ids [B]`` int64 and the ``slots [B]`` int64 of their rows,
-    -1 for none. Where centroids are sampled there are ``rows [B, D]`` float32 instead of ids and slots.
+    """The utterances sampled for B anchors: ``found [B]`` bool, ``ids [B]`` int64, and ``slots [B]`` int64 of their
+    rows, -1 for none. Where centroids are sampled there are ``rows [B, D]`` float32 instead of ids and slots.
     """
 
     found: np.ndarray
@@ -72,22 +72,22 @@ class Clustering:
 class Index:
     """Labels, the queue's order, the assignment in use, the next one where it is known already, and counters."""
 
-    def __init__(self, knobs: MemorySettings) -> None:
-        self.knobs = knobs
-        self.utterances = Utterances(knobs.utterances)
-        self.queue = PositivesQueue(knobs.utterances, knobs.queue)
+    def __init__(self, settings: MemorySettings) -> None:
+        self.settings = settings
+        self.utterances = Utterances(settings.utterances)
+        self.queue = PositivesQueue(settings.utterances, settings.queue)
         self.version = 0  # of the clustering: 0 before the first refresh
         self.pending: Clustering | None = None  # what the next refresh brings into use
         # until the first refresh nothing is whitened: the identity
-        self.whitening = Whitening.identity(knobs.reference_dim) if knobs.compares_whitened else None
+        self.whitening = Whitening.identity(settings.reference_dim) if settings.compares_whitened else None
         self._counters = np.zeros(len(_COUNTERS), dtype=np.int64)
         self._speakers: Layout | None = None  # the utterances by speaker, until a label changes
-        clusters = knobs.clusters if knobs.clustered else 0
+        clusters = settings.clusters if settings.clustered else 0
         self._use(
             Clustering(
-                np.full(knobs.utterances, -1, dtype=np.int32),
-                np.zeros((clusters, knobs.reference_dim), dtype=np.float32),
-                np.zeros((clusters, knobs.neighbours), dtype=np.int32),
+                np.full(settings.utterances, -1, dtype=np.int32),
+                np.zeros((clusters, settings.reference_dim), dtype=np.float32),
+                np.zeros((clusters, settings.neighbours), dtype=np.int32),
                 0.0,
                 0,
             )
@@ -95,11 +95,11 @@ class Index:
 
     @property
     def clustering(self) -> Clustering:
-        """The one in use; before the first, nobody is in any cluster."""
+        """The clustering in use; before the first refresh all clusters are empty."""
         return self._clustering
 
     def remember(self, what: WriteRequest) -> np.ndarray:
-        """Notes who has left what behind; the slot for each positive, int64 ``[B]``, -1 where it is not to be kept."""
+        """Applies a write request; returns the slot of each positive, int64 ``[B]``, -1 where it is not kept."""
         ids = self.checked(what.ids)
         if self.utterances.label(ids, what.speakers, what.recordings):
             self._speakers = None
@@ -119,13 +119,13 @@ class Index:
     def draw(self, ids: np.ndarray, epoch: int, near: Nearest | None = None) -> Draw:
         """Samples for the anchors ``ids [B]``; nothing is found before the first refresh.
 
-        ``near`` is needed for the sampling "nn": of each anchor the M + 1 nearest in the `pool`.
+        ``near`` is needed for the sampling "nn": the M + 1 nearest of each anchor in the `pool`.
         """
         ids = self.checked(ids)
-        nobody = np.full(len(ids), -1, dtype=np.int64)
+        none = np.full(len(ids), -1, dtype=np.int64)
         if not self.version:
-            sample = SampledPositives(nobody, np.zeros(len(ids), dtype=np.int64))
-        elif self.knobs.sampling == "centroid":
+            sample = SampledPositives(none, np.zeros(len(ids), dtype=np.int64))
+        elif self.settings.sampling == "centroid":
             return self._draw_centroids(ids, epoch)
         else:
             sample = self._sample(ids, self._keys(ids, epoch), near)
@@ -134,31 +134,31 @@ class Index:
         return Draw(found, sample.ids, np.where(found, self.queue.slot[sample.ids], -1).astype(np.int64))
 
     def _sample(self, ids: np.ndarray, keys: np.ndarray, near: Nearest | None) -> SampledPositives:
-        knobs = self.knobs
-        if knobs.sampling == "nn":
+        settings = self.settings
+        if settings.sampling == "nn":
             assert near is not None
             known = np.where(self.utterances.filled[ids][:, None], near.ids, -1)
-            return sample_nearest(ids, Nearest(known, near.similarity), knobs.neighbours, keys)
-        if knobs.sampling == "speaker":
+            return sample_nearest(ids, Nearest(known, near.similarity), settings.neighbours, keys)
+        if settings.sampling == "speaker":
             labels = self.utterances.speakers
             if self._speakers is None:
                 self._speakers = Layout(labels.copy(), int(labels.max(initial=-1)) + 1)
             return sample_speaker(ids, self._speakers, self.utterances.recordings, self.queue, keys)
-        return sample_cluster(ids, self._layout, self._neighbours(), self.queue, keys, skip_empty=knobs.skip_empty)
+        return sample_cluster(ids, self._layout, self._neighbours(), self.queue, keys, skip_empty=settings.skip_empty)
 
     def _draw_centroids(self, ids: np.ndarray, epoch: int) -> Draw:
-        own, nobody = self._layout.assignment[ids], np.full(len(ids), -1, dtype=np.int64)
-        found, rows = own >= 0, np.zeros((len(ids), self.knobs.positive_dim), dtype=np.float32)
+        own, none = self._layout.assignment[ids], np.full(len(ids), -1, dtype=np.int64)
+        found, rows = own >= 0, np.zeros((len(ids), self.settings.positive_dim), dtype=np.float32)
         chosen = choose_cluster(own[found], self._neighbours(), self._keys(ids, epoch)[found])
         rows[found] = self._clustering.centroids[chosen]
-        self._count(ids, SampledPositives(nobody, found.astype(np.int64)), found)
-        return Draw(found, nobody, nobody, rows)
+        self._count(ids, SampledPositives(none, found.astype(np.int64)), found)
+        return Draw(found, none, none, rows)
 
     def _keys(self, ids: np.ndarray, epoch: int) -> np.ndarray:
-        return keys_np(fold(self.knobs.seed, epoch), ids)
+        return keys_np(fold(self.settings.seed, epoch), ids)
 
     def _neighbours(self) -> np.ndarray | None:
-        return self._clustering.nearest if self.knobs.neighbours else None
+        return self._clustering.nearest if self.settings.neighbours else None
 
     def adopt(self, clustering: Clustering | None) -> None:
         """A new version; ``clustering`` comes into use (None where nothing is clustered)."""
@@ -174,7 +174,7 @@ class Index:
         """The assignment in use: objective, repaired, clusters_used, and where there are labels nmi_speaker and
         nmi_recording; empty where nothing is clustered.
         """
-        if not self.knobs.clustered:
+        if not self.settings.clustered:
             return {}
         assignment = self._clustering.assignment
         result = {"objective": self._clustering.objective, "repaired": float(self._clustering.repaired)}
@@ -187,8 +187,9 @@ class Index:
         return result
 
     def metrics(self, reset: bool = True, lost: int = 0) -> dict[str, float]:
-        """Rates over the anchors since the last reset (see `SpeakerMemory.metrics`); ``lost`` of those that were found
-        had another's row in their slot, and count as not found.
+        """Rates over the anchors since the last reset, see `UtteranceMemory.metrics`.
+
+        ``lost`` of the anchors that were found had the row of another utterance in their slot: they count as not found.
         """
         count = dict(zip(_COUNTERS, self._counters.tolist(), strict=True))
         result = {
@@ -204,7 +205,7 @@ class Index:
                 result[f"{kind}_accuracy"] = count[f"{kind}_same"] / count[f"{kind}_known"]
         if "speaker_accuracy" in result and "recording_accuracy" in result:
             result["useful_rate"] = result["speaker_accuracy"] - result["recording_accuracy"]
-        if self.version and self.knobs.clustered:
+        if self.version and self.settings.clustered:
             result["clusters_used"] = self._clusters_used()
         if reset:
             self._counters[:] = 0
@@ -213,8 +214,10 @@ class Index:
     def checked(self, ids: np.ndarray) -> np.ndarray:
         """``ids [B]`` as int64; raises ValueError where one is of no utterance."""
         ids = np.asarray(ids, dtype=np.int64)
-        if len(ids) and not 0 <= ids.min() <= ids.max() < self.knobs.utterances:
-            raise ValueError(f"utterance ids must lie in 0..{self.knobs.utterances - 1}, got {ids.min()}..{ids.max()}")
+        if len(ids) and not 0 <= ids.min() <= ids.max() < self.settings.utterances:
+            raise ValueError(
+                f"utterance ids must lie in 0..{self.settings.utterances - 1}, got {ids.min()}..{ids.max()}"
+            )
         return ids
 
     def _count(self, ids: np.ndarray, sample: SampledPositives, found: np.ndarray) -> None:
@@ -231,7 +234,7 @@ class Index:
             self._counters[_COUNTERS.index(name)] += count
 
     def _clusters_used(self) -> float:
-        clusters, present = self.knobs.clusters, self._layout.assignment[self.queue.ids[: self.queue.size]]
+        clusters, present = self.settings.clusters, self._layout.assignment[self.queue.ids[: self.queue.size]]
         return float(np.count_nonzero(np.bincount(present[present >= 0], minlength=clusters)) / clusters)
 
     # ---- state
@@ -270,10 +273,10 @@ class Index:
         if len(ids) > self.queue.capacity:
             raise ValueError(f"memory state: 'positives.ids' holds {len(ids)}, the queue {self.queue.capacity}")
         if len(np.unique(self.checked(ids))) != len(ids) or not np.array_equal(np.sort(ages), np.arange(len(ids))):
-            raise ValueError("memory state: an utterance twice in 'positives.ids', or two of one age")
+            raise ValueError("memory state: an utterance comes twice in 'positives.ids', or two have the same age")
         for name in ("clusters", "pending"):
             if (state.get(f"{name}.assignment", np.zeros(0)) >= len(self._clustering.centroids)).any():
-                raise ValueError(f"memory state: a cluster that there is not in '{name}.assignment'")
+                raise ValueError(f"memory state: '{name}.assignment' names a cluster that does not exist")
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         """Continues where ``state``, which `check` accepts, was taken."""
@@ -281,7 +284,7 @@ class Index:
             own[:] = state[f"references.{name}"]
         self.queue.replace(state["positives.ids"], state["positives.ages"])
         self._use(_clustering(state, "clusters"))
-        waiting = self.knobs.overlapped and "pending.assignment" in state
+        waiting = self.settings.overlapped and "pending.assignment" in state
         self.pending = _clustering(state, "pending") if waiting else None
         self.version = int(state["clusters.version"])
         if self.whitening is not None:

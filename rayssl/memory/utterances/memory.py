@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import chain
-from typing import Any
 
 import numpy as np
 
@@ -15,20 +14,18 @@ from rayssl.memory.utterances.positives import merge_nearest
 from rayssl.memory.utterances.refresh import Clusterer
 from rayssl.memory.utterances.settings import MemorySettings
 from rayssl.memory.utterances.store import Store
+from rayssl.memory.utterances.stores import LocalStores
 
 
 class UtteranceMemory:
-    """The whole memory in one process: an `Index`, and its rows in one `Store` or, with the same results, several.
+    """The whole memory in one process: an `Index`, and its rows in one `Store` or, with the same results, several."""
 
-    The arguments are those of `MemorySettings`, and ``shards``.
-    """
-
-    def __init__(self, *, shards: int = 1, **knobs: Any) -> None:
-        self.knobs = MemorySettings(**knobs)
-        self.index = Index(self.knobs)
-        self.stores = [Store(self.knobs, shard, shards) for shard in range(shards)]
-        self._shares = Shares(self.knobs, shards)
-        self._clusterer = Clusterer(self.index, _Stores(self.stores))
+    def __init__(self, settings: MemorySettings, *, shards: int = 1) -> None:
+        self.settings = settings
+        self.index = Index(self.settings)
+        self.stores = [Store(self.settings, shard, shards) for shard in range(shards)]
+        self._shares = Shares(self.settings, shards)
+        self._clusterer = Clusterer(self.index, LocalStores(self.stores))
 
     @property
     def version(self) -> int:
@@ -38,28 +35,28 @@ class UtteranceMemory:
     def recall(self, ids: np.ndarray, *, epoch: int) -> RecallArrays:
         """Sampled positives for the anchors ``ids [B]`` (any integers); nothing is found before the first refresh."""
         ids, near = self.index.checked(ids), None
-        if self.version and self.knobs.sampling == "nn":
-            asked = zip(self.stores, self._shares.messages(queries=ids), strict=True)
-            queries = self._shares.queries(ids, [store.answer(message) for store, message in asked])
+        if self.version and self.settings.sampling == "nn":
+            sent = zip(self.stores, self._shares.messages(queries=ids), strict=True)
+            queries = self._shares.queries(ids, [store.answer(message) for store, message in sent])
             pool = self.index.pool()
             found = [store.nearest(queries, pool) for store in self.stores]
-            near = merge_nearest(found, len(ids), self.knobs.neighbours + 1)
+            near = merge_nearest(found, len(ids), self.settings.neighbours + 1)
         draw = self.index.draw(ids, epoch, near)
-        asked = zip(self.stores, self._shares.messages(draw=draw), strict=True)
-        return self._shares.recall(draw, [store.answer(message) for store, message in asked])
+        sent = zip(self.stores, self._shares.messages(draw=draw), strict=True)
+        return self._shares.recall(draw, [store.answer(message) for store, message in sent])
 
     def remember(self, what: RememberArrays) -> None:
-        """Stores what ``what`` holds, row after row: calls for parts of a batch, in order, equal one for the whole.
+        """Stores what ``what`` holds, row after row. Calls for the parts of a batch, in order, equal one call for all.
 
         A reference or positive with a value that is not finite is not stored, and counted in the metrics ("rejected").
         """
-        known = write_request(self.knobs, what)
-        placed = self.index.remember(known)
-        for store, message in zip(self.stores, self._shares.messages(what, known, placed), strict=True):
+        request = write_request(self.settings, what)
+        slots = self.index.remember(request)
+        for store, message in zip(self.stores, self._shares.messages(what, request, slots), strict=True):
             store.write(message)
 
     def refresh(self, epoch: int) -> dict[str, float]:
-        """Brings another clustering into use (`rayssl.memory.utterances.refresh`); judges it where labels are known.
+        """Brings another clustering into use, see `rayssl.memory.utterances.refresh`, and compares it with the labels.
 
         Returns version, seconds, objective (mean cosine), repaired, clusters_used, and where there are labels
         nmi_speaker, nmi_recording. Utterances without a reference belong to no cluster. Raises ValueError when fewer
@@ -72,12 +69,12 @@ class UtteranceMemory:
 
         coverage: found / anchors; pool_size: mean number of utterances to draw from; speaker_accuracy and
         recording_accuracy of what was sampled; useful_rate: their difference; queue_fill, reference_fill: 0..1 now;
-        clusters_used: fraction of clusters with anybody in the queue now; rejected: rows that were not finite.
+        clusters_used: fraction of clusters with members in the queue now; rejected: rows that were not finite.
         """
         return self.index.metrics(reset)
 
     def pieces(self) -> Iterator[Piece]:
-        """The whole state, a piece at a time, as views: to be written before the next call.
+        """The whole state, a piece at a time, as views: write each before the next call.
 
         Waits for a clustering that is under way, whose result is part of it.
         """
@@ -118,31 +115,18 @@ class UtteranceMemory:
         if missing:
             raise ValueError(f"memory state: missing {missing}")
         ids = state["positives.ids"]
-        for name, count in (("references.rows", self.knobs.utterances), ("positives.rows", len(ids))):
+        for name, count in (("references.rows", self.settings.utterances), ("positives.rows", len(ids))):
             if len(state[name]) != count:
                 raise ValueError(f"memory state: '{name}' is {state[name].dtype} {state[name].shape}, not of {count}")
         index = {name: array for name, array in state.items() if not name.endswith(".rows")}
         index["positives.ages"] = np.arange(len(ids), dtype=np.int32)
-        whole: dict[Kind, dict[str, np.ndarray]] = {
+        all_rows: dict[Kind, dict[str, np.ndarray]] = {
             "references": {"rows": state["references.rows"], "filled": state["references.filled"]},
             "positives": {"rows": state["positives.rows"], "ids": ids},
         }
-        ends = {"references": self.knobs.utterances, "positives": len(ids)}
+        ends = {"references": self.settings.utterances, "positives": len(ids)}
 
         def read(kind: Kind, first: int, end: int) -> list[Piece]:
-            return [Piece(kind, 0, 0, ends[kind], whole[kind])]
+            return [Piece(kind, 0, 0, ends[kind], all_rows[kind])]
 
         self.restore(index, read)
-
-
-class _Stores:
-    """How the clustering reaches stores in this process."""
-
-    def __init__(self, stores: Sequence[Store]) -> None:
-        self._stores = stores
-
-    def __call__(self, method: str, /, *arguments: Any) -> list[Any]:
-        return [getattr(store, method)(*arguments) for store in self._stores]
-
-    def each(self, method: str, /, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        return [getattr(store, method)(*own) for store, own in zip(self._stores, arguments, strict=True)]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rayssl.clustering.kmeans import most_similar
+from rayssl.clustering.similarity import most_similar
 from rayssl.memory.utterances.queue import PositivesQueue
 from rayssl.random.draws import uniform_np
 
@@ -27,7 +27,7 @@ class SampledPositives:
 
 @dataclass(frozen=True)
 class Nearest:
-    """For B anchors: utterance ``ids [B, n]`` int64 (-1: nobody) and their ``similarity [B, n]`` float32."""
+    """For B anchors: utterance ``ids [B, n]`` int64 (-1: none) and their ``similarity [B, n]`` float32."""
 
     ids: np.ndarray
     similarity: np.ndarray
@@ -72,9 +72,9 @@ def sample_cluster(
 ) -> SampledPositives:
     """Uniform among the members of the chosen cluster that are in the queue, never the anchor itself (Eq. 6).
 
-    ``ids, keys [B]``. The cluster is chosen before looking whether it has anybody in the queue, as in the paper: an
-    anchor whose choice has nobody finds nothing, and so does one that is not clustered. With ``skip_empty`` the choice
-    among neighbours is confined to clusters that have somebody. Costs as much as the members of all chosen clusters.
+    ``ids, keys [B]``. The cluster is chosen before the queue is looked at, as in the paper: an anchor whose cluster has
+    no member in the queue finds nothing; an anchor that is not clustered finds nothing either. With ``skip_empty`` only
+    neighbours with members in the queue are chosen from. Costs as much as the members of all chosen clusters.
     """
     own = layout.assignment[ids]
     clustered = own >= 0
@@ -91,7 +91,7 @@ def sample_cluster(
     itself = (own == chosen) & (queue.slot[ids] >= 0)
     pool = np.where(clustered, present.counts(chosen) - itself, 0)
     nth = _pick(uniform_np(keys, _MEMBER), pool)
-    # the anchor stands among its cluster's members: whoever comes after it moves up by one
+    # the anchor is one of its cluster's members: those after it move up by one
     nth += itself & (nth >= present.rank(ids, chosen))
     found = pool > 0
     sampled = np.full(len(ids), -1, dtype=np.int64)
@@ -127,11 +127,11 @@ def nearest_rows(queries: np.ndarray, rows: np.ndarray, ids: np.ndarray, count: 
 def merge_nearest(parts: Sequence[Nearest], anchors: int, count: int) -> Nearest:
     """The ``count`` nearest for each of the ``anchors`` B among all ``parts``; of equal ones those of the lowest ids.
 
-    Places that nobody takes, fewer than ``count`` being there, have the id -1.
+    Where there are fewer than ``count``, the last places have the id -1.
     """
     ids = np.concatenate([np.full((anchors, count), -1, dtype=np.int64), *(part.ids for part in parts)], axis=1)
-    nobody = np.full((anchors, count), -np.inf, dtype=np.float32)
-    similarity = np.concatenate([nobody, *(part.similarity for part in parts)], axis=1)
+    nothing = np.full((anchors, count), -np.inf, dtype=np.float32)
+    similarity = np.concatenate([nothing, *(part.similarity for part in parts)], axis=1)
     best = np.lexsort((ids, -similarity), axis=1)[:, :count]
     return Nearest(np.take_along_axis(ids, best, axis=1), np.take_along_axis(similarity, best, axis=1))
 
@@ -160,7 +160,7 @@ def sample_speaker(
 
 
 class _Present:
-    """Who of some clusters is in the queue. The members of a cluster are looked at once, however often it is asked."""
+    """Which members of some clusters are in the queue; found out once, for several calls."""
 
     def __init__(self, layout: Layout, queue: PositivesQueue, clusters: np.ndarray) -> None:
         self._layout = layout

@@ -9,7 +9,10 @@ import numpy as np
 
 
 class Utterances:
-    """Who has a reference, and the labels seen: ``filled [N]`` bool, ``speakers, recordings [N]`` int32, -1 unknown."""
+    """Which utterances have a reference, ``filled [N]`` bool, and the labels seen: ``speakers, recordings [N]`` int32.
+
+    -1 is an unknown label.
+    """
 
     def __init__(self, utterances: int) -> None:
         self.filled = np.zeros(utterances, dtype=bool)
@@ -33,12 +36,12 @@ class Utterances:
 class PositivesQueue:
     """Which slots hold the positives of the ``capacity`` utterances remembered most recently, each utterance once.
 
-    First in, first out by the time an utterance was *last* remembered: remembering it again replaces its row and moves
-    it to the young end, without spending a second place. Within one call rows count as remembered one after the other,
-    so of equal ids the last wins. A queue as large as the corpus hence never forgets anything.
+    First in, first out by the time an utterance was *last* remembered. Remembering it again replaces its row and moves
+    it to the end of the queue; it never takes a second place. Within one call, rows count as remembered one after the
+    other, so of equal ids the last wins. A queue as large as the corpus never forgets anything.
 
-    ``ids [capacity]`` int32 (-1 empty), ``slot [N]`` int32: the place of an utterance, -1 when absent. Which slot an
-    utterance has means nothing; its age does. The slots in use are 0 to ``size - 1``.
+    ``ids [capacity]`` int32 (-1 empty), ``slot [N]`` int32: the place of an utterance, -1 when absent. The number of
+    a slot means nothing; the age of its utterance does. The slots in use are 0 to ``size - 1``.
     """
 
     def __init__(self, utterances: int, capacity: int) -> None:
@@ -51,9 +54,9 @@ class PositivesQueue:
         self._forget_order()
 
     def push(self, ids: np.ndarray) -> np.ndarray:
-        """Remembers ``ids [B]``, in order; the slot of each, int64 ``[B]``, -1 where its row is not to be kept.
+        """Remembers ``ids [B]``, in order; the slot of each, int64 ``[B]``, -1 where its row is not kept.
 
-        That is so where the id comes again later in the call, or where later ones have pushed it out.
+        A row is not kept where its id comes again later in the call, or where later ids have pushed it out.
         """
         last = len(ids) - 1 - np.unique(ids[::-1], return_index=True)[1]
         # of more ids than there are places, the first would be pushed out by the last of the same call

@@ -1,4 +1,4 @@
-"""What a memory is told once: its sizes, how it samples and how it clusters."""
+"""The settings of a memory: its sizes, how it samples and how it clusters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from rayssl.clustering.kmeans import Mode
+from rayssl.clustering.result import Mode
 
 Sampling = Literal["cluster", "nn", "centroid", "speaker"]
 UNCLUSTERED = ("nn", "speaker")
@@ -19,15 +19,15 @@ class MemorySettings:
     """Self-supervised positive sampling over ``utterances`` N, ids 0..N-1 (methods: SSPS; paper Eq. 3-6).
 
     ``queue`` |Q'| positives (at least 4 K for good coverage); ``clusters`` K; ``neighbours`` M: 0 samples from the own
-    cluster, else from one of the M nearest others, confined with ``skip_empty`` to those with anybody in the queue;
+    cluster, else from one of the M nearest others, with ``skip_empty`` one that has members in the queue;
     ``sampling``: "cluster", "nn" (one of the M nearest references in the queue; no clustering), "centroid" (the
     chosen cluster's centroid itself; needs reference_dim == positive_dim), or "speaker" (the true speaker's other
     recordings, by the labels: the bound that the others are compared with; no clustering). ``whiten``: references are
     compared and clustered after a whitening fitted to them at each refresh. ``kmeans`` and ``device``: the mode and
     place of `rayssl.clustering.kmeans.cluster`; ``warm_start``: from the last centroids. ``overlapped``: see
     `rayssl.memory.utterances.refresh`. Rows are kept in ``reference_dtype`` and ``positive_dtype``, float16 or float32.
-    Draws depend on (seed, epoch, id) alone: asking twice, or in parts, gives the same. Raises ValueError naming the
-    knob that cannot be.
+    Draws depend on (seed, epoch, id) alone: calling twice, or in parts, gives the same. Raises ValueError, naming the
+    setting that cannot be.
     """
 
     utterances: int
@@ -78,12 +78,12 @@ class MemorySettings:
 
     @property
     def clustered(self) -> bool:
-        """Whether there is an assignment to clusters at all."""
+        """Whether the references are clustered."""
         return self.sampling not in UNCLUSTERED
 
     @property
     def capacity(self) -> int:
-        """Of the queue of positives."""
+        """How many positives the queue holds: not more than there are utterances."""
         return min(self.queue, self.utterances)
 
     @property
@@ -92,7 +92,7 @@ class MemorySettings:
         return self.whiten and self.sampling == "nn"
 
 
-def bytes_needed(knobs: MemorySettings, shards: int) -> tuple[int, int]:
+def bytes_needed(settings: MemorySettings, shards: int) -> tuple[int, int]:
     """Bytes of the index, and of the largest of ``shards`` stores, at the most: while it clusters.
 
     Index: 13 N + 16 Q', and where utterances are laid out by cluster or speaker 24 N (half of it only while a new
@@ -101,15 +101,15 @@ def bytes_needed(knobs: MemorySettings, shards: int) -> tuple[int, int]:
     overlapped clustering, or for whitened rows. Blocks of rows and what k-means takes besides its points (about 20
     bytes for each, 40 K D_repr for the index, and up to 256 MB of answers) are not counted.
     """
-    rows, queue = knobs.utterances, knobs.capacity
+    rows, queue = settings.utterances, settings.capacity
     index = 13 * rows + 16 * queue
-    if knobs.sampling != "nn":
+    if settings.sampling != "nn":
         index += 24 * rows
-    if knobs.clustered:
-        centroids = knobs.clusters * (4 * knobs.reference_dim + 4 * knobs.neighbours)
-        index += 2 * centroids + 4 * rows if knobs.overlapped else centroids
-    reference = knobs.reference_dim * np.dtype(knobs.reference_dtype).itemsize
-    copies = 2 if knobs.overlapped or knobs.whiten else 1
+    if settings.clustered:
+        centroids = settings.clusters * (4 * settings.reference_dim + 4 * settings.neighbours)
+        index += 2 * centroids + 4 * rows if settings.overlapped else centroids
+    reference = settings.reference_dim * np.dtype(settings.reference_dtype).itemsize
+    copies = 2 if settings.overlapped or settings.whiten else 1
     store = rows * (copies * reference + 1)
-    store += queue * (knobs.positive_dim * np.dtype(knobs.positive_dtype).itemsize + 4)
+    store += queue * (settings.positive_dim * np.dtype(settings.positive_dtype).itemsize + 4)
     return index, -(-store // shards)

@@ -1,23 +1,26 @@
-"""The rows of a memory, or a share of them: references by utterance, positives by slot. Who is to be sampled is decided
-elsewhere, by `rayssl.memory.utterances.index.Index`.
+"""The rows of a memory, or a share of them: references by utterance, positives by slot.
+
+`rayssl.memory.utterances.index.Index` decides which utterances are sampled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Concatenate, ParamSpec, TypeVar, cast
 
 import numpy as np
 
-from rayssl.clustering.kmeans import part_on
-from rayssl.clustering.partitions import Partition
+from rayssl.clustering.kmeans import partition_on
+from rayssl.clustering.partition import Partition, call
 from rayssl.clustering.points import unit_rows
 from rayssl.clustering.whitening import Moments, Whitening
 from rayssl.memory.pieces import Kind, Piece, Read, cuts, pieces_of
 from rayssl.memory.utterances.positives import Nearest, merge_nearest, nearest_rows
 from rayssl.memory.utterances.settings import MemorySettings
 
+P = ParamSpec("P")
+T = TypeVar("T")
 _KINDS: tuple[Kind, ...] = ("references", "positives")
 # attributes of _Rows that make up a piece, and what the second of them is called in it
 _NAMES: dict[Kind, tuple[str, str]] = {"references": ("references", "filled"), "positives": ("positives", "owners")}
@@ -26,7 +29,7 @@ _MARKS: dict[Kind, str] = {"references": "filled", "positives": "ids"}
 
 @dataclass(frozen=True)
 class Message:
-    """What one rank has for one store in one call: rows to be kept, slots to be read, references that are asked for.
+    """What one rank sends to one store in one call: rows to keep, slots to read, references to return.
 
     ``reference_ids [R]`` and ``references [R, Dr]``; ``slots [P]`` with ``positive_ids [P]`` and ``positives [P, De]``;
     ``read [Q]``, slots, with ``expected [Q]``, the utterances that should be found there; ``queries [A]``, utterances.
@@ -61,19 +64,19 @@ class _Rows:
     references: np.ndarray  # [n, Dr] of norm 1
     filled: np.ndarray  # [n] bool
     positives: np.ndarray  # [q, De]
-    owners: np.ndarray  # [q] int32, whose row is in a slot; -1: nobody's
+    owners: np.ndarray  # [q] int32, the utterance whose row is in a slot; -1: none
     whitened: np.ndarray | None = None  # the references as they are compared, kept up with them
 
 
 class Store:
     """Share ``shard`` of ``shards`` of the rows: a run of pieces of references, and one of the queue's slots.
 
-    Ids and slots are those of the whole memory; what is given or asked for must lie in the share.
+    Ids and slots are those of the whole memory; all ids and slots of a call must lie in the share.
     """
 
-    def __init__(self, knobs: MemorySettings, shard: int = 0, shards: int = 1) -> None:
-        self.knobs = knobs
-        utterances, slots = cuts(knobs.utterances), cuts(knobs.capacity)
+    def __init__(self, settings: MemorySettings, shard: int = 0, shards: int = 1) -> None:
+        self.settings = settings
+        utterances, slots = cuts(settings.utterances), cuts(settings.capacity)
         self._pieces: dict[Kind, range] = {
             "references": pieces_of(utterances, shard, shards),
             "positives": pieces_of(slots, shard, shards),
@@ -83,7 +86,7 @@ class Store:
         self.first_slot, self.end_slot = self._range("positives")
         self._rows = self._empty()
         self._staged: _Rows | None = None
-        self._part: Partition | None = None
+        self._partition: Partition | None = None
         self._whitening: Whitening | None = None
 
     # ---- rows
@@ -115,7 +118,7 @@ class Store:
             self.write_positives(what.slots, what.positive_ids, what.positives)
 
     def answer(self, what: Message) -> Answer:
-        """What ``what`` asks for, by what has been written until now."""
+        """Answers ``what`` by what has been written until now."""
         return Answer(*self.read(what.read, what.expected), self.queries(what.queries))
 
     # ---- nearest neighbours
@@ -132,9 +135,9 @@ class Store:
         """
         present = np.unpackbits(pool[self.first // 8 : -(-self.end // 8)]).astype(bool)
         present = present[self.first % 8 :][: self.end - self.first] & self._rows.filled
-        rows, count, found = self._compared(), self.knobs.neighbours + 1, []
+        rows, count, found = self._compared(), self.settings.neighbours + 1, []
         for own in self._own("references"):
-            # piece by piece, whoever holds them: the product of another shape may differ in its last bits
+            # piece by piece for any number of stores: the product of another shape may differ in its last bits
             places = own.start + np.flatnonzero(present[own])
             if len(places):
                 found.append(nearest_rows(queries, rows[places], self.first + places, count))
@@ -157,11 +160,11 @@ class Store:
             rows.whitened = np.zeros_like(rows.references)
         self._whiten_into(rows.whitened, whitening)
 
-    def begin(self, whitening: Whitening | None, copy: bool) -> np.ndarray:
-        """Makes ready for a clustering of the references there are, whitened where asked; who has one, bool ``[n]``.
+    def begin(self, whitening: Whitening | None, *, copy: bool) -> np.ndarray:
+        """Prepares a clustering of the references there are; which utterances have one, bool ``[n]``.
 
-        With ``copy`` what is written later is not seen by it. A copy, and whitened rows, take as many bytes as the
-        references.
+        ``whitening``: of the whitened references. ``copy``: later writes do not change what is clustered. A copy, and
+        whitened rows too, take as many bytes as the references.
         """
         points, filled = self._rows.references, self._rows.filled.copy()
         if whitening is not None:
@@ -171,20 +174,24 @@ class Store:
             points = points.copy()
         if not filled.all():
             points = _Chosen.of(points, np.flatnonzero(filled))
-        self._part = part_on(self.knobs.device, points, mode=self.knobs.kmeans, threads=self.knobs.threads)
+        self._partition = partition_on(
+            self.settings.device, points, mode=self.settings.kmeans, threads=self.settings.threads
+        )
         return filled
 
-    def part(self, method: str, *arguments: Any) -> Any:
-        """Asks the `rayssl.clustering.partitions.Partition` of this store, from `begin` to `finish`."""
-        assert self._part is not None
-        return getattr(self._part, method)(*arguments)
+    def on_partition(
+        self, method: Callable[Concatenate[Partition, P], T], /, *arguments: P.args, **options: P.kwargs
+    ) -> T:
+        """Calls ``method`` on the references as a part of a k-means; from `begin` to `finish`."""
+        assert self._partition is not None
+        return call(self._partition, method, *arguments, **options)
 
     def finish(self) -> None:
         """Forgets what `begin` made."""
-        self._part = None
+        self._partition = None
 
     def _whiten_into(self, out: np.ndarray, whitening: Whitening) -> None:
-        for own in self._own("references"):  # whoever holds the pieces, the blocks are the same
+        for own in self._own("references"):  # the blocks are those of the pieces, for any number of stores
             whitening.into(out[own], self._rows.references[own])
 
     # ---- state
@@ -202,9 +209,9 @@ class Store:
                 yield Piece(kind, number, first + own.start, first + own.stop, arrays)
 
     def restore(self, read: Read) -> None:
-        """Takes over what is in this share of the pieces that ``read`` finds; in use after `commit`.
+        """Reads this share of the pieces that ``read`` finds; in use after `commit`.
 
-        Raises ValueError where they do not fit. Until then both what was and what comes are held, unless nothing was.
+        Raises ValueError where they do not fit. Until `commit` both the old and the new rows are held.
         """
         self._staged = None
         staged = self._empty()
@@ -216,7 +223,7 @@ class Store:
         self._staged = staged
 
     def commit(self, whitening: Whitening | None) -> None:
-        """What was staged comes into use, its references compared by ``whitening`` if any."""
+        """Brings what `restore` has read into use; references are compared by ``whitening``, if any."""
         assert self._staged is not None
         self._rows, self._staged, self._whitening = self._staged, None, None
         if whitening is not None:
@@ -227,12 +234,12 @@ class Store:
         return {"references": self._rows.references, "positives": self._rows.positives}
 
     def _empty(self) -> _Rows:
-        knobs = self.knobs
+        settings = self.settings
         rows, slots = self.end - self.first, self.end_slot - self.first_slot
         return _Rows(
-            np.zeros((rows, knobs.reference_dim), knobs.reference_dtype),
+            np.zeros((rows, settings.reference_dim), settings.reference_dtype),
             np.zeros(rows, dtype=bool),
-            np.zeros((slots, knobs.positive_dim), knobs.positive_dtype),
+            np.zeros((slots, settings.positive_dim), settings.positive_dtype),
             np.full(slots, -1, dtype=np.int32),
         )
 
@@ -250,7 +257,7 @@ class Store:
 
 
 class _Chosen:
-    """``rows[places]``, taken a block at a time, where a copy of nearly all rows would be made for a few that lack."""
+    """``rows[places]``, taken a block at a time: it saves a copy of nearly all rows where only a few are missing."""
 
     def __init__(self, rows: np.ndarray, places: np.ndarray) -> None:
         self._rows, self._places = rows, places
@@ -258,7 +265,7 @@ class _Chosen:
 
     @classmethod
     def of(cls, rows: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """For a `Partition`, which asks no more of its points than this."""
+        """Typed as an array for `Partition`, which uses no more of its points than this class has."""
         return cast(np.ndarray, cls(rows, places))
 
     def __len__(self) -> int:

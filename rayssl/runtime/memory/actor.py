@@ -1,11 +1,13 @@
-"""The memory actor: one `rayssl.memory.SpeakerMemory` for the whole job, and the loop's client of it.
+"""The memory actor: one `UtteranceMemory` for the whole job, and the loop's client of it.
 
-One call a step and rank carries what the rank remembers and the ids it will ask for next; its answer comes back while
-the rank computes. In strict mode the actor applies what all ranks remembered at a step, in rank order, before it
-answers any of them; ahead, it answers at once and counts by how many steps the slowest rank is behind.
+Each rank makes one call a step, with what it remembers and the ids of its next batch. The answer comes while the rank
+computes. Strict: the actor applies what all ranks remembered at a step, in rank order, before it answers any of them.
+Ahead: it answers at once, and counts by how many steps the slowest rank is behind.
 
-The actor belongs to rank 0: when the worker group restarts it goes too, and the next one starts from the checkpoint, so
-that model and memory never come from different steps. `rayssl.runtime.memory.sharded` is for ``memory.shards`` above 1.
+The actor belongs to rank 0. When the worker group restarts, the actor ends too, and a new one starts from the
+checkpoint, so that model and memory never come from different steps.
+
+`rayssl.runtime.memory.sharded` is for ``memory.shards`` above 1.
 """
 
 from __future__ import annotations
@@ -20,23 +22,14 @@ import ray
 from rayssl import collectives
 from rayssl.experiment.config import MemoryConfig
 from rayssl.memory.utterances.exchange import RecallArrays, RememberArrays
+from rayssl.memory.utterances.settings import MemorySettings
 from rayssl.runtime.memory.rounds import get
 from rayssl.runtime.memory.servers import Server
-from rayssl.training.context import MemoryClient
 from rayssl.training.pieces import Records
 
 
-def connect(settings: dict[str, Any], config: MemoryConfig, label: str) -> MemoryClient:
-    """Starts the actor or the actors of a job, from rank 0, and returns each rank's client; called on all ranks."""
-    if config.shards == 1:
-        return ActorMemory(settings, config, label)
-    from rayssl.runtime.memory.sharded import ShardedMemory
-
-    return ShardedMemory(settings, config, label)
-
-
 def options(config: MemoryConfig, name: str) -> dict[str, Any]:
-    """What Ray is told about an actor: its name, and what ``config`` says it takes of its node."""
+    """Ray's options of an actor: its name, and the resources of its node that ``config`` gives it."""
     declared: dict[str, Any] = {"num_cpus": config.cpus, "name": name, "max_concurrency": 1000}
     if config.memory_bytes:
         declared["memory"] = config.memory_bytes
@@ -48,11 +41,11 @@ def options(config: MemoryConfig, name: str) -> dict[str, Any]:
 class ActorMemory:
     """The loop's `MemoryClient` whose memory is an actor; made on all ranks together."""
 
-    def __init__(self, settings: dict[str, Any], config: MemoryConfig, label: str) -> None:
+    def __init__(self, settings: MemorySettings, config: MemoryConfig, label: str) -> None:
         self.calls = 0
         name = f"memory:{label}:{os.urandom(4).hex()}"
         if collectives.rank() == 0:
-            # its own place in the cluster: inside a trial of Tune it would be put into the trial's group, which is full
+            # outside the trial's placement group, which is full
             actor = ray.remote(Server).options(**options(config, name), scheduling_strategy="DEFAULT")
             self.actor = actor.remote(settings, collectives.world(), config.sync == "strict")
             ray.get(self.actor.metrics.remote())  # alive before another rank looks for it
@@ -82,12 +75,12 @@ class ActorMemory:
         return get(self.actor.save.remote(folder))  # type: ignore[no-any-return]
 
     def load(self, folder: str, records: Records) -> None:
-        """See `rayssl.training.context.Checkpointable.load`; the actor reads, at rank 0's word."""
+        """See `rayssl.training.context.Checkpointable.load`; the actor reads, when rank 0 calls."""
         on_all_ranks(lambda: get(self.actor.load.remote(folder, records)))
 
 
 def on_all_ranks(action: Any) -> None:
-    """Runs ``action`` on rank 0, and raises on every rank what it raises of what a user can mend."""
+    """Runs ``action`` on rank 0. A ValueError or OSError, which a user can fix, is raised on every rank."""
     error: ValueError | OSError | None = None
     if collectives.rank() == 0:
         try:

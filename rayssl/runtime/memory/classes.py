@@ -1,8 +1,8 @@
-"""The memory of classes in actors: each has a stretch of them, and one, the first, the histogram of predictions.
+"""The memory of classes in actors. Each has a range of the classes; the histogram comes from the first.
 
-One call carries what a rank gives to all actors, and its answer is what they make of it together. In strict mode an
-actor applies what all ranks give in a call, in rank order, before it answers any: prototypes are those of the whole
-batch, whatever the number of ranks and actors.
+A call of a rank goes to all actors, and their answers are joined. Strict: an actor applies what all ranks give in a
+call, in rank order, before it answers any of them. So prototypes are those of the whole batch, for any number of ranks
+and actors.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import ray
 from rayssl import collectives
 from rayssl.experiment.config import MemoryConfig
 from rayssl.memory.classes.memory import ClassMemory, ClassRecallArrays, ClassRememberArrays
+from rayssl.memory.classes.settings import ClassSettings
 from rayssl.memory.pieces import limits
 from rayssl.runtime.memory.actor import on_all_ranks, options
 from rayssl.runtime.memory.rounds import Rounds, get
@@ -30,9 +31,9 @@ _SHARES = ("prototypes_filled", "queue_fill")  # of an actor's own classes; the 
 class ClassServer(CheckpointableServer):
     """The memory of some classes; every method is a coroutine of one event loop, so none interrupts another."""
 
-    def __init__(self, settings: dict[str, Any], world: int, strict: bool, first: int, last: int) -> None:
-        self.memory: ClassMemory = ClassMemory(**settings, first=first, last=last)
-        self.rounds = Rounds(world, strict, ordered=True)  # a rank asks again before it has been answered
+    def __init__(self, settings: ClassSettings, world: int, strict: bool, first: int, last: int) -> None:
+        self.memory: ClassMemory = ClassMemory(settings, first=first, last=last)
+        self.rounds = Rounds(world, strict, ordered=True)  # a rank calls again before it has its answer
         self.staleness = Staleness(world)
 
     async def exchange(
@@ -54,9 +55,9 @@ class ClassServer(CheckpointableServer):
             return {**self.memory.metrics(), "staleness_steps": behind}
 
 
-def start(settings: dict[str, Any], world: int, config: MemoryConfig, names: list[str]) -> list[Any]:
+def start(settings: ClassSettings, world: int, config: MemoryConfig, names: list[str]) -> list[Any]:
     """The actors of all classes for ``world`` ranks, alive, by these ``names``."""
-    bounds = limits(settings["classes"], len(names)).tolist()
+    bounds = limits(settings.classes, len(names)).tolist()
     actors = [
         ray.remote(ClassServer)
         .options(**options(config, name), scheduling_strategy="SPREAD")
@@ -68,7 +69,7 @@ def start(settings: dict[str, Any], world: int, config: MemoryConfig, names: lis
 
 
 class Caller:
-    """The calls of one rank, one after the other. Ahead, an answer is that to the question before."""
+    """The calls of one rank, one after the other. Ahead: a call returns the answer to the call before."""
 
     def __init__(self, actors: list[Any], rank: int, strict: bool) -> None:
         self._actors, self._rank, self._strict = actors, rank, strict
@@ -78,8 +79,8 @@ class Caller:
     def __call__(self, remember: ClassRememberArrays, step: int | None) -> Future[ClassRecallArrays | None]:
         """See `rayssl.training.context.ClassClient.exchange`."""
         self._calls += 1
-        asked = [actor.exchange.remote(self._calls, self._rank, remember, step).future() for actor in self._actors]
-        answer = _together(asked)
+        answers = [actor.exchange.remote(self._calls, self._rank, remember, step).future() for actor in self._actors]
+        answer = _together(answers)
         if self._strict or step is None:
             return answer
         before, self._before = self._before, answer
@@ -89,11 +90,11 @@ class Caller:
 class ActorClasses:
     """The loop's `ClassClient` of one actor or more; made on all ranks together."""
 
-    def __init__(self, settings: dict[str, Any], config: MemoryConfig, label: str) -> None:
+    def __init__(self, settings: ClassSettings, config: MemoryConfig, label: str) -> None:
         self._strict = config.sync == "strict"
         prefix = collectives.broadcast_object(f"memory:{label}:{os.urandom(4).hex()}")
         names = [f"{prefix}:{shard}" for shard in range(config.shards)]
-        self._sizes = np.diff(limits(settings["classes"], config.shards))
+        self._sizes = np.diff(limits(settings.classes, config.shards))
         if collectives.rank() == 0:
             self.actors = start(settings, collectives.world(), config, names)
         collectives.barrier()
@@ -111,7 +112,7 @@ class ActorClasses:
         shares = [float(np.average([each[name] for each in every], weights=self._sizes)) for name in _SHARES]
         figures = {**every[0], **dict(zip(_SHARES, shares, strict=True))}
         figures["rejected"] = sum(each["rejected"] for each in every)
-        figures["staleness_steps"] += 0.0 if self._strict else 1.0  # an answer is that to the step before
+        figures["staleness_steps"] += 0.0 if self._strict else 1.0  # an answer is that of the step before
         return figures
 
     def save(self, folder: str) -> Records:
@@ -120,14 +121,14 @@ class ActorClasses:
         return {name: record for records in written for name, record in records.items()}
 
     def load(self, folder: str, records: Records) -> None:
-        """See `rayssl.training.context.Checkpointable.load`; the actors read, at rank 0's word."""
+        """See `rayssl.training.context.Checkpointable.load`; the actors read, when rank 0 calls."""
         on_all_ranks(lambda: get([actor.load.remote(folder, records) for actor in self.actors]))
 
 
-def _together(asked: list[Future[ClassRecallArrays | None]]) -> Future[ClassRecallArrays | None]:
-    """One answer of those of all actors, in the order of their classes; an error is the first one's."""
-    whole: Future[ClassRecallArrays | None] = Future()
-    lock, missing = Lock(), [len(asked)]
+def _together(answers: list[Future[ClassRecallArrays | None]]) -> Future[ClassRecallArrays | None]:
+    """Joins the answers of all actors, in the order of their classes; raises the error of the first that has one."""
+    joined: Future[ClassRecallArrays | None] = Future()
+    lock, missing = Lock(), [len(answers)]
 
     def done(_: Future[ClassRecallArrays | None]) -> None:
         with lock:
@@ -135,15 +136,15 @@ def _together(asked: list[Future[ClassRecallArrays | None]]) -> Future[ClassReca
             if missing[0]:
                 return
         try:
-            parts = [each.result() for each in asked]
+            parts = [each.result() for each in answers]
         except BaseException as error:
-            whole.set_exception(error)
+            joined.set_exception(error)
             return
-        whole.set_result(_joined([part for part in parts if part is not None]))
+        joined.set_result(_joined([part for part in parts if part is not None]))
 
-    for each in asked:
+    for each in answers:
         each.add_done_callback(done)
-    return whole
+    return joined
 
 
 def _joined(parts: list[ClassRecallArrays]) -> ClassRecallArrays | None:

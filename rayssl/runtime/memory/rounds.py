@@ -24,10 +24,10 @@ class _Call:
 class Rounds:
     """The calls of ``world`` ranks on one event loop.
 
-    Strict: what all ranks have to apply in one call is applied together, in rank order, before any of them is answered,
-    and all are answered before the next call. Ahead: each as it comes; if ``ordered``, those of a rank in the order in
-    which it made them, which Ray does not promise for coroutines: a rank must leave out no call then. ``lock`` is held
-    meanwhile, and by whoever wants no call to come in between.
+    Strict: what all ranks give in one call is applied together, in rank order, before any rank is answered, and all are
+    answered before the next call. Ahead: each call is applied as it comes; if ``ordered``, the calls of a rank in the
+    order in which it made them, which Ray does not promise for coroutines: a rank must leave out no call then. ``lock``
+    is held meanwhile; hold it to keep all calls out.
     """
 
     def __init__(self, world: int, strict: bool, ordered: bool = False) -> None:
@@ -36,7 +36,7 @@ class Rounds:
         self.ordered = ordered
         self.lock = asyncio.Lock()
         self._waiting: dict[int, dict[int, _Call]] = {}
-        self._early: dict[tuple[int, int], _Call] = {}  # ahead, by rank and call: those before it have not come yet
+        self._early: dict[tuple[int, int], _Call] = {}  # ahead, by rank and call: calls that came before an earlier one
         self._done = [0] * world  # ahead: the last call of each rank
 
     async def take(self, call: int, rank: int, apply: Callable[[], T], answer: Callable[[T], Any]) -> Any:
@@ -76,14 +76,14 @@ def _apply(parts: list[_Call]) -> None:
 
 
 def get(answers: Any) -> Any:
-    """`ray.get`; what a user can mend, and what does not fit, comes back as the error that the actor raised.
+    """`ray.get`, which raises a `UserError` or ValueError of the actor as the actor raised it.
 
-    By futures, for it is also called from threads of actors with an event loop: Ray would warn that this blocks it.
+    It uses futures, because threads of actors with an event loop call it too, and there Ray warns about `ray.get`.
     """
     try:
         if isinstance(answers, ray.ObjectRef):
             return answers.future().result()
         return [future.result() for future in [answer.future() for answer in answers]]
-    except (UserError, ValueError) as error:  # Ray's own, which poses as the one it wraps
+    except (UserError, ValueError) as error:  # Ray's own class, a subclass of the wrapped error's
         cause = getattr(error, "cause", None)
         raise error if cause is None else cause from None

@@ -1,19 +1,21 @@
 """What runs inside the actors of a memory: all of it in one, or the index in one and the rows in others.
 
-Nothing here needs torch, unless rows are clustered on a GPU: an actor starts in a second and takes little but its rows.
+Nothing here needs torch, unless rows are clustered on a GPU: an actor starts in a second and needs little memory
+besides its rows.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
-import ray
 
-from rayssl.clustering.whitening import Whitening
+from rayssl.clustering.partition import Partition
+from rayssl.clustering.whitening import Moments, Whitening
 from rayssl.memory.classes.memory import ClassMemory
 from rayssl.memory.pieces import Piece
 from rayssl.memory.utterances.exchange import RecallArrays, RememberArrays
@@ -23,20 +25,22 @@ from rayssl.memory.utterances.positives import Nearest
 from rayssl.memory.utterances.refresh import Clusterer
 from rayssl.memory.utterances.settings import MemorySettings
 from rayssl.memory.utterances.store import Answer, Message, Store
-from rayssl.runtime.memory.rounds import Rounds, get
+from rayssl.runtime.memory.rounds import Rounds
+from rayssl.runtime.memory.stores import ActorStores
 from rayssl.training import pieces
 from rayssl.training.pieces import Records
 
-_SENT_ONCE = 1 << 16  # bytes above which an argument for all stores goes into the object store
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-def _on_this_node(settings: dict[str, Any]) -> dict[str, Any]:
-    """``settings`` with a number of threads: those of an actor's node are not those that Ray lets OpenMP use."""
-    return {**settings, "threads": settings["threads"] or os.cpu_count() or 1}
+def _on_this_node(settings: MemorySettings) -> MemorySettings:
+    """``settings`` with a number of threads, by default all of the node: Ray lets OpenMP use fewer in an actor."""
+    return replace(settings, threads=settings.threads or os.cpu_count() or 1)
 
 
 class Staleness:
-    """By how many steps the slowest rank is behind the one that is answered, on average since the last look."""
+    """By how many steps the slowest rank is behind the one that is answered: the average since `metrics`."""
 
     def __init__(self, world: int) -> None:
         self._last = [0] * world
@@ -49,7 +53,7 @@ class Staleness:
         self._answered += 1
 
     def metrics(self, strict: bool) -> dict[str, float]:
-        """``staleness_steps``, counted anew from here; 0 where ranks wait for each other."""
+        """``staleness_steps`` since the last call of this method; 0 where ranks wait for each other."""
         staleness = 0.0 if strict else self._behind / max(1, self._answered)
         self._behind = self._answered = 0
         return {"staleness_steps": staleness}
@@ -82,8 +86,8 @@ class Server(CheckpointableServer):
     What takes long runs in a thread, while calls that need its result wait.
     """
 
-    def __init__(self, settings: dict[str, Any], world: int, strict: bool) -> None:
-        self.memory: UtteranceMemory = UtteranceMemory(**_on_this_node(settings))
+    def __init__(self, settings: MemorySettings, world: int, strict: bool) -> None:
+        self.memory: UtteranceMemory = UtteranceMemory(_on_this_node(settings))
         self.rounds = Rounds(world, strict)
         self.staleness = Staleness(world)
 
@@ -116,8 +120,8 @@ class Server(CheckpointableServer):
 class StoreServer:
     """One store; see `Server`."""
 
-    def __init__(self, settings: dict[str, Any], world: int, strict: bool, shard: int, shards: int) -> None:
-        self.store = Store(MemorySettings(**_on_this_node(settings)), shard, shards)
+    def __init__(self, settings: MemorySettings, world: int, strict: bool, shard: int, shards: int) -> None:
+        self.store = Store(_on_this_node(settings), shard, shards)
         self.rounds = Rounds(world, strict)
         self.lost = 0
         self._held = False  # the lock, from the beginning to the end of a clustering of the rows themselves
@@ -130,35 +134,44 @@ class StoreServer:
         return answer  # type: ignore[no-any-return]
 
     async def read(self, message: Message) -> Answer:
-        """What ``message`` asks for, outside the order of the calls."""
+        """Answers ``message``, outside the order of the calls."""
         return self._counted(self.store.answer(message))
 
     async def nearest(self, queries: np.ndarray, pool: np.ndarray) -> Nearest:
         """See `Store.nearest`."""
         return await asyncio.to_thread(self.store.nearest, queries, pool)
 
-    async def ask(self, method: str, *arguments: Any) -> Any:
-        """A method of the store for `Clusterer`. From ``begin`` to ``finish`` calls wait, unless it copies the rows."""
-        run = asyncio.to_thread(getattr(self.store, method), *arguments)
-        if method == "begin":
-            await self.rounds.lock.acquire()
-            self._held = True
-            try:
-                result = await run
-            except BaseException:
-                self._release()
-                raise
-            if arguments[-1]:  # a copy
-                self._release()
-            return result
-        if method == "finish":
-            result = await run
+    async def moments(self) -> list[Moments]:
+        """See `Store.moments`."""
+        return await self._between_calls(self.store.moments)
+
+    async def whiten(self, whitening: Whitening) -> None:
+        """See `Store.whiten`."""
+        await self._between_calls(self.store.whiten, whitening)
+
+    async def begin(self, whitening: Whitening | None, copy: bool) -> np.ndarray:
+        """See `Store.begin`. Without ``copy`` the calls of ranks wait until `finish`, else until the copy is made."""
+        await self.rounds.lock.acquire()
+        self._held = True
+        try:
+            filled = await asyncio.to_thread(self.store.begin, whitening, copy=copy)
+        except BaseException:
             self._release()
-            return result
-        if self._held or method not in ("moments", "whiten"):
-            return await run
-        async with self.rounds.lock:
-            return await run
+            raise
+        if copy:
+            self._release()
+        return filled
+
+    async def on_partition(
+        self, method: Callable[Concatenate[Partition, P], T], /, *arguments: P.args, **options: P.kwargs
+    ) -> T:
+        """See `Store.on_partition`."""
+        return await asyncio.to_thread(self.store.on_partition, method, *arguments, **options)
+
+    async def finish(self) -> None:
+        """See `Store.finish`; calls of ranks no longer wait."""
+        await asyncio.to_thread(self.store.finish)
+        self._release()
 
     async def lost_rows(self) -> int:
         """How many rows were not those of the expected utterance, since the last call."""
@@ -182,8 +195,15 @@ class StoreServer:
 
     def _counted(self, answer: Answer) -> Answer:
         self.lost += int((~answer.right).sum())
-        assert not (self.lost and self.rounds.strict), "a slot holds another's row than the index has put there"
+        assert not (self.lost and self.rounds.strict), "a slot has the row of another utterance than the index says"
         return answer
+
+    async def _between_calls(self, function: Callable[P, T], /, *arguments: P.args, **options: P.kwargs) -> T:
+        """Runs ``function`` in a thread while no call of a rank is applied."""
+        if self._held:
+            return await asyncio.to_thread(function, *arguments, **options)
+        async with self.rounds.lock:
+            return await asyncio.to_thread(function, *arguments, **options)
 
     def _release(self) -> None:
         if self._held:
@@ -191,27 +211,12 @@ class StoreServer:
             self.rounds.lock.release()
 
 
-class _Stores:
-    """How the clustering reaches stores in actors: all at once."""
-
-    def __init__(self, actors: Sequence[Any]) -> None:
-        self._actors = actors
-
-    def __call__(self, method: str, /, *arguments: Any) -> list[Any]:
-        sent = [ray.put(each) if getattr(each, "nbytes", 0) > _SENT_ONCE else each for each in arguments]
-        return get([actor.ask.remote(method, *sent) for actor in self._actors])  # type: ignore[no-any-return]
-
-    def each(self, method: str, /, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        asked = zip(self._actors, arguments, strict=True)
-        return get([actor.ask.remote(method, *own) for actor, own in asked])  # type: ignore[no-any-return]
-
-
 class IndexServer:
     """The index; see `Server`."""
 
-    def __init__(self, settings: dict[str, Any], world: int, strict: bool, stores: list[Any]) -> None:
-        self.index = Index(MemorySettings(**_on_this_node(settings)))
-        self.clusterer = Clusterer(self.index, _Stores(stores))
+    def __init__(self, settings: MemorySettings, world: int, strict: bool, stores: list[Any]) -> None:
+        self.index = Index(_on_this_node(settings))
+        self.clusterer = Clusterer(self.index, ActorStores(stores))
         self.rounds = Rounds(world, strict)
         self.staleness = Staleness(world)
         self._read: dict[str, np.ndarray] = {}
@@ -219,9 +224,9 @@ class IndexServer:
     async def exchange(
         self, call: int, rank: int, what: WriteRequest | None, ids: np.ndarray | None, epoch: int
     ) -> tuple[np.ndarray | None, Draw | None, np.ndarray | None]:
-        """Of the ``call``-th exchange of ``rank``: slots of the positives it leaves, and whom it is given of ``ids``.
+        """Of the ``call``-th exchange of ``rank``: the slots of its positives, and the draw for ``ids``.
 
-        In place of the latter, the pool where the nearest references have to be found first.
+        Where the nearest references have to be found first: the pool instead of the draw, see `choose`.
         """
 
         def apply() -> np.ndarray | None:
@@ -231,7 +236,7 @@ class IndexServer:
             self.staleness.count(call, rank)
             if ids is None:
                 return slots, None, None
-            if self.index.version and self.index.knobs.sampling == "nn":
+            if self.index.version and self.index.settings.sampling == "nn":
                 self.index.checked(ids)
                 return slots, None, self.index.pool()
             return slots, self.index.draw(ids, epoch), None
@@ -239,7 +244,7 @@ class IndexServer:
         return await self.rounds.take(call, rank, apply, answer)  # type: ignore[no-any-return]
 
     async def choose(self, ids: np.ndarray, epoch: int, near: Nearest) -> Draw:
-        """Whom the anchors ``ids`` are given, of their nearest."""
+        """The draw for the anchors ``ids``, from their nearest."""
         return self.index.draw(ids, epoch, near)
 
     async def refresh(self, epoch: int) -> dict[str, float]:
@@ -248,7 +253,7 @@ class IndexServer:
             return await asyncio.to_thread(self.clusterer.refresh, epoch)
 
     async def metrics(self, lost: int) -> dict[str, float]:
-        """The counts since the last call, of which the stores have not found ``lost``; the staleness in steps."""
+        """The counts since the last call, of which ``lost`` were not found in the stores; the staleness in steps."""
         async with self.rounds.lock:
             return {**self.index.metrics(reset=True, lost=lost), **self.staleness.metrics(self.rounds.strict)}
 
@@ -268,7 +273,7 @@ class IndexServer:
         self.index.check(self._read)
 
     async def commit(self) -> Whitening | None:
-        """What was read comes into use; the map by which references are compared, if any."""
+        """Brings what `restore` has read into use; returns the map by which references are compared, if any."""
         async with self.rounds.lock:
             await asyncio.to_thread(self.clusterer.forget)
             self.index.load_state_dict(self._read)

@@ -1,14 +1,15 @@
 """The memory over several actors: one holds the index, the others, spread over the nodes, the rows.
 
-One call of a rank goes to the index, which says where the rows it remembers belong and which it is to be given, and
-then to all stores at once, each with its part of the rows. A thread of the client does so while the rank computes. In
-strict mode the index applies what all ranks remember in rank order, and so does every store, before it answers any of
-them: what is read is what the index has decided on, whatever the number of stores. Ahead, two calls may reach a
-store in another order than the index: it knows whose row is in a slot, and a row that is not the expected one's
-counts as not found.
+A call of a rank goes to the index first, which decides the slots of the rows to keep and of the rows to return. Then it
+goes to all stores at once, each with its part of the rows. A thread of the client does this while the rank computes.
 
-The sampling "nn" takes three more turns: the anchors' references, their nearest in each store, and the rows; each store
-multiplies B * |Q'| / S * D times, and is sent N / 8 bytes that say who may be found.
+Strict: the index applies what all ranks remember in rank order, and every store does the same, before it answers any
+rank. So a store returns exactly the rows that the index has decided on, for any number of stores. Ahead: two calls may
+reach a store in another order than the index. A store knows whose row is in a slot; where it is not the expected one,
+the anchor counts as not found.
+
+The sampling "nn" takes three more rounds: the anchors' references, their nearest in each store, and the rows. Each
+store does B * |Q'| / S * D multiplications, and receives N / 8 bytes that say which utterances may be found.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from concurrent.futures import Future
 from functools import partial
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import ray
@@ -34,8 +35,10 @@ from rayssl.runtime.memory.rounds import get
 from rayssl.runtime.memory.servers import IndexServer, StoreServer
 from rayssl.training.pieces import Records
 
+_Call: TypeAlias = tuple[Future[RecallArrays | None], Callable[[], RecallArrays | None]]
 
-def start(settings: dict[str, Any], world: int, config: MemoryConfig, prefix: str) -> tuple[Any, list[Any]]:
+
+def start(settings: MemorySettings, world: int, config: MemoryConfig, prefix: str) -> tuple[Any, list[Any]]:
     """The actors of the index and of all stores for ``world`` ranks, alive; named ``prefix`` and ``prefix``:shard."""
     common = settings, world, config.sync == "strict"
     stores = [
@@ -53,25 +56,25 @@ def start(settings: dict[str, Any], world: int, config: MemoryConfig, prefix: st
 class Exchanger:
     """The calls of one rank, one after the other."""
 
-    def __init__(self, knobs: MemorySettings, index: Any, stores: list[Any], rank: int) -> None:
-        self._knobs = knobs
-        self._shares = Shares(knobs, len(stores))
+    def __init__(self, settings: MemorySettings, index: Any, stores: list[Any], rank: int) -> None:
+        self._settings = settings
+        self._shares = Shares(settings, len(stores))
         self._index, self._stores, self._rank = index, stores, rank
 
     def __call__(
         self, call: int, remember: RememberArrays | None, ids: np.ndarray | None, epoch: int
     ) -> RecallArrays | None:
         """The ``call``-th of them, from 1; see `rayssl.training.context.MemoryClient.exchange`."""
-        known = None if remember is None else write_request(self._knobs, remember)
-        placed, draw, pool = get(self._index.exchange.remote(call, self._rank, known, ids, epoch))
+        request = None if remember is None else write_request(self._settings, remember)
+        placed, draw, pool = get(self._index.exchange.remote(call, self._rank, request, ids, epoch))
         queries = np.zeros(0, dtype=np.int64) if pool is None or ids is None else ids
-        messages = self._shares.messages(remember, known, placed, draw=draw, queries=queries)
+        messages = self._shares.messages(remember, request, placed, draw=draw, queries=queries)
         sent = zip(self._stores, messages, strict=True)
         answers = get([store.exchange.remote(call, self._rank, message) for store, message in sent])
         if pool is not None and ids is not None:
             rows, present = ray.put(self._shares.queries(ids, answers)), ray.put(pool)
             found = get([store.nearest.remote(rows, present) for store in self._stores])
-            near = merge_nearest(found, len(ids), self._knobs.neighbours + 1)
+            near = merge_nearest(found, len(ids), self._settings.neighbours + 1)
             draw = get(self._index.choose.remote(ids, epoch, near))
             sent = zip(self._stores, self._shares.messages(draw=draw), strict=True)
             answers = get([store.read.remote(message) for store, message in sent])
@@ -81,7 +84,7 @@ class Exchanger:
 class ShardedMemory:
     """The loop's `MemoryClient` of an index and ``config.shards`` stores; made on all ranks together."""
 
-    def __init__(self, settings: dict[str, Any], config: MemoryConfig, label: str) -> None:
+    def __init__(self, settings: MemorySettings, config: MemoryConfig, label: str) -> None:
         self.calls = 0
         prefix = collectives.broadcast_object(f"memory:{label}:{os.urandom(4).hex()}")
         if collectives.rank() == 0:
@@ -90,9 +93,9 @@ class ShardedMemory:
         if collectives.rank() != 0:
             self.index = ray.get_actor(prefix)
             self.stores = [ray.get_actor(f"{prefix}:{shard}") for shard in range(config.shards)]
-        self._exchange = Exchanger(MemorySettings(**settings), self.index, self.stores, collectives.rank())
-        self._asked: SimpleQueue[tuple[Future[RecallArrays | None], Callable[[], RecallArrays | None]]] = SimpleQueue()
-        Thread(target=_work, args=(self._asked,), name="memory", daemon=True).start()
+        self._exchange = Exchanger(settings, self.index, self.stores, collectives.rank())
+        self._waiting: SimpleQueue[_Call] = SimpleQueue()
+        Thread(target=_work, args=(self._waiting,), name="memory", daemon=True).start()
 
     def exchange(
         self, remember: RememberArrays | None, ids: np.ndarray | None, epoch: int
@@ -100,7 +103,7 @@ class ShardedMemory:
         """See `rayssl.training.context.MemoryClient.exchange`."""
         self.calls += 1
         answer = Future[RecallArrays | None]()
-        self._asked.put((answer, partial(self._exchange, self.calls, remember, ids, epoch)))
+        self._waiting.put((answer, partial(self._exchange, self.calls, remember, ids, epoch)))
         return answer
 
     def refresh(self, epoch: int) -> dict[str, float]:
@@ -119,10 +122,10 @@ class ShardedMemory:
         return {name: record for records in get(written) for name, record in records.items()}
 
     def load(self, folder: str, records: Records) -> None:
-        """See `rayssl.training.context.Checkpointable.load`; the actors read, at rank 0's word."""
+        """See `rayssl.training.context.Checkpointable.load`; the actors read, when rank 0 calls."""
 
         def restore() -> None:
-            get(self.index.restore.remote(folder, records))  # first: what does not fit is said of the whole
+            get(self.index.restore.remote(folder, records))  # first: its errors speak of the whole memory
             get([store.restore.remote(folder, records) for store in self.stores])
             whitening = get(self.index.commit.remote())
             get([store.commit.remote(whitening) for store in self.stores])
@@ -130,9 +133,9 @@ class ShardedMemory:
         on_all_ranks(restore)
 
 
-def _work(asked: SimpleQueue[tuple[Future[RecallArrays | None], Callable[[], RecallArrays | None]]]) -> None:
+def _work(waiting: SimpleQueue[_Call]) -> None:
     while True:
-        answer, call = asked.get()
+        answer, call = waiting.get()
         try:
             answer.set_result(call())
         except BaseException as error:

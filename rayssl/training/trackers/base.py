@@ -1,33 +1,28 @@
 """Where a run's figures go: one interface, `Tracker`, and what is common to those who implement it.
 
 Implementations: `rayssl.training.metrics.RunLog` (the run's own file), `rayssl.runtime.telemetry.RayMetrics` (for
-Prometheus, by way of Ray), and the optional `tracker_mlflow` and `tracker_wandb`, which a configuration names.
+Prometheus, through Ray), and the optional `MlflowTracker` and `WandbTracker` beside this file, which a configuration
+names and `rayssl.training.trackers.opening` opens.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from queue import Full, Queue
-from threading import Thread
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
 from rayssl import storage
-from rayssl.errors import ConfigError, UserError
+from rayssl.errors import UserError
 from rayssl.schema import Config
-
-_WAITING = 10_000  # records kept for a server that does not answer
 
 
 class Tracker:
-    """Takes what the loop has found; passes over what it has no use for. Ranks other than 0 have few of them.
+    """Takes the figures of the loop and ignores those it has no use for. Ranks other than 0 have few trackers.
 
     Kinds of records: "step" (means since the last one), "refresh" (a clustering), "epoch", "classes" (counts by class),
     "event". Figures are Python numbers by the time they come here, so that no tracker waits for a device.
@@ -37,13 +32,13 @@ class Tracker:
         """The figures of ``step``."""
 
     def observe(self, name: str, seconds: Sequence[float]) -> None:
-        """How long each of several events took, such as the last ten of ``step``; for those that keep histograms."""
+        """How long each of several events took, such as the last ten steps; for trackers that keep histograms."""
 
     def flush(self) -> None:
-        """Called before a checkpoint: what was written is not written again after it."""
+        """Called before a checkpoint: a run that resumes from it does not write the same figures again."""
 
     def close(self, *, failed: bool = False) -> None:
-        """The end of this life of the run; a second call does nothing."""
+        """The run ends, or its process does; a second call does nothing."""
 
 
 class Several(Tracker):
@@ -84,10 +79,10 @@ class MlflowConfig(Config):
 
     @property
     def place(self) -> str:
-        """What decides whether an earlier run is to be found again."""
+        """Two configurations of the same place continue the same tracked run."""
         return f"{self.uri} {self.experiment}"
 
-    @model_validator(mode="after")  # of the whole, for of a field the value would be shown
+    @model_validator(mode="after")  # of the model: an error of a field would show the value
     def _without_account(self) -> MlflowConfig:
         if "@" in urlsplit(self.uri).netloc:
             raise ValueError(
@@ -113,17 +108,16 @@ class WandbConfig(Config):
 
     @property
     def place(self) -> str:
-        """What decides whether an earlier run is to be found again."""
+        """Two configurations of the same place continue the same tracked run."""
         return f"{self.entity} {self.project}"
 
 
 TrackerConfig = Annotated[MlflowConfig | WandbConfig, Field(discriminator="name")]
-_PACKAGES = {"mlflow": "mlflow-skinny", "wandb": "wandb"}
 
 
 @dataclass(frozen=True)
 class Identity:
-    """The run that is tracked: its folder, its resolved configuration, and whether it goes on from a checkpoint."""
+    """The run that is tracked: its folder, its resolved configuration, and whether it resumes from a checkpoint."""
 
     run: str
     settings: dict[str, Any] = field(default_factory=dict)
@@ -135,107 +129,8 @@ class Identity:
         return "/".join(self.run.rstrip("/").rsplit("/", 2)[-2:])
 
 
-def check(configs: Sequence[MlflowConfig | WandbConfig], run: str) -> None:
-    """Raises `ConfigError` for a tracker that cannot work: its package is missing, or the run's folder is of no use."""
-    for index, config in enumerate(configs):
-        if importlib.util.find_spec(config.name) is None:
-            raise ConfigError(
-                f"training.trackers.{index}.name={config.name}: the package is not installed; "
-                f"pip install {_PACKAGES[config.name]}, or leave the tracker out"
-            )
-        if isinstance(config, WandbConfig) and config.mode == "offline" and local_path(run) is None:
-            raise ConfigError(
-                f"training.trackers.{index}.mode=offline: wandb keeps such files in a local folder, and {run} is none; "
-                "set mode=online"
-            )
-
-
-def open_all(configs: Sequence[MlflowConfig | WandbConfig], of: Identity, say: Callable[[str], None]) -> list[Tracker]:
-    """The configured trackers, each in a thread of its own. Raises `ConfigError` as `check` does."""
-    check(configs, of.run)
-    return [Background(config.name, _opening(config, of), say) for config in configs]
-
-
-def _opening(config: MlflowConfig | WandbConfig, of: Identity) -> Callable[[], Tracker]:
-    def start() -> Tracker:
-        if isinstance(config, MlflowConfig):
-            from rayssl.training.trackers.mlflow import MlflowTracker
-
-            return MlflowTracker(config, of)
-        from rayssl.training.trackers.wandb import WandbTracker
-
-        return WandbTracker(config, of)
-
-    return start
-
-
-class Background(Tracker):
-    """A tracker whose server may be slow, or gone: training never waits for it, and never ends because of it.
-
-    ``start`` opens it in the thread that then serves it. Only numbers are passed on, with their ``time`` (Unix
-    seconds). What goes wrong is said once, and ends it; where ``waiting`` records wait for it, more are left out, which
-    is said once too.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        start: Callable[[], Tracker],
-        say: Callable[[str], None],
-        *,
-        waiting: int = _WAITING,
-        patience_s: float = 30.0,
-    ) -> None:
-        self._name, self._start, self._say, self._patience_s = name, start, say, patience_s
-        self._records: Queue[tuple[str, int, dict[str, float]] | bool] = Queue(waiting)
-        self._lost = self._over = False
-        self._thread = Thread(target=self._serve, name=f"rayssl-{name}", daemon=True)
-        self._thread.start()
-
-    def write(self, kind: str, step: int, **values: Any) -> None:
-        """Returns at once."""
-        numbers = {
-            name: float(value)
-            for name, value in values.items()
-            if isinstance(value, (int, float)) and not isinstance(value, bool)
-        }
-        if not numbers or self._over:
-            return
-        try:
-            self._records.put_nowait((kind, step, {"time": time.time(), **numbers}))
-        except Full:
-            if not self._lost:
-                self._say(f"{self._name}: does not keep up; figures are missing there from step {step} on")
-            self._lost = True
-
-    def close(self, *, failed: bool = False) -> None:
-        """Waits until everything is passed on, ``patience_s`` seconds at the most."""
-        if self._over:
-            return
-        self._over = True
-        try:
-            self._records.put(failed, timeout=self._patience_s)
-        except Full:
-            return
-        self._thread.join(self._patience_s)
-        if self._thread.is_alive():
-            self._say(f"{self._name}: has not taken everything in {self._patience_s:g} s; its last figures are missing")
-
-    def _serve(self) -> None:
-        try:
-            tracker = self._start()
-            while not isinstance(record := self._records.get(), bool):
-                kind, step, numbers = record
-                tracker.write(kind, step, **numbers)
-            tracker.close(failed=record)
-        except BaseException as error:  # some of these packages raise SystemExit
-            self._over = True
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            self._say(f"{self._name}: {lines[0][:300]}; training goes on without it")
-
-
 def known_id(config: MlflowConfig | WandbConfig, of: Identity) -> str | None:
-    """The identifier that an earlier life of the run had at this place; None for a run that begins."""
+    """The identifier that an earlier process of the run had at this place; None for a run that begins."""
     if not of.resumed:
         return None
     try:
@@ -246,7 +141,7 @@ def known_id(config: MlflowConfig | WandbConfig, of: Identity) -> str | None:
 
 
 def keep_id(config: MlflowConfig | WandbConfig, of: Identity, known: str) -> None:
-    """Writes the identifier to the run's folder, for its next life."""
+    """Writes the identifier to the run's folder, for the next process of the run."""
     storage.write_text(_file(config, of), json.dumps({"tracker": config.name, "id": known}))
 
 

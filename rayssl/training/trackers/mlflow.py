@@ -12,7 +12,7 @@ _PARAMETERS_A_CALL = 100  # MLflow's limit
 
 
 class MlflowTracker(Tracker):
-    """Metrics ``<kind>/<name>`` and the configuration as parameters. Goes on with the run of an earlier life.
+    """Metrics ``<kind>/<name>`` and the configuration as parameters. Resumes the tracked run of an earlier process.
 
     After a restart the steps since the last checkpoint are there twice: MLflow can take nothing back.
     """

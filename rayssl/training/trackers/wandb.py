@@ -10,7 +10,7 @@ from rayssl.training.trackers.base import Identity, Tracker, WandbConfig, keep_i
 
 
 class WandbTracker(Tracker):
-    """Figures ``<kind>/<name>`` over ``step``, and the configuration. Goes on with the run of an earlier life.
+    """Figures ``<kind>/<name>`` over ``step``, and the configuration. Resumes the tracked run of an earlier process.
 
     After a restart the steps since the last checkpoint are there twice. Neither code nor output is sent.
     """
@@ -33,7 +33,7 @@ class WandbTracker(Tracker):
         )
         if known is None:
             keep_id(config, of, self._run.id)
-        # W&B's own count of steps only rises, and a run that goes on from a checkpoint goes back
+        # W&B's own count of steps only rises, and a run that resumes from a checkpoint goes back
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
 

@@ -1,0 +1,46 @@
+"""From the trackers that a configuration names to trackers at work, each in a thread of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+
+from rayssl.errors import ConfigError
+from rayssl.training.trackers.background import Background
+from rayssl.training.trackers.base import Identity, MlflowConfig, Tracker, WandbConfig, local_path
+
+_PACKAGES = {"mlflow": "mlflow-skinny", "wandb": "wandb"}
+
+
+def check(configs: Sequence[MlflowConfig | WandbConfig], run: str) -> None:
+    """Raises `ConfigError` for a tracker that cannot work: its package is missing, or it needs a local folder."""
+    for index, config in enumerate(configs):
+        if importlib.util.find_spec(config.name) is None:
+            raise ConfigError(
+                f"training.trackers.{index}.name={config.name}: the package is not installed; "
+                f"pip install {_PACKAGES[config.name]}, or leave the tracker out"
+            )
+        if isinstance(config, WandbConfig) and config.mode == "offline" and local_path(run) is None:
+            raise ConfigError(
+                f"training.trackers.{index}.mode=offline: wandb keeps such files in a local folder, and {run} is none; "
+                "set mode=online"
+            )
+
+
+def open_all(configs: Sequence[MlflowConfig | WandbConfig], of: Identity, say: Callable[[str], None]) -> list[Tracker]:
+    """The configured trackers, each in a thread of its own. Raises `ConfigError` as `check` does."""
+    check(configs, of.run)
+    return [Background(config.name, _opening(config, of), say) for config in configs]
+
+
+def _opening(config: MlflowConfig | WandbConfig, of: Identity) -> Callable[[], Tracker]:
+    def start() -> Tracker:
+        if isinstance(config, MlflowConfig):
+            from rayssl.training.trackers.mlflow import MlflowTracker
+
+            return MlflowTracker(config, of)
+        from rayssl.training.trackers.wandb import WandbTracker
+
+        return WandbTracker(config, of)
+
+    return start
