@@ -1,0 +1,1 @@
+"""The folder of a run: what exactly ran, and reading it back."""
