@@ -1,4 +1,8 @@
-"""The command line."""
+"""The command line: ``rayssl show | prepare | train | sweep | evaluate | embed | export | report | doctor | bench``.
+
+One file for each group of verbs: `configuration`, `data`, `training`, `results`, `machine`. A new verb is a function
+there and a line in that file's ``add``.
+"""
 
 from rayssl.cli.entry import main
 
