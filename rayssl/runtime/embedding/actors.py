@@ -18,7 +18,7 @@ from rayssl.data.shards import Manifest
 from rayssl.errors import CorpusError
 from rayssl.evaluation.embeddings import embed_utterances
 from rayssl.experiment.config import Experiment
-from rayssl.runs.reading import load_encoder
+from rayssl.inference.encoder import load_encoder
 from rayssl.runtime import cluster
 
 _COLUMNS = ("name", "speaker", "recording", "label")

@@ -17,7 +17,7 @@ from rayssl.evaluation import finetune, probes
 from rayssl.evaluation.imbalance import ClassificationResult, classification_result
 from rayssl.evaluation.settings import ClassificationConfig
 from rayssl.experiment.config import Experiment
-from rayssl.runs.reading import load_encoder
+from rayssl.inference.encoder import load_encoder
 from rayssl.runtime.embedding.actors import embed, matrix
 from rayssl.training import checkpoint
 
