@@ -1,4 +1,9 @@
-"""Layers, thread bounds, and the servers of the test session: one S3 server, one Ray cluster, one pool of ranks."""
+"""Layers, bounds, and the servers of the test session: one S3 server, one Ray cluster, one pool of ranks.
+
+`pytest` alone runs the default layer: tests without a mark, each well under a second, pure. The marks are the other
+layers: `long` (seconds each, as pure as the default layer), `ranks`, `s3`, `ray`; `--layers all`, which
+``infra/local/test.sh`` asks for, runs them all. `slow` runs only when it is asked for.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +29,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LAYERS = ("ranks", "s3", "ray")  # in running order, after the default layer; `slow` is a layer of its own
+LAYERS = ("long", "ranks", "s3", "ray")  # in running order, after the default layer; `slow` is a layer of its own
 pytest_plugins = ["tests.ranks_pool"]
 
 
@@ -32,8 +37,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--layers",
         default="default",
-        help="comma-separated: default, ranks, s3, ray, slow, or all (all but slow); files named on the command line "
-        "and -m run whatever they select",
+        help="comma-separated: default, long, ranks, s3, ray, slow, or all (all but slow); files named on the command "
+        "line and -m run whatever they select",
     )
 
 
@@ -43,7 +48,7 @@ def layers_of(item: pytest.Item) -> set[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselects the layers not asked for and orders the rest: default, ranks, s3, ray."""
+    """Deselects the layers not asked for and orders the rest: default, long, ranks, s3, ray."""
     wanted = set(config.getoption("--layers").split(","))
     unknown = wanted - {"default", *LAYERS, "slow", "all"}
     if unknown:
@@ -64,6 +69,14 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def the_disk_is_not_waited_for() -> Iterator[None]:
+    """`os.fsync` does nothing in this process: no test cuts the power, and on a busy disk each call takes long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 def _launcher() -> ModuleType:

@@ -192,3 +192,12 @@ def test_the_verbs_are_imported_without_ray() -> None:
     code = f"import sys, {modules}; sys.exit('ray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False)
     assert done.returncode == 0
+
+
+def test_help_imports_neither_ray_nor_torch() -> None:
+    """``python -m rayssl.cli`` is the program too; its help does not wait for what only the verbs need."""
+    command = [sys.executable, "-X", "importtime", "-m", "rayssl.cli", "--help"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()[:2]) == (0, ["usage:", "rayssl"]), done.stderr
+    imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
+    assert "rayssl" in imported and not imported & {"ray", "torch", "numpy", "pydantic"}

@@ -35,7 +35,7 @@ install_servers() {
     local commands=("${servers[@]}" radosgw-admin monmaptool ceph)
     if have "${commands[@]}"; then return; fi
     if install_packages "the s3 layer" "${servers[@]}" && have "${commands[@]}"; then return; fi
-    layers=default,ranks,ray
+    layers=default,long,ranks,ray
 }
 
 # A test scrapes a run with it, others check the rules; without it they skip themselves. Its package starts it as a

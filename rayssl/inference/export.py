@@ -26,8 +26,9 @@ from rayssl import __version__, storage
 from rayssl.data import decode, shards
 from rayssl.errors import CheckpointError, ConfigError, UserError
 from rayssl.evaluation.embeddings import frozen
+from rayssl.inference.encoder import load_encoder
 from rayssl.models.encoder import Encoder
-from rayssl.runs.reading import Source, find, load_encoder
+from rayssl.runs.reading import Source, find
 
 ABOUT = "rayssl.json"
 TOLERANCE = 1e-5

@@ -14,8 +14,9 @@ from rayssl import storage
 from rayssl.data import decode
 from rayssl.errors import AudioError
 from rayssl.evaluation.embeddings import frozen
+from rayssl.inference.encoder import load_encoder
 from rayssl.models.encoder import Encoder
-from rayssl.runs.reading import Source, find, load_encoder
+from rayssl.runs.reading import Source, find
 
 Waveform: TypeAlias = "Tensor | np.ndarray | list[float]"
 
@@ -32,6 +33,24 @@ class Model:
     def __init__(self, encoder: Encoder, source: Source, rate: int, device: torch.device) -> None:
         self.encoder, self.source, self.rate, self.device = encoder.to(device), source, rate, device
         self.dim, self.minimum_samples = int(encoder.embedding_dim), int(encoder.minimum_samples)
+
+    def __repr__(self) -> str:
+        """One line: which run and step it is, and what it takes and gives."""
+        source = self.source
+        return (
+            f"Model(run={source.run!r}, checkpoint={source.checkpoint!r}, step={source.step}, dim={self.dim}, "
+            f"rate={self.rate}, device={str(self.device)!r})"
+        )
+
+    def __call__(self, waveform: Waveform, rate: int = decode.RATE) -> Tensor:
+        """The same as `embed`."""
+        return self.embed(waveform, rate)
+
+    def to(self, device: str | torch.device) -> Model:
+        """Moves the encoder to ``device`` and returns this same model. Embeddings still come on the CPU."""
+        chosen = torch.device(device)
+        self.encoder, self.device = self.encoder.to(chosen), chosen
+        return self
 
     def embed(self, waveform: Waveform, rate: int = decode.RATE) -> Tensor:
         """Embeddings ``[B, D]`` of ``waveform [B, T]``, or ``[D]`` of ``[T]``: float32 on the CPU, not normalised.

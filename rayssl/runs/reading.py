@@ -1,4 +1,4 @@
-"""A run's folder read back: its configuration, a checkpoint of it, and the frozen encoder."""
+"""A run's folder read back: its configuration, and a checkpoint of it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 from rayssl import storage
 from rayssl.errors import ConfigError
-from rayssl.experiment.build import build_run_encoder
 from rayssl.experiment.config import Experiment, located
-from rayssl.models.encoder import Encoder
 from rayssl.schema import load_yaml, override, parse
 from rayssl.training import checkpoint
 
@@ -50,13 +48,3 @@ def find(run: str, which: str = "last", overrides: list[str] | None = None) -> S
     uri = checkpoint.locate(run, which, experiment.training.checkpoints.best)
     meta = checkpoint.read_meta(uri)
     return Source(run, experiment, uri, meta.step, str(meta.files.get("state.pt", {}).get("sha256", "")))
-
-
-def load_encoder(experiment: Experiment, checkpoint_uri: str, rate: int) -> Encoder:
-    """The frozen encoder of a checkpoint; raises `CheckpointError` where it does not fit the run's configuration."""
-    loaded = checkpoint.load(checkpoint_uri)
-    prefix = loaded.state["encoder_prefix"]
-    encoder = build_run_encoder(experiment, rate)
-    weights = {name[len(prefix) :]: value for name, value in loaded.state["method"].items() if name.startswith(prefix)}
-    checkpoint.load_module(encoder, weights, checkpoint_uri, experiment.architecture)
-    return encoder.eval().requires_grad_(False)

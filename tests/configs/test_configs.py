@@ -17,8 +17,9 @@ from rayssl.sweeps.config import read_plan
 from tests.runs import SPLITS, batches, build, records, write_corpus
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted((ROOT / "configs").glob("*.yaml"))
-TREES = {path.name: load_yaml(path.read_text(), path.name) for path in FILES}
+FOLDER = ROOT / "configs"
+FILES = sorted(FOLDER.rglob("*.yaml"))
+TREES = {str(path.relative_to(FOLDER)): load_yaml(path.read_text(), path.name) for path in FILES}
 SWEEPS = [name for name, tree in TREES.items() if "space" in tree]
 PREPARED = [name for name, tree in TREES.items() if "corpora" in tree]
 EXPERIMENTS = [name for name in TREES if name not in (*SWEEPS, *PREPARED)]
@@ -39,6 +40,7 @@ QUICK_METHODS = {
     "vicreg": ("projector.sizes=[16, 16, 8]",),
     "clar": ("projector.sizes=[16, 8]",),
     "daso": ("warmup_steps=1", "window=1"),
+    "configs/own_method/barlow.py:BarlowTwins": ("projector.sizes=[16, 16, 8]",),
 }
 # of clips of four classes, two of each labelled
 QUICK_LABELS = ("labels.split=few", "labels.ratio=2", "training.epoch_steps=2")
@@ -74,8 +76,9 @@ def test_header(path: Path) -> None:
     header = lines[: next(number for number, line in enumerate(lines) if not line.startswith("#"))]
     fields = {match[1]: match[2] for line in header if (match := re.match(r"# (\w+): +(\S.*)", line))}
     assert {"Shows", "Command", "Hardware"} <= fields.keys()
-    verb = "train" if path.name in EXPERIMENTS else "sweep" if path.name in SWEEPS else "prepare"
-    assert re.match(rf"rayssl ({verb}) configs/{re.escape(path.name)}\b", fields["Command"])
+    name = str(path.relative_to(FOLDER))
+    verb = "train" if name in EXPERIMENTS else "sweep" if name in SWEEPS else "prepare"
+    assert re.match(rf"rayssl ({verb}) configs/{re.escape(name)}\b", fields["Command"])
 
 
 @pytest.mark.parametrize("name", PREPARED)
@@ -96,8 +99,9 @@ def test_sweeps_are_read(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_experiments_run(name: str, tmp_path: Path) -> None:
+def test_experiments_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As written it is read; made small it is built, and runs, with every weight moved."""
+    monkeypatch.chdir(ROOT)  # a method of one's own is named from there
     assert parse(Experiment, TREES[name], name).training.epochs > 1
     write_corpus(tmp_path / "corpus", (9, 8), splits=SPLITS)
     method: dict[str, Any] = TREES[name]["method"]

@@ -51,6 +51,28 @@ def test_the_same_as_in_evaluation(model: rayssl.Model) -> None:
     assert (model.rate, model.minimum_samples, model.source.checkpoint) == (16000, 640, "step-0000000004")
 
 
+def test_it_can_be_called_and_says_what_it_is(model: rayssl.Model, run: Path) -> None:
+    wave = tone(1, 1, 5000)
+    assert torch.equal(model(wave), model.embed(wave))
+    slow = 0.2 * np.sin(np.arange(4000) * 0.1)
+    assert torch.equal(model(slow, rate=8000), model.embed(slow, rate=8000))
+    assert not torch.equal(model(slow, rate=8000), model(slow))
+    assert repr(model) == (
+        f"Model(run='{run}', checkpoint='step-0000000004', step=4, dim=16, rate=16000, device='cpu')"
+    )
+
+
+def test_it_moves_and_stays_the_same_model(run: Path) -> None:
+    """The device without storage stands in for a GPU: every tensor of the encoder goes there, buffers too."""
+    model = rayssl.load(str(run), device="cpu")
+    assert model.to("cpu") is model and model.device == torch.device("cpu")
+    assert model.to(torch.device("meta")) is model
+    tensors = [*model.encoder.parameters(), *model.encoder.buffers()]
+    assert {tensor.device.type for tensor in tensors} == {"meta"} == {model.device.type}
+    assert not model.encoder.training and not any(tensor.requires_grad for tensor in tensors)
+    assert repr(model).endswith("device='meta')")
+
+
 def test_other_rates_are_resampled(model: rayssl.Model) -> None:
     wave = 0.2 * np.sin(np.arange(22050) * 0.1)
     assert torch.equal(model.embed(wave, rate=44100), model.embed(resample(wave.astype(np.float32), 44100)))

@@ -142,6 +142,7 @@ def test_metrics_that_are_compared() -> None:
     assert reading.common_metrics(still) == ["loss"]  # what never changes says nothing
 
 
+@pytest.mark.long
 def test_real_trainings(trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "page.html"
     assert main(["report", *trained, "--out", str(page)]) == 0

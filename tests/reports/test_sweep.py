@@ -45,10 +45,12 @@ def test_page_shows_every_trial_and_the_best_configuration(page: str) -> None:
     assert "<script>" not in page and "<nan>" not in page and "gsc_<b>" not in page
 
 
-def test_the_report_verb_knows_a_sweep(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_verb_knows_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_sweep(tmp_path / "small", count=3)  # too few for a forest
     assert is_sweep(str(folder)) and not is_sweep(str(folder.parent))
     assert main(["report", str(folder)]) == 0
     assert capsys.readouterr().out == f"{folder}/report.html\n"
+    assert "3 trials" in text_of((folder / "report.html").read_text(encoding="utf-8"))
 
 
 def test_a_sweep_that_has_hardly_begun(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from rayssl.data.shards import Manifest
 from rayssl.errors import CorpusError
 from rayssl.evaluation.embeddings import embed_utterances
 from rayssl.experiment.config import Experiment
-from rayssl.runs.reading import load_encoder
+from rayssl.inference.encoder import load_encoder
 from rayssl.runtime import cluster
 
 _COLUMNS = ("name", "speaker", "recording", "label")
@@ -29,7 +29,7 @@ class EmbeddingTask:
     """What every actor knows: a run's ``experiment``, its checkpoint and the corpus, both as URIs.
 
     ``normalise``: embeddings of unit length. ``actors`` 0: a GPU's worth each where the cluster has GPUs, otherwise as
-    many as the run's ``evaluation.actors``.
+    many as the run's ``evaluation.actors``. ``local``: by this process alone, without Ray.
     """
 
     experiment: Experiment
@@ -38,6 +38,7 @@ class EmbeddingTask:
     manifest: Manifest
     normalise: bool = True
     actors: int = 0
+    local: bool = False
 
     @property
     def batch(self) -> int:
@@ -52,13 +53,19 @@ class EmbeddingTask:
 
 
 def embed(
-    experiment: Experiment, checkpoint_uri: str, corpus: str, limit: int | None = None, *, normalise: bool = True
+    experiment: Experiment,
+    checkpoint_uri: str,
+    corpus: str,
+    limit: int | None = None,
+    *,
+    normalise: bool = True,
+    local: bool = False,
 ) -> pa.Table:
     """Embeddings of the utterances of a corpus: ``name``, ``embedding``, ``speaker``, ``recording``, ``label``.
 
     ``limit``: only the first so many. ``normalise``: of unit length. The order is that of the corpus.
     """
-    job = EmbeddingTask(experiment, checkpoint_uri, corpus, read_corpus(corpus), normalise)
+    job = EmbeddingTask(experiment, checkpoint_uri, corpus, read_corpus(corpus), normalise, local=local)
     load_encoder(experiment, checkpoint_uri, job.manifest.rate)  # what does not fit is refused here, not in an actor
     count = len(job.manifest.shards)
     if limit is not None:
@@ -82,6 +89,10 @@ def over_shards(job: EmbeddingTask, which: Sequence[int], embedder: type[Embedde
 
     A `UserError` in an actor is raised here.
     """
+    if job.local:
+        alone = embedder(job, *extra)
+        yield from (alone.answer(index) for index in which)
+        return
     asked = job.asked_actors
     cluster.connect(cpus=asked or 1)  # before ray is imported, which reads its environment
     import ray.data

@@ -26,8 +26,9 @@ from pydantic import ValidationError
 from rayssl import storage
 from rayssl.data.shards import MANIFEST, Manifest
 from rayssl.errors import ConfigError, CorpusError, StorageError
+from rayssl.inference.encoder import load_encoder
 from rayssl.models.encoder import EncoderConfig
-from rayssl.runs.reading import Source, find, load_encoder
+from rayssl.runs.reading import Source, find
 from rayssl.runtime.embedding.actors import Embedder, EmbeddingTask, over_shards, read_corpus
 from rayssl.schema import Config
 

@@ -17,7 +17,7 @@ from rayssl.evaluation import finetune, probes
 from rayssl.evaluation.imbalance import ClassificationResult, classification_result
 from rayssl.evaluation.settings import ClassificationConfig
 from rayssl.experiment.config import Experiment
-from rayssl.runs.reading import load_encoder
+from rayssl.inference.encoder import load_encoder
 from rayssl.runtime.embedding.actors import embed, matrix
 from rayssl.training import checkpoint
 
@@ -41,7 +41,7 @@ class Material:
 
 
 def classify(
-    experiment: Experiment, settings: ClassificationConfig, uri: str
+    experiment: Experiment, settings: ClassificationConfig, uri: str, *, local: bool = False
 ) -> tuple[list[ClassificationResult], pa.Table]:
     """The figures of the checkpoint at ``uri``, those of the method's own classifier first, and the test embeddings.
 
@@ -50,7 +50,7 @@ def classify(
     """
     manifest, test = shards.read_manifest(experiment.corpus.uri), shards.read_manifest(settings.corpus)
     names, ids, labels = labelled_clips(experiment, manifest)
-    table = embed(experiment, uri, settings.corpus, normalise=False)
+    table = embed(experiment, uri, settings.corpus, normalise=False, local=local)
     known = {name: k for k, name in enumerate(names)}
     test_names = shards.read_labels(settings.corpus)["label"]
     mapped = np.array([*(known.get(name, -1) for name in test_names), -1])  # the last is that of label -1
@@ -64,7 +64,9 @@ def classify(
     speakers = np.asarray(table["speaker"].to_numpy())[tested]
     rows = matrix(table)
     needed = [probe for probe in settings.probes if probe != "finetune"]
-    seen = matrix(embed(experiment, uri, experiment.corpus.uri, normalise=False))[ids] if needed else rows[:0]
+    seen = (
+        matrix(embed(experiment, uri, experiment.corpus.uri, normalise=False, local=local))[ids] if needed else rows[:0]
+    )
     material = Material(
         names, seen, ids, labels, rows[tested], classes[tested], speakers if (speakers >= 0).all() else None
     )

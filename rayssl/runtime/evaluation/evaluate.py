@@ -27,12 +27,12 @@ from rayssl.training.metrics import read_metrics
 Figures: TypeAlias = "Result | list[ClassificationResult]"
 
 
-def evaluate(run: str, which: str = "last", overrides: list[str] | None = None) -> Figures:
+def evaluate(run: str, which: str = "last", overrides: list[str] | None = None, *, local: bool = False) -> Figures:
     """Evaluates a checkpoint of a run on its trials or classes and returns the figures, which `report` shows.
 
     Writes ``evaluation/embeddings.parquet``, ``scores.parquet`` (of trials) and ``result.json`` for the last
-    checkpoint, the same below ``evaluation/<which>/`` for another. Raises `UserError` naming the run, corpus or trials
-    that cannot be used.
+    checkpoint, the same below ``evaluation/<which>/`` for another. ``local``: in this process, without Ray.
+    Raises `UserError` naming the run, corpus or trials that cannot be used.
     """
     experiment = read_run(run, overrides or [])
     settings = experiment.evaluation
@@ -48,14 +48,14 @@ def evaluate(run: str, which: str = "last", overrides: list[str] | None = None) 
     if isinstance(settings, ClassificationConfig):
         from rayssl.runtime.evaluation.classify import classify  # brings scikit-learn, which trials do without
 
-        results, table = classify(experiment, settings, uri)
+        results, table = classify(experiment, settings, uri, local=local)
         _write_table(folder, "embeddings", table)
         _write_result(folder, [result.model_dump(mode="json") for result in results])
         return results
-    return _verify(experiment, settings, uri, folder)
+    return _verify(experiment, settings, uri, folder, local)
 
 
-def over_time(run: str, overrides: list[str] | None = None) -> Iterator[tuple[str, Figures]]:
+def over_time(run: str, overrides: list[str] | None = None, *, local: bool = False) -> Iterator[tuple[str, Figures]]:
     """`evaluate` of each checkpoint that ended an epoch and has been kept (``training.checkpoints.milestones``).
 
     Yields which it was, and its figures. Then ``evaluation/over_time.jsonl`` has a line for each, with the seconds that
@@ -67,7 +67,7 @@ def over_time(run: str, overrides: list[str] | None = None) -> Iterator[tuple[st
     written = []
     for meta in (meta for meta in metas if meta.epoch_step == 0):
         which = f"epoch-{meta.epoch}"
-        found = evaluate(run, which, overrides)
+        found = evaluate(run, which, overrides, local=local)
         done = [line for line in lines if line["step"] <= meta.step]
         steps = np.diff([0, *(line["step"] for line in done)])
         rates = [line["utterances_per_s"] / experiment.training.batch for line in done]
@@ -103,16 +103,16 @@ def _classified(result: ClassificationResult) -> str:
     )
 
 
-def _verify(experiment: Experiment, settings: VerificationConfig, uri: str, folder: str) -> Result:
+def _verify(experiment: Experiment, settings: VerificationConfig, uri: str, folder: str, local: bool) -> Result:
     """Scores the trials by the checkpoint at ``uri``."""
     listed = _read_trials(settings.trials, settings.corpus)
-    table = embed(experiment, uri, settings.corpus)
+    table = embed(experiment, uri, settings.corpus, local=local)
     names = table.column("name").to_pylist()
     rows = matrix(table)
     scores = score_trials(listed, names, rows)
     norm = "none"
     if settings.as_norm is not None:
-        cohort = embed(experiment, uri, settings.as_norm.cohort, limit=settings.as_norm.utterances)
+        cohort = embed(experiment, uri, settings.as_norm.cohort, limit=settings.as_norm.utterances, local=local)
         scores = as_norm(scores, listed, names, rows, matrix(cohort), top=settings.as_norm.top)
         norm = f"as-norm({cohort.num_rows}, top {settings.as_norm.top})"
     speakers = dict(zip(names, table.column("speaker").to_pylist(), strict=True))

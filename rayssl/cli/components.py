@@ -1,0 +1,31 @@
+"""``rayssl check``: what a method, an encoder or a source must hold to."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from rayssl.cli.parser import OVERRIDES, Verbs, declare
+
+
+def add(verbs: Verbs) -> None:
+    """Declares the verb of this file."""
+    text = "try a method, encoder or source, ours or yours, against the rules of all of them"
+    name = ("name", {"metavar": "NAME", "help": "simclr, package.module:Class, file.py:Class, or an experiment's YAML"})
+    declare(verbs, check, text, "configs/own_method/barlow.py:BarlowTwins", name, OVERRIDES)
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """Tries a component on a small corpus of tones: one rank = two ranks in value and gradient, 6 steps = 3 + resume
+    + 3, the same bits twice, bfloat16 close to float32; shapes and export of encoders; listing and reading of sources.
+    A line for each; status 1 with any FAIL.
+    """
+    from rayssl.checks.component import check as checks
+
+    began, failed, count = time.monotonic(), 0, 0
+    for outcome in checks(arguments.name, arguments.overrides):
+        print(outcome.text(), flush=True)
+        count, failed = count + 1, failed + (not outcome.passed)
+    verdict = "all hold" if not failed else f"{failed} of them failed"
+    print(f"{arguments.name}: {count} checks in {time.monotonic() - began:.0f} s, {verdict}")
+    return int(failed > 0)

@@ -1,0 +1,49 @@
+"""``rayssl show``, and how every verb reads the configuration that it is given."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from rayssl.cli.parser import CONFIG, OVERRIDES, Verbs, declare
+
+if TYPE_CHECKING:
+    from rayssl.experiment.config import Experiment
+
+
+def add(verbs: Verbs) -> None:
+    """Declares the verbs of this file."""
+    text, example = "resolved configuration, with origins", "configs/synthetic_ssps.yaml seed=1"
+    declare(verbs, show, text, example, CONFIG, OVERRIDES)
+
+
+def show(arguments: argparse.Namespace) -> int:
+    """Prints the resolved configuration, each value with where it came from."""
+    from rayssl.runs.origin import origins
+    from rayssl.schema import flatten
+
+    tree, experiment = read_experiment(arguments)
+    leaves = flatten(experiment.model_dump(mode="json"))
+    where = origins(tree, arguments.overrides, experiment)
+    width = max(len(key) for key in leaves)
+    for key, value in leaves.items():
+        print(f"{key:<{width}}  {json.dumps(value):<40}  {where[key]}")
+    return 0
+
+
+def read_tree(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The YAML of ``arguments.config`` with ``arguments.overrides`` on top, not yet checked."""
+    from rayssl import storage
+    from rayssl.schema import load_yaml, override
+
+    return override(load_yaml(storage.read_text(arguments.config), arguments.config), arguments.overrides)
+
+
+def read_experiment(arguments: argparse.Namespace) -> tuple[dict[str, Any], Experiment]:
+    """That tree, and the experiment it describes."""
+    from rayssl.experiment.config import Experiment
+    from rayssl.schema import parse
+
+    tree = read_tree(arguments)
+    return tree, parse(Experiment, tree, arguments.config)

@@ -1,0 +1,38 @@
+"""``rayssl prepare``: from raw audio to corpora."""
+
+from __future__ import annotations
+
+import argparse
+
+from rayssl.cli.configuration import read_tree
+from rayssl.cli.parser import CONFIG, OVERRIDES, Verbs, declare
+from rayssl.errors import CorpusError
+
+
+def add(verbs: Verbs) -> None:
+    """Declares the verbs of this file."""
+    made = declare(verbs, prepare, "raw audio to shards", "configs/gsc_prepare.yaml --verify", CONFIG, OVERRIDES)
+    made.add_argument("--verify", action="store_true", help="check existing corpora against their manifests instead")
+    made.add_argument("--overwrite", action="store_true", help="replace corpora that were made with other settings")
+    made.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def prepare(arguments: argparse.Namespace) -> int:
+    """Makes (or with --verify checks) the corpora of a configuration."""
+    from rayssl.data.corpus import PrepareConfig
+    from rayssl.runtime import prepare as runtime
+    from rayssl.schema import parse
+
+    config = parse(PrepareConfig, read_tree(arguments), arguments.config)
+    if arguments.verify:
+        problems = runtime.verify_corpora(config)
+        for problem in problems:
+            print(problem)
+        if problems:
+            raise CorpusError(
+                f"{arguments.config}: {len(problems)} problems; delete the damaged corpus and prepare it again"
+            )
+        print("every corpus agrees with its manifest")
+        return 0
+    print(runtime.prepare(config, progress=not arguments.quiet, overwrite=arguments.overwrite).text())
+    return 0

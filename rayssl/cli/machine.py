@@ -1,0 +1,117 @@
+"""``rayssl doctor | bench``: whether a machine is fit for a job, and how long parts of the job would take on it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from rayssl.cli.parser import Verbs, add_whole_numbers, declare
+
+if TYPE_CHECKING:
+    from rayssl.doctor.findings import Finding
+
+
+def add(verbs: Verbs) -> None:
+    """Declares the verbs of this file."""
+    checked = declare(verbs, doctor, "what to mend before the first run", "--storage s3://bucket/prefix")
+    tried = "folder or URI to try out with small objects, which are removed; may be given several times"
+    checked.add_argument("--storage", action="append", default=[], metavar="URI", help=tried)
+    checked.add_argument("--json", action="store_true", help="print the findings as JSON instead")
+    text = "times parts of a job on this machine, before the job"
+    bench = verbs.add_parser("bench", help=text, description=text)
+    measured = bench.add_subparsers(dest="measured", required=True, metavar="WHAT")
+    _add_kmeans(measured)
+    _add_memory(measured)
+
+
+def _add_kmeans(measured: Verbs) -> None:
+    example = "--rows 1092009 --dim 512 --clusters 25000 --mode fast --compare --json"
+    parser = declare(measured, kmeans, "clustering: seconds, objective, memory", example)
+    add_whole_numbers(
+        parser,
+        ("rows", 100_000, "points"),
+        ("dim", 512, "of a point"),
+        ("clusters", 2_500, "to make of them"),
+        ("seed", 0, "of the points and of the clustering"),
+        ("iterations", 10, "of k-means"),
+    )
+    parser.add_argument("--mode", choices=("exact", "fast"), default="exact", help="default exact")
+    parser.add_argument("--device", default="cpu", help="cpu (default), or a GPU by torch's name for it: cuda, cuda:1")
+    planted = "planted clusters with noise around them (default), or noise alone"
+    parser.add_argument("--data", choices=("planted", "noise"), default="planted", help=planted)
+    spread = "norm of that noise, the centre's being 1 (default 1)"
+    parser.add_argument("--spread", type=float, default=1.0, help=spread)
+    compare = "also compare with the exact mode on clusters of about N points (50000 if no N is given)"
+    parser.add_argument("--compare", type=int, nargs="?", const=50_000, default=0, metavar="N", help=compare)
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON that holds every figure")
+
+
+def _add_memory(measured: Verbs) -> None:
+    example = "--rows 1092009 --dim 512 --batch 256 --ranks 2 --shards 1 --clusters 25000 --half --json"
+    parser = declare(measured, memory, "the memory's actors: rows/s, latency, bytes, saving and restoring", example)
+    add_whole_numbers(
+        parser,
+        ("rows", 100_000, "utterances"),
+        ("dim", 512, "of a reference, and of a positive"),
+        ("batch", 256, "utterances of a step, all ranks together"),
+        ("ranks", 2, "that call at once"),
+        ("shards", 1, "actors that hold the rows"),
+        ("clusters", 0, "of the clustering; 0 for one for every 40 rows"),
+        ("iterations", 10, "of k-means"),
+        ("calls", 50, "exchanges of each rank"),
+        ("seed", 0, "of rows and draws"),
+    )
+    parser.add_argument("--half", action="store_true", help="keep the rows in fp16")
+    parser.add_argument("--into", default="", metavar="URI", help="where to save the state (default: a local folder)")
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON that holds every figure")
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    """Checks this machine, its packages, the Ray cluster and storage, and says what to mend; status 1 with any FAIL."""
+    from rayssl.doctor import findings, machine, packages, store
+    from rayssl.runtime.doctor import cluster
+
+    checks: list[Callable[[], list[Finding]]] = [machine.machine, packages.packages]
+    checks += [lambda: [packages.gpu()], cluster]
+    checks += [partial(store.store, uri) for uri in arguments.storage]
+    found: list[Finding] = []
+    for check in checks:
+        for finding in check():
+            found.append(finding)
+            if not arguments.json:
+                print(finding.text(), flush=True)
+    status, said = findings.verdict(found)
+    print(findings.as_json(found) if arguments.json else said)
+    return status
+
+
+def kmeans(arguments: argparse.Namespace) -> int:
+    """Clusters made-up points as the memory of SSPS would its references, and says what that took."""
+    from rayssl.bench.kmeans import KMeansCase, measure, table
+
+    given = {name: value for name, value in vars(arguments).items() if name in KMeansCase.__dataclass_fields__}
+    figures = measure(KMeansCase(**given))
+    print(table(figures))
+    if arguments.json:
+        print(json.dumps(figures))
+    return 0
+
+
+def memory(arguments: argparse.Namespace) -> int:
+    """Fills a memory of SSPS in actors on the Ray cluster (or a local one), calls it as training would, saves it."""
+    from rayssl.bench.kmeans import table
+    from rayssl.runtime.cluster import connect
+
+    connect(2)
+    from rayssl.runtime.bench import MemoryCase, measure
+
+    given = {name: value for name, value in vars(arguments).items() if name in MemoryCase.__dataclass_fields__}
+    figures = measure(MemoryCase(**given), lambda line: print(line, file=sys.stderr, flush=True))
+    print(table(figures))
+    if arguments.json:
+        print(json.dumps(figures))
+    return 0

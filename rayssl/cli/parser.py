@@ -1,0 +1,44 @@
+"""How verbs are declared: one sub-parser for each function, and the arguments that several verbs share.
+
+A file of verbs has `add(verbs)`, which calls `declare` for each of its functions.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+Verb: TypeAlias = Callable[[argparse.Namespace], int]
+Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Argument: TypeAlias = tuple[str, dict[str, Any]]
+
+CONFIG: Argument = ("config", {"metavar": "CONFIG", "help": "YAML file or URI"})
+RUN: Argument = ("run", {"metavar": "RUN", "help": "folder or URI of a run (the 'run' of its configuration)"})
+OVERRIDES: Argument = (
+    "overrides",
+    {"nargs": "*", "metavar": "key.path=value", "help": "override any key, the value read as YAML"},
+)
+
+
+def declare(verbs: Verbs, function: Verb, text: str, example: str, *arguments: Argument) -> argparse.ArgumentParser:
+    """The sub-parser of a verb, named and described as ``function`` is. ``text``: its line in the list of verbs."""
+    parser = verbs.add_parser(function.__name__, help=text, description=f"{function.__doc__}")
+    parser.epilog = f"example: {parser.prog} {example}"
+    for argument, options in arguments:
+        parser.add_argument(argument, **options)
+    parser.set_defaults(verb_function=function)
+    return parser
+
+
+def add_whole_numbers(parser: argparse.ArgumentParser, *options: tuple[str, int, str]) -> None:
+    """Options that take an integer, each a name, its default and a text."""
+    for name, default, text in options:
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default {default})")
+
+
+def count(text: str) -> int:
+    """An argument that is a whole number from 1 on."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 on, got '{text}'")
+    return int(text)

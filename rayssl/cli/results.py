@@ -1,0 +1,100 @@
+"""``rayssl evaluate | embed | export | report``: what a run is good for."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from rayssl.cli.parser import OVERRIDES, RUN, Argument, Verbs, count, declare
+
+_CHECKPOINT = "last (default), best, epoch-N or step-N"
+
+
+def add(verbs: Verbs) -> None:
+    """Declares the verbs of this file."""
+    text = "figures on trials, or on the classes of a test corpus"
+    scored = declare(verbs, evaluate, text, "runs/synthetic/ssps --checkpoint best", RUN, OVERRIDES)
+    scored.add_argument("--checkpoint", default="last", help="last (default), best, epoch-N, step-N, or every one kept")
+    scored.add_argument("--local", action="store_true", help="in this process alone, without Ray")
+    _add_embed(verbs)
+    exported = declare(verbs, export, "one file that needs only torch", "runs/synthetic/ssps --out encoder.pt2", RUN)
+    exported.add_argument("--checkpoint", default="last", help=_CHECKPOINT)
+    place = "file or URI (default: RUN/exported/CHECKPOINT.pt2)"
+    exported.add_argument("--out", metavar="FILE", help=place)
+    some = "folders or URIs of runs, or one of a sweep; several runs are compared"
+    runs: Argument = ("runs", {"nargs": "+", "metavar": "RUN", "help": some})
+    page = declare(verbs, report, "one self-contained HTML page", "runs/a runs/b runs/c --out comparison.html", runs)
+    place = "file or URI (default: RUN/report.html; comparison.html of several)"
+    page.add_argument("--out", metavar="PAGE", help=place)
+
+
+def _add_embed(verbs: Verbs) -> None:
+    corpus: Argument = ("corpus", {"metavar": "CORPUS", "help": "folder or URI of a prepared corpus"})
+    place = "folder or URI for the Parquet files, one for each shard of the corpus"
+    out: Argument = ("out", {"metavar": "OUT", "help": place})
+    text, example = "a corpus to embeddings in Parquet", "runs/synthetic/ssps runs/synthetic/test embeddings/test"
+    embedded = declare(verbs, embed, text, f"{example} --actors 4", RUN, corpus, out, OVERRIDES)
+    embedded.add_argument("--checkpoint", default="last", help=_CHECKPOINT)
+    actors = "that embed at once (default: one a GPU, without GPUs the run's evaluation.actors)"
+    embedded.add_argument("--actors", type=count, default=0, metavar="N", help=actors)
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Embeds a run's test corpus and scores its trials, or classifies it."""
+    from rayssl.runtime.evaluation import evaluate as runtime
+
+    if arguments.checkpoint == "every":
+        found = runtime.over_time(arguments.run, arguments.overrides, local=arguments.local)
+    else:
+        result = runtime.evaluate(arguments.run, arguments.checkpoint, arguments.overrides, local=arguments.local)
+        found = iter([(arguments.checkpoint, result)])
+    for which, figures in found:
+        for each in figures if isinstance(figures, list) else [figures]:
+            print(f"{arguments.run} ({which}): {runtime.told(each)}", flush=True)
+    return 0
+
+
+def embed(arguments: argparse.Namespace) -> int:
+    """Embeds a prepared corpus into a folder of Parquet files; the same command again goes on where it stopped."""
+    from rayssl.runtime.embedding.files import embed_corpus
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    given = (arguments.run, arguments.corpus, arguments.out, arguments.checkpoint, arguments.overrides)
+    done = embed_corpus(*given, actors=arguments.actors, say=say)
+    record = done.record
+    made = f"{done.made} made now in {done.wall_s:.1f} s" if done.made else "all there already"
+    print(
+        f"{arguments.out}: {record.rows} embeddings [{record.dim}] of {arguments.corpus} by {record.checkpoint}, "
+        f"in {len(record.files)} Parquet files ({made})"
+    )
+    return 0
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """Writes front end and encoder of a run as one file for torch.export.load, once it agrees with the run."""
+    from rayssl.inference.export import export as write
+
+    done = write(arguments.run, arguments.out, arguments.checkpoint)
+    print(
+        f"{done.out}: samples [B, T] at {done.rate} Hz to embeddings [B, {done.dim}], T of {done.minimum_samples} at "
+        f"least; largest difference to the run {done.difference:.1e} of an embedding's scale, over {done.clips} clips "
+        f"of {done.compared_on}"
+    )
+    return 0
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """Writes the HTML page of a run or of a sweep, or one that compares several runs."""
+    if len(arguments.runs) > 1:
+        from rayssl.reports.comparison.page import write_comparison
+
+        print(write_comparison(arguments.runs, arguments.out or "comparison.html"))
+        return 0
+    from rayssl.reports.run.page import write_report
+    from rayssl.reports.sweep.page import is_sweep, write_sweep_report
+
+    run = arguments.runs[0]
+    print(write_sweep_report(run) if is_sweep(run) else write_report(run, arguments.out))
+    return 0

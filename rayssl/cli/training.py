@@ -1,0 +1,65 @@
+"""``rayssl train | sweep``: one run, and a search over many."""
+
+from __future__ import annotations
+
+import argparse
+
+from rayssl.cli.configuration import read_experiment
+from rayssl.cli.parser import CONFIG, OVERRIDES, Verbs, declare
+
+
+def add(verbs: Verbs) -> None:
+    """Declares the verbs of this file."""
+    example = "configs/gsc_ssps_simclr.yaml method.clusters=500 training.epochs=30"
+    trained = declare(verbs, train, "train, or go on training after any interruption", example, CONFIG, OVERRIDES)
+    text = "in this process alone, without Ray: the same bits as one Ray worker"
+    trained.add_argument("--local", action="store_true", help=text)
+    text, example = "search over keys of an experiment", "configs/sweep_synthetic.yaml trials=20 training.epochs=12"
+    searched = declare(verbs, sweep, text, example, CONFIG, OVERRIDES)
+    searched.add_argument("--retry-failed", action="store_true", help="try trials that failed once more")
+    searched.add_argument("--dry-run", action="store_true", help="print what would be tried")
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Trains, or goes on training."""
+    from rayssl.experiment import local
+    from rayssl.experiment.build import check_start
+    from rayssl.experiment.job import resolve
+    from rayssl.runs.origin import origins, record
+
+    tree, experiment = read_experiment(arguments)
+    job = resolve(experiment)
+    check_start(job)
+    record(experiment, origins(tree, arguments.overrides, experiment))
+    if arguments.local:
+        metrics = local.train(job)
+    else:
+        from rayssl.runtime import train as runtime
+
+        metrics = runtime.train(job)
+    print(
+        f"{experiment.run}: trained to epoch {experiment.training.epochs}, loss {metrics.get('loss', float('nan')):.4f}"
+    )
+    return 0
+
+
+def sweep(arguments: argparse.Namespace) -> int:
+    """Tries many values of the keys of an experiment; the same command again goes on where it stopped."""
+    from rayssl.sweeps import points, state
+    from rayssl.sweeps.config import assignments, read_plan
+
+    plan = read_plan(arguments.config, arguments.overrides)
+    if arguments.dry_run:
+        if plan.config.search == "optuna":
+            points.suggested(plan.config, 0, [])
+            print(f"{points.count(plan.config)} trials, each drawn by optuna from what came of those before")
+            return 0
+        for index, point in enumerate(points.drawn(plan.config)):
+            print(f"trial {index}  {' '.join(assignments(point))}")
+        return 0
+    from rayssl.runtime.sweep.run import sweep as run
+
+    kept = run(plan, lambda line: print(line, flush=True), retry_failed=arguments.retry_failed)
+    print(state.table(kept))
+    print(f"{plan.uri}: best.yaml for 'rayssl train', results.json, report.html")
+    return 0

@@ -1,0 +1,117 @@
+"""The verbs as functions: ``rayssl.prepare(...)``, ``rayssl.train(...)``, ``rayssl.evaluate(...)``.
+
+A configuration is a path or URI of a YAML file, a mapping with the same keys, or the settings themselves. Keyword
+arguments change keys of it, as ``key.path=value`` does on the command line::
+
+    rayssl.prepare("configs/synthetic_prepare.yaml")
+    rayssl.train("configs/synthetic_ssps.yaml", run="runs/k80", method={"clusters": 80}, **{"training.epochs": 20})
+    rayssl.evaluate("runs/k80")
+
+With ``local=True`` everything runs in this process, without Ray.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any, TypeAlias, TypeVar
+
+from rayssl import storage
+from rayssl.data.corpus import PrepareConfig
+from rayssl.experiment import local as local_training
+from rayssl.experiment.build import check_start
+from rayssl.experiment.config import Experiment
+from rayssl.experiment.job import resolve
+from rayssl.runs.origin import origins, record
+from rayssl.schema import Config, Tree, flatten, load_yaml, override, parse
+
+Given: TypeAlias = "str | PathLike[str] | Mapping[str, Any]"
+C = TypeVar("C", bound=Config)
+
+
+def prepare(config: Given | PrepareConfig, *, overwrite: bool = False, progress: bool = True, **changes: Any) -> Any:
+    """Makes every corpus of ``config`` that is not complete yet; see ``rayssl prepare``.
+
+    Args:
+        config: a preparation: YAML file, mapping, or `PrepareConfig`.
+        overwrite: whether to replace corpora that were made with other settings.
+        progress: whether to draw a bar on standard error.
+        changes: keys of the configuration.
+
+    Returns:
+        A `rayssl.runtime.prepare.Summary`, whose ``text()`` is for people.
+
+    Raises:
+        UserError: for what a user can fix, on one line.
+    """
+    from rayssl.runtime import prepare as runtime
+
+    settings, _, _ = _read(PrepareConfig, config, changes)
+    return runtime.prepare(settings, progress=progress, overwrite=overwrite)
+
+
+def train(experiment: Given | Experiment, *, local: bool = False, **changes: Any) -> dict[str, Any]:
+    """Trains a run, or resumes it; see ``rayssl train``.
+
+    Args:
+        experiment: YAML file, mapping, or `Experiment`.
+        local: in this process alone, without Ray: the same bits as one Ray worker.
+        changes: keys of the configuration.
+
+    Returns:
+        The metrics of the last epoch.
+
+    Raises:
+        UserError: for what a user can fix, on one line.
+        Stopped: when a signal has ended the training in order.
+    """
+    settings, tree, assignments = _read(Experiment, experiment, changes)
+    job = resolve(settings)
+    check_start(job)
+    record(settings, origins(tree, assignments, settings))
+    if local:
+        return local_training.train(job)
+    from rayssl.runtime import train as runtime
+
+    return runtime.train(job)
+
+
+def evaluate(run: str | PathLike[str], checkpoint: str = "last", *, local: bool = False, **changes: Any) -> Any:
+    """The figures of a run on its test corpus; see ``rayssl evaluate``.
+
+    Args:
+        run: folder or URI of the run.
+        checkpoint: ``last``, ``best``, ``epoch-N`` or ``step-N``.
+        local: in this process alone, without Ray.
+        changes: keys of the run's configuration.
+
+    Returns:
+        A `rayssl.evaluation.verification.Result`, or a list of `rayssl.evaluation.imbalance.ClassificationResult`, that
+        of the method's own classifier first.
+
+    Raises:
+        UserError: for what a user can fix, on one line.
+    """
+    from rayssl.runtime.evaluation import evaluate as runtime
+
+    return runtime.evaluate(str(run), checkpoint, _assignments(changes), local=local)
+
+
+def _read(model: type[C], given: Any, changes: Mapping[str, Any]) -> tuple[C, Tree, list[str]]:
+    """The settings, the tree that they were read from, and the assignments on top of it."""
+    assignments = _assignments(changes)
+    if isinstance(given, model):
+        tree = given.model_dump(mode="json")
+        return (parse(model, override(tree, assignments), model.__name__) if assignments else given), tree, assignments
+    if isinstance(given, Mapping):
+        tree, where = dict(given), model.__name__
+    else:
+        where = str(given)
+        tree = load_yaml(storage.read_text(where), where)
+    return parse(model, override(tree, assignments), where), tree, assignments
+
+
+def _assignments(changes: Mapping[str, Any]) -> list[str]:
+    """``changes`` as they would stand on a command line; JSON is YAML."""
+    return [f"{key}={json.dumps(value)}" for key, value in flatten(dict(changes)).items()] if changes else []

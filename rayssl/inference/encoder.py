@@ -1,0 +1,18 @@
+"""The frozen encoder of a run's checkpoint, for everything that embeds."""
+
+from __future__ import annotations
+
+from rayssl.experiment.build import build_run_encoder
+from rayssl.experiment.config import Experiment
+from rayssl.models.encoder import Encoder
+from rayssl.training import checkpoint
+
+
+def load_encoder(experiment: Experiment, checkpoint_uri: str, rate: int) -> Encoder:
+    """The frozen encoder of a checkpoint; raises `CheckpointError` where it does not fit the run's configuration."""
+    loaded = checkpoint.load(checkpoint_uri)
+    prefix = loaded.state["encoder_prefix"]
+    encoder = build_run_encoder(experiment, rate)
+    weights = {name[len(prefix) :]: value for name, value in loaded.state["method"].items() if name.startswith(prefix)}
+    checkpoint.load_module(encoder, weights, checkpoint_uri, experiment.architecture)
+    return encoder.eval().requires_grad_(False)
