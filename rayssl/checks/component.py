@@ -59,11 +59,13 @@ def check(name: str, assignments: Sequence[str] = ()) -> Iterator[Outcome]:
 def _experiment(name: str, assignments: list[str]) -> dict[str, Any]:
     """An experiment around what ``name`` names."""
     if name.endswith((".yaml", ".yml")):
-        return override(load_yaml(storage.read_text(name), name), assignments)
+        tree = override(load_yaml(storage.read_text(name), name), assignments)
+        method = parse(_Method, {"method": tree.get("method", {})}, name).method
+        return tree | {"method": method.for_trial().model_dump(mode="json"), "training": {"epochs": 2, "batch": 8}}
     registry = _registry(name)
     model: type[ComponentConfig] = registry.find(name)
     component = override({**model.trial_settings(), "name": name}, assignments)
-    tree: dict[str, Any] = {"run": "check", "corpus": {"uri": "check"}, "views": VIEWS}
+    tree = {"run": "check", "corpus": {"uri": "check"}, "views": VIEWS}
     tree |= {"encoder": ENCODER, "method": METHOD, "training": {"epochs": 2, "batch": 8}, "ray": {"workers": 1}}
     if registry is METHODS:
         tree["method"] = component

@@ -283,7 +283,7 @@ def _small(tree: dict[str, Any], folder: str) -> dict[str, Any]:
             "epochs": 2,
             "batch": BATCH,
             "log_every": 1,
-            "optimiser": {"name": "sgd", "lr": 0.0005, "momentum": 0.5},
+            "optimiser": {"name": "sgd", "lr": 0.005, "momentum": 0.5, "clip_norm": 1.0},
             "checkpoints": {"every_steps": 3, "keep": 9, "best": None},
             **training,
         },

@@ -181,6 +181,10 @@ class MethodConfig(ComponentConfig):
         """A run, or a checkpoint, whose weights `Method.pretrained` begins with."""
         return None
 
+    def for_trial(self) -> MethodConfig:
+        """The same for a trial of two epochs over a few dozen utterances."""
+        return self
+
     def memory(self, facts: JobFacts) -> MemorySettings | ClassSettings | None:
         """The memory that it needs, if any; where and in which precision it is kept is the job's to add.
 

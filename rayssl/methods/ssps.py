@@ -102,6 +102,12 @@ class SSPSConfig(MethodConfig):
         """It samples in the second epoch."""
         return {"over": {"name": "simclr", "temperature": 0.2}, "start_epoch": 1, "clusters": 4}
 
+    def for_trial(self) -> SSPSConfig:
+        """It begins with fresh weights and samples in the second epoch."""
+        few = {"clusters": min(self.clusters, 4), "neighbours": min(self.neighbours, 3), "queue": 0}
+        changes = {"over": self.over.for_trial(), "start_epoch": 1, "start_from": None, **few}
+        return self.model_copy(update=changes)
+
     def located(self) -> SSPSConfig:
         """See `ComponentConfig.located`."""
         start = self.start_from and storage.absolute(self.start_from)
