@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rayssl.checks.source import check_source
 from rayssl.data import corpus, decode, shards
 from rayssl.data.corpus import PrepareConfig
 from rayssl.data.sources.registry import SOURCES
 from rayssl.errors import ConfigError
-from rayssl.schema import parse
-from tests.data.corpora import listed, prepare, read
+from rayssl.schema import load_yaml, parse
+from tests.data.corpora import encoded, listed, prepare, read, sine
 from tests.data.sources.tones import corpus_of, tones_config, tones_file
 
 ROOT = Path(__file__).parents[3]
@@ -124,3 +126,24 @@ def test_a_child_of_ours_has_settings_of_its_own(tmp_path: Path) -> None:
     config = SOURCES.read({"name": f"{path}:Theirs", "uri": "u"})
     assert (config.name, type(config.build()).__name__) == (f"{path}:Theirs", "Theirs")
     assert SOURCES.read(json.loads(config.model_dump_json())) == config
+
+
+def test_the_example_of_the_guide_is_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guide = (ROOT / "rayssl/methods/README.md").read_text()
+    section = guide.partition("## Source\n")[2].partition("\n## ")[0]
+    code, tree = (re.findall(rf"^```{kind}\n(.*?)^```", section, re.M | re.S) for kind in ("python", "yaml"))
+    (tmp_path / "segments.py").write_text(code[0])
+    (tmp_path / "recordings").mkdir()
+    long = sine(1, 2.0, 8000)
+    (tmp_path / "recordings/a.wav").write_bytes(encoded(long, "WAV", rate=8000))
+    (tmp_path / "recordings/b.wav").write_bytes(b"text" * 99)
+    rows = ["file,start_s,end_s,speaker", "a.wav,0,0.5,ann", "a.wav,1.25,2,bob", "b.wav,0,1,ann"]
+    (tmp_path / "recordings/segments.csv").write_text("\n".join(rows))
+    monkeypatch.chdir(tmp_path)
+    settings = parse(PrepareConfig, load_yaml(tree[0], "README.md"), "README.md").corpora["meetings"]
+    assert [one.text() for one in check_source(settings.source) if not one.passed] == []
+    manifest = prepare(settings.model_copy(update={"max_reject_share": 0.5}))
+    assert (manifest.rows, manifest.speakers, manifest.recordings, manifest.seconds) == (2, 2, 3, 1.25)
+    (reject,) = shards.read_rejects(settings.out)
+    assert (reject.name, reject.source) == ("b.wav/00000000", f"{tmp_path}/recordings/b.wav")
+    assert reject.reason.startswith("unreadable: ")
