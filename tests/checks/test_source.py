@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from rayssl.checks.component import check
 from rayssl.checks.outcome import Outcome
 from rayssl.checks.source import check_source
 from rayssl.data.sources.base import SourceConfig
 from rayssl.data.sources.folder import FolderConfig
 from rayssl.data.sources.parquet import ParquetConfig
 from rayssl.data.sources.synthetic import SyntheticConfig
+from rayssl.errors import ConfigError
 from tests.data.corpora import clips, write_folder, write_parquet
 from tests.data.sources.tones import tones_config
 
@@ -115,3 +117,13 @@ def test_a_fault_is_found_by_its_check(fault: str, tmp_path: Path) -> None:
     found = failed(tones_config(tmp_path, old, new))
     assert detail in found.get(check, ""), found
     assert "\n" not in found[check]
+
+
+def test_the_command_finds_sources_by_name_and_in_files(tmp_path: Path) -> None:
+    assert [one.passed for one in check("synthetic", ["speakers=2", "seconds=0.3"])] == [True] * len(CHECKS)
+    name = tones_config(tmp_path).name
+    assert next(one for one in check(name, ["tones=5"]) if one.name == CHECKS[1]).detail.startswith("15 utterances")
+    with pytest.raises(ConfigError, match=r"unknown key 'source\.tonez'; did you mean 'tones'"):
+        list(check(name, ["tonez=5"]))
+    with pytest.raises(ConfigError, match=r"'source\.uri' is required"):
+        list(check("folder"))
