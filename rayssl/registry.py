@@ -57,7 +57,8 @@ class ComponentConfig(Config):
         if not module.startswith(_OUTSIDE):
             return super().__reduce_ex__(protocol)
         source = _SOURCES[module]
-        return _revive, (module, *source, type(self).__qualname__, self.__getstate__())
+        # the state comes last: it may hold objects of classes that are in the file too
+        return _revive, (module, *source, type(self).__qualname__), self.__getstate__()
 
     @property
     def short_name(self) -> str:
@@ -152,11 +153,21 @@ class Registry(Choice, Generic[C]):
     def _settings(self, found: Any, name: str) -> type[C]:
         for candidate in (found, getattr(found, "Config", None)):
             if isinstance(candidate, type) and issubclass(candidate, self.base):
+                self._check_own(candidate, found, name)
                 return candidate
         raise ValueError(
             f"{name!r} is no {self.kind}: the class needs a Config that extends {self.base.__module__}."
             f"{self.base.__qualname__}"
         )
+
+    def _check_own(self, model: type[C], found: Any, name: str) -> None:
+        """Raises ValueError where settings that a class inherited would stand for another class."""
+        makes, taken = model.component, _literal(model)
+        if found is not model and makes is not None and makes is not found:
+            whose = f"its Config is that of {makes.__name__}; give it one of its own"
+            raise ValueError(f"{name!r}: {whose}: class Config({makes.__name__}.Config)")
+        if taken in self.builtin and "name" not in vars(model).get("__annotations__", {}):
+            raise ValueError(f"{name!r}: its Config has the name {taken!r} of ours; add to it: name: str = ''")
 
 
 def outside_files() -> dict[str, str]:
@@ -219,14 +230,12 @@ def _run(name: str, path: str, text: str) -> ModuleType:
     return module
 
 
-def _revive(module: str, path: str, text: str, qualname: str, state: Any) -> Any:
-    """The settings that another process has pickled."""
+def _revive(module: str, path: str, text: str, qualname: str) -> Any:
+    """The settings that another process has pickled, before they get their state."""
     found: Any = sys.modules.get(module) or _run(module, path, text)
     for part in qualname.split("."):
         found = getattr(found, part)
-    made = found.__new__(found)
-    made.__setstate__(state)
-    return made
+    return found.__new__(found)
 
 
 def _where(error: Exception) -> str:

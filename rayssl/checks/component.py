@@ -9,8 +9,10 @@ from typing import Any
 from rayssl import storage
 from rayssl.checks.encoder import check_encoder
 from rayssl.checks.outcome import Outcome
+from rayssl.checks.source import check_source
 from rayssl.checks.training import check_training
 from rayssl.checks.trial import ENCODER, METHOD, VIEWS, Trial
+from rayssl.data.sources.registry import SOURCES, AnySource
 from rayssl.errors import ConfigError
 from rayssl.experiment.config import Experiment
 from rayssl.methods.registry import METHODS, AnyMethod
@@ -28,6 +30,7 @@ _FRONTENDS = {
     "samples": {"name": "raw"},
     "planes": {"name": "spectrum", "n_fft": 256, "hop_ms": 8, "bins": 16},
 }
+_REGISTRIES: tuple[Registry[Any], ...] = (METHODS, BACKBONES, FRONTENDS, SOURCES)
 
 
 class _Method(Config):
@@ -42,12 +45,20 @@ class _Backbone(Config):
     backbone: AnyBackbone
 
 
+class _Source(Config):
+    source: AnySource
+
+
 def check(name: str, assignments: Sequence[str] = ()) -> Iterator[Outcome]:
-    """The checks of a method, front end or backbone (``name`` as a configuration would have it), or of the method and
-    the encoder of an experiment (``name`` is its YAML). ``assignments``: keys of it, ``key.path=value``.
+    """The checks of a method, front end, backbone or source (``name`` as a configuration would have it), or of the
+    method and the encoder of an experiment (``name`` is its YAML). ``assignments``: keys of it, ``key.path=value``.
 
     Raises `ConfigError` where there is no such thing, or its settings are wrong.
     """
+    if not name.endswith((".yaml", ".yml")) and _registry(name) is SOURCES:
+        component = override({**SOURCES.find(name).trial_settings(), "name": name}, list(assignments))
+        yield from check_source(parse(_Source, {"source": component}, name).source)
+        return
     tree = _experiment(name, list(assignments))
     settings = parse(Experiment, tree, name)
     if settings.method.name == METHOD["name"] or name.endswith((".yaml", ".yml")):
@@ -83,7 +94,7 @@ def _experiment(name: str, assignments: list[str]) -> dict[str, Any]:
 def _registry(name: str) -> Registry[Any]:
     """The kind of what ``name`` names."""
     problems = []
-    for registry in (METHODS, BACKBONES, FRONTENDS):
+    for registry in _REGISTRIES:
         try:
             registry.find(name)
         except ValueError as error:
@@ -92,7 +103,7 @@ def _registry(name: str) -> Registry[Any]:
             return registry
     if ":" in name:
         raise ConfigError(problems[0])
-    every = [each for registry in (METHODS, BACKBONES, FRONTENDS) for each in registry.names()]
+    every = [each for registry in _REGISTRIES for each in registry.names()]
     raise ConfigError(
         f"'{name}': nothing has this name; choose one of {', '.join(every)}, an experiment's YAML, or "
         "package.module:Class or file.py:Class"

@@ -1,1 +1,1 @@
-"""What is on disk: shards, sources, decoding, labels, synthetic corpora."""
+"""What is on disk: shards, sources, decoding, labels; and speech that is generated."""

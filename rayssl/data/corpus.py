@@ -18,10 +18,11 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from rayssl import storage
-from rayssl.data import conditions, labels, shards, sources, splits
+from rayssl.data import conditions, labels, shards, splits
 from rayssl.data.labels import SplitConfig
 from rayssl.data.shards import Manifest, Reject
-from rayssl.data.sources import Reference
+from rayssl.data.sources.base import Reference
+from rayssl.data.sources.checked import CheckedSource
 from rayssl.data.trials import TrialsConfig
 from rayssl.data.units import CLEAN, WORK, ContentConfig, Done, PrepareUnit, Rendering, recording_name
 from rayssl.errors import CorpusError
@@ -72,20 +73,20 @@ class PreparePlan(Config):
 
 def list_references(settings: PreparedCorpusConfig) -> list[Reference]:
     """All utterances of the source; see `check_references`, which a caller that lists parts in parallel uses alone."""
-    source = sources.resolved(settings.source)
-    found = [reference for part in sources.parts(source) for reference in sources.list_part(source, part)]
+    source = CheckedSource(settings.source.located())
+    found = [reference for part in source.parts() for reference in source.list_part(part)]
     return check_references(settings, found)
 
 
 def check_references(settings: PreparedCorpusConfig, found: list[Reference]) -> list[Reference]:
     """``found`` in order of name; `CorpusError` when there are none, names repeat, or joining lacks recordings."""
-    where = sources.describe(settings.source)
+    where = settings.source.describe()
     if not found:
-        raise CorpusError(f"{where}: no utterances found; correct the source's uri or files")
+        raise CorpusError(f"{where}: no utterances found; correct the keys of the source")
     found = sorted(found, key=lambda reference: reference.name)
     for first, second in itertools.pairwise(found):
         if first.name == second.name:
-            message = f"{where}: two utterances are named '{first.name}'; names must be unique (the source's id column)"
+            message = f"{where}: two utterances are named '{first.name}'; names must be unique"
             raise CorpusError(message)
         if "#c" in first.name and settings.conditions is not None:
             raise CorpusError(f"{where}: '{first.name}': '#c' is kept for the names of conditions; rename it")
@@ -251,9 +252,9 @@ def _unit(
     # from the settings as they were given: a moved project folder is still the same corpus
     hashed = json.dumps([shards.VERSION, _RECIPE, content_settings(settings), content], sort_keys=True)
     made = {key: getattr(settings, key) for key in ContentConfig.model_fields}
-    resolved = ContentConfig(**{**made, "source": sources.resolved(settings.source)})
+    located = ContentConfig(**{**made, "source": settings.source.located()})
     digest = hashlib.sha256(hashed.encode()).hexdigest()
-    return PrepareUnit(digest=digest, out=storage.absolute(settings.out), settings=resolved, **content)
+    return PrepareUnit(digest=digest, out=storage.absolute(settings.out), settings=located, **content)
 
 
 def content_settings(settings: PreparedCorpusConfig) -> dict[str, Any]:

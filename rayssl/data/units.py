@@ -13,11 +13,13 @@ import numpy as np
 from pydantic import Field
 
 from rayssl import storage
-from rayssl.data import conditions, decode, joining, shards, sources
+from rayssl.data import conditions, decode, joining, shards
 from rayssl.data.conditions import ConditionsConfig
 from rayssl.data.joining import JoinConfig
 from rayssl.data.shards import Reject, Shard
-from rayssl.data.sources import Reference, SourceConfig
+from rayssl.data.sources.base import Audio, Reference
+from rayssl.data.sources.checked import CheckedSource
+from rayssl.data.sources.registry import AnySource
 from rayssl.errors import StorageError
 from rayssl.schema import Config
 
@@ -34,7 +36,7 @@ class ContentConfig(Config):
     ``channels`` says what to do with more than two channels, ``min_s`` refuses shorter audio.
     """
 
-    source: SourceConfig
+    source: AnySource
     format: decode.Format = "flac"
     channels: decode.Channels = "reject_above_2"
     min_s: float = Field(default=0.1, ge=0)
@@ -124,20 +126,22 @@ def _pieces(unit: PrepareUnit) -> tuple[dict[Rendering, np.ndarray], list[Reject
     wanted: dict[int, list[Rendering]] = {}
     for job in (job for group in unit.jobs for job in group):
         wanted.setdefault(job[0], []).append(job)
-    for position, audio in sources.read(settings.source, unit.references):
+    source = CheckedSource(settings.source)
+    for position, audio in source.read(unit.references):
         try:
             clip = _usable(settings, audio)
         except decode.DecodeError as error:
             reference = unit.references[position]
-            place = sources.place(settings.source, reference)
-            rejects.append(Reject(name=reference.name, source=place, reason=str(error)))
+            rejects.append(Reject(name=reference.name, source=source.place(reference), reason=str(error)))
             continue
         for job in wanted[position]:
             pieces[job] = decode.quantise(_heard(settings, unit.references[position].name, job[1], clip, channels))
     return pieces, rejects
 
 
-def _usable(settings: ContentConfig, audio: bytes | np.ndarray) -> np.ndarray:
+def _usable(settings: ContentConfig, audio: Audio | decode.DecodeError) -> np.ndarray:
+    if isinstance(audio, decode.DecodeError):
+        raise audio
     clip = decode.decode(audio, settings.channels) if isinstance(audio, bytes) else audio
     if len(clip) < max(1, round(settings.min_s * decode.RATE)):
         raise decode.DecodeError(f"too short: {len(clip) / decode.RATE:.3f} s, min_s is {settings.min_s:g}")
@@ -197,6 +201,6 @@ def _leftover(unit: PrepareUnit, job: Rendering, total: int) -> Reject:
     reason = f"{DROPPED}all clips together are {total / decode.RATE:.3f} s, join.min_s is {minimum:g}"
     return Reject(
         name=str(recording_name(reference, job[1])),
-        source=sources.place(unit.settings.source, reference),
+        source=CheckedSource(unit.settings.source).place(reference),
         reason=reason,
     )

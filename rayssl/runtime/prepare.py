@@ -5,21 +5,32 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from rayssl import errors
-from rayssl.data import corpus, shards, sources, trials
+from rayssl.data import corpus, shards, trials
 from rayssl.data.corpus import PrepareConfig, PreparedCorpusConfig, PreparePlan
 from rayssl.data.shards import Manifest
-from rayssl.data.sources import Reference
+from rayssl.data.sources.base import Reference, SourceConfig
+from rayssl.data.sources.checked import CheckedSource, described
 from rayssl.data.trials import Made
-from rayssl.data.units import Done, PrepareUnit, process
+from rayssl.data.units import Done, process
 from rayssl.runtime import cluster
 from rayssl.schema import Config
 
+Asked = TypeVar("Asked")
+Answer = TypeVar("Answer")
 _PARTS_IN_TASKS = 8  # fewer parts than this are listed here: starting tasks would take longer
+
+
+class SourcePart(NamedTuple):
+    """What a task is asked to list."""
+
+    source: SourceConfig
+    part: str
 
 
 class Prepared(Config):
@@ -102,22 +113,16 @@ def _prepare_one(name: str, settings: PreparedCorpusConfig, seed: int, progress:
 
 
 def _list_references(settings: PreparedCorpusConfig) -> list[Reference]:
-    source = sources.resolved(settings.source)
-    parts = sources.parts(source)
+    source = settings.source.located()
+    parts = CheckedSource(source).parts()
     if len(parts) < _PARTS_IN_TASKS:
         return corpus.list_references(settings)
-    asked = [sources.SourcePart(source=source, part=part).model_dump_json() for part in parts]
-    listings = (sources.Listing.model_validate_json(answer) for answer in _in_tasks(_list_part, asked))
-    return corpus.check_references(settings, [reference for listing in listings for reference in listing.references])
+    listings = _in_tasks(_list_part, [SourcePart(source, part) for part in parts])
+    return corpus.check_references(settings, [reference for listing in listings for reference in listing])
 
 
-def _list_part(asked: str) -> str:
-    part = sources.SourcePart.model_validate_json(asked)
-    return sources.Listing(references=sources.list_part(part.source, part.part)).model_dump_json()
-
-
-def _process_unit(asked: str) -> str:
-    return process(PrepareUnit.model_validate_json(asked)).model_dump_json()
+def _list_part(asked: SourcePart) -> list[Reference]:
+    return CheckedSource(asked.source).list_part(asked.part)
 
 
 def _process(name: str, plan: PreparePlan, progress: bool) -> list[Done]:
@@ -130,8 +135,8 @@ def _process(name: str, plan: PreparePlan, progress: bool) -> list[Done]:
     with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
         task = bar.add_task(f"prepare {name}", total=total, pace="")
         started = time.monotonic()
-        for answer in _in_tasks(_process_unit, [unit.model_dump_json() for unit in plan.units]):
-            done.append(Done.model_validate_json(answer))
+        for record in _in_tasks(process, plan.units):
+            done.append(record)
             count = sum(record.utterances for record in done)
             rejects = sum(len(record.rejects) for record in done)
             pace = f"{count / max(time.monotonic() - started, 1e-3):.0f} /s, {rejects} rejected"
@@ -139,21 +144,42 @@ def _process(name: str, plan: PreparePlan, progress: bool) -> list[Done]:
     return done
 
 
-def _in_tasks(function: Callable[[str], str], asked: Sequence[str]) -> Iterator[str]:
-    """``function`` of each string, a task each, in the order they finish. A `UserError` in a task is raised here."""
+def _in_tasks(function: Callable[[Asked], Answer], asked: Sequence[Asked]) -> Iterator[Answer]:
+    """``function`` of each item, a task each, in the order they finish. A `UserError` in a task is raised here.
+
+    Items and answers travel as bytes: settings of a source in a user's file take that file's text along, see
+    `rayssl.registry.ComponentConfig`.
+    """
     cluster.connect()
+    import ray.cloudpickle
     import ray.data
 
-    def answer(row: dict[str, str]) -> dict[str, str]:
+    def answer(row: dict[str, bytes]) -> dict[str, Any]:
         try:
-            return {"answer": function(row["asked"]), "error": "", "message": ""}
+            answered = function(_loaded(row["asked"]))
         except errors.UserError as error:
             # as values: an exception would arrive wrapped in Ray's own, with two tracebacks
-            return {"answer": "", "error": type(error).__name__, "message": str(error)}
+            kind = next(kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
+            return {"answer": b"", "error": kind.__name__, "message": str(error)}
+        return {"answer": ray.cloudpickle.dumps(answered), "error": "", "message": ""}
 
-    rows = ray.data.from_items([{"asked": text} for text in asked], override_num_blocks=len(asked))
+    items = [{"asked": ray.cloudpickle.dumps(item)} for item in asked]
+    rows = ray.data.from_items(items, override_num_blocks=len(items))
     for batch in rows.map(answer).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         for row in batch.to_pylist():
             if row["error"]:
                 raise getattr(errors, row["error"])(row["message"])
-            yield row["answer"]
+            yield ray.cloudpickle.loads(row["answer"])
+
+
+def _loaded(item: bytes) -> Any:
+    """What a task was sent; `CorpusError` where this node lacks what a source from outside imports."""
+    import ray
+    import ray.cloudpickle
+
+    try:
+        return ray.cloudpickle.loads(item)
+    except Exception as error:
+        node = ray.util.get_node_ip_address()
+        what = f"a task cannot load the source on the node {node}: {described(error)}"
+        raise errors.CorpusError(f"{what}; every node needs the packages that a source imports") from error

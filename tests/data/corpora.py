@@ -19,7 +19,9 @@ from rayssl.data import labels as split_labels
 from rayssl.data.corpus import PreparedCorpusConfig
 from rayssl.data.labels import SplitConfig
 from rayssl.data.shards import Manifest
-from rayssl.data.sources import FolderConfig
+from rayssl.data.sources.base import Reference, SourceConfig
+from rayssl.data.sources.checked import CheckedSource
+from rayssl.data.sources.folder import FolderConfig
 
 RATE = 16000
 
@@ -77,6 +79,17 @@ def folder_config(
     uri = write_folder(folder, clips() if files is None else files)
     source = FolderConfig(uri=uri, layout=["speaker", "recording"])
     return PreparedCorpusConfig.model_validate({"source": source, "out": str(out), "shard_utterances": 5, **changes})
+
+
+def listed(config: SourceConfig) -> list[Reference]:
+    """All utterances of a source."""
+    source = CheckedSource(config)
+    return [reference for part in source.parts() for reference in source.list_part(part)]
+
+
+def read(config: SourceConfig, references: Sequence[Reference]) -> dict[str, Any]:
+    """The audio of some utterances by their names."""
+    return {references[position].name: audio for position, audio in CheckedSource(config).read(references)}
 
 
 def prepare(settings: PreparedCorpusConfig, seed: int = 0, reverse: bool = False) -> Manifest:

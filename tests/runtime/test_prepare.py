@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rayssl.data import trials
+from rayssl.data import corpus, trials
 from rayssl.data.corpus import PrepareConfig
 from rayssl.errors import CorpusError, StorageError
 from tests.data.corpora import clips, files_below, folder_config, prepare, write_folder
+from tests.data.sources.tones import corpus_of, tones_file
 
 pytestmark = pytest.mark.ray
+ROOT = Path(__file__).parents[2]
 
 
 def test_tasks_make_the_same_corpus_and_a_second_run_reuses_it(ray_cluster: Any, tmp_path: Path) -> None:
@@ -82,3 +87,61 @@ def test_splits_are_made_renewed_and_told(ray_cluster: Any, tmp_path: Path) -> N
     both = config(quarter=quarter, ten={"labelled": {"per_class": 10}})
     assert runtime.prepare(both, progress=False).corpora["small"].manifest == second.corpora["small"].manifest
     assert runtime.verify_corpora(both) == []
+
+
+def test_tasks_prepare_a_source_in_a_users_file(
+    ray_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file travels with the settings; listing in tasks and here is the same, and what it raises is one line."""
+    from rayssl.runtime import prepare as runtime
+
+    parts = "    def parts(self): return [str(k) for k in range(self.config.speakers)]\n"
+    parts += (
+        "    def list_part(self, part): return [r for r in self.list() if str(r.locator[0]) == part]\n    def read(self"
+    )
+    tones_file(tmp_path, "    def read(self", parts)
+    monkeypatch.chdir(tmp_path)
+    source = {"name": "tones.py:Tones", "speakers": 9}  # in as many parts, so that tasks list them
+    prepare(corpus_of(source, tmp_path / "alone"))
+    config = PrepareConfig(corpora={"small": corpus_of(source, tmp_path / "out")})
+    manifest = runtime.prepare(config, progress=False).corpora["small"].manifest
+    assert manifest.rows == 36
+    assert files_below(tmp_path / "out") == files_below(tmp_path / "alone")
+    deaf = PrepareConfig(corpora={"small": corpus_of({**source, "tones": -1}, tmp_path / "deaf")})
+    with pytest.raises(CorpusError, match=r"the source tones\.py:Tones: no utterances found"):
+        runtime.prepare(deaf, progress=False)
+    (tmp_path / "broken").mkdir()
+    name = tones_file(
+        tmp_path / "broken", "        if tone == 9:", "        if tone == 1: tone /= 0\n        if tone == 9:"
+    )
+    broken = PrepareConfig(corpora={"small": corpus_of({"name": name}, tmp_path / "none")})
+    with pytest.raises(CorpusError, match=r"reading failed at 'p\d/1': ZeroDivisionError: .* of tones\.py") as caught:
+        runtime.prepare(broken, progress=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_node_that_lacks_what_a_source_imports_says_so(ray_cluster: Any, tmp_path: Path) -> None:
+    from rayssl.runtime import prepare as runtime
+
+    need = (
+        "\nimport os\nif os.environ.get('RAYSSL_TEST_DRIVER') is None: import nowhere_installed\nclass Tones(Source):"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAYSSL_TEST_DRIVER", "1")
+        name = tones_file(tmp_path, "\nclass Tones(Source):", need)
+        config = PrepareConfig(corpora={"small": corpus_of({"name": name}, tmp_path / "out")})
+    with pytest.raises(
+        CorpusError, match=r"cannot load the source on the node .*: ModuleNotFoundError: .*'nowhere_ins"
+    ):
+        runtime.prepare(config, progress=False)
+
+
+def test_a_unit_is_made_without_torch(tmp_path: Path) -> None:
+    """Also one of a user's source, in a process that has only what was sent."""
+    settings = corpus_of({"name": tones_file(tmp_path)}, tmp_path / "out")
+    unit = corpus.plan(settings, corpus.list_references(settings), 0).units[0]
+    code = "import pickle, sys; import rayssl.runtime.prepare as runtime; unit = pickle.load(sys.stdin.buffer)\n"
+    code += "made = runtime.process(unit); print(made.shard.rows, sorted({'torch', 'ray'} & {*sys.modules}))"
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"]
+    done = subprocess.run(command, input=pickle.dumps(unit), capture_output=True, check=False)
+    assert done.stdout == f"{unit.count()} []\n".encode(), done.stderr.decode()

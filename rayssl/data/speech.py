@@ -1,4 +1,4 @@
-"""Speech-like corpora made from a seed: speakers by recordings by utterances, without any data.
+"""Speech-like utterances made from a seed: speakers by recordings by utterances, without any data.
 
 A source-filter model: glottal pulses and breath noise, shaped frame by frame by the resonances of a vocal tract that
 moves through vowels and fricatives. A speaker is a pitch and its movement, a length of vocal tract, resonances of their
@@ -9,18 +9,14 @@ not. Utterances of a speaker differ in the sounds spoken, as real ones do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
-from pydantic import Field
 from scipy import fft
 
 from rayssl.data import conditions
 from rayssl.data.decode import RATE
-from rayssl.schema import Config
 
 _SPEAKER, _UTTERANCE, _CHANNEL, _NOISE = 1, 2, 3, 4  # purposes of the seeds
 _HOP, _FFT = 160, 640
@@ -35,23 +31,6 @@ _VOWELS = np.array(
 )  # fmt: skip
 _FRICTION = 0.25  # of fricatives, relative to vowels
 _FRICATIVES = np.array([[5500, 900], [3200, 800], [4500, 2500], [2200, 1200]], dtype=float)  # centre and width in Hz
-
-
-class SyntheticConfig(Config):
-    """A generated source: ``speakers`` x ``recordings`` x ``utterances`` of ``seconds`` each.
-
-    ``first_speaker`` shifts the numbering: two sources with one seed and ranges that do not meet share no speaker.
-    ``channel`` scales how much recordings differ (0: not at all), as `conditions.strength` does.
-    """
-
-    name: Literal["synthetic"] = "synthetic"
-    seed: int = 0
-    speakers: int = Field(default=40, ge=1)
-    recordings: int = Field(default=4, ge=1)
-    utterances: int = Field(default=4, ge=1)
-    seconds: float = Field(default=3.0, gt=0, le=60)
-    first_speaker: int = Field(default=0, ge=0)
-    channel: float = Field(default=0.6, ge=0, le=2)
 
 
 @dataclass(frozen=True)
@@ -74,20 +53,15 @@ class Voice:
     hiss: float  # factor on the centres of fricatives
 
 
-def utterance_names(config: SyntheticConfig) -> Iterator[tuple[int, int, int]]:
-    """Speaker, recording and utterance numbers, in order."""
-    for speaker in range(config.first_speaker, config.first_speaker + config.speakers):
-        for recording in range(config.recordings):
-            for utterance in range(config.utterances):
-                yield speaker, recording, utterance
+def speak(seed: int, speaker: int, recording: int, utterance: int, *, seconds: float, channel: float) -> np.ndarray:
+    """One utterance as float32 ``[seconds * 16000]`` in [-1, 1], through its recording's channel.
 
-
-def speak(config: SyntheticConfig, speaker: int, recording: int, utterance: int) -> np.ndarray:
-    """One utterance as float32 ``[seconds * 16000]`` in [-1, 1], through its recording's channel."""
-    rng = np.random.default_rng([config.seed, _UTTERANCE, speaker, recording, utterance])
-    clean = synthesise(draw_voice(config.seed, speaker), rng, round(config.seconds * RATE))
-    channel = _channel(config.seed, speaker, recording, config.channel)
-    return conditions.render(clean, channel, [config.seed, _NOISE, speaker, recording, utterance])
+    ``channel`` is the strength of that (0: none), as `conditions.strength` is.
+    """
+    rng = np.random.default_rng([seed, _UTTERANCE, speaker, recording, utterance])
+    clean = synthesise(draw_voice(seed, speaker), rng, round(seconds * RATE))
+    heard = _channel(seed, speaker, recording, channel)
+    return conditions.render(clean, heard, [seed, _NOISE, speaker, recording, utterance])
 
 
 def draw_voice(seed: int, speaker: int) -> Voice:

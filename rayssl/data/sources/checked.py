@@ -1,0 +1,133 @@
+"""A source as the rest of rayssl calls it: what it gives is checked, and what it raises is one line.
+
+Sources of ours keep the tracebacks of their defects, as all of rayssl does; of a source from outside, the line says
+what it raised, and where.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from rayssl.data.decode import DecodeError
+from rayssl.data.sources.base import Audio, Reference, SourceConfig
+from rayssl.errors import CorpusError, UserError
+
+
+class CheckedSource:
+    """The source of ``config``. Every method raises `CorpusError` in one line for a source that breaks the rules."""
+
+    def __init__(self, config: SourceConfig) -> None:
+        self.config = config
+        with self._faults("cannot be opened"):
+            self._source = config.build()
+
+    def parts(self) -> list[str]:
+        """What can be listed independently; there is at least one."""
+        with self._faults("parts() failed"):
+            found: Any = list(self._source.parts())
+        if not found or not all(isinstance(part, str) for part in found):
+            raise self._broken("parts() gives no strings; give [''] for one part with everything")
+        return [*found]
+
+    def list_part(self, part: str) -> list[Reference]:
+        """The utterances of one of the `parts`, without their audio."""
+        with self._faults("listing failed" + (f" in '{part}'" if part else "")):
+            found: Any = list(self._source.list_part(part))
+        for item in found:
+            fault = _fault(item)
+            if fault:
+                raise self._broken(f"lists {fault}")
+        return [*found]
+
+    def read(self, references: Sequence[Reference]) -> Iterator[tuple[int, Audio | DecodeError]]:
+        """The audio of each of the ``references`` with its position, in any order.
+
+        Encoded bytes, or float32 ``[T]`` at 16 kHz, or why it cannot be used.
+        """
+        missing = set(range(len(references)))
+        read = self._read_many(references, missing)
+        while True:
+            with self._faults("reading failed", references, missing):
+                position, audio = next(read, (None, b""))
+            if position is None:
+                break
+            missing.discard(position)
+            yield position, audio
+        if missing:
+            name = references[min(missing)].name
+            raise self._broken(f"reading gives nothing for '{name}' ({len(missing)} of {len(references)} missing)")
+
+    def place(self, reference: Reference) -> str:
+        """Where the utterance was read from, for the list of rejects."""
+        with self._faults(f"place() failed for '{reference.name}'"):
+            return str(self._source.place(reference))
+
+    def _read_many(self, references: Sequence[Reference], missing: set[int]) -> Iterator[tuple[Any, Any]]:
+        for item in self._source.read_many(references):
+            if not isinstance(item, tuple) or len(item) != 2 or item[0] not in missing:
+                given = item[0] if isinstance(item, tuple) and item else item
+                allowed = f"give each position of 0 to {len(references) - 1} once, with its audio"
+                raise self._broken(f"reading gives the position {given!r}, unknown or a second time; {allowed}")
+            yield item[0], self._audio(references[item[0]], item[1])
+
+    def _audio(self, reference: Reference, audio: Any) -> Audio | DecodeError:
+        if isinstance(audio, (bytes, bytearray, memoryview)):
+            return bytes(audio)
+        if isinstance(audio, DecodeError):
+            return audio
+        if not isinstance(audio, np.ndarray):
+            raise self._broken(f"reading '{reference.name}' gives {type(audio).__name__}, no bytes or numpy array")
+        if audio.ndim != 1 or audio.dtype.kind != "f":
+            given = f"{audio.dtype} {list(audio.shape)}"
+            message = f"reading '{reference.name}' gives samples of {given}, not float32 [T] in [-1, 1] at 16 kHz"
+            raise self._broken(message)
+        if not np.isfinite(audio).all():
+            return DecodeError("not finite: the samples contain NaN or infinity")
+        return audio.astype(np.float32, copy=False)
+
+    def _broken(self, text: str) -> CorpusError:
+        return CorpusError(f"{self.config.describe()}: {text}")
+
+    @contextmanager
+    def _faults(
+        self, what: str, references: Sequence[Reference] = (), missing: set[int] | None = None
+    ) -> Iterator[None]:
+        """Errors of a source from outside as one line; of those ``references`` the first that is missing is named."""
+        try:
+            yield
+        except Exception as error:
+            module = type(self.config).__module__
+            if isinstance(error, UserError) or module.startswith("rayssl."):
+                raise
+            at = f" at '{references[min(missing)].name}'" if missing else ""
+            raise self._broken(f"{what}{at}: {described(error, module)}") from error
+
+
+def described(error: Exception, module: str = "") -> str:
+    """The error's type and text in one line, and where in the file of ``module`` it came from, if it did."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    where = f" (line {lines[-1]} of {os.path.basename(str(file))})" if lines else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}{where}"
+
+
+def _fault(item: Any) -> str:
+    """What is wrong with an item of a listing; empty when nothing is."""
+    if not isinstance(item, Reference):
+        return f"{item!r:.80}, which is no Reference"
+    name, *facts, locator = item
+    if not isinstance(name, str) or not name:
+        return f"a name that is no text: {name!r:.80}"
+    if not all(fact is None or isinstance(fact, str) for fact in facts):
+        return f"'{name}' with a speaker, recording or label that is no text: {facts!r:.80}"
+    if not isinstance(locator, tuple) or not all(type(value) in (str, int) for value in locator):
+        kinds = type(locator).__name__ if not isinstance(locator, tuple) else locator
+        return f"'{name}' with a locator that is no tuple of str and int: {kinds!r:.80}"
+    return ""

@@ -1,0 +1,21 @@
+"""The sources that ``source.name`` can name."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+from rayssl.data.sources.base import SourceConfig
+from rayssl.registry import Registry
+
+SOURCES = Registry(
+    "source",
+    SourceConfig,
+    {
+        "folder": "rayssl.data.sources.folder:Folder",
+        "parquet": "rayssl.data.sources.parquet:Parquet",
+        "webdataset": "rayssl.data.sources.webdataset:WebDataset",
+        "synthetic": "rayssl.data.sources.synthetic:Synthetic",
+    },
+    group="rayssl.sources",
+)
+AnySource: TypeAlias = Annotated[SourceConfig, SOURCES]

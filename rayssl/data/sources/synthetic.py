@@ -1,0 +1,53 @@
+"""Speech-like utterances made from a seed; see `rayssl.data.speech` for how they sound."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from rayssl.data import speech
+from rayssl.data.sources.base import Reference, Source, SourceConfig
+
+
+class SyntheticConfig(SourceConfig):
+    """A generated source: ``speakers`` x ``recordings`` x ``utterances`` of ``seconds`` each.
+
+    ``first_speaker`` shifts the numbering: two sources with one seed and ranges that do not meet share no speaker.
+    ``channel`` scales how much recordings differ (0: not at all), as `conditions.strength` does.
+    """
+
+    name: Literal["synthetic"] = "synthetic"
+    seed: int = 0
+    speakers: int = Field(default=40, ge=1)
+    recordings: int = Field(default=4, ge=1)
+    utterances: int = Field(default=4, ge=1)
+    seconds: float = Field(default=3.0, gt=0, le=60)
+    first_speaker: int = Field(default=0, ge=0)
+    channel: float = Field(default=0.6, ge=0, le=2)
+
+    def describe(self) -> str:
+        """There is no place to name."""
+        return "the synthetic source"
+
+
+class Synthetic(Source):
+    """A locator is the numbers of speaker, recording and utterance."""
+
+    Config = SyntheticConfig
+    config: SyntheticConfig
+
+    def list(self) -> Iterator[Reference]:
+        """In order of the numbers."""
+        config = self.config
+        for s in range(config.first_speaker, config.first_speaker + config.speakers):
+            for r in range(config.recordings):
+                for u in range(config.utterances):
+                    yield Reference(f"s{s:05d}/r{r:02d}/u{u:03d}", f"s{s:05d}", f"r{r:02d}", None, (s, r, u))
+
+    def read(self, reference: Reference) -> np.ndarray:
+        """float32 ``[seconds * 16000]``."""
+        config, (speaker, recording, utterance) = self.config, map(int, reference.locator)
+        return speech.speak(config.seed, speaker, recording, utterance, seconds=config.seconds, channel=config.channel)

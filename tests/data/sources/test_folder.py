@@ -1,0 +1,61 @@
+"""Files below a folder, or those that a CSV file lists."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rayssl.data.sources.folder import FolderConfig
+from rayssl.errors import CorpusError
+from tests.data.corpora import clips, listed, read, write_folder
+
+
+@pytest.mark.parametrize("how", ["layout", "csv"])
+def test_it_gives_back_what_was_put_in(how: str, tmp_path: Path) -> None:
+    files = clips()
+    uri = write_folder(tmp_path / "audio", files)
+    rows = "".join(f"{name},{name.split('/')[0]},{name.split('/')[1]}\n" for name in files)
+    (tmp_path / "list.csv").write_text("path,speaker,recording\n" + rows)
+    given = {"layout": ["speaker", "recording"]} if how == "layout" else {"csv": str(tmp_path / "list.csv")}
+    config = FolderConfig.model_validate({"uri": uri, **given})
+    references = listed(config)
+    assert {one.name for one in references} == set(files)
+    assert all([one.speaker, one.recording] == one.name.split("/")[:2] for one in references)
+    some = references[::-2]  # any choice, in any order
+    assert read(config, some) == {one.name: files[one.name] for one in some}
+
+
+def test_files_choose_by_the_path(tmp_path: Path) -> None:
+    uri = write_folder(tmp_path, clips())
+    names = {name for name in clips() if name.startswith("spk1/")}
+    assert {one.name for one in listed(FolderConfig(uri=uri, files="spk1/*"))} == names
+
+
+def test_a_listed_file_that_is_absent_has_no_bytes(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("path,speaker\nnowhere.wav,ann\n")
+    config = FolderConfig(uri=str(tmp_path), csv=str(tmp_path / "list.csv"))
+    assert read(config, listed(config)) == {"nowhere.wav": b""}
+
+
+def test_located_settings_name_absolute_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    located = FolderConfig(uri="audio", csv="list.csv").located()
+    assert (located.uri, located.csv) == (str(tmp_path / "audio"), str(tmp_path / "list.csv"))
+    assert located.located() == located
+    assert FolderConfig(uri="s3://bucket/audio").located() == FolderConfig(uri="s3://bucket/audio")
+
+
+def test_mistakes_name_file_and_key(tmp_path: Path) -> None:
+    (tmp_path / "bad.csv").write_text("path,speaker\na.wav,ann\nb.wav,bob,extra\n")
+    (tmp_path / "other.csv").write_text("file,speaker\na.wav,ann\n")
+    (tmp_path / "flat.wav").write_bytes(b"")
+    cases = [
+        (FolderConfig(uri=str(tmp_path), csv=str(tmp_path / "bad.csv")), "bad.csv: line 3"),
+        (FolderConfig(uri=str(tmp_path), csv=str(tmp_path / "other.csv")), "other.csv: line 1: no column 'path'"),
+        (FolderConfig(uri=str(tmp_path / "none")), "none: no such folder"),
+        (FolderConfig(uri=str(tmp_path), layout=["speaker"]), "flat.wav: not below folders speaker"),
+    ]
+    for config, message in cases:
+        with pytest.raises(CorpusError, match=message):
+            listed(config)
