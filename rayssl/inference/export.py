@@ -28,7 +28,7 @@ from rayssl.errors import CheckpointError, ConfigError, UserError
 from rayssl.evaluation.embeddings import frozen
 from rayssl.inference.encoder import load_encoder
 from rayssl.models.encoder import Encoder
-from rayssl.runs.reading import Source, find
+from rayssl.runs.reading import RunCheckpoint, find
 
 ABOUT = "rayssl.json"
 TOLERANCE = 1e-5
@@ -135,7 +135,7 @@ def largest_difference(encoder: Encoder, other: Embed, clips: list[np.ndarray]) 
     return float(worst)
 
 
-def _about(source: Source, encoder: Encoder) -> dict[str, Any]:
+def _about(source: RunCheckpoint, encoder: Encoder) -> dict[str, Any]:
     return {
         "rayssl": __version__,
         "torch": torch.__version__,
@@ -151,7 +151,7 @@ def _about(source: Source, encoder: Encoder) -> dict[str, Any]:
     }
 
 
-def _audio(source: Source, least: int) -> tuple[list[np.ndarray], str]:
+def _audio(source: RunCheckpoint, least: int) -> tuple[list[np.ndarray], str]:
     """Clips float32 ``[T]`` to compare on, of several lengths, and where they are from.
 
     They are the first ones of the corpus that the run was trained on, or of its test corpus; noise where neither can

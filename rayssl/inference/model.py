@@ -16,7 +16,7 @@ from rayssl.errors import AudioError
 from rayssl.evaluation.embeddings import frozen
 from rayssl.inference.encoder import load_encoder
 from rayssl.models.encoder import Encoder
-from rayssl.runs.reading import Source, find
+from rayssl.runs.reading import RunCheckpoint, find
 
 Waveform: TypeAlias = "Tensor | np.ndarray | list[float]"
 
@@ -30,7 +30,7 @@ class Model:
     least length at ``rate``; ``source`` says which run and checkpoint it is.
     """
 
-    def __init__(self, encoder: Encoder, source: Source, rate: int, device: torch.device) -> None:
+    def __init__(self, encoder: Encoder, source: RunCheckpoint, rate: int, device: torch.device) -> None:
         self.encoder, self.source, self.rate, self.device = encoder.to(device), source, rate, device
         self.dim, self.minimum_samples = int(encoder.embedding_dim), int(encoder.minimum_samples)
 

@@ -12,7 +12,7 @@ from rayssl.training import checkpoint
 
 
 @dataclass(frozen=True)
-class Source:
+class RunCheckpoint:
     """Where embeddings come from: the ``experiment`` of the folder ``run``, and its checkpoint at the URI ``uri``.
 
     ``digest`` is the SHA-256 of that checkpoint's weights, the same wherever the run has been copied to.
@@ -38,7 +38,7 @@ def read_run(run: str, overrides: list[str]) -> Experiment:
     return parse(Experiment, override(load_yaml(storage.read_text(path), path), overrides), path)
 
 
-def find(run: str, which: str = "last", overrides: list[str] | None = None) -> Source:
+def find(run: str, which: str = "last", overrides: list[str] | None = None) -> RunCheckpoint:
     """A checkpoint of the run in the folder ``run``: ``last``, ``best``, ``epoch-N`` or ``step-N``.
 
     Raises `UserError` naming the run where there is no configuration or no such checkpoint. Weights are not read yet.
@@ -47,4 +47,4 @@ def find(run: str, which: str = "last", overrides: list[str] | None = None) -> S
     run = storage.absolute(run)
     uri = checkpoint.locate(run, which, experiment.training.checkpoints.best)
     meta = checkpoint.read_meta(uri)
-    return Source(run, experiment, uri, meta.step, str(meta.files.get("state.pt", {}).get("sha256", "")))
+    return RunCheckpoint(run, experiment, uri, meta.step, str(meta.files.get("state.pt", {}).get("sha256", "")))

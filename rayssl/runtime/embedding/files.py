@@ -28,7 +28,7 @@ from rayssl.data.shards import MANIFEST, Manifest
 from rayssl.errors import ConfigError, CorpusError, StorageError
 from rayssl.inference.encoder import load_encoder
 from rayssl.models.encoder import EncoderConfig
-from rayssl.runs.reading import Source, find
+from rayssl.runs.reading import RunCheckpoint, find
 from rayssl.runtime.embedding.actors import Embedder, EmbeddingTask, over_shards, read_corpus
 from rayssl.schema import Config
 
@@ -158,7 +158,7 @@ class _Progress:
         self.say(line + (f", {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left" if self.left else ""))
 
 
-def _record(source: Source, corpus: str, manifest: Manifest) -> EmbeddingRecord:
+def _record(source: RunCheckpoint, corpus: str, manifest: Manifest) -> EmbeddingRecord:
     experiment = source.experiment
     return EmbeddingRecord(
         run=source.run,
