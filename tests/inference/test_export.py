@@ -40,12 +40,8 @@ ENCODERS: dict[str, dict[str, Any]] = {
 }
 
 
-APART = ("logmel-fast_resnet34", "raw-resnet1d", "spectrum-resnet2d")  # their parts are in the others
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in APART else []) for name in ENCODERS]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("name", ENCODERS)
 def test_every_encoder_with_any_batch_and_length(name: str) -> None:
     torch.manual_seed(0)
     encoder = build_encoder(parse(EncoderConfig, ENCODERS[name], "test"), RATE).eval().requires_grad_(False)
@@ -69,6 +65,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(experiment(folder / "run", folder / "corpus"))
 
 
+@pytest.mark.long
 def test_the_verb_and_a_process_that_has_only_torch(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(run)]) == 0
     out = run / "exported/step-0000000004.pt2"
