@@ -11,7 +11,7 @@ from rayssl.checks.encoder import check_encoder
 from rayssl.checks.outcome import Outcome
 from rayssl.checks.source import check_source
 from rayssl.checks.training import check_training
-from rayssl.checks.trial import ENCODER, METHOD, VIEWS, Trial
+from rayssl.checks.small_job import ENCODER, METHOD, VIEWS, SmallJob
 from rayssl.data.sources.registry import SOURCES, AnySource
 from rayssl.errors import ConfigError
 from rayssl.experiment.config import Experiment
@@ -64,7 +64,7 @@ def check(name: str, assignments: Sequence[str] = ()) -> Iterator[Outcome]:
     if settings.method.name == METHOD["name"] or name.endswith((".yaml", ".yml")):
         yield from check_encoder(settings.encoder)
     with tempfile.TemporaryDirectory(prefix="rayssl-check-") as folder:
-        yield from check_training(Trial(folder, tree))
+        yield from check_training(SmallJob(folder, tree))
 
 
 def _experiment(name: str, assignments: list[str]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from rayssl.checks.outcome import Outcome, attempt
-from rayssl.checks.trial import Trace, Trial
+from rayssl.checks.small_job import Trace, SmallJob
 
 _STEPS = 6  # of epochs of four: what happens at the end of one is among them
 _LOSS, _GRADIENT = 2e-4, 2e-2  # largest relative differences that rounding explains
@@ -15,7 +15,7 @@ _DRIFT = 2e-2  # of the loss in later steps, to which rounding grows
 _BF16_LOSS, _BF16_COSINE = 0.05, 0.5  # narrow networks of a trial round more than wide ones
 
 
-def check_training(trial: Trial) -> Iterator[Outcome]:
+def check_training(trial: SmallJob) -> Iterator[Outcome]:
     """One line for each rule."""
     once: list[Trace] = []
 
@@ -55,7 +55,7 @@ def _repeats(one: Trace, other: Trace) -> tuple[bool, str]:
     )
 
 
-def _resumes(trial: Trial, whole: Trace) -> tuple[bool, str]:
+def _resumes(trial: SmallJob, whole: Trace) -> tuple[bool, str]:
     run = f"{trial.folder}/resumed"
     trial.train(_STEPS // 2, run=run)
     resumed = trial.train(_STEPS, run=run)
@@ -68,7 +68,7 @@ def _resumes(trial: Trial, whole: Trace) -> tuple[bool, str]:
     )
 
 
-def _ranks(trial: Trial) -> tuple[bool, str]:
+def _ranks(trial: SmallJob) -> tuple[bool, str]:
     sync = "training.sync_batchnorm=true"  # else each rank's normalisation is another function
     one, two = trial.train(_STEPS, sync), trial.train_ranks(_STEPS, sync)
     for name, value in two[0].weights.items():
@@ -104,7 +104,7 @@ def _ranks(trial: Trial) -> tuple[bool, str]:
     return True, f"loss within {max(loss, drift):.0e}, gradient within {difference:.0e}"
 
 
-def _bfloat16(trial: Trial, whole: Trace) -> tuple[bool, str]:
+def _bfloat16(trial: SmallJob, whole: Trace) -> tuple[bool, str]:
     found = trial.train(_STEPS, "training.precision=bf16")
     if not np.isfinite(found.losses).all():
         return False, f"the losses are {found.losses}"

@@ -65,7 +65,7 @@ class Trace:
     memory: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-class Trial:
+class SmallJob:
     """Trains an experiment for a few steps in ``folder``, on a corpus of tones long enough for its segments.
 
     The run, corpus, labels and training of ``tree`` are not those that it names, but small ones.
