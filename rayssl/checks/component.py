@@ -9,9 +9,9 @@ from typing import Any
 from rayssl import storage
 from rayssl.checks.encoder import check_encoder
 from rayssl.checks.outcome import Outcome
+from rayssl.checks.small_job import ENCODER, METHOD, VIEWS, SmallJob
 from rayssl.checks.source import check_source
 from rayssl.checks.training import check_training
-from rayssl.checks.small_job import ENCODER, METHOD, VIEWS, SmallJob
 from rayssl.data.sources.registry import SOURCES, AnySource
 from rayssl.errors import ConfigError
 from rayssl.experiment.config import Experiment

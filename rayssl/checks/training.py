@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from rayssl.checks.outcome import Outcome, attempt
-from rayssl.checks.small_job import Trace, SmallJob
+from rayssl.checks.small_job import SmallJob, Trace
 
 _STEPS = 6  # of epochs of four: what happens at the end of one is among them
 _LOSS, _GRADIENT = 2e-4, 2e-2  # largest relative differences that rounding explains
