@@ -72,7 +72,7 @@ FAULTS = {
     ),
     "set": (
         TONES,
-        TONES.replace("range", "map(int, set('0123')) or range"),
+        TONES.replace("range", "map(int, set(map(str, range(20)))) or range"),
         ELSEWHERE,
         "it lists other references, or",
     ),
