@@ -67,7 +67,10 @@ def test_the_keys_of_its_config_are_known(method: str) -> None:
 def test_mistakes(tmp_path: Path, method: str) -> None:
     file = method.rpartition(":")[0]
     found = message(tree({"name": f"{file}:Contrasts"}))
-    assert f"'method.name': '{file}:Contrasts': {file} has no 'Contrasts'; its classes are Alone, Broken, Contrast" in found
+    assert (
+        f"'method.name': '{file}:Contrasts': {file} has no 'Contrasts'; its classes are Alone, Broken, Contrast"
+        in found
+    )
     assert "no such file, seen from" in message(tree({"name": f"{tmp_path}/none.py:X"}))
     (tmp_path / "typo.py").write_text("x = 1\nclass X(:\n")
     assert f"{tmp_path}/typo.py: line 2: " in message(tree({"name": f"{tmp_path}/typo.py:X"}))
@@ -131,10 +134,10 @@ def test_it_trains_and_resumes(method: str, tmp_path: Path, wrapped: bool) -> No
     """Alone and under SSPS, over a front end and a backbone from outside."""
     write_corpus(tmp_path / "corpus")
     parts = outside.write(tmp_path, outside.BACKBONE, "parts.py")
-    encoder = ("encoder={frontend: {name: '%s:Energy'}, backbone: {name: '%s:Mean'}}" % (parts, parts),)
+    encoder = f"encoder={{frontend: {{name: '{parts}:Energy'}}, backbone: {{name: '{parts}:Mean'}}}}"
     own = {"name": method}
     settings = experiment(
-        tmp_path / "run", tmp_path / "corpus", *encoder, method={**SSPS_METHOD, "over": own} if wrapped else own
+        tmp_path / "run", tmp_path / "corpus", encoder, method={**SSPS_METHOD, "over": own} if wrapped else own
     )
     loop = build(settings)
     loop.fit(batches(settings, loop))

@@ -15,6 +15,7 @@ import yaml
 
 from rayssl import __version__, storage
 from rayssl.experiment.config import Experiment
+from rayssl.registry import outside_files
 from rayssl.schema import flatten, override
 
 _PACKAGES = ("torch", "torchaudio", "ray", "faiss-cpu", "pyarrow", "s3fs", "numpy")
@@ -37,6 +38,7 @@ def record(experiment: Experiment, where: dict[str, str]) -> None:
         "seed": experiment.seed,
         "world_size": experiment.ray.workers,
         "versions": versions(),
+        "components": outside_files(),
         "origins": where,
         "starts": starts,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from rayssl.batches.plan import Cursor
 from rayssl.batches.streams import Stream
 from rayssl.data import shards
 from rayssl.errors import CorpusError, StorageError
+from rayssl.experiment.job import Job, job_of
 from rayssl.views import reading
-from rayssl.views.recipes import Segment
+from rayssl.views.recipes import Segment, SegmentPlan
+from tests.runs import experiment
 from tests.small_experiment import write_corpus
 
 pytestmark = pytest.mark.ray
@@ -43,14 +46,18 @@ def expected(uri: str, manifest: shards.Manifest, start: Cursor, ranks: int) -> 
         yield from reading.read(unit, uri, manifest, ranks=ranks, segments=segments, **kept)
 
 
+def job(uri: str, manifest: shards.Manifest, ranks: int) -> Job:
+    """One over the corpus, with the segments and the stream of above."""
+    changes = [f"seed={SEED}", f"corpus.unit_rows={UNIT_ROWS}", f"training={{batch: {BATCH}, epochs: {EPOCHS}}}"]
+    settings = experiment(Path(uri) / "run", Path(uri), *changes, f"ray.workers={ranks}", method={"name": "simclr"})
+    return replace(job_of(settings, manifest), segments=SegmentPlan(tuple(SEGMENTS), tuple(FILLS)), own=STREAM)
+
+
 def consume(uri: str, manifest: shards.Manifest, start: Cursor, ranks: int, slow: int) -> list[list[dict[str, Any]]]:
     """The batches that each of ``ranks`` concurrent consumers gets; number ``slow`` dawdles."""
     from rayssl.runtime import ingest
 
-    found = ingest.dataset(
-        manifest, uri, STREAM, seed=SEED, epoch_count=EPOCHS, ranks=ranks, segments=SEGMENTS,
-        fill_segments=FILLS, start=start, unit_rows=UNIT_ROWS,
-    )  # fmt: skip
+    found = ingest.dataset(job(uri, manifest, ranks), "train", start=start, epoch_count=EPOCHS)
     found.context.execution_options.preserve_order = True
     iterators = found.streaming_split(ranks, equal=True)
     taken: list[list[dict[str, Any]]] = [[] for _ in range(ranks)]

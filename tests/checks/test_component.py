@@ -1,0 +1,88 @@
+"""`rayssl check`: right components hold, and each that breaks a rule is told which one, and why."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from rayssl.checks.component import check
+from rayssl.checks.encoder import check_encoder
+from rayssl.cli import main
+from rayssl.errors import ConfigError
+from rayssl.models.encoder import EncoderConfig
+from tests import outside
+
+ROOT = Path(__file__).parents[2]
+
+
+def failures(name: str, *assignments: str) -> dict[str, str]:
+    outcomes = list(check(name, assignments))
+    assert all("\n" not in outcome.text() for outcome in outcomes)
+    return {outcome.name: outcome.detail for outcome in outcomes if not outcome.passed}
+
+
+def encoder(folder: Path, **parts: str) -> EncoderConfig:
+    file = outside.write(folder, outside.BACKBONE, "parts.py")
+    named = {key: {"name": f"{file}:{name}"} for key, name in parts.items()}
+    return EncoderConfig.model_validate({"backbone": {"name": f"{file}:Mean"}, **named})
+
+
+def test_an_encoder_from_outside_holds(tmp_path: Path) -> None:
+    outcomes = list(check_encoder(encoder(tmp_path, frontend="Energy", backbone="Mean")))
+    assert [outcome.text() for outcome in outcomes if not outcome.passed] == [] and len(outcomes) == 5
+
+
+def test_an_embedding_of_another_size(tmp_path: Path) -> None:
+    found = {each.name: each for each in check_encoder(encoder(tmp_path, backbone="Sideways"))}
+    assert not found["embeddings have their shape"].passed
+    assert "[4, 3], expected finite [4, 16]" in found["embeddings have their shape"].detail
+
+
+def test_what_has_no_such_name() -> None:
+    with pytest.raises(ConfigError, match=r"'simcler': nothing has this name; choose one of simclr, .* file\.py:Class"):
+        list(check("simcler"))
+    with pytest.raises(ConfigError, match=r"unknown key 'method\.temprature'; did you mean 'temperature'"):
+        list(check("simclr", ["temprature=1"]))
+
+
+@pytest.mark.ranks
+class TestTraining:
+    """Each spawns two gloo processes of its own."""
+
+    def test_a_method_of_ones_own_holds(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(ROOT)
+        assert main(["check", "configs/own_method/barlow.py:BarlowTwins", "projector.sizes=[16, 16]"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        for rule in ("one rank = two ranks", "6 steps = 3 + resume + 3", "the same bits twice", "bfloat16 is close"):
+            assert sum(rule in line and line.startswith("ok") for line in lines) == 1
+        assert "5 checks in " in lines[-1] and lines[-1].endswith("all hold")
+
+    @pytest.mark.parametrize("name", ["ssps", "daso"])
+    def test_ours_with_a_memory_hold(self, name: str) -> None:
+        assert failures(name) == {}
+
+    def test_a_detached_gather(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        file = outside.write(tmp_path, outside.METHOD, "own.py")
+        assert main(["check", f"{file}:Detached"]) == 1
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAIL")]
+        assert len(lines) == 1
+        assert "one rank = two ranks: the loss agrees and the gradient does not" in lines[0]
+        assert "gathered without gradient; gather with rayssl.collectives.gather" in lines[0]
+
+    @pytest.mark.parametrize(
+        ("name", "rule", "why"),
+        [
+            ("Alone", "one rank = two ranks", "the loss of the first step is .* must see the rows of all ranks"),
+            ("Forgetful", "6 steps = 3 + resume + 3", "registered buffers or parameters"),
+            ("Unseeded", "the same bits twice", "draws must come from the keys of a view"),
+            ("Broken", "it trains", "KeyError at own.py:.*temprature"),
+        ],
+    )
+    def test_other_faults(self, name: str, rule: str, why: str, tmp_path: Path) -> None:
+        found = failures(f"{outside.write(tmp_path, outside.METHOD, 'own.py')}:{name}")
+        assert rule in found
+        assert re.search(why, found[rule]), found
