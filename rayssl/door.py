@@ -30,13 +30,21 @@ Given: TypeAlias = "str | PathLike[str] | Mapping[str, Any]"
 C = TypeVar("C", bound=Config)
 
 
-def prepare(config: Given | PrepareConfig, *, overwrite: bool = False, progress: bool = True, **changes: Any) -> Any:
+def prepare(
+    config: Given | PrepareConfig,
+    *,
+    overwrite: bool = False,
+    progress: bool = True,
+    local: bool = False,
+    **changes: Any,
+) -> Any:
     """Makes every corpus of ``config`` that is not complete yet; see ``rayssl prepare``.
 
     Args:
         config: a preparation: YAML file, mapping, or `PrepareConfig`.
         overwrite: whether to replace corpora that were made with other settings.
         progress: whether to draw a bar on standard error.
+        local: in this process alone, without Ray.
         changes: keys of the configuration.
 
     Returns:
@@ -48,7 +56,7 @@ def prepare(config: Given | PrepareConfig, *, overwrite: bool = False, progress:
     from rayssl.runtime import prepare as runtime
 
     settings, _, _ = _read(PrepareConfig, config, changes)
-    return runtime.prepare(settings, progress=progress, overwrite=overwrite)
+    return runtime.prepare(settings, progress=progress, overwrite=overwrite, local=local)
 
 
 def train(experiment: Given | Experiment, *, local: bool = False, **changes: Any) -> dict[str, Any]:

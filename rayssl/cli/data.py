@@ -15,6 +15,7 @@ def add(verbs: Verbs) -> None:
     made.add_argument("--verify", action="store_true", help="check existing corpora against their manifests instead")
     made.add_argument("--overwrite", action="store_true", help="replace corpora that were made with other settings")
     made.add_argument("--quiet", action="store_true", help="no progress bar")
+    made.add_argument("--local", action="store_true", help="in this process alone, without Ray")
 
 
 def prepare(arguments: argparse.Namespace) -> int:
@@ -34,5 +35,6 @@ def prepare(arguments: argparse.Namespace) -> int:
             )
         print("every corpus agrees with its manifest")
         return 0
-    print(runtime.prepare(config, progress=not arguments.quiet, overwrite=arguments.overwrite).text())
+    how = {"overwrite": arguments.overwrite, "local": arguments.local}
+    print(runtime.prepare(config, progress=not arguments.quiet, **how).text())
     return 0

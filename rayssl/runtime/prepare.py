@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -24,6 +24,12 @@ from rayssl.schema import Config
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
 _PARTS_IN_TASKS = 8  # fewer parts than this are listed here: starting tasks would take longer
+
+
+class _Over(Protocol):
+    """Calls a function for each item: in tasks, or here."""
+
+    def __call__(self, function: Callable[[Asked], Answer], asked: Sequence[Asked], /) -> Iterator[Answer]: ...
 
 
 class SourcePart(NamedTuple):
@@ -68,15 +74,15 @@ class Summary(Config):
         return "\n".join(lines)
 
 
-def prepare(config: PrepareConfig, *, progress: bool = True, overwrite: bool = False) -> Summary:
+def prepare(config: PrepareConfig, *, progress: bool = True, overwrite: bool = False, local: bool = False) -> Summary:
     """Makes every corpus of ``config`` that is not complete yet, its splits and its trials.
 
     An interrupted preparation goes on where it stopped. ``overwrite`` replaces a corpus made with other settings, which
-    is otherwise a `CorpusError`. Splits are made anew wherever their settings changed.
+    is otherwise a `CorpusError`. ``local``: one unit after the other in this process, without Ray. Splits are made anew wherever their settings changed.
     """
     made = {}
     for name, settings in config.corpora.items():
-        made[name] = _prepare_one(name, settings, config.seed, progress, overwrite)
+        made[name] = _prepare_one(name, settings, config.seed, progress, overwrite, _here if local else _in_tasks)
     return Summary(corpora=made)
 
 
@@ -85,9 +91,11 @@ def verify_corpora(config: PrepareConfig) -> list[str]:
     return [problem for settings in config.corpora.values() for problem in shards.verify(settings.out)]
 
 
-def _prepare_one(name: str, settings: PreparedCorpusConfig, seed: int, progress: bool, overwrite: bool) -> Prepared:
+def _prepare_one(
+    name: str, settings: PreparedCorpusConfig, seed: int, progress: bool, overwrite: bool, over: _Over
+) -> Prepared:
     started = time.monotonic()
-    plan = corpus.plan(settings, _list_references(settings), seed)
+    plan = corpus.plan(settings, _list_references(settings, over), seed)
     try:
         manifest = corpus.prepared(settings, plan)
     except errors.CorpusError:
@@ -97,7 +105,7 @@ def _prepare_one(name: str, settings: PreparedCorpusConfig, seed: int, progress:
         manifest = None
     reused = manifest is not None
     if manifest is None:
-        manifest = corpus.finish(settings, plan, _process(name, plan, progress))
+        manifest = corpus.finish(settings, plan, _process(name, plan, progress, over))
     else:
         manifest = corpus.renew_splits(settings, manifest)
     lists = {label: trials.make(wanted, settings.out) for label, wanted in settings.trials.items()}
@@ -112,12 +120,12 @@ def _prepare_one(name: str, settings: PreparedCorpusConfig, seed: int, progress:
     )
 
 
-def _list_references(settings: PreparedCorpusConfig) -> list[Reference]:
+def _list_references(settings: PreparedCorpusConfig, over: _Over) -> list[Reference]:
     source = settings.source.located()
     parts = CheckedSource(source).parts()
     if len(parts) < _PARTS_IN_TASKS:
         return corpus.list_references(settings)
-    listings = _in_tasks(_list_part, [SourcePart(source, part) for part in parts])
+    listings = over(_list_part, [SourcePart(source, part) for part in parts])
     return corpus.check_references(settings, [reference for listing in listings for reference in listing])
 
 
@@ -125,7 +133,7 @@ def _list_part(asked: SourcePart) -> list[Reference]:
     return CheckedSource(asked.source).list_part(asked.part)
 
 
-def _process(name: str, plan: PreparePlan, progress: bool) -> list[Done]:
+def _process(name: str, plan: PreparePlan, progress: bool, over: _Over) -> list[Done]:
     done: list[Done] = []
     total = sum(unit.count() for unit in plan.units)
     columns = (
@@ -135,13 +143,18 @@ def _process(name: str, plan: PreparePlan, progress: bool) -> list[Done]:
     with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
         task = bar.add_task(f"prepare {name}", total=total, pace="")
         started = time.monotonic()
-        for record in _in_tasks(process, plan.units):
+        for record in over(process, plan.units):
             done.append(record)
             count = sum(record.utterances for record in done)
             rejects = sum(len(record.rejects) for record in done)
             pace = f"{count / max(time.monotonic() - started, 1e-3):.0f} /s, {rejects} rejected"
             bar.update(task, completed=count, pace=pace)
     return done
+
+
+def _here(function: Callable[[Asked], Answer], asked: Sequence[Asked]) -> Iterator[Answer]:
+    """``function`` of each item, one after the other, in this process."""
+    return map(function, asked)
 
 
 def _in_tasks(function: Callable[[Asked], Answer], asked: Sequence[Asked]) -> Iterator[Answer]:

@@ -1,0 +1,118 @@
+"""The verbs as Python functions, without Ray: prepared, trained, resumed, evaluated, in this process alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import rayssl
+from rayssl.cli import main
+from rayssl.data.corpus import PrepareConfig
+from rayssl.errors import ConfigError, CorpusError
+from rayssl.experiment.config import Experiment
+from rayssl.training import checkpoint
+from tests.small_experiment import tree, write_config, write_corpus, write_trials
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("door")
+    write_corpus(str(path / "corpus"))
+    write_trials(str(path / "trials.txt"))
+    write_config(path / "experiment.yaml", tree(str(path)))
+    return path
+
+
+def test_all_verbs_without_ray(tmp_path: Path) -> None:
+    """In a fresh process: it imports no Ray, from raw audio to figures."""
+    values = tree(str(tmp_path), corpus={"uri": f"{tmp_path}/made"})
+    values["evaluation"] |= {"corpus": f"{tmp_path}/made", "trials": f"{tmp_path}/made.txt"}
+    source = {"name": "synthetic", "speakers": 8, "recordings": 2, "utterances": 5, "seconds": 0.5}
+    made = {
+        "corpora": {
+            "made": {"source": source, "out": f"{tmp_path}/made", "trials": {"t": {"out": f"{tmp_path}/made.txt"}}}
+        }
+    }
+    code = (
+        "import sys, rayssl\n"
+        f"summary = rayssl.prepare({made!r}, local=True, progress=False)\n"
+        "assert summary.corpora['made'].manifest.rows == 80\n"
+        f"metrics = rayssl.train({values!r}, local=True, training={{'epochs': 2}})\n"
+        f"result = rayssl.evaluate({values['run']!r}, local=True, **{{'evaluation.resamples': 0}})\n"
+        "assert 0 <= result.eer <= 1 and metrics['loss'] > 0\n"
+        "assert 'ray' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_a_configuration_may_be(folder: Path) -> None:
+    """A file, a mapping or settings, each with changes on top; the run's folder has what was trained."""
+    path = folder / "experiment.yaml"
+    one = {"training.epochs": 1, "method.start_epoch": 0, "method": {"name": "simclr"}}
+    one.pop("method.start_epoch")
+    mapping: dict[str, Any] = {**yaml.safe_load(path.read_text()), "method": {"name": "simclr"}}
+    settings = Experiment(**{**mapping, "run": str(folder / "c"), "training": {"epochs": 1, "batch": 16}})
+    rayssl.train(str(path), local=True, run=str(folder / "a"), training={"epochs": 2, "log_every": 1})
+    rayssl.train(mapping, local=True, run=str(folder / "b"), **{"training.epochs": 1})
+    rayssl.train(settings, local=True)
+    saved = {name: yaml.safe_load((folder / name / "config.yaml").read_text()) for name in "abc"}
+    assert saved["a"]["training"]["epochs"] == 2 and saved["a"]["training"]["batch"] == 16
+    assert [saved[name]["method"]["name"] for name in "abc"] == ["ssps", "simclr", "simclr"]
+    with pytest.raises(ConfigError, match=r"unknown key 'training\.epoch'; did you mean 'epochs'"):
+        rayssl.train(path, local=True, **{"training.epoch": 3})
+    with pytest.raises(CorpusError, match="none: no corpus there|none"):
+        rayssl.train(path, local=True, corpus={"uri": str(folder / "none")})
+    with pytest.raises(ConfigError, match=r"'corpora' is required"):
+        rayssl.prepare({})
+    assert PrepareConfig.__name__ == "PrepareConfig"
+
+
+def test_a_finished_run_is_not_trained_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(folder / "twice")
+    first = rayssl.train(folder / "experiment.yaml", local=True, run=run, training={"epochs": 2})
+    capsys.readouterr()
+    assert rayssl.train(folder / "experiment.yaml", local=True, run=run, training={"epochs": 2}) == first
+    assert capsys.readouterr().out.startswith(f"{run}: already trained to epoch 2")
+    assert main(["train", str(folder / "experiment.yaml"), "--local", f"run={run}"]) == 0
+    assert checkpoint.read_meta(checkpoint.locate(run, "last")).epoch == 3
+
+
+def test_a_signal_saves_and_the_same_command_resumes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = folder / "stopped"
+    argv = ["train", "--local", str(folder / "experiment.yaml"), f"run={run}", "training.epochs=40"]
+
+    def stop() -> None:
+        while not checkpoint.steps(str(run)):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+    assert main(argv) == 128 + signal.SIGTERM
+    printed = capsys.readouterr()
+    step = checkpoint.steps(str(run))[-1]
+    assert f"{run}: stopped at step {step}; the same command resumes" in printed.err
+    assert "SIGTERM: saving after the step under way" in printed.out
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL and step < 40 * 6
+    assert main([*argv[:-1], "training.epochs=3"]) == 0 or step >= 18
+    assert f"resumed from {run}/checkpoints/step-{step:010d} (step {step})" in capsys.readouterr().out or step >= 18
+
+
+def test_damaged_audio_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the reading thread raises reaches the caller; nothing hangs."""
+    write_corpus(str(tmp_path / "corpus"), 64, damaged=37)
+    config = write_config(tmp_path / "experiment.yaml", tree(str(tmp_path)))
+    assert main(["train", "--local", config]) == 2
+    assert "utterance 's5/r0/037': damaged audio in a shard" in capsys.readouterr().err
+    assert not [thread for thread in threading.enumerate() if thread.name == "rayssl-read"]
