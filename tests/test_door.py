@@ -16,7 +16,6 @@ import yaml
 
 import rayssl
 from rayssl.cli import main
-from rayssl.data.corpus import PrepareConfig
 from rayssl.errors import ConfigError, CorpusError
 from rayssl.experiment.config import Experiment
 from rayssl.training import checkpoint
@@ -39,11 +38,8 @@ def test_all_verbs_without_ray(tmp_path: Path) -> None:
     values = tree(str(tmp_path), corpus={"uri": f"{tmp_path}/made"})
     values["evaluation"] |= {"corpus": f"{tmp_path}/made", "trials": f"{tmp_path}/made.txt"}
     source = {"name": "synthetic", "speakers": 8, "recordings": 2, "utterances": 5, "seconds": 0.5}
-    made = {
-        "corpora": {
-            "made": {"source": source, "out": f"{tmp_path}/made", "trials": {"t": {"out": f"{tmp_path}/made.txt"}}}
-        }
-    }
+    trials = {"across": {"out": f"{tmp_path}/made.txt"}}
+    made = {"corpora": {"made": {"source": source, "out": f"{tmp_path}/made", "trials": trials}}}
     code = (
         "import sys, rayssl\n"
         f"summary = rayssl.prepare({made!r}, local=True, progress=False)\n"
@@ -60,8 +56,6 @@ def test_all_verbs_without_ray(tmp_path: Path) -> None:
 def test_what_a_configuration_may_be(folder: Path) -> None:
     """A file, a mapping or settings, each with changes on top; the run's folder has what was trained."""
     path = folder / "experiment.yaml"
-    one = {"training.epochs": 1, "method.start_epoch": 0, "method": {"name": "simclr"}}
-    one.pop("method.start_epoch")
     mapping: dict[str, Any] = {**yaml.safe_load(path.read_text()), "method": {"name": "simclr"}}
     settings = Experiment(**{**mapping, "run": str(folder / "c"), "training": {"epochs": 1, "batch": 16}})
     rayssl.train(str(path), local=True, run=str(folder / "a"), training={"epochs": 2, "log_every": 1})
@@ -72,11 +66,10 @@ def test_what_a_configuration_may_be(folder: Path) -> None:
     assert [saved[name]["method"]["name"] for name in "abc"] == ["ssps", "simclr", "simclr"]
     with pytest.raises(ConfigError, match=r"unknown key 'training\.epoch'; did you mean 'epochs'"):
         rayssl.train(path, local=True, **{"training.epoch": 3})
-    with pytest.raises(CorpusError, match="none: no corpus there|none"):
+    with pytest.raises(CorpusError, match="none"):
         rayssl.train(path, local=True, corpus={"uri": str(folder / "none")})
     with pytest.raises(ConfigError, match=r"'corpora' is required"):
         rayssl.prepare({})
-    assert PrepareConfig.__name__ == "PrepareConfig"
 
 
 def test_a_finished_run_is_not_trained_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,8 +98,10 @@ def test_a_signal_saves_and_the_same_command_resumes(folder: Path, capsys: pytes
     assert f"{run}: stopped at step {step}; the same command resumes" in printed.err
     assert "SIGTERM: saving after the step under way" in printed.out
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL and step < 40 * 6
-    assert main([*argv[:-1], "training.epochs=3"]) == 0 or step >= 18
-    assert f"resumed from {run}/checkpoints/step-{step:010d} (step {step})" in capsys.readouterr().out or step >= 18
+    epoch = step // 6 + 1
+    assert main([*argv[:-1], f"training.epochs={epoch}"]) == 0
+    assert f"resumed from {run}/checkpoints/step-{step:010d} (step {step})" in capsys.readouterr().out
+    assert checkpoint.read_meta(checkpoint.locate(str(run), "last")).epoch == epoch
 
 
 def test_damaged_audio_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -78,7 +78,8 @@ def prepare(config: PrepareConfig, *, progress: bool = True, overwrite: bool = F
     """Makes every corpus of ``config`` that is not complete yet, its splits and its trials.
 
     An interrupted preparation goes on where it stopped. ``overwrite`` replaces a corpus made with other settings, which
-    is otherwise a `CorpusError`. ``local``: one unit after the other in this process, without Ray. Splits are made anew wherever their settings changed.
+    is otherwise a `CorpusError`. ``local``: one unit after the
+    other in this process, without Ray. Splits are made anew wherever their settings changed.
     """
     made = {}
     for name, settings in config.corpora.items():

@@ -54,14 +54,14 @@ def test_ray_only_in_runtime() -> None:
 
 
 def test_torch_distributed_only_where_ranks_are_known() -> None:
-    assert files_importing("torch.distributed") <= {"collectives.py", "runtime/train.py"}
+    assert files_importing("torch.distributed") <= {"collectives.py"}
     uses = {
         str(path.relative_to(ROOT / "rayssl"))
         for path in SOURCES
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and node.attr == "distributed"
     }
-    assert uses <= {"collectives.py", "runtime/train.py"}
+    assert uses <= {"collectives.py"}
 
 
 def test_everything_below_runtime_imports_without_ray_and_in_silence() -> None:
