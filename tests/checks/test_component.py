@@ -47,6 +47,21 @@ def test_what_has_no_such_name() -> None:
         list(check("simclr", ["temprature=1"]))
 
 
+def guide(folder: Path, name: str) -> str:
+    """The file of the guide's example that has the class ``name``."""
+    text = (ROOT / "rayssl/methods/README.md").read_text()
+    found = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if f"class {name}(" in block]
+    assert len(found) == 1
+    return outside.write(folder, found[0], "guide.py")
+
+
+def test_the_guides_encoder_holds(tmp_path: Path) -> None:
+    file = guide(tmp_path, "Convolved")
+    parts = {"frontend": {"name": f"{file}:Energies"}, "backbone": {"name": f"{file}:Convolved", "hidden": 8}}
+    outcomes = list(check_encoder(EncoderConfig.model_validate(parts)))
+    assert [outcome.text() for outcome in outcomes if not outcome.passed] == []
+
+
 @pytest.mark.ranks
 class TestTraining:
     """Each spawns two gloo processes of its own."""
@@ -64,6 +79,9 @@ class TestTraining:
     @pytest.mark.parametrize("name", ["ssps", "daso"])
     def test_ours_with_a_memory_hold(self, name: str) -> None:
         assert failures(name) == {}
+
+    def test_the_guides_method_holds(self, tmp_path: Path) -> None:
+        assert failures(guide(tmp_path, "Denoise") + ":Denoise") == {}
 
     def test_a_detached_gather(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         file = outside.write(tmp_path, outside.METHOD, "own.py")
