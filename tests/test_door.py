@@ -33,6 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_all_verbs_without_ray(tmp_path: Path) -> None:
     """In a fresh process: it imports no Ray, from raw audio to figures."""
     values = tree(str(tmp_path), corpus={"uri": f"{tmp_path}/made"})

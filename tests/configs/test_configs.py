@@ -65,6 +65,15 @@ def made_small(tree: dict[str, Any]) -> list[str]:
     return changes + [prefix + change for change in QUICK_METHODS.get(over.get("name", "simclr"), ())]
 
 
+def firsts() -> list[str]:
+    """One experiment of each method, alone and under SSPS: those that the default layer runs."""
+    found: dict[tuple[str, str], str] = {}
+    for name in EXPERIMENTS:
+        method = TREES[name]["method"]
+        found.setdefault((method["name"], method.get("over", {}).get("name", "")), name)
+    return list(found.values())
+
+
 def test_there_are_some() -> None:
     assert EXPERIMENTS and SWEEPS and PREPARED
 
@@ -98,7 +107,9 @@ def test_sweeps_are_read(name: str) -> None:
         assert len(plan.rungs(experiment)) > 1
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize(
+    "name", [name if name in firsts() else pytest.param(name, marks=pytest.mark.long) for name in EXPERIMENTS]
+)
 def test_experiments_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As written it is read; made small it is built, and runs, with every weight moved."""
     monkeypatch.chdir(ROOT)  # a method of one's own is named from there

@@ -72,6 +72,7 @@ def test_files_rows_and_record(folder: Path, tmp_path: Path, capsys: pytest.Capt
     assert f"{tmp_path}/out: 27 embeddings [16] of {folder}/corpus by {record['checkpoint']}" in printed.out
 
 
+@pytest.mark.long
 def test_embed_export_and_python_agree(folder: Path, tmp_path: Path) -> None:
     assert embed(folder, tmp_path / "out") == 0
     exporting.export(str(folder / "run"), str(tmp_path / "x.pt2"))

@@ -41,7 +41,7 @@ def methods(source: Experiment) -> dict[str, dict[str, Any]]:
     return {"fill": FILL, "start": started(source.run), "both": started(source.run) | {"references": "fill"}}
 
 
-@pytest.mark.parametrize("kind", ["fill", "start", "both"])
+@pytest.mark.parametrize("kind", [*(pytest.param(k, marks=pytest.mark.long) for k in ("fill", "start")), "both"])
 def test_interrupted_in_it_or_anywhere(corpus: Path, tmp_path: Path, source: Experiment, kind: str) -> None:
     """Batches of the pass count among those after which the stream breaks off, the more at each try."""
     method = methods(source)[kind]

@@ -42,6 +42,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "classifier": {"name": "classifier", "ema": 0.8, "recipe": "strong"},
     "clar": {"name": "clar", "projector": {"sizes": [12, 8]}, "labels": "cross_entropy"},
 }
+QUICK = ("dino", "ssps_moco", "daso")  # of the default layer: a teacher, a queue under SSPS, a memory of classes
 LEARNERS = ("daso", "usadtm", "classifier", "clar")  # from the labels of a split
 # What a resumed run would lack if it were not saved, by method
 STATE = {
@@ -98,7 +99,9 @@ def content(loop: Loop) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("changes", [{}, {"warm_start": True}, {"whiten": True}])
+@pytest.mark.parametrize(
+    "changes", [{}, *(pytest.param(each, marks=pytest.mark.long) for each in ({"warm_start": True}, {"whiten": True}))]
+)
 def test_interrupted_while_the_memory_is_clustered(corpus: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     """Overlapped: a checkpoint after any step holds what the next epoch will use."""
     method = {**SSPS_METHOD, **changes}
@@ -115,7 +118,9 @@ def test_interrupted_while_the_memory_is_clustered(corpus: Path, tmp_path: Path,
         assert records(settings.run, kind) == records(whole.run, kind)
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in METHODS]
+)
 def test_interrupted_after_every_step(corpus: Path, tmp_path: Path, name: str) -> None:
     few = FEW if name in LEARNERS else ()
     whole = experiment(tmp_path / "whole", corpus, *few, method=METHODS[name])
