@@ -75,9 +75,14 @@ def train(experiment: Given | Experiment, *, local: bool = False, **changes: Any
         Stopped: when a signal has ended the training in order.
     """
     settings, tree, assignments = _read(Experiment, experiment, changes)
-    job = resolve(settings)
+    return train_recorded(settings, origins(tree, assignments, settings), local=local)
+
+
+def train_recorded(experiment: Experiment, where: dict[str, str], *, local: bool) -> dict[str, Any]:
+    """`train` for settings that have been read; ``where`` says where each key came from, for the run's folder."""
+    job = resolve(experiment)
     check_start(job)
-    record(settings, origins(tree, assignments, settings))
+    record(experiment, where)
     if local:
         return local_training.train(job)
     from rayssl.runtime import train as runtime

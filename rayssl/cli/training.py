@@ -22,21 +22,12 @@ def add(verbs: Verbs) -> None:
 
 def train(arguments: argparse.Namespace) -> int:
     """Trains, or goes on training."""
-    from rayssl.experiment import local
-    from rayssl.experiment.build import check_start
-    from rayssl.experiment.job import resolve
-    from rayssl.runs.origin import origins, record
+    from rayssl.door import train_recorded
+    from rayssl.runs.origin import origins
 
     tree, experiment = read_experiment(arguments)
-    job = resolve(experiment)
-    check_start(job)
-    record(experiment, origins(tree, arguments.overrides, experiment))
-    if arguments.local:
-        metrics = local.train(job)
-    else:
-        from rayssl.runtime import train as runtime
-
-        metrics = runtime.train(job)
+    where = origins(tree, arguments.overrides, experiment)
+    metrics = train_recorded(experiment, where, local=arguments.local)
     print(
         f"{experiment.run}: trained to epoch {experiment.training.epochs}, loss {metrics.get('loss', float('nan')):.4f}"
     )
