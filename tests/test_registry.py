@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
+import os
 import pickle
 import subprocess
 import sys
@@ -51,7 +53,7 @@ def test_from_a_file(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert dumped["method"] == {"name": relative, "projector": dumped["method"]["projector"], "temperature": 0.25}
     assert parse(Experiment, load_yaml(settings.model_dump_json(), "again"), "again") == settings
     assert located(settings).method.name == method
-    assert settings.architecture.startswith(f"{relative} over ecapa")
+    assert settings.architecture.startswith("Contrast over ecapa")
     assert set(outside_files()) >= {str(tmp_path / "own.py")}
 
 
@@ -105,6 +107,23 @@ def test_from_an_installed_package(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "unknown key 'encoder.backbone.widht'; did you mean 'width'?" in message(
         tree({"name": "simclr"}, backbone={"name": "tunes", "widht": 3})
     )
+
+
+@pytest.mark.long
+def test_an_installed_package_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """A real distribution, as pip leaves it: its metadata with the entry point, and its module."""
+    (tmp_path / "tunes-1.0.dist-info").mkdir()
+    (tmp_path / "tunes-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: tunes\nVersion: 1.0\n")
+    (tmp_path / "tunes-1.0.dist-info/entry_points.txt").write_text("[rayssl.methods]\ncontrast = tunes:Contrast\n")
+    outside.write(tmp_path, outside.METHOD, "tunes.py")
+    config = tmp_path / "x.yaml"
+    config.write_text(json.dumps(tree({"name": "contrast", "temperature": 0.75})))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+    command = [sys.executable, "-m", "rayssl.cli", "show", str(config)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    shown = dict(line.split()[:2] for line in done.stdout.splitlines() if line.startswith("method."))
+    assert shown["method.name"] == '"contrast"' and shown["method.temperature"] == "0.75"
 
 
 def test_settings_made_in_python_have_a_name() -> None:

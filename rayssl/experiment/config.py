@@ -132,9 +132,9 @@ class Experiment(Config):
         while encoder is not None:
             backbone = encoder.backbone
             sizes = ", ".join(f"{name}={value}" for name, value in backbone.model_dump().items() if name != "name")
-            parts.append(f"{backbone.name}({sizes}) on {encoder.frontend.name}")
+            parts.append(f"{backbone.short_name}({sizes}) on {encoder.frontend.short_name}")
             encoder = encoder.beside
-        return f"{self.method.name} over {' and '.join(parts)}"
+        return f"{self.method.short_name} over {' and '.join(parts)}"
 
 
 def located(experiment: Experiment) -> Experiment:

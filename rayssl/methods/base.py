@@ -146,6 +146,11 @@ class MethodConfig(ComponentConfig):
     #: Which rows of a split the method's own stream has.
     role: ClassVar[Role] = "all"
 
+    @property
+    def label(self) -> str:
+        """The method in the labels of metrics."""
+        return self.short_name
+
     def segments(self, views: ViewsConfig, epoch: int) -> tuple[Segment, ...]:
         """The segments cut from every utterance in ``epoch`` (from 0)."""
         raise NotImplementedError

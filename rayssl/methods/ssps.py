@@ -93,9 +93,9 @@ class SSPSConfig(MethodConfig):
         return self
 
     @property
-    def short_name(self) -> str:
+    def label(self) -> str:
         """With what it wraps: ``ssps/simclr``."""
-        return f"{self.name}/{self.over.short_name}"
+        return f"{self.name}/{self.over.label}"
 
     @classmethod
     def trial_settings(cls) -> dict[str, Any]:

@@ -228,7 +228,7 @@ def open_log(
 
     Raises `ConfigError` for a tracker whose package is missing on this node.
     """
-    metrics = RayMetrics(experiment.run, experiment.method.short_name, rank, world)
+    metrics = RayMetrics(experiment.run, experiment.method.label, rank, world)
     if rank != 0:
         return metrics
     try:

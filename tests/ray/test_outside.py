@@ -65,7 +65,7 @@ def test_trained_saved_and_resumed(run: str, folder: Path) -> None:
     saved = yaml.safe_load(Path(run, "config.yaml").read_text())
     assert saved["method"]["over"]["name"] == f"{folder}/own.py:Contrast"
     meta = checkpoint.read_meta(checkpoint.locate(run, "last"))
-    assert meta.epoch == 4 and "parts.py:Mean(" in meta.architecture
+    assert meta.epoch == 4 and meta.architecture.startswith("ssps over Mean(")
     ends = [line for line in read_metrics(f"{run}/metrics.jsonl") if line["kind"] == "epoch"]
     assert len(ends) == 4 and ends[-1]["coverage"] > 0.5
     starts = yaml.safe_load(storage.read_text(f"{run}/origin.json"))
