@@ -1,8 +1,16 @@
-"""Gather with gradient, sums over ranks, averaged gradients: the only calls of `torch.distributed`.
+"""Gather with gradient, sums over ranks, averaged gradients. No other file calls `torch.distributed`.
 
-Convention: the training loss is the mean over ranks of each rank's own loss, which is what DDP's averaged gradients
-minimise. Backward through a gather therefore *sums* what every rank wants of a row; a gather that returns only the own
-rank's share would give the same loss and ``1/W`` of the cross-rank gradient.
+Convention: the training loss is the mean over ranks of each rank's own loss. This is what DDP minimises, because DDP
+averages gradients. The backward pass of `gather` therefore *sums* the gradients that all ranks have for a row. If it
+returned the gradient of its own rank only, the loss would be the same, but the cross-rank gradient would be ``1/W``
+of the right one.
+
+In a method, with ``W`` ranks and ``a [B, D]`` on each::
+
+    keys = collectives.gather(a)           # [W*B, D], with gradient
+    offset = collectives.rank() * len(a)   # the row of this rank's first utterance in keys
+
+With one rank every function works without a process group.
 """
 
 from __future__ import annotations
@@ -18,18 +26,24 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def world() -> int:
-    """Number of ranks, 1 without a process group."""
+    """The number of ranks; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's rank, 0 without a process group."""
+    """The rank of this process, from 0; 0 without a process group."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 @contextmanager
 def process_group(rank: int, world: int, file: str) -> Iterator[None]:
-    """A group of ``world`` gloo processes on this machine that meet through ``file``, which must not exist yet."""
+    """Joins this process to a gloo group of ``world`` processes on this machine; leaves the group at the end.
+
+    Args:
+        rank: the number of this process, 0..world-1.
+        world: how many processes join. Each of them calls this function with the same ``file``.
+        file: a path through which the processes find each other. The file must not exist yet.
+    """
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
     try:
         yield
@@ -38,24 +52,38 @@ def process_group(rank: int, world: int, file: str) -> Iterator[None]:
 
 
 def replicated(module: nn.Module, device: torch.device) -> nn.Module:
-    """``module`` with its gradients averaged over ranks; itself where there is one rank."""
+    """``module`` wrapped in DDP, which averages its gradients over ranks. With one rank: ``module`` itself."""
     if world() == 1:
         return module
     return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
 
 
 def gather(x: Tensor) -> Tensor:
-    """``x [B, ...]`` of every rank as ``[W*B, ...]`` in rank order, with gradient; all ranks give the same shape."""
+    """The rows ``x [B, ...]`` of all W ranks, with gradient.
+
+    Args:
+        x: this rank's rows. All ranks must call, with the same shape and dtype.
+
+    Returns:
+        ``[W*B, ...]`` in rank order; with one rank ``x`` itself. The gradient of ``x`` is the sum, over ranks, of the
+        gradients that reach its rows.
+    """
     return x if world() == 1 else _Gather.apply(x)  # type: ignore[no-untyped-call]
 
 
 def sum_over_ranks(x: Tensor) -> Tensor:
-    """The elementwise sum of ``x`` over ranks, with gradient (which is summed over ranks too)."""
+    """The elementwise sum of ``x`` over ranks, with gradient. The gradient is summed over ranks too.
+
+    All ranks must call, with the same shape and dtype. With one rank the result is ``x`` itself.
+    """
     return x if world() == 1 else _Sum.apply(x)  # type: ignore[no-untyped-call]
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """Small Python values of every rank, in rank order, to every rank. Pickles: only between a job's own processes."""
+    """The ``value`` of every rank, in rank order; every rank gets the whole list. All ranks must call.
+
+    For small Python values. They are sent as pickles, so use it only between the processes of one job.
+    """
     if world() == 1:
         return [value]
     values: list[Any] = [None] * world()
@@ -64,7 +92,10 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def broadcast_object(value: Any) -> Any:
-    """Rank 0's value, on every rank. Pickles: only between a job's own processes."""
+    """The ``value`` of rank 0, on every rank. All ranks must call; the other ranks' values are ignored.
+
+    The value is sent as a pickle, so use it only between the processes of one job.
+    """
     if world() == 1:
         return value
     values = [value]
@@ -73,7 +104,7 @@ def broadcast_object(value: Any) -> Any:
 
 
 def barrier() -> None:
-    """Returns when every rank has come here."""
+    """Waits until every rank has called it."""
     if world() > 1:
         dist.barrier()
 

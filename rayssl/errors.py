@@ -1,6 +1,6 @@
-"""What a user can mend: one sentence that names the key, URI or file, and the way out.
+"""Errors that a user can fix. The message is one sentence: it names the key, URI or file, and says what to do.
 
-The command line prints these without a traceback and exits with status 2. Everything else that escapes is a defect of
+The command line prints these errors without a traceback and exits with status 2. Every other error is a defect of
 rayssl and keeps its traceback.
 """
 
@@ -12,7 +12,7 @@ class UserError(Exception):
 
 
 class Stopped(BaseException):
-    """Not a mistake: a signal has ended the work in order. ``status`` is what a shell says of that signal."""
+    """Not a mistake: a signal has ended the work cleanly. ``status`` is the exit status that a shell gives it."""
 
     def __init__(self, text: str, signal: int) -> None:
         super().__init__(text)
@@ -24,16 +24,16 @@ class ConfigError(UserError, ValueError):
 
 
 class StorageError(UserError, OSError):
-    """Object storage or a folder that cannot be used: missing bucket, wrong credentials, absent or damaged file."""
+    """An object store, folder or file that cannot be used: no bucket, wrong credentials, absent or damaged file."""
 
 
 class CorpusError(UserError, ValueError):
-    """A corpus that does not hold what it should: absent manifest, hash mismatch, too many rejects, unknown trials."""
+    """A corpus that cannot be used: the manifest is absent, a hash differs, too many rejects, unknown utterances."""
 
 
 class AudioError(UserError, ValueError):
-    """Audio that cannot be embedded: a file that does not decode, too few samples, samples that are not finite."""
+    """Audio that cannot be embedded: the file does not decode, has too few samples, or NaN or infinite samples."""
 
 
 class CheckpointError(UserError, ValueError):
-    """A checkpoint that does not fit the run: another architecture, an incomplete or damaged file."""
+    """A checkpoint that cannot be used: it has another architecture than the run, or it is incomplete or damaged."""

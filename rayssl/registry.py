@@ -1,9 +1,23 @@
-"""Components that a configuration chooses by name: ours, those of installed packages, and those of a user's own file.
+"""Components that a configuration chooses by name: built-in ones, those of installed packages, those of a user's file.
 
-A component is a class with a `ComponentConfig` as its attribute ``Config``, nested or beside it. ``name`` in the YAML
-is one of our names (``simclr``), an entry point of an installed package, ``package.module:Class``, or
-``path/file.py:Class``, seen from the working folder. All are validated, shown, saved and resumed alike. To choose a
-component from outside runs its module.
+A component is a class whose attribute ``Config`` is a `ComponentConfig`. The config class may be nested in it or stand
+beside it. In the YAML, ``name`` is one of these:
+
+- a built-in name, for example ``simclr``;
+- an entry point of an installed package;
+- ``package.module:Class``;
+- ``path/file.py:Class``, with the path relative to the working folder.
+
+All of them are validated, shown, saved and resumed in the same way. Choosing a component from outside rayssl imports,
+and so runs, its module. A file ``barlow.py`` that adds a method::
+
+    class Barlow(Method):
+        class Config(MethodConfig):
+            off_diagonal: float = 0.005
+
+        ...  # forward and step, see rayssl.methods.base
+
+with ``method: {name: barlow.py:Barlow, off_diagonal: 0.01}`` in the YAML.
 """
 
 from __future__ import annotations
@@ -25,12 +39,12 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from rayssl.schema import Choice, Config
 
-_OUTSIDE = "rayssl_outside_"  # modules that were imported from files begin with this
-_SOURCES: dict[str, tuple[str, str]] = {}  # their paths and texts, by the names of the modules
+_OUTSIDE = "rayssl_outside_"  # the names of modules that were imported from files begin with this
+_SOURCES: dict[str, tuple[str, str]] = {}  # the path and text of each such module, by the name of the module
 
 
 class ComponentConfig(Config):
-    """The settings of a component, which `name` says. ``component`` is the class that they configure."""
+    """The settings of a component. ``name`` says which component; ``component`` is the class that they configure."""
 
     name: str = ""
 
@@ -39,35 +53,35 @@ class ComponentConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _named(cls, given: Any) -> Any:
-        """Settings made in Python have the name by which a YAML would find their class."""
+        """Settings made in Python get the name by which a YAML would find their class."""
         if isinstance(given, dict) and not given.get("name") and not cls.model_fields["name"].default:
             return {**given, "name": _reference(cls)}
         return given
 
     def located(self) -> Any:
-        """The same with absolute paths, for processes in other working folders."""
+        """A copy with absolute paths, for processes that run in other working folders."""
         path, colon, attribute = self.name.rpartition(":")
         if not path.endswith(".py") or os.path.isabs(path):
             return self
         return self.model_copy(update={"name": os.path.abspath(path) + colon + attribute})
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Settings of a user's file take its text along, so that another process, or node, needs no such file."""
+        """Pickled settings of a user's file contain its text: another process or node does not need the file."""
         module = type(self).__module__
         if not module.startswith(_OUTSIDE):
             return super().__reduce_ex__(protocol)
         source = _SOURCES[module]
-        # the state comes last: it may hold objects of classes that are in the file too
+        # the state comes last, because it may contain objects of other classes of the same file
         return _revive, (module, *source, type(self).__qualname__), self.__getstate__()
 
     @property
     def short_name(self) -> str:
-        """The name without file or package: for tables and labels of metrics."""
+        """The name without file or package, for tables and labels of metrics."""
         return self.name.rpartition(":")[2]
 
     @classmethod
     def trial_settings(cls) -> dict[str, Any]:
-        """What `rayssl check` sets where nothing else is asked for: the least that makes sense, and quickly."""
+        """The settings that `rayssl check` uses if the user gives none: small values, so that a trial is quick."""
         return {}
 
     def _make(self, *arguments: Any, **keywords: Any) -> Any:
@@ -79,7 +93,7 @@ class ComponentConfig(Config):
 
 
 class Configurable:
-    """A component; a class that declares ``Config`` becomes the ``component`` of it."""
+    """The base of components. A class that declares a ``Config`` becomes the ``component`` of that config."""
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -92,9 +106,19 @@ C = TypeVar("C", bound=ComponentConfig)
 
 
 class Registry(Choice, Generic[C]):
-    """The components of one kind, as the annotation of a field that holds the settings of one of them.
+    """The components of one kind. It annotates a field that holds the settings of one of them.
 
-    ``builtin``: "module:Class" by name; ``group``: of the entry points; ``default``: what no name stands for.
+    Args:
+        kind: the kind in words, for messages: "method", "source".
+        base: the class that all settings of this kind extend.
+        builtin: the built-in components: "module:Class" by name.
+        group: the group of entry points in which installed packages offer components.
+        default: the name that is used if the configuration gives no name; None if a name is required.
+
+    For example::
+
+        METHODS = Registry("method", MethodConfig, {"simclr": "rayssl.methods.simclr:SimCLR"}, group="rayssl.methods")
+        AnyMethod = Annotated[MethodConfig, METHODS]
     """
 
     def __init__(
@@ -103,12 +127,20 @@ class Registry(Choice, Generic[C]):
         self.kind, self.base, self.builtin, self.group, self.default = kind, base, dict(builtin), group, default
 
     def names(self) -> list[str]:
-        """All that can be named without a module: ours first, then those of installed packages."""
+        """All names that need no module or file: the built-in ones first, then those of installed packages."""
         found = importlib.metadata.entry_points(group=self.group)
         return list(dict.fromkeys([*self.builtin, *(point.name for point in found)]))
 
     def find(self, name: str) -> type[C]:
-        """The settings' class of a component; raises ValueError in one line that says what can be named."""
+        """The config class of the component ``name``.
+
+        Args:
+            name: a built-in name, an entry point, ``package.module:Class`` or ``file.py:Class``.
+
+        Raises:
+            ValueError: the name is unknown, its module or class cannot be imported, or it is not a component of this
+                kind. The message is one line.
+        """
         if name in self.builtin:
             return self._settings(_attribute(self.builtin[name]), name)
         if ":" in name:
@@ -124,7 +156,12 @@ class Registry(Choice, Generic[C]):
         )
 
     def read(self, given: Any) -> C:
-        """The settings in ``given``: a mapping with a ``name``, or settings already."""
+        """The validated settings in ``given``, which is a mapping with a ``name``, or settings already.
+
+        Raises:
+            PydanticCustomError: ``given`` is neither, has no name, or the name does not lead to a component. Pydantic
+                adds the dotted key.
+        """
         if isinstance(given, self.base):
             return given
         if not isinstance(given, Mapping):
@@ -156,22 +193,22 @@ class Registry(Choice, Generic[C]):
                 self._check_own(candidate, found, name)
                 return candidate
         raise ValueError(
-            f"{name!r} is no {self.kind}: the class needs a Config that extends {self.base.__module__}."
+            f"{name!r} is not a {self.kind}: the class needs a Config that extends {self.base.__module__}."
             f"{self.base.__qualname__}"
         )
 
     def _check_own(self, model: type[C], found: Any, name: str) -> None:
-        """Raises ValueError where settings that a class inherited would stand for another class."""
+        """Raises ValueError if the class inherited its Config, so that the settings belong to another class."""
         makes, taken = model.component, _literal(model)
         if found is not model and makes is not None and makes is not found:
-            whose = f"its Config is that of {makes.__name__}; give it one of its own"
-            raise ValueError(f"{name!r}: {whose}: class Config({makes.__name__}.Config)")
+            owner = f"its Config is that of {makes.__name__}; give it one of its own"
+            raise ValueError(f"{name!r}: {owner}: class Config({makes.__name__}.Config)")
         if taken in self.builtin and "name" not in vars(model).get("__annotations__", {}):
-            raise ValueError(f"{name!r}: its Config has the name {taken!r} of ours; add to it: name: str = ''")
+            raise ValueError(f"{name!r}: its Config has the built-in name {taken!r}; add to it: name: str = ''")
 
 
 def outside_files() -> dict[str, str]:
-    """The SHA-256 of every file that a component was imported from, by its path: what exactly ran."""
+    """The SHA-256 of every file that a component was imported from, by path. It records which code ran."""
     return {path: hashlib.sha256(text.encode()).hexdigest() for path, text in _SOURCES.values()}
 
 
@@ -216,10 +253,10 @@ def _from_file(path: str) -> ModuleType:
 
 
 def _run(name: str, path: str, text: str) -> ModuleType:
-    """The module of a file's ``text``, under a name that is the same in every process."""
+    """Runs the ``text`` of a file as a module. The module's name is the same in every process."""
     module = ModuleType(name)
     module.__file__ = path
-    # a traceback can show the lines of a file that is not on this node
+    # with this a traceback shows the lines of the file even on a node that does not have it
     linecache.cache[path] = len(text), None, text.splitlines(keepends=True), path
     sys.modules[name], _SOURCES[name] = module, (path, text)
     try:
@@ -231,7 +268,7 @@ def _run(name: str, path: str, text: str) -> ModuleType:
 
 
 def _revive(module: str, path: str, text: str, qualname: str) -> Any:
-    """The settings that another process has pickled, before they get their state."""
+    """An empty instance of settings that another process has pickled. Pickle sets its state afterwards."""
     found: Any = sys.modules.get(module) or _run(module, path, text)
     for part in qualname.split("."):
         found = getattr(found, part)
@@ -239,7 +276,7 @@ def _revive(module: str, path: str, text: str, qualname: str) -> Any:
 
 
 def _where(error: Exception) -> str:
-    """What went wrong while a module was imported, and on which line."""
+    """Describes an error that was raised while a module was imported, with the line."""
     if isinstance(error, SyntaxError):
         return f"line {error.lineno}: {error.msg}"
     last = traceback.extract_tb(error.__traceback__)[-1]
@@ -247,13 +284,13 @@ def _where(error: Exception) -> str:
 
 
 def _reference(model: type[ComponentConfig]) -> str:
-    """How a YAML would name the component of these settings."""
+    """The ``name`` by which a YAML would choose the component of these settings."""
     module = sys.modules.get(model.__module__)
     place = getattr(module, "__file__", None) if model.__module__.startswith(_OUTSIDE) else None
     return f"{place or model.__module__}:{getattr(model.component, '__qualname__', model.__qualname__)}"
 
 
 def _literal(model: type[BaseModel]) -> str | None:
-    """The one name that the settings of a component of ours allow."""
+    """The only name that the settings of a built-in component allow; None for other settings."""
     options = get_args(model.model_fields["name"].annotation)
     return options[0] if len(options) == 1 and isinstance(options[0], str) else None

@@ -1,8 +1,8 @@
-"""The base of every configuration class, and the way from YAML and overrides to one.
+"""The base of every configuration class, and how YAML and overrides become one.
 
-Each component declares a `Config` beside it; `rayssl.experiment.config` composes them. Unknown keys are errors
-that name the dotted path and suggest the nearest known key; defaults live in code;
-YAML has neither inheritance nor interpolation.
+Each component declares its `Config` beside it, and `rayssl.experiment.config` puts them together. An unknown key is an
+error that names the dotted path and suggests the nearest known key. Defaults are in the code. YAML files have no
+inheritance and no interpolation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Tree = dict[str, Any]
 
 
 class Config(BaseModel):
-    """Frozen, and strict about keys: a misspelt key is an error, never a silently ignored one."""
+    """Frozen, and strict about keys: a misspelt key is an error and is never ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
@@ -31,7 +31,7 @@ class Choice:
     """An annotation of a field that holds one of several kinds of settings; see `rayssl.registry.Registry`."""
 
     def models(self, given: Any) -> set[type[BaseModel]]:
-        """The classes that ``given``, a part of a configuration, may be read as; none where that cannot be known."""
+        """The classes that can read ``given``, a part of a configuration; empty if this cannot be known."""
         raise NotImplementedError
 
 
@@ -39,7 +39,15 @@ C = TypeVar("C", bound=Config)
 
 
 def load_yaml(text: str, where: str) -> Tree:
-    """The mapping in a YAML document; raises `ConfigError` naming ``where`` (a file or URI) when it is none."""
+    """Reads a YAML document that holds a mapping.
+
+    Args:
+        text: the document.
+        where: the file or URI that it comes from, for messages.
+
+    Raises:
+        ConfigError: the text is not valid YAML, or its top level is not a mapping. The message names ``where``.
+    """
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -50,9 +58,13 @@ def load_yaml(text: str, where: str) -> Tree:
 
 
 def override(tree: Tree, assignments: list[str]) -> Tree:
-    """A copy of ``tree`` with each ``key.path=value`` applied in order; the value is read as YAML.
+    """A copy of ``tree`` in which each assignment ``key.path=value`` is applied, in order. A value is read as YAML.
 
-    Raises `ConfigError` for an assignment without ``=``, or one that goes below a value that is not a mapping.
+    For example, ``["training.lr=0.1"]`` sets ``tree["training"]["lr"]`` to 0.1.
+
+    Raises:
+        ConfigError: an assignment has no ``=``, its value is not valid YAML, or its path goes through a key whose
+            value is not a mapping.
     """
     result: Tree = _copy(tree)
     for assignment in assignments:
@@ -78,11 +90,20 @@ def override(tree: Tree, assignments: list[str]) -> Tree:
 
 
 def parse(model: type[C], tree: Tree, where: str) -> C:
-    """``tree`` as a ``model``; raises `ConfigError` with the dotted key of the first mistake, and how many follow."""
+    """Validates ``tree`` as an instance of ``model``.
+
+    Args:
+        model: a subclass of `Config`.
+        tree: nested keys and values, as `load_yaml` returns them.
+        where: the file or URI that the tree comes from, for messages.
+
+    Raises:
+        ConfigError: the message names the dotted key of the first mistake, and how many more mistakes there are.
+    """
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        problems: dict[tuple[str, ...], list[Any]] = {}  # a plain union reports once for each of its members
+        problems: dict[tuple[str, ...], list[Any]] = {}  # a plain union reports one problem for each member
         for problem in error.errors(include_url=False):
             problems.setdefault(_readable_path(tree, problem), []).append(problem)
         keys, first = next(iter(problems.items()))
@@ -91,7 +112,7 @@ def parse(model: type[C], tree: Tree, where: str) -> C:
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted leaf keys of a nested mapping, in order; an empty mapping is a leaf of its own."""
+    """The leaves of a nested mapping by dotted key, in order. An empty mapping counts as a leaf."""
     if not isinstance(tree, dict) or (not tree and prefix):
         return {prefix: tree}
     leaves: dict[str, Any] = {}
@@ -105,7 +126,7 @@ def _copy(tree: Any) -> Any:
 
 
 def _readable_path(tree: Any, problem: Any) -> tuple[str, ...]:
-    """Pydantic's location without the tags it inserts for members of a union, which are no keys of the YAML."""
+    """The location of a problem, without the tags that pydantic adds for members of a union: the YAML lacks those."""
     keys: list[str] = []
     node = tree
     for position, part in enumerate(problem["loc"]):
@@ -125,7 +146,7 @@ def _explain(model: type[BaseModel], tree: Tree, keys: tuple[str, ...], problems
     dotted, problem = ".".join(keys), problems[0]
     if problem["type"] == "extra_forbidden":
         candidates = _models_at(model, tree, keys[:-1])
-        # pydantic's location holds the member it took, also where the YAML names none and there is a default
+        # pydantic's location contains the member that it chose, even if the YAML names none and the default is used
         taken = {candidate for candidate in candidates if set(_names(candidate)) & set(problem["loc"])} or candidates
         known = sorted({name for candidate in taken for name in candidate.model_fields})
         close = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
@@ -153,13 +174,12 @@ def _message(problem: Any) -> str:
 
 
 def _models_at(model: type[BaseModel], tree: Any, path: tuple[str, ...]) -> set[type[BaseModel]]:
-    """The classes that ``path`` below ``model`` may hold; of a union only the member that ``tree`` names, if any."""
+    """The classes that ``path`` below ``model`` may hold. If ``tree`` names a member of a union: only that member."""
     models, node = {model}, tree
     for key in path:
         fields = [candidate.model_fields[key] for candidate in models if key in candidate.model_fields]
-        if (
-            fields
-        ):  # else an index, or a key of the user's choice: the models are those of the list's or mapping's items
+        # without fields, ``key`` is an index or a key that the user chose: the models of its items stay the same
+        if fields:
             below = node.get(key) if isinstance(node, dict) else None
             models = {found for field in fields for found in _models_of(field, below)}
         node = node.get(key) if isinstance(node, dict) else None
@@ -169,13 +189,13 @@ def _models_at(model: type[BaseModel], tree: Any, path: tuple[str, ...]) -> set[
 
 
 def _models_of(field: FieldInfo, given: Any) -> set[type[BaseModel]]:
-    """The classes of a field's value, where ``given`` is what the configuration says of it."""
+    """The classes that the value of a field may have. ``given`` is the part of the configuration for the field."""
     choices = [choice for choice in field.metadata if isinstance(choice, Choice)]
     return choices[0].models(given) if choices else _models_in(field.annotation)
 
 
 def _names(model: type[BaseModel]) -> tuple[Any, ...]:
-    """What the field ``name`` may be, which is how members of a union are told apart; empty for other models."""
+    """The values that the field ``name`` allows: they identify the members of a union. Empty for other models."""
     field = model.model_fields.get("name")
     return typing.get_args(field.annotation) if field is not None else ()
 

@@ -1,11 +1,15 @@
 """Files on a local disk or in an object store, behind one set of functions and one kind of error.
 
-A URI is ``s3://bucket/key``, ``file:///absolute/path`` or a plain local path. The object store's address and keys come
-from the environment, never from a configuration file: ``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``,
-``AWS_SECRET_ACCESS_KEY``, ``AWS_SESSION_TOKEN``. Without keys the machine's own role is used.
+A URI is ``s3://bucket/key``, ``file:///absolute/path`` or a plain local path. The address and the keys of the object
+store come from environment variables, never from a configuration file: ``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``,
+``AWS_SECRET_ACCESS_KEY``, ``AWS_SESSION_TOKEN``. Without keys, the role of the machine is used.
 
-Every function raises `StorageError` with one line that names the URI and the way out. Connection resets, stalls and
-server errors are tried `ATTEMPTS` times first. No message holds a secret.
+Every function that reads or writes raises `StorageError`: one line that names the URI and says what to do. After a
+connection reset, a stall or a server error the operation is tried again, `ATTEMPTS` times in all. No message contains
+a secret. For example::
+
+    storage.write_text("s3://bucket/run/notes.txt", "first try")
+    storage.list_files("s3://bucket/run", suffixes=[".txt"])   # ["s3://bucket/run/notes.txt"]
 """
 
 from __future__ import annotations
@@ -30,13 +34,17 @@ _FIRST_WAIT_S = 0.2
 _CONNECT_TIMEOUT_S = 5
 _READ_TIMEOUT_S = 30
 _DENIED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "InvalidToken", "ExpiredToken", "403", "401")
-ABSENT = (errno.ENOENT, errno.ENOTDIR)  # the ``errno`` of a `StorageError` that says "no such file"
+ABSENT = (errno.ENOENT, errno.ENOTDIR)  # `StorageError.errno` is one of these if there is no such file
 
 T = TypeVar("T")
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of ``uri`` and the path on it; raises `StorageError` for a scheme that is not supported."""
+    """The fsspec file system of ``uri``, and the path on it.
+
+    Raises:
+        StorageError: the scheme is not supported, a file URI is not absolute, or an s3 URI names no bucket.
+    """
     scheme, separator, rest = uri.partition("://")
     if not separator:
         return fsspec.filesystem("file"), os.path.abspath(os.path.expanduser(uri))
@@ -53,17 +61,21 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def absolute(uri: str) -> str:
-    """``uri`` so that it means the same from any working folder: relative local paths become absolute ones."""
+    """``uri`` in a form that is valid in any working folder: a relative local path becomes absolute."""
     return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
 
 
 def join(uri: str, *parts: str) -> str:
-    """``uri`` with ``parts`` appended, one slash between each."""
+    """``uri`` with ``parts`` appended, with one slash between them."""
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
 def exists(uri: str) -> bool:
-    """Whether there is a file or folder at ``uri``; a missing bucket and refused credentials are errors, not False."""
+    """Whether a file or folder exists at ``uri``.
+
+    Raises:
+        StorageError: there is no such bucket, or access is denied. These cases never return False.
+    """
     fs, path = filesystem(uri)
     try:
         _attempt(uri, lambda: fs.info(path))
@@ -75,15 +87,17 @@ def exists(uri: str) -> bool:
 
 
 def is_file(uri: str) -> bool:
-    """Whether there is a file, and not a folder, at ``uri``."""
+    """Whether a file exists at ``uri``. False for a folder."""
     fs, path = filesystem(uri)
     return exists(uri) and bool(_attempt(uri, lambda: fs.isfile(path)))
 
 
 def list_files(uri: str, suffixes: Sequence[str] = ()) -> list[str]:
-    """Full URIs of all files below the folder ``uri``, sorted; only those that end in one of ``suffixes`` where given.
+    """The full URIs of all files below the folder ``uri``, in subfolders too, sorted.
 
-    A folder that does not exist holds no files: the result is empty. Suffixes match in any case.
+    Args:
+        uri: a folder. The result is empty if it does not exist.
+        suffixes: if given, only files that end in one of these, in upper or lower case.
     """
     wanted = tuple(suffix.lower() for suffix in suffixes)
     names = [name for name in _names(uri) if not _is_unfinished(name)]
@@ -97,14 +111,14 @@ def read_bytes(uri: str) -> bytes:
 
 
 def read_range(uri: str, start: int, size: int) -> bytes:
-    """``size`` bytes from offset ``start`` of the file at ``uri``; fewer, or none, where the file ends before."""
+    """``size`` bytes of the file at ``uri``, from offset ``start``; fewer, or none, if the file ends earlier."""
     fs, path = filesystem(uri)
 
     def read() -> bytes:
         try:
             return cast(bytes, fs.cat_file(path, start=start, end=start + size))
         except OSError as error:
-            if error.errno == errno.EINVAL:  # how s3fs reports a range that begins behind the end
+            if error.errno == errno.EINVAL:  # s3fs reports a range that begins after the end of the file so
                 return b""
             raise
 
@@ -112,7 +126,7 @@ def read_range(uri: str, start: int, size: int) -> bytes:
 
 
 def read_text(uri: str) -> str:
-    """The file at ``uri`` as UTF-8 text; `StorageError` when it is not."""
+    """The content of the file at ``uri`` as text; raises `StorageError` if it is not UTF-8."""
     try:
         return read_bytes(uri).decode()
     except UnicodeDecodeError as error:
@@ -120,9 +134,9 @@ def read_text(uri: str) -> str:
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """``data`` as the file at ``uri``, atomically: a reader sees the old content or the new, never a part.
+    """Writes ``data`` to the file at ``uri``, atomically: a reader sees the old content or the new one, never a part.
 
-    Local folders on the way are created; buckets are not.
+    Missing local folders are created. A missing bucket is an error.
     """
     fs, path = filesystem(uri)
     if _is_remote(uri):
@@ -132,19 +146,22 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 def write_text(uri: str, text: str) -> None:
-    """``text`` in UTF-8 as the file at ``uri``, atomically (see `write_bytes`)."""
+    """Writes ``text`` as UTF-8 to the file at ``uri``, atomically (see `write_bytes`)."""
     write_bytes(uri, text.encode())
 
 
 def open_read(uri: str) -> BinaryIO:
-    """A seekable binary file on ``uri``, read in pieces; its errors are `StorageError` too."""
+    """Opens the file at ``uri`` as a seekable binary file that is read in pieces. Reading raises `StorageError` too."""
     fs, path = filesystem(uri)
     size = int(_attempt(uri, lambda: fs.info(path))["size"])
     return cast(BinaryIO, io.BufferedReader(_Ranges(uri, size), buffer_size=1 << 20))
 
 
 def remove(uri: str, recursive: bool = False) -> None:
-    """Removes the file at ``uri``, or with ``recursive`` the folder and all below it; nothing there is fine."""
+    """Removes the file at ``uri``; with ``recursive`` the folder and everything below it.
+
+    It is no error if nothing exists there.
+    """
     if recursive:
         for name in _names(uri):
             remove(join(uri, name))
@@ -160,7 +177,7 @@ def remove(uri: str, recursive: bool = False) -> None:
 
 
 class _Ranges(io.RawIOBase):
-    """A file read by ranges, each with the retries and the errors of `read_range`."""
+    """A file that is read by ranges. Each range is read by `read_range`, with its retries and errors."""
 
     def __init__(self, uri: str, size: int) -> None:
         self._uri, self._size, self._position = uri, size, 0
@@ -190,14 +207,14 @@ class _Ranges(io.RawIOBase):
 
 
 def _names(uri: str) -> list[str]:
-    """Paths of all files below the folder ``uri``, relative to it, sorted."""
+    """The paths of all files below the folder ``uri``, relative to it, sorted."""
     fs, path = filesystem(uri)
     found = _attempt(uri, lambda: fs.find(path) if _is_remote(uri) or os.path.isdir(path) else [])
     return sorted(str(name)[len(path.rstrip("/")) + 1 :] for name in found if str(name) != path)
 
 
 def _is_unfinished(name: str) -> bool:
-    """Whether ``name`` is what a killed `write_bytes` left behind."""
+    """Whether ``name`` is a temporary file that a killed `write_bytes` left."""
     base = name.rpartition("/")[2]
     return base.startswith(".") and base.endswith(".part")
 
@@ -207,8 +224,8 @@ def _is_remote(uri: str) -> bool:
 
 
 def _s3() -> fsspec.AbstractFileSystem:
-    # The keys are passed explicitly so that fsspec's instance cache follows the environment. Retries are counted here
-    # alone: the layers below would multiply them, and a refused connection would take a minute to be reported.
+    # The keys are passed explicitly so that fsspec's instance cache follows the environment. Only `_attempt` retries:
+    # the layers below would multiply the retries, and a refused connection would take a minute to be reported.
     fs = fsspec.filesystem(
         "s3",
         key=os.environ.get("AWS_ACCESS_KEY_ID"),
@@ -227,7 +244,7 @@ def _s3() -> fsspec.AbstractFileSystem:
 
 
 def _attempt(uri: str, action: Callable[[], T]) -> T:
-    """The result of ``action``, tried again after transient errors; every error leaves as a `StorageError`."""
+    """The result of ``action``, which is tried again after transient errors. Storage errors become `StorageError`."""
     wait = _FIRST_WAIT_S
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -257,7 +274,7 @@ def _is_transient(uri: str, error: Exception) -> bool:
 
 
 def _response(error: BaseException) -> dict[str, Any]:
-    """The server's answer behind an error of s3fs, which keeps botocore's as the cause; empty without one."""
+    """The server's answer that led to an error of s3fs, whose cause is botocore's error; empty without an answer."""
     for candidate in (error, error.__cause__):
         response = getattr(candidate, "response", None)
         if isinstance(response, dict):
@@ -293,18 +310,18 @@ def _explain(uri: str, error: Exception) -> StorageError:
 
 
 def _explain_absent(uri: str, bucket: str) -> StorageError:
-    # A HEAD of an object has no body: only the bucket itself tells an absent key from an absent bucket.
+    # The answer to a HEAD request has no body. Only a request for the bucket shows whether key or bucket is absent.
     try:
         _s3().call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
     except FileNotFoundError:
         return _error(errno.ENXIO, f"{uri}: there is no bucket '{bucket}'; create it, or correct the URI")
     except Exception:
-        pass  # the bucket may be readable only by key: the plain message still holds
+        pass  # perhaps the keys may not list the bucket: the plain message is still true
     return _error(errno.ENOENT, f"{uri}: no such file")
 
 
 def _error(number: int, message: str) -> StorageError:
-    # not passed to the constructor: OSError would print the number before the message
+    # the number is not passed to the constructor: OSError would print it before the message
     error = StorageError(message)
     error.errno = number
     return error
