@@ -1,1 +1,1 @@
-"""What is on disk: shards, sources, decoding, labels; and speech that is generated."""
+"""Audio on disk: sources, decoding, shards, labels, splits and trials; and generated speech."""

@@ -1,8 +1,8 @@
 """Simulated recording conditions: rooms, microphones, noise floors and codecs, each drawn from a seed.
 
-A corpus with one recording per speaker cannot show whether an encoder learns the speaker or the channel. Rendering its
-utterances under several conditions makes the channel a factor of its own: condition `k` of a seed is the same room,
-microphone and noise for everyone, so channels are shared by speakers and speakers by channels.
+A corpus with one recording per speaker cannot show whether an encoder learns the speaker or the channel. If its
+utterances are rendered under several conditions, the channel varies independently of the speaker: condition `k` of a
+seed is the same room, microphone and noise for all speakers, and each speaker is heard under several conditions.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _ROOM_S = 0.5
 
 
 class ConditionsConfig(Config):
-    """``count`` conditions exist; each utterance is rendered under ``per_utterance`` of them, chosen by its name.
+    """There are ``count`` conditions. Each utterance is rendered under ``per_utterance`` of them, drawn by its name.
 
-    Where clips are joined, ``per`` says what a draw is for: with ``recording`` all clips of a recording are rendered
-    under the same conditions, so that its renderings say the same words; with ``clip`` each clip has its own, and two
-    renderings of a recording share only some of their words. Without ``join`` every draw is for a clip.
+    ``per`` matters if clips are joined. With ``recording`` all clips of a recording are rendered under the same
+    conditions, so that all its renderings contain the same words. With ``clip`` the conditions are drawn for each clip,
+    so that two renderings of a recording share only some of their words. Without ``join``, every clip has its own draw.
 
-    ``strength`` scales how far a condition is from a clean recording: 0 is clean, 1 is a mixture of near and far
-    microphones, telephone bands, rooms with 0.15 to 0.6 s of reverberation and 15 to 36 dB of signal to noise.
+    ``strength`` scales how far a condition is from a clean recording. 0 is clean. 1 is a mixture of near and far
+    microphones, telephone bands, rooms with 0.15 to 0.6 s of reverberation, and signal-to-noise ratios of 15 to 36 dB.
     """
 
     count: int = Field(default=8, ge=1, le=1000)
@@ -53,7 +53,9 @@ class ConditionsConfig(Config):
 
 @dataclass(frozen=True)
 class Condition:
-    """One channel: ``response [L]`` (room and microphone), ``floor [M]`` (filter of the noise), SNR, quantiser bits."""
+    """One channel: ``response [L]`` of room and microphone, ``floor [M]`` that filters the noise, SNR in dB, and the
+    ``bits`` of the codec's quantiser (None: no codec).
+    """
 
     response: np.ndarray
     floor: np.ndarray
@@ -62,19 +64,19 @@ class Condition:
 
 
 def text_key(text: str) -> int:
-    """A 63-bit integer from ``text``, the same in every process and version of Python."""
+    """A 63-bit hash of ``text``. It is the same in every process and version of Python."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def chosen(config: ConditionsConfig, name: str) -> list[int]:
-    """The conditions of the utterance ``name``, ascending: a function of the seed and the name alone."""
+    """The conditions of the utterance ``name``, ascending. They depend on the seed and the name only."""
     keys = draws.keys_np(draws.fold(config.seed, _CHOICE, text_key(name)), np.arange(config.count))
     order = np.argsort(draws.uniform_np(keys, _CHOICE), kind="stable")
     return sorted(int(k) for k in order[: config.per_utterance])
 
 
 def draw(seed: list[int], strength: float = 1.0, codecs: bool = True) -> Condition:
-    """The condition that the integers ``seed`` stand for."""
+    """The condition that is drawn from the integers ``seed``."""
     rng = np.random.default_rng(seed)
     room = _room(rng, strength)
     microphone = _microphone(rng, strength)
@@ -92,9 +94,9 @@ def draw_all(config: ConditionsConfig) -> list[Condition]:
 
 
 def render(samples: np.ndarray, condition: Condition, seed: list[int]) -> np.ndarray:
-    """``samples`` float32 ``[T]`` in [-1, 1] as heard through ``condition``: the same length, level and range.
+    """``samples`` float32 ``[T]`` in [-1, 1] as recorded under ``condition``, with the same length, level and range.
 
-    ``seed`` draws this rendering's own stretch of noise.
+    The noise of this rendering is drawn from ``seed``.
     """
     level = float(np.sqrt(np.mean(samples**2)))
     delay = int(np.argmax(np.abs(condition.response)))
@@ -111,7 +113,7 @@ def render(samples: np.ndarray, condition: Condition, seed: list[int]) -> np.nda
 
 
 def rendering_seed(config: ConditionsConfig, name: str, condition: int) -> list[int]:
-    """The seed of the noise in the rendering of utterance ``name`` under ``condition``."""
+    """The seed of the noise when the utterance ``name`` is rendered under ``condition``."""
     return [config.seed, _NOISE, condition, text_key(name)]
 
 
@@ -167,14 +169,14 @@ def _filter(gains: np.ndarray, taps: int) -> np.ndarray:
 
 
 def _convolve(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The full convolution of two signals, in their precision; `scipy.signal` has it too but takes long to import."""
+    """The full convolution of two signals, in their precision. `scipy.signal` has one too, but is slow to import."""
     length = len(first) + len(second) - 1
     size = fft.next_fast_len(length, real=True)
     return np.asarray(fft.irfft(fft.rfft(first, size) * fft.rfft(second, size), size)[:length])
 
 
 def _mu_law(samples: np.ndarray, bits: int) -> np.ndarray:
-    """Companded to ``bits`` bits and back, as telephone codecs do (mu = 255)."""
+    """``samples`` after compression to ``bits`` bits and expansion, as telephone codecs do (mu-law, mu = 255)."""
     mu = 255.0
     compressed = np.sign(samples) * np.log1p(mu * np.abs(samples)) / np.log1p(mu)
     steps = 2 ** (bits - 1)

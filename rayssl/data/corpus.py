@@ -1,9 +1,9 @@
-"""From a source to a prepared corpus, in three pure steps: plan units of work, process one, finish.
+"""From a source to a prepared corpus in three steps: plan the units of work, process each unit, finish.
 
-A unit becomes one shard, and is all a task needs to know: references, which of them to render under which condition,
-and the indices that the listing gave to speakers, recordings and labels. A finished unit leaves a small record under
-``<uri>/.work``; a restarted preparation skips it. The manifest is written last. What comes out depends on the settings
-and the listing only: not on how many tasks run, nor on how often the work was interrupted.
+A unit becomes one shard. It contains all that a task needs: references, the conditions to render each of them under,
+and the indices of speakers, recordings and labels. A finished unit leaves a small record under ``<uri>/.work``, and a
+restarted preparation skips the unit. The manifest is written last. The corpus depends only on the settings and the
+listing; it does not depend on the number of tasks, or on how often the work was interrupted.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from rayssl.errors import CorpusError
 from rayssl.schema import Config
 
 _ORDER = 21
-SplitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # it becomes a file's
-_RECIPE = 1  # raise it when the same settings come to make other samples: finished work is then made anew
+SplitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # it becomes the name of a file
+_RECIPE = 1  # raise it if the same settings begin to give other samples: finished work is then done again
 
 
 class PreparedCorpusConfig(ContentConfig):
     """One corpus: utterances made from ``source``, prepared at the URI ``out``.
 
-    ``shard_utterances`` is how many utterances (after rendering, before joining) one shard takes. ``max_reject_share``
-    is the share of the source that may be unusable before preparation fails. ``trials``: lists to write, by name.
-    ``splits``: labelled and unlabelled utterances, by name; they may change when the corpus is complete.
+    ``shard_utterances`` is the number of utterances in a shard (after rendering, before joining). Preparation fails if
+    more than ``max_reject_share`` of the source is unusable. ``trials`` are lists of trials to write, by name.
+    ``splits`` say which utterances are labelled and unlabelled, by name; you may change them after preparation.
     """
 
     out: str
@@ -51,19 +51,21 @@ class PreparedCorpusConfig(ContentConfig):
     def _trials_fit(self) -> PreparedCorpusConfig:
         for name, wanted in self.trials.items():
             if wanted.source is not None and self.join is not None:
-                raise ValueError(f"trials.{name}.source names single utterances, which join dissolves; leave one out")
+                raise ValueError(f"trials.{name}.source names utterances that join replaces; leave one of the two out")
         return self
 
 
 class PrepareConfig(Config):
-    """What ``rayssl prepare`` makes: corpora by name. ``seed`` shuffles utterances among shards."""
+    """The settings of ``rayssl prepare``: corpora by name. ``seed`` shuffles utterances among shards."""
 
     seed: int = 0
     corpora: dict[str, PreparedCorpusConfig] = Field(min_length=1)
 
 
 class PreparePlan(Config):
-    """A whole preparation: its units, and the names behind the indices."""
+    """A whole preparation: its units, the names of speakers, recordings and labels in the order of their indices, the
+    number of source utterances, and a hash over all units.
+    """
 
     units: list[PrepareUnit]
     names: dict[str, list[str]]
@@ -72,14 +74,18 @@ class PreparePlan(Config):
 
 
 def list_references(settings: PreparedCorpusConfig) -> list[Reference]:
-    """All utterances of the source; see `check_references`, which a caller that lists parts in parallel uses alone."""
+    """All utterances of the source, checked. A caller that lists parts in parallel uses `check_references` directly."""
     source = CheckedSource(settings.source.located())
     found = [reference for part in source.parts() for reference in source.list_part(part)]
     return check_references(settings, found)
 
 
 def check_references(settings: PreparedCorpusConfig, found: list[Reference]) -> list[Reference]:
-    """``found`` in order of name; `CorpusError` when there are none, names repeat, or joining lacks recordings."""
+    """``found`` sorted by name.
+
+    Raises `CorpusError` if there are no references, if two have the same name, if a name contains '#c' although
+    conditions are simulated, or if clips are to be joined and one has no recording.
+    """
     where = settings.source.describe()
     if not found:
         raise CorpusError(f"{where}: no utterances found; correct the keys of the source")
@@ -89,7 +95,7 @@ def check_references(settings: PreparedCorpusConfig, found: list[Reference]) -> 
             message = f"{where}: two utterances are named '{first.name}'; names must be unique"
             raise CorpusError(message)
         if "#c" in first.name and settings.conditions is not None:
-            raise CorpusError(f"{where}: '{first.name}': '#c' is kept for the names of conditions; rename it")
+            raise CorpusError(f"{where}: '{first.name}': '#c' is reserved for the names of conditions; rename it")
     if settings.join is not None:
         unknown = [reference.name for reference in found if reference.recording is None]
         if unknown:
@@ -99,10 +105,11 @@ def check_references(settings: PreparedCorpusConfig, found: list[Reference]) -> 
 
 
 def plan(settings: PreparedCorpusConfig, references: Sequence[Reference], seed: int) -> PreparePlan:
-    """Divides the work. Renderings (whole recordings of a condition, where joined) are shuffled among the units.
+    """Divides the work into units. Renderings are shuffled among the units.
 
-    Renderings of one clip go to different units by chance, so that a shard rarely holds the same words twice.
-    `CorpusError` when a split does not fit the labels.
+    With ``join``, the renderings of a recording under one condition stay together. The renderings of a clip usually
+    get into different units, so that a shard rarely contains the same words twice. Raises `CorpusError` if a split does
+    not fit the labels.
     """
     jobs = [(k, c) for k, reference in enumerate(references) for c in _conditions(settings, reference)]
     recording = {job: recording_name(references[job[0]], job[1]) for job in jobs}
@@ -130,7 +137,10 @@ def plan(settings: PreparedCorpusConfig, references: Sequence[Reference], seed: 
 
 
 def finish(settings: PreparedCorpusConfig, plan: PreparePlan, done: Sequence[Done]) -> Manifest:
-    """Completes the corpus from the records of all units; `CorpusError` when too much of the source was unusable."""
+    """Completes the corpus from the records of all units: names, rejects, splits, and last the manifest.
+
+    Raises `CorpusError` if too much of the source was unusable, or if no utterance is left.
+    """
     rejects = sorted({reject for record in done for reject in record.rejects}, key=lambda reject: reject.name)
     unusable = {reject for record in done for reject in record.unusable()}
     _check_rejects(settings, plan, [reject for reject in rejects if reject in unusable])
@@ -156,10 +166,10 @@ def finish(settings: PreparedCorpusConfig, plan: PreparePlan, done: Sequence[Don
 
 
 def renew_splits(settings: PreparedCorpusConfig, manifest: Manifest) -> Manifest:
-    """Gives the complete corpus of ``manifest`` the splits of ``settings``, and no others; the audio is left alone.
+    """Gives the complete corpus of ``manifest`` the splits of ``settings``, and no others. The audio does not change.
 
-    Only what changed, or whose file is absent or damaged, is made. Files come before the manifest, which a reader
-    compares them with.
+    A split is made only if its settings changed, or if its file is absent or damaged. The files are written before the
+    manifest, because readers compare the files with it.
     """
     kept = labels.current(settings.out, settings.splits, manifest.splits)
     missing = {name: config for name, config in settings.splits.items() if name not in kept}
@@ -175,9 +185,9 @@ def renew_splits(settings: PreparedCorpusConfig, manifest: Manifest) -> Manifest
 
 
 def prepared(settings: PreparedCorpusConfig, plan: PreparePlan) -> Manifest | None:
-    """The corpus at ``settings.out`` if it is complete and was made by this very plan; None when nothing is there.
+    """The manifest at ``settings.out`` if the corpus is complete and was made by this plan; None if there is none.
 
-    Raises `CorpusError` when a corpus made with other settings is there.
+    Raises `CorpusError` if the corpus there was made with other settings or from another source.
     """
     if not storage.exists(storage.join(settings.out, shards.MANIFEST)):
         return None
@@ -189,7 +199,7 @@ def prepared(settings: PreparedCorpusConfig, plan: PreparePlan) -> Manifest | No
 
 
 def clear(settings: PreparedCorpusConfig) -> None:
-    """Removes the corpus at ``settings.out``, manifest first, so that nobody reads half of it."""
+    """Removes the corpus at ``settings.out``. The manifest goes first, so that nobody reads half of the corpus."""
     storage.remove(storage.join(settings.out, shards.MANIFEST))
     for name in (shards.LABELS, shards.REJECTS):
         storage.remove(storage.join(settings.out, name))
@@ -198,7 +208,7 @@ def clear(settings: PreparedCorpusConfig) -> None:
 
 
 def _remove_others(out: str, folder: str, paths: Sequence[str]) -> None:
-    """Removes the files of ``folder`` that are none of ``paths``, which are below ``out``."""
+    """Removes all files of ``folder`` except ``paths``. Folder and paths are relative to ``out``."""
     listed = {storage.join(out, path) for path in paths}
     for stale in storage.list_files(storage.join(out, folder)):
         if stale not in listed:
@@ -206,7 +216,7 @@ def _remove_others(out: str, folder: str, paths: Sequence[str]) -> None:
 
 
 def _conditions(settings: PreparedCorpusConfig, reference: Reference) -> list[int]:
-    """The conditions to render ``reference`` under; clips that will be joined may share those of their recording."""
+    """The conditions to render ``reference`` under. Clips to be joined may share the conditions of their recording."""
     if settings.conditions is None:
         return [CLEAN]
     shared = settings.join is not None and settings.conditions.per == "recording"
@@ -219,7 +229,7 @@ def _sorted_names(names: Iterable[str | None]) -> list[str]:
 
 
 def _chunks(order: np.ndarray, sizes: Sequence[int], target: int) -> list[list[int]]:
-    """The groups in ``order``, cut into runs of about ``target`` utterances, as equal as whole groups allow."""
+    """The groups in ``order``, cut into chunks of about ``target`` utterances each. No group is divided."""
     total = sum(sizes)
     count = max(1, round(total / target))
     chunks: list[list[int]] = [[] for _ in range(count)]
@@ -238,9 +248,9 @@ def _unit(
     indices: dict[str, dict[str | None, int]],
     groups: list[list[Rendering]],
 ) -> PrepareUnit:
-    wanted = sorted({job[0] for group in groups for job in group})
-    position = {k: place for place, k in enumerate(wanted)}
-    held = [references[k] for k in wanted]
+    used = sorted({job[0] for group in groups for job in group})
+    position = {k: place for place, k in enumerate(used)}
+    held = [references[k] for k in used]
     content: dict[str, Any] = {
         "index": number,
         "seed": seed,
@@ -249,7 +259,7 @@ def _unit(
         "labels": [indices["label"][reference.label] for reference in held],
         "jobs": [[(position[k], condition, recording) for k, condition, recording in group] for group in groups],
     }
-    # from the settings as they were given: a moved project folder is still the same corpus
+    # hashes the settings as they were given, with relative paths: the corpus stays the same if the project moves
     hashed = json.dumps([shards.VERSION, _RECIPE, content_settings(settings), content], sort_keys=True)
     made = {key: getattr(settings, key) for key in ContentConfig.model_fields}
     located = ContentConfig(**{**made, "source": settings.source.located()})
@@ -268,5 +278,5 @@ def _check_rejects(settings: PreparedCorpusConfig, plan: PreparePlan, rejects: S
         first = rejects[0]
         raise CorpusError(
             f"{settings.out}: {len(rejects)} of {plan.sources} utterances ({share:.1%}) cannot be used, first "
-            f"'{first.name}' ({first.reason}); mend them or raise max_reject_share (now {settings.max_reject_share:g})"
+            f"'{first.name}' ({first.reason}); fix them or raise max_reject_share (now {settings.max_reject_share:g})"
         )

@@ -1,8 +1,12 @@
-"""Encoded audio to mono samples at one rate, and back; what cannot be used is refused with a reason.
+"""Encoded audio to mono samples at one rate, and back. Audio that cannot be used is refused with a reason.
 
-Two kinds of bytes come here. Source audio is whatever people have: any container that libsndfile reads (WAV, FLAC,
-Ogg, MP3), any rate, any channels, possibly broken: `decode`. A corpus's own audio is mono 16 kHz and known to be
-sound: `encode`, `pcm`.
+There are two kinds of encoded audio. Source audio may be in any container that libsndfile reads (WAV, FLAC, Ogg, MP3),
+at any rate, with any number of channels, and may be damaged: `decode` reads it. The audio of a prepared corpus is mono
+at 16 kHz and has been checked: `encode` writes it, `pcm` reads it. For example::
+
+    samples = decode(open("talk.flac", "rb").read())       # float32 [T] in [-1, 1] at 16 kHz
+    stored = encode(quantise(samples), "flac")             # bytes for a shard
+    assert np.array_equal(pcm(stored, "flac"), quantise(samples))
 """
 
 from __future__ import annotations
@@ -21,18 +25,28 @@ Format = Literal["flac", "pcm16"]
 Channels = Literal["reject_above_2", "mean", "first"]
 
 _FULL_SCALE = 32768
-_RIFF_OPEN_SIZES = (0, 0xFFFFFFFF, 0x7FFFFFFF)  # what streaming writers leave in a header they cannot go back to
+_RIFF_OPEN_SIZES = (0, 0xFFFFFFFF, 0x7FFFFFFF)  # written by streaming writers, which cannot correct the header later
 
 
 class DecodeError(Exception):
-    """Audio that does not go into a corpus; ``str(error)`` is the reason recorded with the reject."""
+    """Audio that cannot be part of a corpus. ``str(error)`` is the reason that the list of rejects records."""
 
 
 def decode(data: bytes, channels: Channels = "reject_above_2", rate: int = RATE) -> np.ndarray:
-    """Source audio as mono float32 ``[T]`` at ``rate`` Hz, clipped to [-1, 1].
+    """Decodes source audio.
 
-    ``channels``: one or two channels are averaged; more are refused, averaged (``mean``) or cut to the first.
-    Raises `DecodeError` for bytes that do not decode or decode only in part, no samples, NaN or infinity, and channels.
+    Args:
+        data: the whole file.
+        channels: ``reject_above_2`` averages one or two channels and refuses more; ``mean`` averages all channels;
+            ``first`` takes the first one.
+        rate: the rate of the result in Hz. Audio at another rate is resampled.
+
+    Returns:
+        Mono float32 ``[T]``, clipped to [-1, 1].
+
+    Raises:
+        DecodeError: the bytes do not decode, or only in part; there are no samples; a sample is NaN or infinite; or
+            there are too many channels.
     """
     if not data:
         raise DecodeError("empty: the file has no bytes")
@@ -49,22 +63,22 @@ def decode(data: bytes, channels: Channels = "reject_above_2", rate: int = RATE)
 
 
 def resample(samples: np.ndarray, source_rate: int, rate: int = RATE) -> np.ndarray:
-    """Samples ``[..., T]`` at ``source_rate`` Hz as samples at ``rate`` Hz, in the same dtype; none are clipped."""
+    """Samples ``[..., T]`` at ``source_rate`` Hz, resampled to ``rate`` Hz in the same dtype, without clipping."""
     if source_rate == rate:
         return samples
-    from scipy.signal import resample_poly  # a second to import, which tasks that read shards need not wait for
+    from scipy.signal import resample_poly  # the import takes a second; tasks that only read shards avoid it
 
     divisor = math.gcd(source_rate, rate)
     return np.asarray(resample_poly(samples, rate // divisor, source_rate // divisor, axis=-1))
 
 
 def quantise(samples: np.ndarray) -> np.ndarray:
-    """Float samples in [-1, 1] as int16 of the same shape, rounded; values beyond are clipped."""
+    """Float samples in [-1, 1] as int16 of the same shape, rounded. Values outside [-1, 1] are clipped."""
     return np.clip(np.rint(samples * float(_FULL_SCALE)), -_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)
 
 
 def encode(samples: np.ndarray, format: Format) -> bytes:
-    """int16 ``[T]`` mono at the corpus rate as bytes for a shard: lossless in both formats."""
+    """Mono int16 samples ``[T]`` at `RATE` as bytes for a shard. Both formats are lossless."""
     if format == "pcm16":
         return samples.astype("<i2").tobytes()
     buffer = io.BytesIO()
@@ -73,7 +87,7 @@ def encode(samples: np.ndarray, format: Format) -> bytes:
 
 
 def pcm(audio: bytes, format: Format) -> np.ndarray:
-    """A shard's audio as int16 ``[T]``, mono at the corpus rate; `CorpusError` when it is damaged."""
+    """The audio of a shard as mono int16 ``[T]`` at `RATE`; raises `CorpusError` if it is damaged."""
     if format == "pcm16":
         if len(audio) % 2:
             raise CorpusError("damaged audio in a shard: an odd number of bytes; run rayssl prepare --verify")
@@ -84,22 +98,22 @@ def pcm(audio: bytes, format: Format) -> np.ndarray:
     except (soundfile.SoundFileError, RuntimeError, ValueError):
         raise CorpusError("damaged audio in a shard: not FLAC; run rayssl prepare --verify") from None
     if rate != RATE or channels != 1 or len(samples) != frames:
-        raise CorpusError("damaged audio in a shard: not whole mono FLAC at 16 kHz; run rayssl prepare --verify")
+        raise CorpusError("damaged audio in a shard: not complete mono FLAC at 16 kHz; run rayssl prepare --verify")
     return np.asarray(samples)
 
 
 def _read(data: bytes) -> tuple[np.ndarray, int]:
-    """float32 ``[T, channels]`` and the rate of whole, undamaged audio."""
+    """The samples, float32 ``[T, channels]``, and their rate; raises `DecodeError` for damaged or truncated audio."""
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             samples, frames, rate = file.read(dtype="float32", always_2d=True), file.frames, file.samplerate
     except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError) as error:
-        # libsndfile's own sentence: soundfile's message also holds an address in memory, which changes every time
+        # only libsndfile's text: soundfile's message also contains a memory address, which changes every time
         text = str(getattr(error, "error_string", type(error).__name__)).removeprefix("Error : ")
         raise DecodeError(f"unreadable: {text.rstrip('.').lower()}") from None
     if len(samples) < frames:
         raise DecodeError(f"unreadable: truncated after {len(samples)} of {frames} samples")
-    # libsndfile shortens a truncated WAV without a word; the RIFF header still knows its length
+    # libsndfile reads a truncated WAV without an error, but the RIFF header still has the full length
     if data[:4] == b"RIFF" and len(data) >= 8:
         promised = int.from_bytes(data[4:8], "little")
         if promised not in _RIFF_OPEN_SIZES and len(data) + 1 < promised + 8:

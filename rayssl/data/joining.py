@@ -1,6 +1,6 @@
-"""Short clips joined into utterances that are long enough to crop from.
+"""Joins short clips into utterances that are long enough to cut segments from.
 
-Only clips of one recording (and, where conditions are simulated, one condition) are joined, so that the joined
+Only clips of the same recording are joined and, if conditions are simulated, of the same condition. So a joined
 utterance still has one speaker and one channel.
 """
 
@@ -15,16 +15,17 @@ from rayssl.schema import Config
 
 
 class JoinConfig(Config):
-    """Utterances of at least ``min_s`` seconds. ``leftover``: what to do with a recording that is shorter in total."""
+    """Joins clips to utterances of at least ``min_s`` seconds. ``leftover`` keeps or rejects a shorter recording."""
 
     min_s: float = Field(gt=0)
     leftover: Literal["keep", "reject"] = "keep"
 
 
 def join(lengths: Sequence[int], minimum: int) -> list[list[int]]:
-    """Groups of consecutive clips, each of at least ``minimum`` samples; ``lengths [n]`` are the clips' samples.
+    """Groups of consecutive clips that have at least ``minimum`` samples each. ``lengths [n]`` are those of the clips.
 
-    A rest that is too short is added to the group before it; when all clips together are too short there is one group.
+    If the last clips are too short for a group, they join the group before. If all clips together are too short, they
+    form one group.
     """
     groups: list[list[int]] = []
     current: list[int] = []

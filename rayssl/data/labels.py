@@ -1,11 +1,12 @@
-"""Which utterances are labelled and which unlabelled: stratified, long-tailed or open-set, from a seed.
+"""Chooses which utterances are labelled and which are unlabelled: stratified, long-tailed or open-set, from a seed.
 
-The utterances of a class stand in an order that is a hash of (seed, name), so that the same corpus in other shards is
-split alike. A class's first ones are labelled, those that follow unlabelled: of two splits with one seed, the one with
-fewer labels has a part of the other's. An utterance is a row of the corpus: two renderings of one clip are two.
+The utterances of a class are ordered by a hash of (seed, name). So the split does not depend on how the corpus is
+divided into shards. The first utterances of a class are labelled, the next ones unlabelled. If two splits have the same
+seed, the labels of the smaller one are a part of the labels of the larger one. An utterance is a row of the corpus, so
+two renderings of one clip count as two.
 
-Long tails as in DASO (Oh, Kim and Kweon, CVPR 2022, section 4): class k of C, in order of rank, has
-``most * gamma ** (-k / (C - 1))`` utterances, rounded down, at least one.
+Long tails are made as in DASO (Oh, Kim and Kweon, CVPR 2022, section 4): class k of C, in order of rank, has
+``most * gamma ** (-k / (C - 1))`` utterances, rounded down, but at least one.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ from rayssl.random import draws
 from rayssl.schema import Config
 
 _SPLIT = 41
-_NAMED = 5  # classes that a note names
+_NAMED = 5  # how many classes a note names
 _ALL = np.iinfo(np.int64).max
 
 
 class LabelledConfig(Config):
-    """How many utterances of each class are labelled, in one of three ways.
+    """How many utterances of each class are labelled. Give one of three keys.
 
-    ``share``: that part of the class, rounded, at least one. ``per_class``: as many of every class. ``most``: as many
-    of the head class, and `gamma` times fewer of the last.
+    ``share``: this share of each class, rounded, but at least one utterance. ``per_class``: the same number for every
+    class. ``most``: this number for the first (head) class, and ``gamma`` times fewer for the last class.
     """
 
     share: float | None = Field(default=None, gt=0, le=1)
@@ -53,11 +54,12 @@ class LabelledConfig(Config):
 
 
 class UnlabelledConfig(Config):
-    """Which utterances are unlabelled: all that are not labelled, or with ``most`` a tail of their own.
+    """Which utterances are unlabelled: all that are not labelled or, with ``most``, a long tail.
 
-    ``most`` of one class, ``gamma`` times fewer of another; ``order``: the head is the labelled head (same), the
-    labelled tail (reversed), or all classes are equal (uniform, like gamma 1). ``open_set_most`` bounds each class of
-    the open set, which otherwise comes whole.
+    The tail has ``most`` utterances of its largest class and ``gamma`` times fewer of its smallest. ``order`` says
+    which class is the largest: the labelled head (``same``) or the last labelled class (``reversed``). With ``uniform``
+    all classes have ``most``, as with gamma 1. ``open_set_most`` limits each class of the open set; without it, all
+    utterances of these classes are used.
     """
 
     most: int | None = Field(default=None, ge=1)
@@ -77,11 +79,13 @@ class UnlabelledConfig(Config):
 class SplitConfig(Config):
     """One split of a corpus into labelled and unlabelled utterances.
 
-    ``unlabelled``: `rest` is all that is not labelled. ``order``: the classes from head to tail (otherwise the largest
-    first, equal ones by name). ``open_set``: classes that only occur among the unlabelled, and that the classifier does
-    not know; ``left_out``: classes that are not used at all. ``unknown``: utterances without a label are unlabelled
-    ones too, otherwise they are unused. ``keep_labelled_in_unlabelled``: the labelled are unlabelled ones as well,
-    besides the number asked for.
+    - ``unlabelled``: `rest` means all utterances that are not labelled.
+    - ``order``: the classes from head to tail. The default is the largest first, and equal ones by name.
+    - ``open_set``: classes that occur only among the unlabelled utterances. The classifier does not know them.
+    - ``left_out``: classes that are not used at all.
+    - ``unknown``: utterances without a label are unlabelled too; otherwise they are not used.
+    - ``keep_labelled_in_unlabelled``: the labelled utterances are also unlabelled ones, in addition to the number that
+      ``unlabelled`` gives.
     """
 
     seed: int = 0
@@ -96,12 +100,12 @@ class SplitConfig(Config):
     @field_validator("unlabelled", mode="before")
     @classmethod
     def _rest(cls, value: object) -> object:
-        # no union with the word, for which a mistake in the keys would read "input should be 'rest'"
+        # not a union with the word 'rest': then the message for a wrong key would be "input should be 'rest'"
         return {} if value == "rest" else value
 
 
 def check(wanted: Mapping[str, SplitConfig], names: Sequence[str], uri: str) -> None:
-    """`CorpusError` when a split of ``wanted`` does not fit the corpus at ``uri``, whose labels are ``names``."""
+    """Raises `CorpusError` if a split in ``wanted`` does not fit the corpus at ``uri`` with the labels ``names``."""
     for name, config in wanted.items():
         where = f"{uri}: splits.{name}"
         if not names:
@@ -116,7 +120,7 @@ def check(wanted: Mapping[str, SplitConfig], names: Sequence[str], uri: str) -> 
             if len(set(listed)) != len(listed):
                 raise CorpusError(f"{where}.{key}: names a class twice; name each once")
         if twice := set(config.open_set) & set(config.left_out):
-            raise CorpusError(f"{where}.left_out: '{min(twice)}' is in open_set, too; name it once")
+            raise CorpusError(f"{where}.left_out: '{min(twice)}' is also in open_set; name it once")
         known = set(names) - set(config.open_set) - set(config.left_out)
         if not known:
             raise CorpusError(
@@ -126,14 +130,14 @@ def check(wanted: Mapping[str, SplitConfig], names: Sequence[str], uri: str) -> 
             raise CorpusError(f"{where}: {len(known)} classes are more than {splits.MOST_CLASSES}")
         if config.order is not None and set(config.order) != known:
             odd = sorted(known ^ set(config.order))
-            message = f"must name every class once and none of open_set or left_out; look at {_some(odd)}"
+            message = f"must name every class once, and no class of open_set or left_out; check {_some(odd)}"
             raise CorpusError(f"{where}.order: {message}")
 
 
 def make(wanted: Mapping[str, SplitConfig], uri: str, parts: Sequence[Shard], names: Sequence[str]) -> dict[str, Split]:
-    """Writes the splits ``wanted`` of the corpus at ``uri`` with shards ``parts`` and label ``names``.
+    """Writes the splits ``wanted`` of the corpus at ``uri``, which has the shards ``parts`` and the label ``names``.
 
-    Reads names and labels of all utterances, not the audio; holds 12 bytes an utterance of them.
+    It reads the names and labels of all utterances, but no audio. It needs 12 bytes of memory per utterance.
     """
     if not wanted:
         return {}
@@ -143,7 +147,7 @@ def make(wanted: Mapping[str, SplitConfig], uri: str, parts: Sequence[Shard], na
 
 
 def current(uri: str, wanted: Mapping[str, SplitConfig], made: Mapping[str, Split]) -> dict[str, Split]:
-    """Those of the splits ``made`` that are ``wanted`` with the same settings, and whose files are whole."""
+    """The splits in ``made`` that ``wanted`` has with the same settings, if their files are undamaged."""
     return {
         name: made[name]
         for name, config in wanted.items()
@@ -152,22 +156,30 @@ def current(uri: str, wanted: Mapping[str, SplitConfig], made: Mapping[str, Spli
 
 
 def settings_of(config: SplitConfig) -> dict[str, object]:
-    """The settings of a split as plain values, as its `Split` keeps them."""
+    """The settings of a split as plain values, as they are stored in `Split.settings`."""
     return config.model_dump(mode="json")
 
 
 def choose(
     config: SplitConfig, keys: np.ndarray, labels: np.ndarray, names: Sequence[str]
 ) -> tuple[np.ndarray, list[int], list[str]]:
-    """Roles int8 ``[N]``, the labels of the classes in order, and notes where a class has too few utterances.
+    """Chooses the role of every utterance.
 
-    ``keys [N]`` int64 are those of the utterances' names, ``labels [N]`` indices into ``names``, -1 where unknown.
+    Args:
+        config: the split.
+        keys: int64 ``[N]``, the `text_key` of each utterance's name.
+        labels: ``[N]``, indices into ``names``; -1 if unknown.
+        names: the names of all labels.
+
+    Returns:
+        Roles int8 ``[N]``; the labels of the classifier's classes, in order; and notes about classes that have fewer
+        utterances than the split asks for.
     """
     known = [k for k, name in enumerate(names) if name not in (*config.open_set, *config.left_out)]
     unused = [k for k, name in enumerate(names) if name in config.left_out]
     sizes = np.bincount(labels[labels >= 0], minlength=len(names))
     rank = _ranks(config, [names[k] for k in known], sizes[known])
-    wanted = np.zeros((2, len(names) + 1), np.int64)  # labelled, unlabelled; the last is for label -1
+    wanted = np.zeros((2, len(names) + 1), np.int64)  # labelled, unlabelled; the last column is for label -1
     wanted[0, known] = _labelled(config.labelled, sizes[known], rank)
     wanted[1] = _unlabelled(config, known, rank, len(names))
     wanted[1, unused] = 0
@@ -176,7 +188,7 @@ def choose(
     notes = _shortfalls("labelled", names, wanted[0, :-1], taken)
     if config.unlabelled.most is not None:
         notes += _shortfalls("unlabelled", [names[k] for k in known], wanted[1, known], left[known])
-    # places within a class, in the drawn order
+    # the position of each utterance within its class, in the drawn order
     order = np.lexsort((draws.keys_np(draws.fold(config.seed, _SPLIT), keys), labels))
     place = np.empty(len(labels), np.int64)
     place[order] = np.arange(len(labels)) - np.searchsorted(labels[order], labels[order])
@@ -193,12 +205,12 @@ def choose(
 def tail(most: int, gamma: float, classes: int) -> np.ndarray:
     """``floor(most * gamma ** (-k / (classes - 1)))``, at least 1, for k = 0..classes-1; int64 ``[classes]``."""
     share = gamma ** -(np.arange(classes) / max(1, classes - 1))
-    counts = np.floor(most * share * (1 + 1e-12))  # what is a whole number must not come out just below it
+    counts = np.floor(most * share * (1 + 1e-12))  # the factor protects whole numbers from being rounded down
     return np.asarray(np.maximum(1, counts), np.int64)
 
 
 def _ranks(config: SplitConfig, names: Sequence[str], sizes: np.ndarray) -> np.ndarray:
-    """The rank of each class, 0 for the head."""
+    """The rank of each class; 0 is the head."""
     if config.order is not None:
         return np.array([config.order.index(name) for name in names])
     head_first = sorted(range(len(names)), key=lambda k: (-sizes[k], names[k]))
@@ -217,7 +229,7 @@ def _labelled(config: LabelledConfig, sizes: np.ndarray, rank: np.ndarray) -> np
 
 
 def _unlabelled(config: SplitConfig, known: Sequence[int], rank: np.ndarray, labels: int) -> np.ndarray:
-    """How many are wanted of each label, ``[labels + 1]``; those without a label come last."""
+    """How many unlabelled utterances each label should have, ``[labels + 1]``; the last entry is for no label."""
     wanted = np.full(labels + 1, _ALL)
     wanted[-1] = _ALL if config.unknown else 0
     if config.unlabelled.open_set_most is not None:
@@ -241,7 +253,7 @@ def _make_one(
     name: str, config: SplitConfig, uri: str, keys: np.ndarray, labels: np.ndarray, names: Sequence[str]
 ) -> Split:
     roles, known, notes = choose(config, keys, labels, names)
-    class_of = np.full(len(names) + 1, -1, np.int16)  # the last is that of label -1
+    class_of = np.full(len(names) + 1, -1, np.int16)  # the last entry is for label -1
     class_of[known] = np.arange(len(known))
     path, sha256 = splits.write(uri, name, roles, class_of[labels])
     classes, unknown = splits.counted(roles, labels, names, known)
@@ -261,7 +273,7 @@ def _make_one(
 
 
 def _columns(uri: str, parts: Sequence[Shard]) -> tuple[np.ndarray, np.ndarray]:
-    """The keys of all names int64 ``[N]`` and their label indices int32 ``[N]``, in id order."""
+    """The keys of all names, int64 ``[N]``, and the label indices, int32 ``[N]``, in the order of ids."""
     keys, labels = [], []
     for part in parts:
         table = shards.read_shard(uri, part, ["name", "label"])

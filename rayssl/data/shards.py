@@ -1,13 +1,18 @@
-"""A prepared corpus on storage: Parquet shards of encoded audio, and a manifest that vouches for them.
+"""A prepared corpus on storage: Parquet shards of encoded audio, and a manifest with their counts and hashes.
 
-    <uri>/manifest.json            counts, hashes, settings; written last, so that its presence means "complete"
+    <uri>/manifest.json            counts, hashes, settings; written last, so it exists only if the corpus is complete
     <uri>/shards/00000.parquet ... name, audio, samples, speaker, recording, label
-    <uri>/labels.parquet           the names behind the speaker, recording and label indices
-    <uri>/rejects.parquet          what was left out, and why
-    <uri>/splits/<name>.parquet    which utterances are labelled and unlabelled ones, see `rayssl.data.splits`
+    <uri>/labels.parquet           the names of speakers, recordings and labels by their indices
+    <uri>/rejects.parquet          the utterances that were left out, and why
+    <uri>/splits/<name>.parquet    which utterances are labelled and which unlabelled, see `rayssl.data.splits`
 
-An utterance's id is its place: the shard's `first_id` plus its row. Ids are therefore dense, 0..N-1, and tables of one
-row per utterance need no look-up. Index -1 means "unknown" for speaker, recording and label.
+The id of an utterance is its position: the shard's `first_id` plus its row. So the ids are 0..N-1 without gaps, and a
+table with one row per utterance needs no look-up. Index -1 means "unknown" for speaker, recording and label. To read a
+corpus::
+
+    manifest = read_manifest("s3://bucket/corpus")
+    for shard in manifest.shards:
+        table = read_shard("s3://bucket/corpus", shard, ["name", "speaker"])
 """
 
 from __future__ import annotations
@@ -47,7 +52,7 @@ _REJECTS_SCHEMA = pa.schema([("name", pa.string()), ("source", pa.string()), ("r
 
 
 class Shard(Config):
-    """One Parquet file: its ``path`` below the corpus, rows, the id of row 0, seconds of audio, size and hash."""
+    """One Parquet file: its ``path`` relative to the corpus, rows, the id of row 0, seconds of audio, size and hash."""
 
     path: str
     rows: int = Field(ge=1)
@@ -58,9 +63,11 @@ class Shard(Config):
 
 
 class Manifest(Config):
-    """What the corpus holds; ``speakers``, ``recordings``, ``labels`` count names; ``fingerprint`` is the content's.
+    """What a corpus contains.
 
-    ``splits`` say what its utterances are used for, by name; the fingerprint does not depend on them.
+    ``rows`` counts utterances; ``speakers``, ``recordings`` and ``labels`` count names; ``rejected`` counts rejects.
+    ``rate`` is in Hz. ``fingerprint`` identifies the content of the shards. ``splits``, by name, say what utterances
+    are used for; the fingerprint does not depend on them.
     """
 
     version: int
@@ -79,7 +86,7 @@ class Manifest(Config):
 
 
 class Reject(Config):
-    """A source utterance that was left out: its ``name``, where it was read from, and why."""
+    """A source utterance that was left out: its ``name``, where it was read from (``source``), and the ``reason``."""
 
     name: str
     source: str
@@ -87,7 +94,12 @@ class Reject(Config):
 
 
 def read_manifest(uri: str) -> Manifest:
-    """The manifest of the corpus at ``uri``; `CorpusError` when there is none, or it cannot be understood."""
+    """Reads the manifest of the corpus at ``uri``.
+
+    Raises:
+        CorpusError: there is no prepared corpus, its manifest is damaged, or it has another format version.
+        StorageError: the manifest cannot be read for another reason.
+    """
     try:
         text = storage.read_text(storage.join(uri, MANIFEST))
     except StorageError as error:
@@ -112,10 +124,23 @@ def read_manifest(uri: str) -> Manifest:
 
 
 def read_shard(uri: str, shard: Shard, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of ``shard`` of the corpus at ``uri``, in id order; only ``columns`` where given."""
+    """Reads one shard of the corpus at ``uri``.
+
+    Args:
+        uri: the corpus.
+        shard: one of ``manifest.shards``.
+        columns: the columns to read, or None for all. Without ``audio`` far fewer bytes are read.
+
+    Returns:
+        A table with the rows in the order of ids, in the types of `SCHEMA`.
+
+    Raises:
+        CorpusError: the file is not Parquet, or has another number of rows than the manifest says.
+        StorageError: the file cannot be read.
+    """
     place = storage.join(uri, shard.path)
     try:
-        # whole shards in one request; a few narrow columns by ranges, without the audio between them
+        # with audio: the whole shard in one request; without: a few small columns by ranges, without the audio between
         file = io.BytesIO(storage.read_bytes(place)) if _wants_audio(columns) else storage.open_read(place)
         table = pq.ParquetFile(file).read(columns=list(columns) if columns is not None else None)
     except (pa.ArrowException, EOFError) as error:
@@ -127,7 +152,10 @@ def read_shard(uri: str, shard: Shard, columns: Sequence[str] | None = None) -> 
 
 
 def read_labels(uri: str) -> dict[str, list[str]]:
-    """For each kind (speaker, recording, label) the names, in the order of their indices."""
+    """The names of each kind (``speaker``, ``recording``, ``label``), in the order of their indices.
+
+    Raises `CorpusError` if the file is not Parquet, `StorageError` if it cannot be read.
+    """
     place = storage.join(uri, LABELS)
     try:
         table = _read_parquet(io.BytesIO(storage.read_bytes(place)))
@@ -140,13 +168,23 @@ def read_labels(uri: str) -> dict[str, list[str]]:
 
 
 def read_rejects(uri: str) -> list[Reject]:
-    """What was left out of the corpus at ``uri``, in order of name."""
+    """The utterances that were left out of the corpus at ``uri``, in order of name."""
     table = _read_parquet(io.BytesIO(storage.read_bytes(storage.join(uri, REJECTS))))
     return [Reject(**row) for row in table.to_pylist()]
 
 
 def write_shard(uri: str, index: int, columns: Mapping[str, Sequence[Any]], rate: int = decode.RATE) -> Shard:
-    """Writes shard number ``index`` atomically; equal columns give equal bytes. Its `first_id` is 0 until `number`."""
+    """Writes one shard atomically. Equal columns give equal bytes.
+
+    Args:
+        uri: the corpus.
+        index: the number of the shard, from 0; it becomes the name of the file.
+        columns: one sequence for each field of `SCHEMA`, all of the same length.
+        rate: the rate of the audio in Hz, to compute seconds.
+
+    Returns:
+        The shard's entry for the manifest. Its `first_id` is 0; `number` sets it.
+    """
     table = pa.table({field.name: pa.array(columns[field.name], field.type) for field in SCHEMA}, schema=SCHEMA)
     data = _parquet(table, plain=["audio"])
     path = f"{SHARDS}/{index:05d}.parquet"
@@ -162,7 +200,7 @@ def write_shard(uri: str, index: int, columns: Mapping[str, Sequence[Any]], rate
 
 
 def number(parts: Sequence[Shard]) -> list[Shard]:
-    """``parts`` in order of path, each with the `first_id` that makes the ids dense."""
+    """``parts`` in order of path, each with its `first_id`, so that the ids have no gaps."""
     first = 0
     numbered = []
     for shard in sorted(parts, key=lambda shard: (len(shard.path), shard.path)):
@@ -172,13 +210,13 @@ def number(parts: Sequence[Shard]) -> list[Shard]:
 
 
 def write_labels(uri: str, names: Mapping[str, Sequence[str]]) -> None:
-    """Writes the names of each kind in the order of their indices."""
+    """Writes the names of each kind (``speaker``, ``recording``, ``label``), in the order of their indices."""
     rows = [(kind, index, name) for kind in KINDS for index, name in enumerate(names.get(kind, ()))]
     storage.write_bytes(storage.join(uri, LABELS), _parquet(_rows_table(rows, _LABELS_SCHEMA)))
 
 
 def write_rejects(uri: str, rejects: Sequence[Reject]) -> None:
-    """Writes the rejects, in order of name."""
+    """Writes the rejects in order of name, without duplicates."""
     rows = sorted({(reject.name, reject.source, reject.reason) for reject in rejects})
     storage.write_bytes(storage.join(uri, REJECTS), _parquet(_rows_table(rows, _REJECTS_SCHEMA)))
 
@@ -193,7 +231,17 @@ def write_manifest(
     settings: dict[str, Any],
     splits: Mapping[str, Split] | None = None,
 ) -> Manifest:
-    """Writes what makes the corpus complete, and returns it. The files of ``splits`` must be there already."""
+    """Writes the manifest, which completes the corpus, and returns it.
+
+    Args:
+        uri: the corpus.
+        parts: its shards, in any order; they are numbered here.
+        format: how the audio in the shards is encoded.
+        names: the names of each kind, for counts.
+        rejected: the number of rejects.
+        settings: the settings that the corpus was made with, as plain values.
+        splits: the splits, by name. Their files must exist already.
+    """
     shards = number(parts)
     manifest = Manifest(
         version=VERSION,
@@ -214,23 +262,31 @@ def write_manifest(
 
 
 def replace_splits(uri: str, manifest: Manifest, splits: Mapping[str, Split]) -> Manifest:
-    """Writes the manifest of a complete corpus again, with other ``splits``, and returns it."""
+    """Writes the manifest of a complete corpus again with the ``splits`` given here, and returns it."""
     replaced = manifest.model_copy(update={"splits": dict(splits)})
     _write(uri, replaced)
     return replaced
 
 
 def fingerprint(shards: Sequence[Shard]) -> str:
-    """A short name for the content: a hash over the hashes of the shards, in order."""
+    """A hash that identifies the content of a corpus: 16 hex digits, made from the hashes of the shards in order."""
     return hashlib.sha256("\n".join(shard.sha256 for shard in shards).encode()).hexdigest()[:16]
 
 
 def verify(uri: str) -> list[str]:
-    """What is wrong with the corpus at ``uri``, one line each, empty when sound. Reads every shard and all audio."""
+    """Checks the corpus at ``uri``. It reads every shard and decodes all audio.
+
+    Returns:
+        One line for each problem, with the file; an empty list if the corpus is undamaged.
+
+    Raises:
+        CorpusError: the manifest or the list of names is damaged or absent.
+        StorageError: a file cannot be read.
+    """
     manifest = read_manifest(uri)
     problems = []
     if manifest.fingerprint != fingerprint(manifest.shards):
-        problems.append(f"{storage.join(uri, MANIFEST)}: the fingerprint does not belong to the shards listed")
+        problems.append(f"{storage.join(uri, MANIFEST)}: the fingerprint does not fit the listed shards")
     named = read_labels(uri)
     known = {kind: len(names) for kind, names in named.items()}
     counted = {"speaker": manifest.speakers, "recording": manifest.recordings, "label": manifest.labels}
@@ -247,7 +303,7 @@ def verify(uri: str) -> list[str]:
         problems += _verify_shard(uri, shard, manifest.format, known, names)
     if first != manifest.rows:
         problems.append(f"{storage.join(uri, MANIFEST)}: rows is {manifest.rows}, the shards have {first}")
-    if manifest.splits and not problems:  # compared with the labels in the shards, where those are sound
+    if manifest.splits and not problems:  # the splits are compared with the labels in the shards, which must be right
         columns = [read_shard(uri, shard, ["label"])["label"].to_numpy() for shard in manifest.shards]
         problems += split_files.problems(uri, manifest.splits, np.concatenate(columns), named["label"])
     return problems
@@ -313,7 +369,7 @@ def _rows_table(rows: Sequence[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
 
 
 def _parquet(table: pa.Table, plain: Sequence[str] = ()) -> bytes:
-    """``table`` as one Parquet row group; columns in ``plain`` hold compressed audio and are stored as they are."""
+    """``table`` as Parquet with one row group. Columns in ``plain`` are not compressed: they hold encoded audio."""
     buffer = io.BytesIO()
     compression = {name: "none" if name in plain else "zstd" for name in table.column_names}
     dictionary = [name for name in table.column_names if name not in plain]

@@ -1,10 +1,11 @@
-"""Speech-like utterances made from a seed: speakers by recordings by utterances, without any data.
+"""Speech-like utterances generated from a seed: speakers x recordings x utterances, without any data.
 
-A source-filter model: glottal pulses and breath noise, shaped frame by frame by the resonances of a vocal tract that
-moves through vowels and fricatives. A speaker is a pitch and its movement, a length of vocal tract, resonances of their
-own, a glottal slope, breathiness and a speaking rate. A recording is one condition of `rayssl.data.conditions` drawn
-for it alone, so that recording is a true confound: utterances of one recording share a channel, the speaker's others do
-not. Utterances of a speaker differ in the sounds spoken, as real ones do.
+It is a source-filter model. Glottal pulses and breath noise are filtered, frame by frame, by the resonances of a vocal
+tract that moves through vowels and fricatives. A speaker has a pitch and its movement, a length of the vocal tract,
+factors on the resonances, a glottal slope, breathiness and a speaking rate. A recording has one condition of
+`rayssl.data.conditions`, drawn for this recording only. So the recording is a confound, as in real data: utterances of
+one recording share a channel, and other recordings of the same speaker have other channels. The utterances of a speaker
+differ in the sounds spoken, as real ones do.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from rayssl.data.decode import RATE
 
 _SPEAKER, _UTTERANCE, _CHANNEL, _NOISE = 1, 2, 3, 4  # purposes of the seeds
 _HOP, _FFT = 160, 640
-# Resonances of ten vowels in Hz, an adult's average over published measurements, rounded.
+# Resonances of ten vowels in Hz: averages of published measurements of adults, rounded.
 _VOWELS = np.array(
     [
         [300, 2300, 3000, 3600], [400, 2000, 2600, 3500], [550, 1800, 2500, 3500], [700, 1700, 2450, 3450],
@@ -29,13 +30,13 @@ _VOWELS = np.array(
     ],
     dtype=float,
 )  # fmt: skip
-_FRICTION = 0.25  # of fricatives, relative to vowels
+_FRICTION = 0.25  # level of fricatives relative to vowels
 _FRICATIVES = np.array([[5500, 900], [3200, 800], [4500, 2500], [2200, 1200]], dtype=float)  # centre and width in Hz
 
 
 @dataclass(frozen=True)
 class Voice:
-    """What stays the same in a speaker's speech. Frequencies in Hz, slopes in dB an octave, rate in sounds a second."""
+    """The constants of a speaker. Frequencies in Hz, slopes in dB per octave, ``rate`` in sounds per second."""
 
     pitch: float
     pitch_range: float  # standard deviation of the melody, in octaves
@@ -54,9 +55,9 @@ class Voice:
 
 
 def speak(seed: int, speaker: int, recording: int, utterance: int, *, seconds: float, channel: float) -> np.ndarray:
-    """One utterance as float32 ``[seconds * 16000]`` in [-1, 1], through its recording's channel.
+    """One utterance as float32 ``[seconds * 16000]`` in [-1, 1], heard through the channel of its recording.
 
-    ``channel`` is the strength of that (0: none), as `conditions.strength` is.
+    ``channel`` is the strength of the channel (0: none), like `conditions.strength`.
     """
     rng = np.random.default_rng([seed, _UTTERANCE, speaker, recording, utterance])
     clean = synthesise(draw_voice(seed, speaker), rng, round(seconds * RATE))
@@ -87,14 +88,14 @@ def draw_voice(seed: int, speaker: int) -> Voice:
 
 
 def synthesise(voice: Voice, rng: np.random.Generator, samples: int) -> np.ndarray:
-    """``samples`` of speech by ``voice``, float32, with an RMS of 0.06; ``rng`` draws what is said and how."""
+    """Speech by ``voice``, float32 ``[samples]`` with an RMS of 0.06. ``rng`` draws the sounds and the melody."""
     frames = samples // _HOP + 2
     resonances, voicing, fricative, loudness = _articulation(voice, rng, frames)
     source = _glottis(voice, rng, frames, samples) * np.repeat(voicing, _HOP)[:samples]
     noise = rng.standard_normal(samples)
     breath = noise * np.repeat(voicing, _HOP)[:samples] * voice.breath
     friction = noise * np.repeat(1 - voicing, _HOP)[:samples] * _FRICTION
-    # equal power for every voice: otherwise a steep glottal slope would leave little but fricatives
+    # equal power for every voice: otherwise, with a steep glottal slope, almost only fricatives would be heard
     tract, mouth = _unit_power(_tract_response(voice, resonances)), _unit_power(_friction_response(fricative))
     spoken = _filter_frames([(source + breath, tract), (friction, mouth)], samples)
     spoken *= np.interp(np.arange(samples) / _HOP, np.arange(frames), loudness)
@@ -125,7 +126,7 @@ def _articulation(
 
 
 def _glottis(voice: Voice, rng: np.random.Generator, frames: int, samples: int) -> np.ndarray:
-    """Pulses ``[samples]`` of unit power at the fundamental frequency, one a period, placed between samples."""
+    """Glottal pulses ``[samples]`` of unit power, one per period; a pulse between two samples is divided among them."""
     knots = np.linspace(0, frames, max(3, frames // 25))
     melody = np.interp(np.arange(frames), knots, rng.normal(0, voice.pitch_range, len(knots)))
     fall = voice.pitch_fall * (0.5 - np.arange(frames) / frames)
@@ -143,7 +144,7 @@ def _glottis(voice: Voice, rng: np.random.Generator, frames: int, samples: int) 
 
 @lru_cache(maxsize=1)
 def _bins() -> tuple[np.ndarray, np.ndarray]:
-    """Frequencies in Hz of the FFT bins, and z^-1 at each."""
+    """The frequencies of the FFT bins in Hz, and z^-1 at each of them."""
     hertz = np.arange(_FFT // 2 + 1) * RATE / _FFT
     return hertz, np.exp(-2j * np.pi * hertz / RATE).astype(np.complex64)
 
@@ -170,7 +171,7 @@ def _resonator(centre: np.ndarray, width: float, delay: np.ndarray) -> np.ndarra
 
 
 def _friction_response(fricative: np.ndarray) -> np.ndarray:
-    """The band of each frame's fricative, ``[frames, bins]``."""
+    """The frequency response of each frame's fricative, ``[frames, bins]``."""
     hertz, _ = _bins()
     distance = (hertz.astype(np.float32) - fricative[:, :1].astype(np.float32)) / fricative[:, 1:].astype(np.float32)
     return np.asarray(np.exp(-0.5 * distance**2))
@@ -181,9 +182,9 @@ def _unit_power(response: np.ndarray) -> np.ndarray:
 
 
 def _filter_frames(pairs: list[tuple[np.ndarray, np.ndarray]], samples: int) -> np.ndarray:
-    """The sum of signals ``[samples]``, each through a filter ``[frames, bins]`` that changes from frame to frame.
+    """The sum of signals ``[samples]``. Each passes a filter ``[frames, bins]`` that changes from frame to frame.
 
-    Overlap-add: each windowed frame of two hops is filtered in the frequency domain, and rings on for two more.
+    Overlap-add: each windowed frame of two hops is filtered in the frequency domain, and decays over two more hops.
     """
     window = np.hanning(2 * _HOP + 1)[: 2 * _HOP].astype(np.float32)
     spectra: np.ndarray | None = None

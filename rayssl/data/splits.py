@@ -1,10 +1,10 @@
-"""A split on storage: what each utterance of a corpus is used for, in a small file beside shards it leaves alone.
+"""A split on storage: a small file that says what each utterance of a corpus is used for. The shards do not change.
 
-    <uri>/splits/<name>.parquet    role int8, class int16; row i speaks of the utterance with id i
+    <uri>/splits/<name>.parquet    role int8, class int16; row i belongs to the utterance with id i
 
-Role 0 is unused, 1 labelled, 2 unlabelled, 3 both (bits). Class is the utterance's among those that the classifier
-knows, whether or not its label may be used; -1 where it is none of them or unknown. The manifest holds a `Split`, with
-counts and hash. How rows are chosen is `rayssl.data.labels`'s.
+The role is a set of bits: 0 unused, 1 labelled, 2 unlabelled, 3 both. The class is the index of the utterance's class
+among those that the classifier knows, even if the label must not be used; it is -1 if the class is unknown or not among
+them. The manifest holds a `Split` with counts and a hash. `rayssl.data.labels` chooses the rows.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from rayssl.schema import Config
 
 FOLDER = "splits"
 LABELLED, UNLABELLED = 1, 2
-MOST_CLASSES = 1 << 15  # what an int16 numbers
+MOST_CLASSES = 1 << 15  # the limit of an int16
 _SCHEMA = pa.schema([pa.field("role", pa.int8(), nullable=False), pa.field("class", pa.int16(), nullable=False)])
 
 
 class SplitClass(Config):
-    """A class by its ``name`` and its ``label``, the index in the corpus; how many utterances are used as what."""
+    """A class: its ``name``, its ``label`` (the index in the corpus), and the numbers of utterances in each role."""
 
     name: str
     label: int
@@ -39,11 +39,11 @@ class SplitClass(Config):
 
 
 class Split(Config):
-    """A split as the manifest has it; what is labelled *and* unlabelled counts in both.
+    """The entry of a split in the manifest. An utterance that is labelled *and* unlabelled counts in both numbers.
 
-    ``classes``: those that the classifier knows, in the order of its indices. ``open_set``: classes that only occur
-    among the unlabelled. ``unknown``: unlabelled utterances that have no label in the corpus. ``notes``: where the
-    corpus had fewer utterances than were asked for, one line each.
+    ``classes``: the classes that the classifier knows, in the order of its indices. ``open_set``: classes that occur
+    only among the unlabelled utterances. ``unknown``: the number of unlabelled utterances that have no label in the
+    corpus. ``notes``: one line for each case in which the corpus had fewer utterances than the settings ask for.
     """
 
     path: str
@@ -58,7 +58,7 @@ class Split(Config):
 
 
 def write(uri: str, name: str, roles: np.ndarray, classes: np.ndarray) -> tuple[str, str]:
-    """Writes ``roles [N]`` and ``classes [N]`` atomically; returns the path below ``uri`` and the content's hash."""
+    """Writes ``roles [N]`` and ``classes [N]`` atomically. Returns the path, relative to ``uri``, and the SHA-256."""
     table = pa.table({"role": pa.array(roles, pa.int8()), "class": pa.array(classes, pa.int16())}, schema=_SCHEMA)
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", row_group_size=max(1, len(roles)))
@@ -69,18 +69,19 @@ def write(uri: str, name: str, roles: np.ndarray, classes: np.ndarray) -> tuple[
 
 @functools.lru_cache(maxsize=4)
 def columns(place: str, sha256: str) -> tuple[np.ndarray, np.ndarray]:
-    """Roles int8 ``[N]`` and classes int16 ``[N]`` of the file at ``place``, read-only; kept, 3 bytes an utterance.
+    """Roles int8 ``[N]`` and classes int16 ``[N]`` of the file at ``place``, read-only.
 
-    `CorpusError` when it is no longer the one that the manifest told of.
+    The last four results stay in memory, with 3 bytes per utterance. Raises `CorpusError` if the file does not have the
+    hash ``sha256``, which the manifest lists.
     """
     data = storage.read_bytes(place)
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise CorpusError(f"{place}: is not the file that the manifest lists (sha256); run rayssl prepare again")
+        raise CorpusError(f"{place}: not the file that the manifest lists (sha256 differs); run rayssl prepare again")
     return _parse(data)
 
 
 def unchanged(uri: str, split: Split) -> bool:
-    """Whether the file of ``split`` is there and what the manifest says."""
+    """Whether the file of ``split`` exists and has the hash that the manifest lists."""
     try:
         data = storage.read_bytes(storage.join(uri, split.path))
     except StorageError as error:
@@ -93,9 +94,9 @@ def unchanged(uri: str, split: Split) -> bool:
 def counted(
     roles: np.ndarray, labels: np.ndarray, names: Sequence[str], chosen: Sequence[int]
 ) -> tuple[list[SplitClass], int]:
-    """The classes that have the labels ``chosen``, counted, and how many unlabelled rows have no label.
+    """The classes with the labels ``chosen`` and their counts, and the number of unlabelled rows without a label.
 
-    ``roles [N]`` and ``labels [N]`` are of all utterances; ``names`` are those of all labels.
+    ``roles [N]`` and ``labels [N]`` cover all utterances; ``names`` are the names of all labels.
     """
     per_role = [
         np.bincount(labels[(roles & role > 0) & (labels >= 0)], minlength=len(names)) for role in (LABELLED, UNLABELLED)
@@ -107,9 +108,9 @@ def counted(
 
 
 def problems(uri: str, splits: Mapping[str, Split], labels: np.ndarray, names: Sequence[str]) -> list[str]:
-    """What is wrong with the files of ``splits`` of the corpus at ``uri``, one line each; empty when all are sound.
+    """Checks the files of ``splits`` of the corpus at ``uri``. One line for each problem; empty if there is none.
 
-    ``labels [N]`` are the corpus's label indices in id order, ``names`` theirs.
+    ``labels [N]`` are the label indices of the corpus in the order of ids, ``names`` the names of the labels.
     """
     found = []
     for split in splits.values():
@@ -143,14 +144,14 @@ def _disagreements(
         return ["a role is out of range 0..3"]
     if any(label >= len(names) for label in listed):
         return ["the manifest's classes are not labels of the corpus"]
-    class_of = np.full(len(names) + 1, -1, np.int16)  # the last is that of label -1
+    class_of = np.full(len(names) + 1, -1, np.int16)  # the last entry is for label -1
     class_of[[known.label for known in split.classes]] = np.arange(len(split.classes))
     found = []
     if (classes != class_of[labels]).any():
-        found.append("its classes are not those of the corpus's labels")
+        found.append("its classes do not fit the labels of the corpus")
     again, unknown = counted(roles, labels, names, listed)
     if again != [*split.classes, *split.open_set] or unknown != split.unknown:
-        found.append("holds other numbers of utterances for a class than the manifest says")
+        found.append("the number of utterances of a class differs from the manifest")
     totals = [int(np.count_nonzero(roles & role)) for role in (LABELLED, UNLABELLED)]
     if totals != [split.labelled, split.unlabelled]:
         found.append(

@@ -1,6 +1,6 @@
-"""Verification trials: read, expanded to renderings under simulated conditions, or generated from a corpus.
+"""Verification trials: read from a list, expanded to renderings under simulated conditions, or generated from a corpus.
 
-A list is text, one trial a line: ``label enrol test``, label 1 for the same speaker and 0 for different ones.
+A list is a text file with one trial per line, ``label enrol test``: label 1 means the same speaker, 0 different ones.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _DRAWS_A_PAIR = 50
 
 
 class Trial(NamedTuple):
-    """``label`` 1: ``enrol`` and ``test`` (names of utterances) are of one speaker; 0: they are not."""
+    """``label`` is 1 if the utterances named ``enrol`` and ``test`` have the same speaker, else 0."""
 
     label: int
     enrol: str
@@ -30,11 +30,12 @@ class Trial(NamedTuple):
 
 
 class TrialsConfig(Config):
-    """A list to write at ``out``.
+    """A list of trials to write at ``out``.
 
-    With ``source`` (the URI of a list of source utterances) its trials are carried over to renderings, ``across``
-    conditions: both sides under different ones, the ``same`` one, or ``any``. Without, ``pairs`` target and as many
-    non-target trials are generated, targets from different recordings.
+    ``source`` is the URI of a list of trials between source utterances. Each of its trials becomes a trial between
+    renderings of the two. ``across`` says under which conditions: different ones (``condition``), the ``same`` one, or
+    ``any``. Without ``source``, ``pairs`` target and ``pairs`` non-target trials are generated from the corpus; the two
+    utterances of a target trial are from different recordings.
     """
 
     out: str
@@ -45,7 +46,10 @@ class TrialsConfig(Config):
 
 
 def read(uri: str) -> list[Trial]:
-    """The trials of the list at ``uri``; `CorpusError` naming file and line for a malformed one."""
+    """The trials of the list at ``uri``.
+
+    Raises `CorpusError` for a malformed line, with its number, or for a list without trials.
+    """
     trials = []
     for number, line in enumerate(storage.read_text(uri).splitlines(), 1):
         fields = line.split()
@@ -65,7 +69,7 @@ def write(uri: str, trials: Iterable[Trial]) -> None:
 
 
 class Made(NamedTuple):
-    """A written list: its trials, how many are targets, and how many of the source's were left out."""
+    """Counts of a written list: its trials, its target trials, and the source's trials that were left out."""
 
     trials: int
     targets: int
@@ -73,7 +77,10 @@ class Made(NamedTuple):
 
 
 def make(config: TrialsConfig, corpus: str) -> Made:
-    """Writes the list that ``config`` asks for over the prepared corpus at the URI ``corpus``."""
+    """Writes the list of ``config`` for the prepared corpus at the URI ``corpus``.
+
+    Raises `CorpusError` if the source names unknown utterances, or if no trial can be made.
+    """
     names, speakers, recordings = _columns(corpus)
     if config.source is None:
         base = trials = generate(names, speakers, recordings, config.pairs, config.seed, corpus)
@@ -90,13 +97,15 @@ def make(config: TrialsConfig, corpus: str) -> Made:
         else:
             trials = [trial for trial in base if trial.enrol in renderings and trial.test in renderings]
         if not trials:
-            raise CorpusError(f"{config.source}: no trial has two renderings that fit across: {config.across}")
+            raise CorpusError(
+                f"{config.source}: no trial has two renderings that fit 'across: {config.across}'; choose another"
+            )
     write(config.out, trials)
     return Made(len(trials), sum(trial.label for trial in trials), len(base) - len(trials))
 
 
 def check(trials: Sequence[Trial], known: Iterable[str], where: str, corpus: str) -> None:
-    """`CorpusError` naming the line and the utterance when a trial of ``where`` names one that ``corpus`` lacks."""
+    """Raises `CorpusError`, with trial number and name, if a trial of ``where`` names an utterance not in ``known``."""
     names = set(known)
     for number, trial in enumerate(trials, 1):
         for name in (trial.enrol, trial.test):
@@ -105,9 +114,10 @@ def check(trials: Sequence[Trial], known: Iterable[str], where: str, corpus: str
 
 
 def expand(trials: Sequence[Trial], renderings: Mapping[str, Sequence[int]], across: str, seed: int) -> list[Trial]:
-    """Each trial with both sides replaced by renderings ``name#c<k>``, drawn by seed and place in the list.
+    """Each trial with both utterances replaced by renderings ``name#c<k>``.
 
-    ``renderings`` gives the conditions of each source utterance. A trial without a pair that fits is left out.
+    ``renderings`` gives the conditions of each source utterance. The pair of renderings is drawn among those that fit
+    ``across``; the draw depends on the seed and the position in the list. A trial without a fitting pair is left out.
     """
     expanded = []
     keys = draws.keys_np(draws.fold(seed, _EXPAND), np.arange(len(trials)))
@@ -127,10 +137,10 @@ def expand(trials: Sequence[Trial], renderings: Mapping[str, Sequence[int]], acr
 def generate(
     names: Sequence[str], speakers: np.ndarray, recordings: np.ndarray, pairs: int, seed: int, where: str
 ) -> list[Trial]:
-    """At most ``pairs`` target and ``pairs`` non-target trials, without repetition, in a drawn order.
+    """At most ``pairs`` target and ``pairs`` non-target trials, without repetition, in random order.
 
-    ``speakers [N]`` and ``recordings [N]`` are indices, -1 for unknown. Targets are of one speaker and different
-    recordings. `CorpusError` naming ``where`` when the corpus has no such pair.
+    ``speakers [N]`` and ``recordings [N]`` are indices, -1 if unknown. A target trial has one speaker and two different
+    recordings. Raises `CorpusError`, which names ``where``, if the corpus has no target or no non-target pair.
     """
     rng = np.random.default_rng([seed, _GENERATE])
     known = np.flatnonzero(speakers >= 0)
@@ -157,7 +167,7 @@ def generate(
 
 
 def _columns(corpus: str) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names, speaker and recording indices of all utterances, in order of id; the audio is not read."""
+    """Names, speaker indices and recording indices of all utterances, in the order of ids. The audio is not read."""
     manifest = shards.read_manifest(corpus)
     tables = [shards.read_shard(corpus, shard, ["name", "speaker", "recording"]) for shard in manifest.shards]
     names = [name for table in tables for name in table["name"].to_pylist()]

@@ -1,7 +1,7 @@
-"""One unit of preparation: some references decoded, checked, rendered, joined, and written as one shard.
+"""One unit of preparation: its references are decoded, checked, rendered, joined, and written as one shard.
 
-A finished unit leaves a record under ``<out>/.work``, so that a restarted preparation skips it. What a shard holds is a
-function of its unit alone.
+A finished unit leaves a record under ``<out>/.work``, so that a restarted preparation skips it. The content of a shard
+depends on its unit only.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ from rayssl.schema import Config
 Rendering = tuple[int, int, int]
 CLEAN = -1  # the "condition" of an utterance that is not rendered
 WORK = ".work"
-DROPPED = "too short to join: "  # how the reasons of clips begin whose audio is sound
+DROPPED = "too short to join: "  # the reason of a reject begins with this if its audio is usable but too short to join
 _ROWS = 22
 
 
 class ContentConfig(Config):
-    """How utterances are made from a source: all that their samples depend on.
+    """How utterances are made from a source: everything that their samples depend on.
 
-    ``channels`` says what to do with more than two channels, ``min_s`` refuses shorter audio.
+    ``channels`` says what happens to audio with more than two channels. Audio shorter than ``min_s`` seconds is a
+    reject.
     """
 
     source: AnySource
@@ -45,9 +46,10 @@ class ContentConfig(Config):
 
 
 class PrepareUnit(Config):
-    """One task's work. ``jobs`` are (position in ``references``, condition, recording index), grouped where joined.
+    """The work of one task. A job is (position in ``references``, condition, recording index). The jobs of a group are
+    joined, if the settings say so.
 
-    ``digest`` is a hash over all that the shard's content depends on.
+    ``digest`` is a hash of everything that the shard's content depends on.
     """
 
     digest: str
@@ -61,12 +63,12 @@ class PrepareUnit(Config):
     jobs: list[list[Rendering]]
 
     def count(self) -> int:
-        """How many utterances the unit makes, before joining."""
+        """The number of utterances that the unit makes, before joining."""
         return sum(len(group) for group in self.jobs)
 
 
 class Done(Config):
-    """The record of a finished unit; ``shard`` is None when nothing in it was usable, ``utterances`` its `count`."""
+    """The record of a finished unit. ``shard`` is None if no utterance was usable; ``utterances`` is its `count`."""
 
     digest: str
     shard: Shard | None
@@ -74,18 +76,21 @@ class Done(Config):
     rejects: list[Reject]
 
     def unusable(self) -> list[Reject]:
-        """The rejects without those that `join` dropped, whose audio is sound."""
+        """The rejects whose audio cannot be used. Clips that were only too short to join are not among them."""
         return [reject for reject in self.rejects if not reject.reason.startswith(DROPPED)]
 
 
 def process(unit: PrepareUnit) -> Done:
-    """Makes one shard, or finds that it is already made. A unit that had rejects is made anew: they may be mended."""
+    """Makes one shard, unless a record says that it is made already.
+
+    A unit with unusable utterances is always made again, because the user may have fixed them.
+    """
     out = unit.out
     record = storage.join(out, WORK, f"{unit.index:05d}.json")
     done = _read_record(record)
     if done is not None and done.digest == unit.digest and not done.unusable():
         return done
-    # The record goes first: a crash between shard and record must not leave an old record beside a new shard.
+    # The old record is removed first: after a crash there must be no old record beside a new shard.
     storage.remove(record)
     pieces, rejects = _pieces(unit)
     columns, dropped = _columns(unit, pieces)
@@ -96,15 +101,15 @@ def process(unit: PrepareUnit) -> Done:
 
 
 def rendering_name(name: str, condition: int) -> str:
-    """How the rendering of a source utterance or recording under ``condition`` is called."""
+    """The name of the rendering of a source utterance or recording under ``condition``."""
     return name if condition == CLEAN else f"{name}#c{condition}"
 
 
 def recording_name(reference: Reference, condition: int) -> str | None:
-    """The name of the recording that a rendering belongs to, None where it is unknown."""
+    """The name of the recording that a rendering belongs to; None if it is unknown."""
     name = reference.recording_name()
     if name is None and condition != CLEAN and reference.speaker is not None:
-        name = reference.speaker  # the simulated channel is known even where the original recording is not
+        name = reference.speaker  # the original recording is unknown, but the simulated channel is known
     return None if name is None else rendering_name(name, condition)
 
 
@@ -120,12 +125,12 @@ def _read_record(uri: str) -> Done | None:
 
 
 def _pieces(unit: PrepareUnit) -> tuple[dict[Rendering, np.ndarray], list[Reject]]:
-    """int16 samples for each job on a usable reference, and the reasons why the others are not."""
+    """The int16 samples of each job whose reference is usable, and a reject for each reference that is not."""
     settings, pieces, rejects = unit.settings, dict[Rendering, np.ndarray](), list[Reject]()
     channels = [] if settings.conditions is None else conditions.draw_all(settings.conditions)
-    wanted: dict[int, list[Rendering]] = {}
+    jobs_of: dict[int, list[Rendering]] = {}
     for job in (job for group in unit.jobs for job in group):
-        wanted.setdefault(job[0], []).append(job)
+        jobs_of.setdefault(job[0], []).append(job)
     source = CheckedSource(settings.source)
     for position, audio in source.read(unit.references):
         try:
@@ -134,7 +139,7 @@ def _pieces(unit: PrepareUnit) -> tuple[dict[Rendering, np.ndarray], list[Reject
             reference = unit.references[position]
             rejects.append(Reject(name=reference.name, source=source.place(reference), reason=str(error)))
             continue
-        for job in wanted[position]:
+        for job in jobs_of[position]:
             pieces[job] = decode.quantise(_heard(settings, unit.references[position].name, job[1], clip, channels))
     return pieces, rejects
 
@@ -160,7 +165,7 @@ def _heard(
 
 
 def _columns(unit: PrepareUnit, pieces: dict[Rendering, np.ndarray]) -> tuple[dict[str, list[Any]], list[Reject]]:
-    """The shard's columns, rows permuted by the seed; and the recordings that were too short to join."""
+    """The columns of the shard, with its rows permuted by the seed, and rejects for recordings too short to join."""
     rows, dropped = list[tuple[Any, ...]](), list[Reject]()
     for group in unit.jobs:
         usable = [job for job in group if job in pieces]
@@ -190,7 +195,7 @@ def _row(unit: PrepareUnit, jobs: list[Rendering], pieces: dict[Rendering, np.nd
         name = f"{recording_name(reference, condition)}/{number:03d}"
     samples = np.concatenate([pieces[job] for job in jobs])
     audio = decode.encode(samples, unit.settings.format)
-    # clips of different labels have none in common
+    # if the joined clips have different labels, the utterance has none
     label = unit.labels[position] if len({unit.labels[job[0]] for job in jobs}) == 1 else -1
     return name, audio, len(samples), unit.speakers[position], recording, label
 

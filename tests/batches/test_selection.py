@@ -340,5 +340,5 @@ def test_what_cannot_be_selected_is_told(corpus: Corpus, tmp_path: Path) -> None
     with pytest.raises(CorpusError, match=r"split 'none' has 0 unlabelled utterances"):
         steps_per_epoch(84, 8, empty, wrap=True)
     found = manifest.splits["few"].model_copy(update={"sha256": "0" * 64})
-    with pytest.raises(CorpusError, match=r"few\.parquet: is not the file that the manifest lists"):
+    with pytest.raises(CorpusError, match=r"few\.parquet: not the file that the manifest lists"):
         selection(manifest.model_copy(update={"splits": {"few": found}}), uri, "few")

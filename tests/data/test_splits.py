@@ -62,8 +62,8 @@ def test_verify_catches_what_a_hash_does_not(corpus: tuple[str, shards.Manifest]
     made = manifest.splits["s"]
     roles, classes = splits.columns(f"{uri}/{made.path}", made.sha256)
     assert rewrite(uri, roles, classes) == ""
-    assert "other numbers of utterances for a class" in rewrite(uri, np.roll(roles, 1), classes)
-    assert "its classes are not those of the corpus's labels" in rewrite(uri, roles, np.roll(classes, 1))
+    assert "the number of utterances of a class differs" in rewrite(uri, np.roll(roles, 1), classes)
+    assert "its classes do not fit the labels of the corpus" in rewrite(uri, roles, np.roll(classes, 1))
     assert "39 rows, the corpus has 40" in rewrite(uri, roles[:-1], classes[:-1])
     assert "a role is out of range 0..3" in rewrite(uri, np.where(roles == 1, 4, roles), classes)
     assert "8 labelled and 32 unlabelled utterances, the manifest says 9" in rewrite(uri, roles, classes, labelled=9)
@@ -76,7 +76,7 @@ def test_a_file_that_is_no_longer_the_manifests_is_not_used(corpus: tuple[str, s
     made = manifest.splits["s"]
     rewrite(uri, np.ones(40, np.int8), np.zeros(40, np.int16))
     splits.columns.cache_clear()
-    with pytest.raises(CorpusError, match=r"s\.parquet: is not the file that the manifest lists .*run rayssl prepare"):
+    with pytest.raises(CorpusError, match=r"s\.parquet: not the file that the manifest lists .*run rayssl prepare"):
         splits.columns(f"{uri}/{made.path}", made.sha256)
     (Path(uri) / made.path).write_bytes(b"no parquet")
     assert any("not a Parquet file of roles and classes" in problem for problem in shards.verify(uri))

@@ -1,1 +1,1 @@
-"""Where raw audio comes from, a file for each reader. `base` is the seam, `checked` what the rest of rayssl calls."""
+"""Where raw audio comes from; one file for each reader. `base` is the interface; rayssl calls it through `checked`."""

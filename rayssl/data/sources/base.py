@@ -1,6 +1,6 @@
-"""The seam of a source: it lists utterances without their audio, and gives the audio of those it is asked for.
+"""The interface of a source. It lists utterances without their audio, and reads the audio of the ones it is asked for.
 
-A source has two halves, as a method has. Its `SourceConfig` holds the keys of the YAML. Its `Source` lists and reads::
+A source has two parts, as a method has. Its `SourceConfig` holds the keys of the YAML. Its `Source` lists and reads::
 
     class Tones(Source):
         class Config(SourceConfig):
@@ -15,8 +15,8 @@ A source has two halves, as a method has. Its `SourceConfig` holds the keys of t
         def read(self, reference: Reference) -> np.ndarray:
             return 0.1 * np.sin(np.arange(16000) * (0.1 + 0.01 * int(reference.locator[0])))
 
-The driver lists, and many tasks on other nodes read: settings and references are all that they have in common. So the
-listing depends on the settings and the data alone, and the audio on the settings, the data and the reference.
+The driver lists; many tasks on other nodes read. They share only the settings and the references. So the listing may
+depend only on the settings and the data. The audio may depend only on the settings, the data and the reference.
 """
 
 from __future__ import annotations
@@ -30,15 +30,19 @@ from rayssl import storage
 from rayssl.data.decode import DecodeError
 from rayssl.registry import ComponentConfig, Configurable
 
-#: What is read: encoded bytes (see `rayssl.data.decode.decode`), or float32 samples ``[T]`` in [-1, 1], mono at 16 kHz.
+#: What `Source.read` gives: encoded bytes (see `rayssl.data.decode.decode`), or mono float32 samples ``[T]`` in [-1, 1]
+#: at 16 kHz.
 Audio: TypeAlias = bytes | np.ndarray
 
 
 class Reference(NamedTuple):
-    """One source utterance. Unknown speaker, recording or label is None; ``locator`` is the source's own.
+    """One source utterance.
 
-    ``name`` is unique in the source, and is what trials refer to. The locator holds what `Source.read` needs, in
-    strings and integers; paths in it are relative to the source's URI, so that it means the same on every machine.
+    Args:
+        name: unique in the source. Trials refer to utterances by this name.
+        speaker: the name of the speaker; None if unknown. The same holds for ``recording`` and ``label``.
+        locator: what `Source.read` needs to find the audio: strings and integers. Paths in it are relative to the
+            source's URI, so that it is valid on every machine.
     """
 
     name: str
@@ -48,25 +52,25 @@ class Reference(NamedTuple):
     locator: tuple[str | int, ...] = ()
 
     def recording_name(self) -> str | None:
-        """The recording as the corpus names it: recordings of different speakers are different recordings."""
+        """The name of the recording in the corpus, which includes the speaker: speakers never share a recording."""
         if self.recording is None:
             return None
         return self.recording if self.speaker is None else f"{self.speaker}/{self.recording}"
 
 
 class SourceConfig(ComponentConfig):
-    """The settings of a source. They are part of the corpus's content: other values make another corpus."""
+    """The settings of a source. The content of a corpus depends on them: other values make another corpus."""
 
-    #: The keys that hold a URI or a path, or None.
+    #: The keys whose value is a URI or a path, or None.
     uris: ClassVar[tuple[str, ...]] = ("uri",)
 
     def build(self) -> Source:
-        """The source."""
+        """Makes the source; each process that lists or reads makes its own."""
         made: Source = self._make()
         return made
 
     def located(self) -> Any:
-        """The same with absolute file names and URIs: tasks may run in another working folder."""
+        """A copy with absolute paths and URIs, because tasks may run in another working folder."""
         given = {key: getattr(self, key, None) for key in self.uris}
         changes = {key: storage.absolute(value) for key, value in given.items() if isinstance(value, str)}
         return super().located().model_copy(update=changes)
@@ -77,10 +81,10 @@ class SourceConfig(ComponentConfig):
 
 
 class Source(Configurable):
-    """Where utterances come from. `list` and `read` must be implemented, the others may be.
+    """Where utterances come from. A subclass must implement `list` and `read`; it may implement the other methods.
 
-    It is made from its settings in every process that needs it, so ``__init__`` is quick: open files when they are
-    read. A mistake of the user is raised as a `rayssl.errors.CorpusError` of one line, with the way out.
+    Every process that needs the source makes it from its settings. So ``__init__`` must be quick: open a file only
+    when you read it. For a mistake of the user, raise `rayssl.errors.CorpusError` with one line that says what to do.
     """
 
     Config: ClassVar[type[SourceConfig]]
@@ -89,22 +93,31 @@ class Source(Configurable):
         self.config = config
 
     def list(self) -> Iterable[Reference]:
-        """All utterances, in any order that is always the same, without their audio."""
+        """All utterances, without their audio. The order does not matter, but it must always be the same."""
         raise NotImplementedError(f"{type(self).__name__}.list is not implemented")
 
     def read(self, reference: Reference) -> Audio:
-        """The audio of one utterance: encoded bytes, or float32 samples ``[T]`` in [-1, 1], mono at 16 kHz.
+        """The audio of one utterance.
 
-        Raises `DecodeError` with the reason for an utterance that cannot be used: it becomes a reject. No bytes, and
-        bytes that do not decode, become one too. Every other error ends the preparation.
+        Args:
+            reference: one of the references that `list` gave, perhaps in another process.
+
+        Returns:
+            Encoded bytes, or mono float32 samples ``[T]`` in [-1, 1] at 16 kHz. Empty bytes, and bytes that do not
+            decode, make the utterance a reject.
+
+        Raises:
+            DecodeError: the utterance cannot be used. It becomes a reject with this reason.
+            Exception: any other error ends the preparation.
         """
         raise NotImplementedError(f"{type(self).__name__}.read is not implemented")
 
     def read_many(self, references: Sequence[Reference]) -> Iterator[tuple[int, Audio | DecodeError]]:
-        """The audio of each reference with its position in ``references``, in any order, each once.
+        """The audio of many utterances. Override it if it is faster to read neighbouring utterances together.
 
-        Where `read` would raise a `DecodeError`, it is yielded. To be replaced where utterances that lie together are
-        read together faster.
+        Yields:
+            (position in ``references``, audio), each position once, in any order. If an utterance cannot be used, the
+            `DecodeError` is yielded in place of its audio.
         """
         for position, reference in enumerate(references):
             try:
@@ -114,7 +127,7 @@ class Source(Configurable):
             yield position, audio
 
     def parts(self) -> Sequence[str]:
-        """What can be listed independently, each in a task of its own; one part for everything otherwise."""
+        """Names of the parts that can be listed in parallel, one task each. The default is one part with everything."""
         return [""]
 
     def list_part(self, part: str) -> Iterable[Reference]:
@@ -122,6 +135,6 @@ class Source(Configurable):
         return self.list()
 
     def place(self, reference: Reference) -> str:
-        """Where the utterance was read from, for the list of rejects."""
+        """Where the utterance was read from, in words or as a URI; for the list of rejects."""
         described: str = self.config.describe()
         return described

@@ -1,7 +1,7 @@
-"""A source as the rest of rayssl calls it: what it gives is checked, and what it raises is one line.
+"""A source as the rest of rayssl calls it: its results are checked, and its errors become one line.
 
-Sources of ours keep the tracebacks of their defects, as all of rayssl does; of a source from outside, the line says
-what it raised, and where.
+An error in a source from outside becomes a line that says what was raised, and where. A defect in a built-in source
+keeps its traceback, like every defect of rayssl.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rayssl.errors import CorpusError, UserError
 
 
 class CheckedSource:
-    """The source of ``config``. Every method raises `CorpusError` in one line for a source that breaks the rules."""
+    """The source of ``config``. Every method raises a `CorpusError` of one line if the source breaks the rules."""
 
     def __init__(self, config: SourceConfig) -> None:
         self.config = config
@@ -29,11 +29,11 @@ class CheckedSource:
             self._source = config.build()
 
     def parts(self) -> list[str]:
-        """What can be listed independently; there is at least one."""
+        """Names of the parts that can be listed in parallel; at least one."""
         with self._faults("parts() failed"):
             found: Any = list(self._source.parts())
         if not found or not all(isinstance(part, str) for part in found):
-            raise self._broken("parts() gives no strings; give [''] for one part with everything")
+            raise self._broken("parts() must give a list of strings; give [''] for one part with everything")
         return [*found]
 
     def list_part(self, part: str) -> list[Reference]:
@@ -47,9 +47,9 @@ class CheckedSource:
         return [*found]
 
     def read(self, references: Sequence[Reference]) -> Iterator[tuple[int, Audio | DecodeError]]:
-        """The audio of each of the ``references`` with its position, in any order.
+        """Yields (position, audio) for each of the ``references``, in any order.
 
-        Encoded bytes, or float32 ``[T]`` at 16 kHz, or why it cannot be used.
+        The audio is encoded bytes, or float32 ``[T]`` at 16 kHz, or a `DecodeError` that says why it cannot be used.
         """
         missing = set(range(len(references)))
         read = self._read_many(references, missing)
@@ -74,7 +74,7 @@ class CheckedSource:
             if not isinstance(item, tuple) or len(item) != 2 or item[0] not in missing:
                 given = item[0] if isinstance(item, tuple) and item else item
                 allowed = f"give each position of 0 to {len(references) - 1} once, with its audio"
-                raise self._broken(f"reading gives the position {given!r}, unknown or a second time; {allowed}")
+                raise self._broken(f"reading gives the position {given!r}, which is unknown or given twice; {allowed}")
             yield item[0], self._audio(references[item[0]], item[1])
 
     def _audio(self, reference: Reference, audio: Any) -> Audio | DecodeError:
@@ -83,7 +83,7 @@ class CheckedSource:
         if isinstance(audio, DecodeError):
             return audio
         if not isinstance(audio, np.ndarray):
-            raise self._broken(f"reading '{reference.name}' gives {type(audio).__name__}, no bytes or numpy array")
+            raise self._broken(f"reading '{reference.name}' gives {type(audio).__name__}, not bytes or a numpy array")
         if audio.ndim != 1 or audio.dtype.kind != "f":
             given = f"{audio.dtype} {list(audio.shape)}"
             message = f"reading '{reference.name}' gives samples of {given}, not float32 [T] in [-1, 1] at 16 kHz"
@@ -99,7 +99,7 @@ class CheckedSource:
     def _faults(
         self, what: str, references: Sequence[Reference] = (), missing: set[int] | None = None
     ) -> Iterator[None]:
-        """Errors of a source from outside as one line; of those ``references`` the first that is missing is named."""
+        """Turns an error of a source from outside into one line. It names the first missing one of ``references``."""
         try:
             yield
         except Exception as error:
@@ -111,7 +111,7 @@ class CheckedSource:
 
 
 def described(error: Exception, module: str = "") -> str:
-    """The error's type and text in one line, and where in the file of ``module`` it came from, if it did."""
+    """The error's type and text in one line, with the line of ``module``'s file if the error came from there."""
     file = getattr(sys.modules.get(module), "__file__", None)
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     where = f" (line {lines[-1]} of {os.path.basename(str(file))})" if lines else ""
@@ -119,15 +119,15 @@ def described(error: Exception, module: str = "") -> str:
 
 
 def _fault(item: Any) -> str:
-    """What is wrong with an item of a listing; empty when nothing is."""
+    """What is wrong with an item of a listing; empty if nothing is wrong."""
     if not isinstance(item, Reference):
-        return f"{item!r:.80}, which is no Reference"
+        return f"{item!r:.80}, which is not a Reference"
     name, *facts, locator = item
     if not isinstance(name, str) or not name:
-        return f"a name that is no text: {name!r:.80}"
+        return f"a name that is not text: {name!r:.80}"
     if not all(fact is None or isinstance(fact, str) for fact in facts):
-        return f"'{name}' with a speaker, recording or label that is no text: {facts!r:.80}"
+        return f"'{name}' with a speaker, recording or label that is not text: {facts!r:.80}"
     if not isinstance(locator, tuple) or not all(type(value) in (str, int) for value in locator):
         kinds = type(locator).__name__ if not isinstance(locator, tuple) else locator
-        return f"'{name}' with a locator that is no tuple of str and int: {kinds!r:.80}"
+        return f"'{name}' with a locator that is not a tuple of str and int: {kinds!r:.80}"
     return ""

@@ -1,4 +1,4 @@
-"""What sources have in common that read files below a URI: paths that match, places, facts as text."""
+"""Shared by the sources that read files below a URI: matching paths, full URIs, and facts as text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FACTS = ("speaker", "recording", "label")
 
 
 class FilesConfig(SourceConfig):
-    """Files below ``uri`` whose path below it matches the pattern ``files``."""
+    """Files below ``uri``. Only files are read whose path, relative to ``uri``, matches the pattern ``files``."""
 
     uri: str
     files: str = "*"
@@ -26,7 +26,7 @@ class FilesConfig(SourceConfig):
 
 
 class FilesSource(Source):
-    """Utterances in files below a URI; a locator begins with a path below it."""
+    """Utterances in files below a URI. The first item of a locator is the file's path, relative to the URI."""
 
     config: FilesConfig
 
@@ -36,10 +36,10 @@ class FilesSource(Source):
 
 
 class ContainerSource(FilesSource):
-    """Files that hold many utterances each: every file is a part."""
+    """Files that hold many utterances each. Every file is a part."""
 
     def parts(self) -> Sequence[str]:
-        """Paths below the URI; `CorpusError` when there are none."""
+        """The paths of the files, relative to the URI; raises `CorpusError` if no file matches."""
         uri, pattern = self.config.uri, self.config.files
         found = matching(uri, pattern)
         if not found:
@@ -57,7 +57,7 @@ class ContainerSource(FilesSource):
 
 
 def matching(uri: str, pattern: str, suffixes: Sequence[str] = ()) -> list[str]:
-    """Paths below ``uri`` that match, sorted; a single empty path when ``uri`` is itself a file."""
+    """The matching paths, relative to ``uri``, sorted. If ``uri`` is a file, the result is one empty path."""
     found = [name[len(uri.rstrip("/")) + 1 :] for name in storage.list_files(uri, suffixes)]
     if not found and storage.is_file(uri):
         return [""]
@@ -65,16 +65,16 @@ def matching(uri: str, pattern: str, suffixes: Sequence[str] = ()) -> list[str]:
 
 
 def join(uri: str, path: str) -> str:
-    """The URI of the file ``path`` below ``uri``, or ``uri`` where that is the file."""
+    """The URI of the file ``path`` below ``uri``; ``uri`` itself if ``path`` is empty."""
     return storage.join(uri, path) if path else uri
 
 
 def reference(name: str, facts: Mapping[str, Any], locator: tuple[str | int, ...]) -> Reference:
-    """The reference of an utterance with those of the `FACTS` that are known, of any type."""
+    """The reference of an utterance. ``facts`` holds the known `FACTS`; its values may have any type."""
     speaker, recording, label = (text(facts.get(fact)) for fact in FACTS)
     return Reference(name, speaker, recording, label, locator)
 
 
 def text(value: Any) -> str | None:
-    """A fact as a name; None where nothing is known."""
+    """A fact as text; None if it is unknown or empty."""
     return None if value is None or value == "" else str(value)

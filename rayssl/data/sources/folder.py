@@ -1,4 +1,4 @@
-"""Audio files in folders, whose names or a CSV file say who speaks."""
+"""Audio files in folders. The names of the folders, or a CSV file, say who speaks."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from rayssl.errors import CorpusError, StorageError
 
 
 class FolderConfig(FilesConfig):
-    """Audio files below ``uri``; the name of an utterance is its path below it.
+    """Audio files below ``uri``. The name of an utterance is its path relative to ``uri``.
 
-    ``layout`` says what the leading folders of that path are, for example ``[speaker, recording]`` for VoxCeleb;
-    ``csv`` (a URI) lists the files instead, in columns path and optionally speaker, recording, label. ``files`` is a
-    pattern on the path.
+    ``layout`` says what the first folders of that path are, for example ``[speaker, recording]`` for VoxCeleb. With
+    ``csv`` (a URI) a CSV file lists the utterances instead, in the column path and the optional columns speaker,
+    recording and label. ``files`` is a pattern that the path must match.
     """
 
     name: Literal["folder"] = "folder"
@@ -30,19 +30,22 @@ class FolderConfig(FilesConfig):
 
 
 class Folder(FilesSource):
-    """A file is an utterance."""
+    """Each file is an utterance."""
 
     Config = FolderConfig
     config: FolderConfig
 
     def list(self) -> Iterator[Reference]:
-        """In order of the path, or of the lines of the CSV file; `CorpusError` where names or lines do not fit."""
+        """Utterances in order of the path, or of the lines of the CSV file.
+
+        Raises `CorpusError` if a path does not have the folders of ``layout``, or a line of the CSV file is malformed.
+        """
         if self.config.csv is not None:
             return self._listed(self.config.csv)
         return self._found()
 
     def read(self, reference: Reference) -> bytes:
-        """The file. One that is listed but absent gives no bytes, so that it becomes a reject."""
+        """The content of the file. A file that is listed but absent gives no bytes, so that it becomes a reject."""
         try:
             return storage.read_bytes(self.place(reference))
         except StorageError as error:
@@ -58,7 +61,7 @@ class Folder(FilesSource):
             folders = path.split("/")[:-1]
             if len(folders) < len(layout):
                 wanted = "/".join(layout)
-                raise CorpusError(f"{join(uri, path)}: not below folders {wanted} as the source's layout says")
+                raise CorpusError(f"{join(uri, path)}: not below folders {wanted}, as the source's layout says")
             known: dict[str, str] = dict(zip(layout, folders, strict=False))
             yield reference(path, known, (path,))
 

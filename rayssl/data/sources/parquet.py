@@ -1,4 +1,4 @@
-"""Rows of Parquet files with encoded audio in a column."""
+"""Rows of Parquet files that have encoded audio in a column."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _BATCH_ROWS = 64
 
 
 class ParquetConfig(FilesConfig):
-    """Rows of the Parquet files at ``uri`` (a file or a folder) whose path below it matches ``files``.
+    """Rows of Parquet files. ``uri`` is a file, or a folder: then the paths of its files must match ``files``.
 
-    ``id``, ``audio``, ``speaker``, ``recording``, ``label`` are column names; the last three may be null. Audio is a
-    column of encoded bytes, or of structs with a field ``bytes``. ``where`` keeps the rows whose columns have one of
-    the values listed, for example ``{session: [fold1, fold2]}``.
+    ``id``, ``audio``, ``speaker``, ``recording`` and ``label`` are names of columns; the last three may be null. The
+    audio column holds encoded bytes, or structs with a field ``bytes``. ``where`` keeps a row only if its columns have
+    one of the listed values, for example ``{session: [fold1, fold2]}``.
     """
 
     name: Literal["parquet"] = "parquet"
@@ -33,18 +33,18 @@ class ParquetConfig(FilesConfig):
     speaker: str | None = "speaker"
     recording: str | None = None
     label: str | None = None
-    # left out of dumps where it says nothing: a corpus prepared before there was such a key stays the same corpus
+    # not dumped if empty, so that a corpus prepared before this key existed stays the same corpus
     where: dict[str, list[str]] = Field(default={}, exclude_if=lambda value: not value)
 
 
 class Parquet(ContainerSource):
-    """A row is an utterance."""
+    """Each row is an utterance."""
 
     Config = ParquetConfig
     config: ParquetConfig
 
     def list_part(self, part: str) -> Iterator[Reference]:
-        """The rows of one file, without reading the column of audio; `CorpusError` for a column that is not there."""
+        """The rows of one file. The audio column is not read. Raises `CorpusError` if a column does not exist."""
         file, wanted = self._checked(part)
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, columns=sorted({*wanted.values(), *self.config.where}))
@@ -58,7 +58,7 @@ class Parquet(ContainerSource):
         return next(audio for _, audio in self.read_many([reference]))
 
     def read_many(self, references: Sequence[Reference]) -> Iterator[tuple[int, bytes]]:
-        """Each row group that holds a wanted row is read once, its audio column only."""
+        """Reads only the audio column, and each needed row group once."""
         wanted: dict[tuple[str, int], dict[int, int]] = {}
         for position, one in enumerate(references):
             path, group, row = one.locator
@@ -78,7 +78,7 @@ class Parquet(ContainerSource):
                 first += batch.num_rows
 
     def _checked(self, part: str) -> tuple[pq.ParquetFile, dict[str, str]]:
-        """The file, and the columns of name and facts."""
+        """The opened file, and the columns of the name and the facts. Raises `CorpusError` for a missing column."""
         config, place = self.config, join(self.config.uri, part)
         file = _open(place)
         wanted = {"id": config.id} | {

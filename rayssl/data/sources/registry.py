@@ -1,4 +1,4 @@
-"""The sources that ``source.name`` can name."""
+"""The sources that ``source.name`` can choose."""
 
 from __future__ import annotations
 

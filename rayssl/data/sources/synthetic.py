@@ -1,4 +1,4 @@
-"""Speech-like utterances made from a seed; see `rayssl.data.speech` for how they sound."""
+"""Speech-like utterances generated from a seed. `rayssl.data.speech` describes the sound."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from rayssl.data.sources.base import Reference, Source, SourceConfig
 
 
 class SyntheticConfig(SourceConfig):
-    """A generated source: ``speakers`` x ``recordings`` x ``utterances`` of ``seconds`` each.
+    """A generated source: ``speakers`` x ``recordings`` x ``utterances``, each of ``seconds`` seconds.
 
-    ``first_speaker`` shifts the numbering: two sources with one seed and ranges that do not meet share no speaker.
-    ``channel`` scales how much recordings differ (0: not at all), as `conditions.strength` does.
+    Speakers are numbered from ``first_speaker``. Two sources with the same seed share no speaker if their ranges of
+    numbers do not overlap. ``channel`` scales how much recordings differ (0: not at all), as `conditions.strength`
+    does.
     """
 
     name: Literal["synthetic"] = "synthetic"
@@ -29,18 +30,18 @@ class SyntheticConfig(SourceConfig):
     channel: float = Field(default=0.6, ge=0, le=2)
 
     def describe(self) -> str:
-        """There is no place to name."""
+        """Always the same text: there is no URI to name."""
         return "the synthetic source"
 
 
 class Synthetic(Source):
-    """A locator is the numbers of speaker, recording and utterance."""
+    """The locator of an utterance is the numbers of its speaker, recording and utterance."""
 
     Config = SyntheticConfig
     config: SyntheticConfig
 
     def list(self) -> Iterator[Reference]:
-        """In order of the numbers."""
+        """Utterances in the order of their numbers."""
         config = self.config
         for s in range(config.first_speaker, config.first_speaker + config.speakers):
             for r in range(config.recordings):

@@ -1,4 +1,4 @@
-"""Tars of audio files, each beside a JSON file with the same key."""
+"""Tar files. Each audio file in a tar can have a JSON file with the same key."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from rayssl.errors import CorpusError
 
 
 class WebDatasetConfig(FilesConfig):
-    """Tars below ``uri``: members ``key.wav`` (or another audio suffix) beside ``key.json``; the key is the name.
+    """Tar files below ``uri`` with members ``key.wav`` (or another audio suffix) and ``key.json``.
 
-    ``speaker``, ``recording``, ``label`` are keys of the JSON. Listing reads through each tar once.
+    The key is the name of the utterance. ``speaker``, ``recording`` and ``label`` are keys of the JSON object. Listing
+    reads each tar once from start to end.
     """
 
     name: Literal["webdataset"] = "webdataset"
@@ -27,13 +28,13 @@ class WebDatasetConfig(FilesConfig):
 
 
 class WebDataset(ContainerSource):
-    """A member of a tar is an utterance; it is read by its offset."""
+    """Each audio member of a tar is an utterance. It is read by its offset, without reading the rest of the tar."""
 
     Config = WebDatasetConfig
     config: WebDatasetConfig
 
     def list_part(self, part: str) -> Iterator[Reference]:
-        """The members of one tar, in its order; `CorpusError` for one that is compressed or cut off."""
+        """The audio members of one tar, in its order. Raises `CorpusError` if the tar is compressed or truncated."""
         place = join(self.config.uri, part)
         audio: dict[str, tuple[str | int, ...]] = {}
         facts: dict[str, Any] = {}
@@ -48,7 +49,7 @@ class WebDataset(ContainerSource):
                     elif member.isfile() and suffix == ".json":
                         facts[key] = _json_object(tar.extractfile(member), f"{place}: {member.name}")
         except tarfile.TarError as error:
-            message = f"{place}: not a whole, uncompressed tar ({error}); correct the source's uri"
+            message = f"{place}: not a complete, uncompressed tar ({error}); correct the source's uri"
             raise CorpusError(message) from None
         for key, locator in audio.items():
             given = facts.get(key, {})

@@ -23,13 +23,13 @@ BROKEN = {
     "names not unique": ("p{speaker}/{tone}", "p/{tone}", "two utterances are named 'p/0'; names must be unique"),
     "nothing": (LIST, "            for tone in ():\n", "no utterances found; correct the keys of the source"),
     "listing raises": (LIST, f"            1 / 0\n{LIST}", r"listing failed: ZeroDivision.* \(line 2\d of tones\.py\)"),
-    "no reference": (YIELD, 'yield (f"p{speaker}", None)', r"lists \('p0', None\), which is no Reference"),
-    "name": ('f"p{speaker}/{tone}", f"p', 'tone, f"p', "lists a name that is no text: 0"),
-    "facts": ('"room"', "7", r"'p0/0' with a speaker, recording or label that is no text: \['p0', 7, None\]"),
-    "locator": ("(speaker, tone))", "(speaker, np.int64(tone)))", "'p0/0' with a locator that is no tuple of str and"),
+    "no reference": (YIELD, 'yield (f"p{speaker}", None)', r"lists \('p0', None\), which is not a Reference"),
+    "name": ('f"p{speaker}/{tone}", f"p', 'tone, f"p', "lists a name that is not text: 0"),
+    "facts": ('"room"', "7", r"'p0/0' with a speaker, recording or label that is not text: \['p0', 7, None\]"),
+    "locator": ("(speaker, tone))", "(speaker, np.int64(tone)))", "'p0/0' with a locator that is not a tuple of str"),
     "reading raises": (READ, f"{READ}        assert tone != 2, 'lost'\n", r"failed at 'p\d/2': AssertionError: lost"),
     "one line": (READ, f"{READ}        raise OSError('a\\n b')\n", r"reading failed at 'p\d/\d': OSError: a b \(line"),
-    "kind": ("return np.float32", "return 3 or np.float32", r"reading 'p\d/\d' gives int, no bytes or numpy array"),
+    "kind": ("return np.float32", "return 3 or np.float32", r"reading 'p\d/\d' gives int, not bytes or a numpy array"),
     "shape": ("return np.float32(0.2)", "return np.ones((2, 1))", r"of float64 \[2, 4000\], not float32 \[T\]"),
     "type": ("return np.float32(0.2)", "return np.ones(4000, int) if tone else 0.2", r"of int64 \[4000\], not float32"),
     "no list": ("    def list", "    def listing", "failed: NotImplementedError: Tones.list is not implemented"),
@@ -45,9 +45,9 @@ MANY = """    def read_many(self, references):
 
     def read(self"""
 BROKEN_MANY = {
-    "unknown": ("k + 1", r"the position \d, unknown or a second time; give each position of 0 to \d once"),
-    "twice": ("0", r"reading gives the position 0, unknown or a second time"),
-    "no position": ("one.name", r"reading gives the position 'p\d/\d', unknown"),
+    "unknown": ("k + 1", r"the position \d, which is unknown or given twice; give each position of 0 to \d once"),
+    "twice": ("0", r"reading gives the position 0, which is unknown or given twice"),
+    "no position": ("one.name", r"reading gives the position 'p\d/\d', which is unknown"),
 }
 
 
@@ -79,7 +79,7 @@ def test_none_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("parts", ["[]", "[1]"])
 def test_there_are_parts(parts: str, tmp_path: Path) -> None:
     config = tones_config(tmp_path, "    def read(self", f"    def parts(self): return {parts}\n    def read(self")
-    with pytest.raises(CorpusError, match=r"parts\(\) gives no strings; give \[''\]"):
+    with pytest.raises(CorpusError, match=r"parts\(\) must give a list of strings; give \[''\]"):
         CheckedSource(config).parts()
 
 

@@ -25,5 +25,5 @@ def test_it_gives_back_what_was_put_in(tmp_path: Path) -> None:
 
 def test_what_is_no_tar_is_told(tmp_path: Path) -> None:
     (tmp_path / "0.tar").write_bytes(b"no tar" * 500)
-    with pytest.raises(CorpusError, match=r"0\.tar: not a whole, uncompressed tar"):
+    with pytest.raises(CorpusError, match=r"0\.tar: not a complete, uncompressed tar"):
         listed(WebDatasetConfig(uri=str(tmp_path)))
