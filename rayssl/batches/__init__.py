@@ -1,1 +1,1 @@
-"""What every rank sees of every step, by arithmetic from the manifest."""
+"""Which utterances every rank gets at every step, computed from the manifest."""

@@ -1,19 +1,22 @@
-"""Which utterances form which batch: the order of every epoch, cut into units of work that one task can read alone.
+"""Which utterances form which batch: the order of every epoch, cut into units that a task can read independently.
 
-The order of an epoch is a function of (seed, epoch) and the manifest: shards in a drawn order, the rows of each shard
-permuted. Global batch `t` of an epoch is rows ``[t*G, (t+1)*G)`` of that order and rank `r` of `W` takes the `r`-th
-``G/W`` of them, so one rank and W ranks at the same global batch `G` see the same batches, and a position inside an
-epoch is one number that means the same after any restart. The last ``N mod G`` rows of an epoch's order are left out;
-they are others in every epoch.
+The order of an epoch depends only on (seed, epoch) and the manifest: the shards are in a random order, and so are the
+rows of each shard. Global batch `t` of an epoch is rows ``[t*G, (t+1)*G)`` of that order, and rank `r` of `W` takes the
+`r`-th ``G/W`` of them. So one rank and W ranks with the same global batch `G` see the same batches, and a position in
+an epoch is a single number that stays valid after any restart. The last ``N mod G`` rows of the order are left out; in
+every epoch these are other rows.
 
-With a `Selection` all this holds for its rows: shards without any are skipped, the selected rows of each are permuted.
-Two streams, labelled and unlabelled, are two plans, each with its own batch size and cursor; the shorter one cycles
-(`cycle_position`, `plan_steps`). With ``wrap`` an epoch has ``ceil(N/G)`` batches: all rows of the order, then its
-first ones again, as often as it takes to make the last batch whole, even where N < G. A class-aware selection has
-another N in every epoch, but every epoch the same number of batches, ``floor`` or ``ceil`` of the expected N over G:
-rows beyond the last batch are left out, and missing ones are, with or without ``wrap``, the first ones of the order.
+With a `Selection` the same holds for its rows: shards without selected rows are skipped, and in the others only the
+selected rows are permuted. A labelled and an unlabelled stream are two plans, each with its own batch size and cursor.
+The shorter one cycles (`cycle_position`, `plan_steps`).
 
-Neither torch nor ray is imported here: these functions run inside data tasks, whose cold start they would dominate.
+With ``wrap`` an epoch has ``ceil(N/G)`` batches: all rows of the order, and then its first rows again, until the last
+batch is full, even if N < G. With class-aware sampling, N differs from epoch to epoch, but every epoch has the same
+number of batches: the expected N divided by G, rounded down or (``wrap``) up. Rows after the last batch are left out.
+Missing rows are, with or without ``wrap``, the first rows of the order.
+
+This file must not import torch or ray. Its functions run in data tasks, and these imports would take most of the time
+that a task needs to start.
 """
 
 from __future__ import annotations
@@ -30,13 +33,13 @@ from rayssl.batches.selection import Selection
 from rayssl.data import shards
 from rayssl.errors import CorpusError
 
-_ORDER, ROWS = 1, 2  # purposes, so that no two draws share a key; 3 is `rayssl.views.reading`'s, 4 `selection`'s
-TURN_BIT = 44  # keys of an utterance's second turn in an epoch are those of id + 2**44
+_ORDER, ROWS = 1, 2  # purposes: no two draws share a key. `rayssl.views.reading` uses 3, `selection` uses 4
+TURN_BIT = 44  # when an utterance comes again in an epoch, its key is made from id + turn * 2**44
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """The next batch to train on: ``step`` counts from 0 inside ``epoch``, which counts from 0."""
+    """The next batch to train on. ``step`` counts from 0 within the epoch; ``epoch`` counts from 0 too."""
 
     epoch: int = 0
     step: int = 0
@@ -44,7 +47,7 @@ class Cursor:
 
 @dataclass(frozen=True)
 class ShardRange:
-    """Rows ``[start, stop)`` of the permuted order of one shard; ``lap`` counts how often the epoch's order wrapped."""
+    """Rows ``[start, stop)`` of a shard in its permuted order; ``lap``: how often the epoch's order was repeated."""
 
     shard: int
     start: int
@@ -54,9 +57,9 @@ class ShardRange:
 
 @dataclass(frozen=True)
 class ReadUnit:
-    """Consecutive global batches that one task reads: ``steps`` of them from ``first_step`` of ``epoch``.
+    """Consecutive global batches that one task reads: ``steps`` batches from ``first_step`` of ``epoch``.
 
-    With ``fill`` they are not trained on: they belong to the pass over the corpus that comes before the epoch.
+    With ``fill`` the batches are not trained on: they belong to the pass that fills the memory before the epoch.
     """
 
     epoch: int
@@ -67,9 +70,10 @@ class ReadUnit:
 
 
 def steps_per_epoch(rows: int, batch: int, selection: Selection | None = None, *, wrap: bool = False) -> int:
-    """Global batches in an epoch of ``rows``, or of the ``selection``: whole ones, with ``wrap`` also one made whole.
+    """The number of global batches in an epoch of ``rows`` rows, or of the rows of ``selection``.
 
-    Raises `CorpusError` when there is not even one (an empty epoch).
+    Only full batches count. With ``wrap`` the last batch counts too, because it is filled with the first rows. Raises
+    `CorpusError` if there is no batch at all.
     """
     rows = rows if selection is None else selection.epoch_rows
     steps = -(-rows // batch) if wrap else rows // batch
@@ -87,7 +91,7 @@ def steps_per_epoch(rows: int, batch: int, selection: Selection | None = None, *
 
 
 def cycle_position(step: int, steps_per_epoch: int) -> Cursor:
-    """Where a stream that starts over after ``steps_per_epoch`` batches is at the global ``step``, from 0."""
+    """The position, at global ``step`` (from 0), of a stream that starts again after ``steps_per_epoch`` batches."""
     return Cursor(*divmod(step, steps_per_epoch))
 
 
@@ -105,10 +109,11 @@ def plan(
 ) -> Iterator[ReadUnit]:
     """The units from ``start`` to the end of the last epoch, in training order.
 
-    Before an epoch of ``fills``, unless ``start`` is inside it, come units that hold every row (once, if class-aware),
-    and so many of the first ones again that the last batch is whole. A unit ends with the batch in which a shard ends,
-    once it holds ``unit_rows`` rows: reading it touches its own shards and the first rows of the next one, which
-    complete its last batch.
+    Before each epoch in ``fills`` there are units with ``fill``, unless ``start`` is in the middle of that epoch. They
+    contain every row once, also with class-aware sampling, and then the first rows again until the last batch is full.
+
+    A unit has at least ``unit_rows`` rows, except the last one. It ends with a batch in which a shard ends. So a task
+    reads the shards of its unit, and only the first rows of the next shard, which complete the last batch.
     """
     units = partial(_units, manifest, seed=seed, batch=batch, unit_rows=unit_rows)
     steps = steps_per_epoch(manifest.rows, batch, selection, wrap=wrap)
@@ -132,10 +137,10 @@ def plan_steps(
     selection: Selection | None = None,
     wrap: bool = False,
 ) -> Iterator[ReadUnit]:
-    """The units of ``steps`` batches from the global ``start_step`` of a stream that cycles.
+    """The units of ``steps`` batches, from the global ``start_step``, of a stream that cycles.
 
-    Their ``epoch`` and ``first_step`` are the stream's own, as `cycle_position` has them. They end where an epoch of
-    the stream ends, and with the last step.
+    Their ``epoch`` and ``first_step`` count the passes of the stream, as in `cycle_position`. A unit ends at the latest
+    where a pass ends.
     """
     each = steps_per_epoch(manifest.rows, batch, selection, wrap=wrap)
     at, end = start_step, start_step + steps
@@ -160,7 +165,7 @@ def _units(
     selection: Selection | None,
     fill: bool = False,
 ) -> Iterator[ReadUnit]:
-    """Steps ``[first, last)`` of one epoch; its order is repeated where it ends before."""
+    """The units of steps ``[first, last)`` of one epoch. If the order has too few rows, it is repeated."""
     purpose = selection.purpose if selection is not None else ()
     drawn = np.random.default_rng([seed, _ORDER, epoch, *purpose]).permutation(len(manifest.shards))
     sizes = [shard.rows for shard in manifest.shards] if selection is None else selection.epoch_counts(seed, epoch)
@@ -172,7 +177,7 @@ def _units(
 
 
 def _cut(ends: list[int], steps: int, first: int, batch: int, unit_rows: int) -> Iterator[tuple[int, int]]:
-    """Steps ``[begin, end)`` of each unit; ``ends``: how many rows there are up to the end of each shard in order."""
+    """Steps ``[begin, end)`` of each unit. ``ends``: the number of rows up to the end of each shard, in order."""
     for shard_end in ends:
         last = min(-(-shard_end // batch), steps)
         enough = (last - first) * batch >= unit_rows or last == steps
@@ -182,7 +187,7 @@ def _cut(ends: list[int], steps: int, first: int, batch: int, unit_rows: int) ->
 
 
 def _pieces(order: list[int], ends: list[int], start: int, stop: int) -> tuple[ShardRange, ...]:
-    """Rows ``[start, stop)`` of the shards of ``order``, one after the other, lap by lap; see `_cut` for ``ends``."""
+    """The shard ranges of rows ``[start, stop)`` of the epoch's order, lap after lap. ``ends`` is as in `_cut`."""
     pieces = []
     for place in range(bisect_right(ends, start), len(ends)):
         begin = ends[place - 1] if place else 0

@@ -1,18 +1,20 @@
-"""Which rows of each shard belong to a stream: everything, or the labelled or unlabelled utterances of a split.
+"""Which rows of each shard belong to a stream: all rows, or the labelled or unlabelled utterances of a split.
 
-A `Selection` goes into data tasks. It holds counts per shard and where the split's file lies (3 bytes an utterance,
-read once a process); which rows they are is looked up shard by shard, so that no list of ids exists anywhere.
+A `Selection` is sent to data tasks. It holds the number of selected rows in each shard, and the place of the split's
+file. Each process reads that file once (3 bytes per utterance) and looks the rows up shard by shard, so that no list of
+ids exists.
 
-Class-aware sampling: in an epoch of the labelled stream an utterance of class c comes ``floor(r_c + u)`` times, u drawn
-for (seed, epoch, id) and ``r_c = (n_max / n_c) ** power`` with n_c labelled utterances of class c. With power 1 every
-class is expected to have n_max rows; with 0 every utterance comes once. As r_c >= 1, no utterance is left out of an
-epoch's order. How many rows a shard has is decided like the rows themselves, so that planning an epoch draws once for
-every labelled utterance (half a second for a million of them in 2000 shards), and reading a shard for its own alone.
+Class-aware sampling: in an epoch of the labelled stream an utterance of class c comes ``floor(r_c + u)`` times. Here u
+in [0, 1) is drawn for (seed, epoch, id), and ``r_c = (n_max / n_c) ** power`` for n_c labelled utterances of class c.
+With power 1 the expected number of rows is n_max for every class; with power 0 every utterance comes once. Because
+r_c >= 1, every utterance is in the order of every epoch. Planning an epoch draws once for every labelled utterance, to
+count the rows of each shard (half a second for a million utterances in 2000 shards). Reading a shard draws only for the
+utterances in it.
 
-A shard is read whole for the rows that are selected in it: a stream of few utterances costs as many bytes from storage,
-each time it starts over, as the shards they lie in.
+A shard is read whole, even for a few selected rows. So a stream of few utterances reads all shards that contain one of
+them, in every pass (`rayssl.batches.cache` avoids this for labelled streams).
 
-Neither torch nor ray is imported here, see `rayssl.batches.plan`.
+This file must not import torch or ray, see `rayssl.batches.plan`.
 """
 
 from __future__ import annotations
@@ -33,16 +35,17 @@ from rayssl.random import draws
 Role = Literal["all", "labelled", "unlabelled"]
 _MASKS = {"all": LABELLED | UNLABELLED, "labelled": LABELLED, "unlabelled": UNLABELLED}
 _PURPOSES: dict[str, tuple[int, ...]] = {"all": (), "labelled": (1,), "unlabelled": (2,)}
-_TIMES = 4  # a purpose beside those of `rayssl.batches.plan`
+_TIMES = 4  # a purpose, in addition to those of `rayssl.batches.plan`
 
 
 @dataclass(frozen=True)
 class Selection:
-    """A stream's rows: ``counts`` of each shard, whose first ids (and the corpus's end) are ``bounds``.
+    """The rows of a stream.
 
-    ``place`` and ``sha256`` are those of the file of the split ``name``; without one, all rows of the corpus. ``rates``
-    are r_c of each class, none without class-aware sampling; ``epoch_rows`` how many rows an epoch has, then on average
-    (rounded down).
+    ``counts``: the number of selected rows in each shard. ``bounds``: the first id of each shard, and then the number
+    of utterances in the corpus. ``name``, ``place`` and ``sha256`` describe the split and its file; they are empty if
+    all rows of the corpus are selected. ``rates``: r_c of each class; empty without class-aware sampling.
+    ``epoch_rows``: the number of rows in an epoch; with class-aware sampling the expected number, rounded down.
     """
 
     roles: Role
@@ -56,67 +59,67 @@ class Selection:
 
     @property
     def rows_total(self) -> int:
-        """How many utterances are selected."""
+        """The number of selected utterances."""
         return sum(self.counts)
 
     @property
     def purpose(self) -> tuple[int, ...]:
-        """What the stream's draws are made for besides seed and epoch: two streams of one run have orders of their own.
+        """A part of the key of the stream's draws, after seed and epoch, so that two streams of a run differ in order.
 
-        Nothing for ``roles`` all, whose order is that of the corpus without a selection.
+        It is empty for ``roles`` all. Then the order is the same as without a selection.
         """
         return _PURPOSES[self.roles]
 
     def describe(self) -> str:
-        """The utterances in a few words, for messages."""
+        """The selected utterances in a few words, for messages."""
         which = "" if self.roles == "all" else f"{self.roles} "
         return f"split '{self.name}' has {self.rows_total} {which}utterances"
 
     def each_once(self) -> Selection:
-        """The same utterances without class-aware sampling."""
+        """The same utterances without class-aware sampling: each comes once."""
         return replace(self, rates=(), epoch_rows=self.rows_total)
 
     def rows_of(self, shard: int) -> np.ndarray:
-        """Positions int64 ``[counts[shard]]`` of the selected rows in ``shard`` (its index), ascending."""
+        """Positions int64 ``[counts[shard]]`` of the selected rows in the shard with index ``shard``, ascending."""
         if not self.place:
             return np.arange(self.counts[shard])
         rows: np.ndarray = np.flatnonzero(self._columns(shard)[0] & _MASKS[self.roles])
         return rows
 
     def ids_and_classes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Ids int64 ``[rows_total]`` and classes int64 of all selected utterances of a split; for sets that fit."""
+        """Ids and classes, int64 ``[rows_total]`` each, of all selected utterances of a split; for small selections."""
         roles, classes = splits.columns(self.place, self.sha256)
         ids = np.flatnonzero(roles & _MASKS[self.roles])
         return ids, classes[ids].astype(np.int64)
 
     def epoch_counts(self, seed: int, epoch: int) -> Sequence[int]:
-        """How many rows of each shard come in ``epoch``; for class-aware sampling other numbers in every epoch."""
+        """The number of rows of each shard in ``epoch``. With class-aware sampling it differs from epoch to epoch."""
         if not self.rates:
             return self.counts
         return [int(self.times(k, self.rows_of(k), seed, epoch).sum()) if n else 0 for k, n in enumerate(self.counts)]
 
     def times(self, shard: int, rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-        """How often each of the ``rows [n]`` of ``shard`` comes in ``epoch``; int64 ``[n]``."""
+        """How often each of the ``rows [n]`` of ``shard`` comes in ``epoch``, int64 ``[n]``."""
         if not self.rates:
             return np.ones(len(rows), np.int64)
         rates = np.array(self.rates)[self._columns(shard)[1][rows]]
         keys = draws.keys_np(draws.fold(seed, _TIMES, epoch), self.bounds[shard] + rows)
-        # floor(r + u), without the rounding of r + u
+        # floor(r + u), computed without the rounding error of r + u
         whole = np.floor(rates)
         return np.asarray(whole + (draws.uniform_np(keys, _TIMES) >= 1.0 - (rates - whole)), np.int64)
 
     def labels_of(self, shard: int, rows: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What a method may know, and what is true, of ``rows [n]`` whose corpus labels are ``label [n]``; int32.
+        """The labels that a method may learn from, and the true labels, of ``rows [n]`` of ``shard``; int32 ``[n]``.
 
-        Of a split these are its classes, the first one -1 where the utterance is not labelled, or the stream is the
-        unlabelled one. Without a split both are ``label``.
+        With a split both are its classes. The first result is -1 if the utterance is not labelled, or if this is the
+        unlabelled stream. Without a split both results are ``label [n]``, the labels of the corpus.
         """
         if not self.place:
             return label, label
         roles, classes = self._columns(shard)
         truth = classes[rows].astype(np.int32)
-        told = (roles[rows] & LABELLED > 0) & (self.roles != "unlabelled")
-        return np.where(told, truth, np.int32(-1)), truth
+        visible = (roles[rows] & LABELLED > 0) & (self.roles != "unlabelled")
+        return np.where(visible, truth, np.int32(-1)), truth
 
     def _columns(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
         roles, classes = splits.columns(self.place, self.sha256)
@@ -125,7 +128,7 @@ class Selection:
 
 
 def split_of(manifest: Manifest, uri: str, name: str) -> Split:
-    """The split ``name`` of the corpus at ``uri``; `CorpusError` when it has none of that name."""
+    """The split ``name`` of the corpus at ``uri``; raises `CorpusError` if there is no such split."""
     if name not in manifest.splits:
         known = ", ".join(manifest.splits) or "none"
         raise CorpusError(f"{uri}: has no split '{name}' (splits: {known}); add it to splits and run rayssl prepare")
@@ -141,10 +144,19 @@ def selection(
     class_aware: bool = False,
     power: float = 1.0,
 ) -> Selection:
-    """The utterances of ``split`` of the corpus at ``uri`` that have one of ``roles``, or everything without a split.
+    """Selects utterances of the corpus at ``uri``.
 
-    ``all`` are the labelled and unlabelled ones of the split, without those it leaves unused. ``class_aware`` is for
-    the labelled. `CorpusError` when there is no such split, or its file is not the one of the manifest.
+    Args:
+        manifest: that of the corpus.
+        uri: the corpus.
+        split: the name of a split; None selects all utterances of the corpus.
+        roles: which utterances of the split. ``all`` are the labelled and the unlabelled ones, but not the unused ones.
+        class_aware: samples the labelled utterances so that rare classes come more often (see this file's docstring).
+        power: how much more often: 0 not at all, 1 until all classes have the same expected number of rows.
+
+    Raises:
+        CorpusError: there is no such split, or its file is not the one that the manifest lists.
+        ValueError: the arguments contradict each other.
     """
     if split is None and roles != "all":
         raise ValueError(f"roles '{roles}' need a split")

@@ -1,8 +1,8 @@
-"""The streams of a run: which rows they have, how many batches a pass makes, and from where on they are read.
+"""The streams of a run: their rows, the number of batches in a pass, and the position from which they are read.
 
-A method's own stream is passed over once an epoch, or goes round and round where ``training.epoch_steps`` says what an
-epoch is; the labelled one always goes round. Where they are follows from the number of steps done, so there is nothing
-to save.
+The method's own stream is read once per epoch. If ``training.epoch_steps`` sets the length of an epoch, it cycles
+instead. The labelled stream always cycles. The position in a stream follows from the number of steps done, so nothing
+has to be saved.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from rayssl.data.shards import Manifest
 
 @dataclass(frozen=True)
 class Stream:
-    """``batch`` rows a step of all ranks, ``pass_steps`` batches a pass, ``epoch_steps`` an epoch of the training.
+    """One stream of batches.
 
-    ``wrap``: a pass ends with a whole batch, filled up from its beginning. ``cycles``: passes are not epochs.
+    ``batch``: rows per step, over all ranks. ``pass_steps``: batches per pass over the stream's rows. ``epoch_steps``:
+    batches per epoch of the training. ``wrap``: the last batch of a pass is filled with the first rows of the pass.
+    ``cycles``: the stream starts again independently of epochs.
     """
 
     batch: int
@@ -41,7 +43,7 @@ class Stream:
         unit_rows: int,
         fills: Collection[int] = (),
     ) -> Iterator[ReadUnit]:
-        """The units of all batches from ``start`` (of the training) to the end of its last epoch."""
+        """The units of all batches from ``start`` to the end; ``start`` counts epochs and steps of the training."""
         how: dict[str, Any] = {"seed": seed, "batch": self.batch, "unit_rows": unit_rows}
         how |= {"selection": self.selection, "wrap": self.wrap}
         if not self.cycles:
@@ -53,9 +55,9 @@ class Stream:
 def own_stream(
     manifest: Manifest, uri: str, role: Role, *, batch: int, epoch_steps: int, split: str | None, class_aware: bool
 ) -> Stream:
-    """The stream that a method's own segments are cut from, of the rows of ``split`` that have ``role``.
+    """The method's own stream, from which `MethodConfig.segments` are cut: the rows of ``split`` that have ``role``.
 
-    Raises `CorpusError` where it would be empty.
+    ``epoch_steps`` is 0 if an epoch is a pass. Raises `CorpusError` if the stream would be empty.
     """
     labelled = role == "labelled"
     chosen = None
@@ -68,14 +70,14 @@ def own_stream(
 def labelled_stream(
     manifest: Manifest, uri: str, *, batch: int, epoch_steps: int, split: str | None, class_aware: bool
 ) -> Stream:
-    """The labelled stream beside a method's own one, which has ``epoch_steps`` steps an epoch."""
+    """The labelled stream that runs beside a method's own stream, which has ``epoch_steps`` steps per epoch."""
     chosen = selection(manifest, uri, split, "labelled", class_aware=class_aware)
     steps = plan.steps_per_epoch(manifest.rows, batch, chosen, wrap=True)
     return Stream(batch, steps, epoch_steps, chosen, wrap=True, cycles=True)
 
 
 def joined(own: Iterator[dict[str, Any]], labelled: Iterator[dict[str, Any]] | None) -> Iterator[dict[str, Any]]:
-    """The batches of a method's own stream, each to be trained on with one of the labelled ones under ``labelled``."""
+    """The batches of a method's own stream. Each training batch gets a labelled batch under the key ``labelled``."""
     for raw in own:
         if labelled is not None and not raw["fill"]:
             raw["labelled"] = next(labelled)

@@ -1,1 +1,1 @@
-"""Keyed draws: the same numbers from the same keys, in NumPy and in torch."""
+"""Random draws by key: the same key gives the same number, in NumPy and in torch."""

@@ -1,9 +1,12 @@
-"""Random numbers without a generator: every draw is a hash of what it is drawn for.
+"""Random numbers without a generator: every number is a hash of its purpose.
 
-A generator's state has to be saved, restored and divided among ranks; a hash of (seed, epoch, utterance, purpose) is
-the same whichever process asks, in whatever order, and after any resume. The mixing function is SplitMix64 (Steele,
-Lea and Flood, 2014), here for NumPy (data tasks must not import torch); `rayssl.random.draws_torch` gives
-identical results for tensors on any device.
+The state of a generator must be saved, restored and divided among ranks. A hash of (seed, epoch, utterance, purpose) is
+the same in every process, in any order, and after any resume. The mixing function is SplitMix64 (Steele, Lea and Flood,
+2014). This file uses NumPy, because data tasks must not import torch. `rayssl.random.draws_torch` gives identical
+results for tensors on any device. For example::
+
+    keys = keys_np(fold(seed, epoch), ids)   # one key for each utterance
+    position = uniform_np(keys, stream=100)  # one number in [0, 1) for each
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ _MASK = (1 << 64) - 1
 
 
 def fold(*parts: int) -> int:
-    """One 64-bit key from integers, order-sensitive: ``fold(seed, epoch, purpose)``. Range 0..2**64-1."""
+    """One 64-bit key, 0..2**64-1, from integers whose order matters: ``fold(seed, epoch, purpose)``."""
     key = 0
     for part in parts:
         key = _splitmix_int((key ^ (part & _MASK)) & _MASK)
@@ -25,12 +28,12 @@ def fold(*parts: int) -> int:
 
 
 def keys_np(key: int, ids: np.ndarray) -> np.ndarray:
-    """Keys ``[B]`` uint64, one for each of the integer ``ids [B]``, under the common ``key``."""
+    """Keys uint64 ``[B]``, one for each of the integer ``ids [B]``; ``key`` is common to all."""
     return _splitmix_np(np.asarray(ids).astype(np.int64).view(np.uint64) ^ np.uint64(key))
 
 
 def uniform_np(keys: np.ndarray, stream: int) -> np.ndarray:
-    """Uniform float64 ``[B]`` in [0, 1) for each of ``keys [B]`` uint64; ``stream`` numbers the purpose."""
+    """Uniform float64 ``[B]`` in [0, 1), one for each of ``keys [B]`` uint64; ``stream`` numbers the purpose."""
     bits = _splitmix_np(keys ^ np.uint64(fold(stream))) >> np.uint64(11)
     return np.asarray(bits.astype(np.float64) * 2.0**-53)
 

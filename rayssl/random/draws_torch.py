@@ -1,4 +1,4 @@
-"""`rayssl.random.draws` for torch tensors on any device: the same keys, hence the same numbers."""
+"""`rayssl.random.draws` for torch tensors on any device. The same keys give the same numbers."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ _MIX_2 = 0x94D049BB133111EB
 
 
 def keys_torch(key: int, ids: Tensor) -> Tensor:
-    """Keys ``[B]`` int64 (the bits of `keys_np`) for the integer tensor ``ids [B]``, on its device."""
+    """Keys int64 ``[B]`` for the integer tensor ``ids [B]``, on its device; they have the same bits as `keys_np`."""
     return _splitmix_torch(ids.to(torch.int64) ^ _signed(key))
 
 
 def uniform_torch(keys: Tensor, stream: int, count: int | None = None) -> Tensor:
-    """Uniform float32 ``[B]`` in [0, 1), or ``[B, count]``, for each of ``keys [B]`` int64.
+    """Uniform float32 in [0, 1) for each of ``keys [B]`` int64: ``[B]``, or ``[B, count]`` with ``count``.
 
-    One draw is `uniform_np` to float32 precision. With ``count`` the draws of a row are independent of each other.
+    Without ``count`` the numbers equal `uniform_np` to float32 precision. With it, a row's numbers are independent.
     """
     mixed = _splitmix_torch(keys ^ _signed(fold(stream)))
     if count is not None:
         steps = torch.arange(1, count + 1, device=keys.device, dtype=torch.int64) * _signed(_GOLDEN)
         mixed = _splitmix_torch(mixed[..., None] + steps)
-    # 24 bits fill a float32's significand, so that 1.0 is never reached by rounding
+    # 24 bits fill the significand of a float32, so that no number is rounded up to 1.0
     return _shift_right(mixed, 40).to(torch.float32) * 2.0**-24
 
 
@@ -38,7 +38,7 @@ def _splitmix_torch(x: Tensor) -> Tensor:
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical shift of int64 bits: torch's own ``>>`` drags the sign along."""
+    """Shifts int64 bits to the right and fills with zeros; torch's own ``>>`` fills with the sign."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
