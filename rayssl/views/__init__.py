@@ -1,1 +1,1 @@
-"""What the encoder sees: segments, their distortion and augmentation."""
+"""The input of the encoder: segments of utterances, distorted and augmented."""

@@ -1,11 +1,15 @@
 """The augmentations of CLAR (Al-Tahan and Mohsenzadeh, AISTATS 2021) for whole batches on the training device.
 
-Their order is fixed. What remakes the sound comes first, on the clean row: a vocoder smears noise and the edges of a
-mask. Noise follows, at a ratio to the whole sound and not to what a fade leaves of it; it also covers the silence that
-a faster tempo leaves at the end. Then come the envelopes: the roll before the fade, so that fades lie at the ends, and
-the mask after all noise, so that what it silences is silent. Last the gain, which returns the row to [-1, 1].
+Their order is fixed:
 
-Every draw hashes the row's own key, as in `rayssl.views.distort`.
+1. Pitch shift and time stretch, on the clean row, because a vocoder would smear noise and the edges of a mask.
+2. Noise. Its level is relative to the whole sound, not to the part that a fade leaves. It also covers the silence at
+   the end that a faster tempo leaves.
+3. The envelopes. The time shift comes before the fades, so that the fades are at the ends of the row. The mask comes
+   after all noise, so that masked samples are silent.
+4. Gain, which also brings the row back into [-1, 1].
+
+Every draw is a hash of the row's own key, as in `rayssl.views.distort`.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from rayssl.views import envelopes, noises, rows, stretch
 from rayssl.views.mixing import Mixing
 from rayssl.views.recipes import AugmentConfig
 
-# Streams of draws 400..499 belong to augmentation; each kind of noise takes five of them.
+# Augmentation uses the streams of draws 400..499; each kind of noise uses five of them.
 _PITCH, _SEMITONES, _STRETCH, _RATE = range(400, 404)
 _SHIFT, _SHIFT_SHARE, _MASK, _MASK_SHARE, _MASK_START, _GAIN, _DB = range(404, 411)
 _FADE, _FADE_IN, _FADE_IN_SHAPE, _FADE_OUT, _FADE_OUT_SHAPE = range(411, 416)
@@ -30,12 +34,12 @@ _WHITE, _MIXED = 420, 425
 _CLIPS, _CLIP_S = 8, 4.0
 _FADE_SHAPES = 3
 
-# Samples that are remade at once: few, so that rows of like factors keep to themselves and the memory is bounded
+# Samples that are stretched at once: few, so that a group has rows with similar factors, and to bound the memory
 _AT_ONCE = 1 << 18
 
 
 def build_augment(config: AugmentConfig, rate: int, seed: int) -> Augment:
-    """The augmentations for ``rate`` Hz, with noise made from ``seed`` where they add any; rank-independent."""
+    """The augmentations for ``rate`` Hz. If they add noise, it is generated from ``seed``, the same on every rank."""
     kinds: list[str] = []
     if config.white_noise.p > 0.0 or config.mixed_noise.p > 0.0:
         kinds = ["white"] if config.mixed_noise.p == 0.0 else ["white", "brown", "pink"]
@@ -45,9 +49,9 @@ def build_augment(config: AugmentConfig, rate: int, seed: int) -> Augment:
 
 
 class Augment(nn.Module):
-    """The augmentations of ``config`` in the order of its fields, each with its probability per row.
+    """The augmentations of ``config`` in the order of its fields, each with its own probability per row.
 
-    ``noise_banks``: clips ``[clips, L]`` of white and, where noises are mixed, brown and pink noise.
+    ``noise_banks``: clips ``[clips, L]`` of white noise and, for ``mixed_noise``, also of brown and of pink noise.
     """
 
     def __init__(self, config: AugmentConfig, rate: int, noise_banks: list[Tensor]) -> None:
@@ -62,7 +66,7 @@ class Augment(nn.Module):
     def forward(self, wave: Tensor, keys: Tensor) -> Tensor:
         """``wave [B, T]`` float32 in [-1, 1] and ``keys [B]`` int64 to a new ``[B, T]`` in [-1, 1]; no gradient.
 
-        Silent rows stay silent. Rows that nothing is drawn for stay as they are.
+        Silent rows stay silent. Rows for which no augmentation is drawn do not change.
         """
         config = self.config
         with torch.autocast(wave.device.type, enabled=False):
@@ -120,14 +124,14 @@ class Augment(nn.Module):
 
 
 def _length(keys: Tensor, stream: int, most: float, samples: int) -> Tensor:
-    """Uniform int64 ``[B]`` from 0 to the share ``most`` of ``samples``, both included."""
+    """Uniform int64 ``[B]`` from 0 to ``most * samples``, both included; ``most`` is a share in [0, 1]."""
     return rows.index(keys, stream, int(most * samples) + 1)
 
 
 def _remade(wave: Tensor, chosen: Tensor, factor: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """A copy of ``wave [B, T]`` in which ``change(rows, factors)`` stands for the rows that are ``chosen [B]``.
+    """A copy of ``wave [B, T]`` in which the rows with ``chosen [B]`` are replaced by ``change(rows, factors)``.
 
-    Rows of like ``factor [B]`` go together: they take as long as the longest among them.
+    Rows with similar ``factor [B]`` are changed together, because a group takes as long as its longest row.
     """
     order = factor.argsort()
     order = order[chosen[order]]

@@ -1,7 +1,7 @@
 """Augmentation of whole batches on the training device: reverberation, additive noise, gain.
 
-Every draw hashes the row's own key (`rayssl.random.draws_torch`), so that a row's result depends neither on the batch
-around it nor on the rank that computes it.
+Every draw is a hash of the row's own key (`rayssl.random.draws_torch`). So the result for a row depends neither on the
+other rows of the batch nor on the rank that computes it.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from rayssl.views.mixing import Mixing
 from rayssl.views.recipes import DistortConfig, NoiseConfig, ReverbConfig
 from rayssl.views.recordings import read_recordings
 
-# Streams of draws 200..299 belong to distortion; noise takes five of them.
+# Distortion uses the streams of draws 200..299; noise uses five of them.
 _REVERB, _ROOM, _NOISE, _GAIN, _DB = 200, 201, 202, 207, 208
 
 _TINY = 1e-9
 
 
 def build_distort(config: DistortConfig, rate: int, seed: int) -> Distort:
-    """The distortion with its banks, made from ``seed`` for ``rate`` Hz; rank-independent.
+    """The distortion for ``rate`` Hz, with banks that are generated from ``seed``, the same on every rank.
 
-    Reads the noise or room corpus that the configuration names; raises `ConfigError` where one cannot serve.
+    It reads the corpora of noises and rooms that the configuration names. Raises `ConfigError` if a corpus has another
+    rate or contains no sound.
     """
     noise_banks = _noise_banks(config.noise, rate, seed) if config.noise.p > 0.0 else []
     room_bank = _room_bank(config.reverb, rate, seed) if config.reverb.p > 0.0 else None
@@ -32,9 +33,10 @@ def build_distort(config: DistortConfig, rate: int, seed: int) -> Distort:
 
 
 class Distort(nn.Module):
-    """Reverberation, then noise, then gain, each with its probability per row; ``banks`` are not part of the state.
+    """Reverberation, then noise, then gain, each with its own probability per row.
 
-    ``noise_banks`` holds one ``[clips, L]`` per kind, of equal ``L``; ``room_bank`` is ``[rooms, R]``.
+    ``noise_banks`` holds one bank ``[clips, L]`` per kind, all with the same ``L``; ``room_bank`` is ``[rooms, R]``.
+    The banks are not saved in the state.
     """
 
     room_bank: Tensor | None
@@ -49,7 +51,7 @@ class Distort(nn.Module):
     def forward(self, wave: Tensor, keys: Tensor) -> Tensor:
         """``wave [B, T]`` float32 in [-1, 1] and ``keys [B]`` int64 to a new ``[B, T]`` in [-1, 1]; no gradient.
 
-        Silent rows stay silent. The signal-to-noise ratio is that of the (reverberated) row to its noise.
+        Silent rows stay silent. The signal of the signal-to-noise ratio is the row after reverberation.
         """
         gain = self.config.gain
         with torch.autocast(wave.device.type, enabled=False):
@@ -61,7 +63,7 @@ class Distort(nn.Module):
             return rows.in_range(wave, rows.gain(keys, (_GAIN, _DB), gain.p, gain.db))
 
     def _reverberate(self, wave: Tensor, keys: Tensor, bank: Tensor) -> Tensor:
-        """Convolution with a drawn response, cut to the row's length and rescaled to its power."""
+        """Convolves rows with a drawn room response, cuts them to their length, and rescales them to their power."""
         samples = wave.shape[1]
         length = noises.fast_length(samples + bank.shape[1] - 1)
         chosen = rows.chosen(keys, _REVERB, self.config.reverb.p)

@@ -1,4 +1,4 @@
-"""Additive noise for whole batches, from banks of clips that are kept on the training device."""
+"""Adds noise to whole batches. The banks of noise clips are kept on the training device."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ _TINY = 1e-9
 
 
 class Mixing(nn.Module):
-    """Noise with probability ``p`` per row, at a ratio drawn uniformly from ``snr_db``; the bank is no state.
+    """Adds noise with probability ``p`` per row, at a signal-to-noise ratio drawn uniformly from ``snr_db``.
 
-    ``banks`` holds one ``[clips, L]`` per kind, of equal ``L``. Draws take five streams, the first of them ``stream``.
+    ``banks`` holds one bank ``[clips, L]`` per kind, all with the same ``L``. The banks are not saved in the state.
+    Draws use five streams, ``stream`` to ``stream + 4``.
     """
 
     bank: Tensor
@@ -31,9 +32,9 @@ class Mixing(nn.Module):
         self.register_buffer("clip_count", torch.tensor(counts, dtype=torch.int64), persistent=False)
 
     def forward(self, wave: Tensor, keys: Tensor) -> Tensor:
-        """``wave [B, T]`` with noise from a drawn kind, clip and position, not limited to [-1, 1]; ``keys [B]``.
+        """``wave [B, T]`` with noise of a drawn kind, clip and position; ``keys [B]`` int64. May leave [-1, 1].
 
-        The drawn ratio is ``10 log10(P_wave / P_noise)`` dB over the whole row, so that silent rows stay silent.
+        The drawn ratio is ``10 log10(P_wave / P_noise)`` dB over the whole row. So silent rows stay silent.
         """
         chosen, kinds, clips, offset, snr = range(self.stream, self.stream + 5)
         kind = rows.index(keys, kinds, len(self.first_clip))
@@ -41,7 +42,7 @@ class Mixing(nn.Module):
         samples, bank = wave.shape[1], self.bank
         if samples > bank.shape[1]:
             bank = bank.repeat(1, -(-samples // bank.shape[1]))
-        # A view of every window: indexing it copies whole rows, several times faster than gathering sample by sample
+        # A view of all windows: indexing it copies whole rows, several times faster than gathering single samples
         windows = bank.unfold(1, samples, 1)
         noise = windows[clip, rows.index(keys, offset, windows.shape[1])]
         ratio = 10.0 ** (rows.between(keys, snr, self.snr_db) / 20.0)

@@ -1,4 +1,4 @@
-"""The recipes that segments name, as modules for the training device."""
+"""The recipes that segments can name, as modules for the training device."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from rayssl.views.recipes import ViewsConfig
 
 
 def build_recipes(views: ViewsConfig, rate: int, seed: int) -> nn.ModuleDict:
-    """``distort``, ``weak`` and ``strong`` for ``rate`` Hz, their banks made from ``seed``; rank-independent.
+    """The recipes ``distort``, ``weak`` and ``strong`` for ``rate`` Hz. Their banks are the same on all ranks.
 
-    Each is called as ``(wave [B, T], keys [B]) -> [B, T]``. Only those that do something have banks. Raises
-    `ConfigError` where a corpus that the configuration names cannot serve.
+    Each is called as ``(wave [B, T], keys [B]) -> [B, T]``. Banks are generated from ``seed``; a recipe without noise
+    and reverberation has none. Raises `ConfigError` if a corpus that the configuration names has another rate or
+    contains no sound.
     """
     return nn.ModuleDict(
         {

@@ -1,4 +1,4 @@
-"""Noise clips, generated from a seed or made from recordings. NumPy only; `distort` keeps them on the device."""
+"""Noise clips, generated from a seed or made from recordings. NumPy only; `mixing` keeps them on the device."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from numpy.typing import NDArray
 
 Clips = NDArray[np.float32]
 
-_COLOURS = {"white": 0.0, "pink": 1.0, "brown": 2.0}  # exponent of 1/f in power
+_COLOURS = {"white": 0.0, "pink": 1.0, "brown": 2.0}  # the exponent e of a power spectrum 1/f**e
 _LOWEST_HZ = 20.0
 _TALKERS, _VOICES = 12, 6
 
 
 def generate(kind: str, clips: int, samples: int, rate: int, seed: int) -> Clips:
-    """``clips`` clips ``[clips, samples]`` of unit power at ``rate`` Hz; ``kind`` is a colour or "babble"."""
+    """Noise ``[clips, samples]`` of unit power at ``rate`` Hz. ``kind``: "white", "pink", "brown" or "babble"."""
     random = np.random.default_rng([seed, sorted((*_COLOURS, "babble")).index(kind)])
     made = _babble(random, clips, samples, rate) if kind == "babble" else _coloured(random, kind, clips, samples, rate)
     made -= made.mean(axis=1, keepdims=True)
@@ -21,9 +21,9 @@ def generate(kind: str, clips: int, samples: int, rate: int, seed: int) -> Clips
 
 
 def from_recordings(recordings: list[NDArray[np.int16]], samples: int) -> Clips:
-    """Recordings as clips ``[len(recordings), samples]`` of unit power: cut, or repeated end to start.
+    """Recordings as clips ``[n, samples]`` of unit power, cut or repeated end to start. Silent recordings are left out.
 
-    Raises `ValueError` where none of them holds any sound.
+    Raises `ValueError` if all recordings are silent.
     """
     sounding = [pcm for pcm in recordings if np.any(pcm)]
     if not sounding:
@@ -39,7 +39,7 @@ def _unit_power(clips: NDArray[np.floating]) -> Clips:
 
 
 def _coloured(random: np.random.Generator, kind: str, clips: int, samples: int, rate: int) -> Clips:
-    """Gaussian noise with a power spectrum of 1/f**exponent above 20 Hz, flat below."""
+    """Gaussian noise with a power spectrum 1/f**e above 20 Hz, and a flat one below; see `_COLOURS` for e."""
     length = fast_length(samples)
     spectrum = np.fft.rfft(random.standard_normal((clips, length), dtype=np.float32), axis=1)
     frequency = np.maximum(np.fft.rfftfreq(length, 1.0 / rate), _LOWEST_HZ)
@@ -48,7 +48,7 @@ def _coloured(random: np.random.Generator, kind: str, clips: int, samples: int, 
 
 
 def _babble(random: np.random.Generator, clips: int, samples: int, rate: int) -> Clips:
-    """Sums of several synthetic talkers, each clip with its own choice of them and its own shifts."""
+    """Sums of several synthetic talkers. Each clip has its own choice of talkers and its own shifts in time."""
     talkers = np.stack([_talker(random, samples, rate) for _ in range(_TALKERS)])
     babble = np.zeros((clips, samples), dtype=np.float32)
     for clip in babble:
@@ -58,7 +58,7 @@ def _babble(random: np.random.Generator, clips: int, samples: int, rate: int) ->
 
 
 def _talker(random: np.random.Generator, samples: int, rate: int) -> Clips:
-    """Speech-like sound ``[samples]`` of unit power: a wandering pitch and breath, through vowels, in syllables."""
+    """Speech-like sound ``[samples]`` of unit power: varying pitch and breath, filtered by vowels, in syllables."""
     length = fast_length(samples)
     seconds = length / rate
     knots = max(4, int(4 * seconds))
@@ -68,7 +68,7 @@ def _talker(random: np.random.Generator, samples: int, rate: int) -> Clips:
     source = np.fft.rfft(sawtooth + 0.2 * random.standard_normal(length))
     frequency = np.fft.rfftfreq(length, 1.0 / rate)
     spoken = np.zeros(length)
-    # Vowels overlap at random, each swelling and fading about four times a second
+    # Vowels overlap at random; each gets louder and softer about four times a second
     for _ in range(3):
         formants = random.uniform([250.0, 800.0, 2000.0], [850.0, 2200.0, 3200.0])
         response = sum(1.0 / (1.0 + ((frequency - formant) / 90.0) ** 2) for formant in formants)
@@ -79,7 +79,7 @@ def _talker(random: np.random.Generator, samples: int, rate: int) -> Clips:
 
 
 def fast_length(samples: int) -> int:
-    """The smallest number of at least ``samples`` with no prime factor above 5: other lengths transform slowly."""
+    """The smallest number >= ``samples`` without a prime factor above 5: the FFT of other lengths is slow."""
     best = 1 << max(samples - 1, 1).bit_length()
     five = 1
     while five < best:

@@ -1,6 +1,6 @@
-"""The batches of a unit: its shards read, decoded, and cut into the segments that a method sees.
+"""The batches of a unit: reads its shards, decodes the audio, and cuts the segments of the method.
 
-Neither torch nor ray is imported here: these functions run inside data tasks, whose cold start they would dominate.
+This file must not import torch or ray, see `rayssl.batches.plan`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rayssl.random import draws
 from rayssl.views.crops import cut_segments
 from rayssl.views.recipes import Segment
 
-_CUT = 3  # purpose of the draws of crops; see `rayssl.batches.plan`
+_CUT = 3  # the purpose of the draws of crops; see `rayssl.batches.plan`
 _LABELS = ("speaker", "recording", "label", "truth")
 
 
@@ -37,14 +37,18 @@ def read(
     segments: Sequence[Segment],
     selection: Selection | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """The batches of ``unit``, one dictionary for each step and rank, ranks innermost.
+    """The batches of ``unit``: one dictionary for each step and rank, first all ranks of a step, then the next step.
 
-    Keys: ``epoch``, ``step``, ``rank`` (int), ``fill`` (bool), ``id`` int64 ``[B]``, ``speaker``, ``recording``,
-    ``label``, ``truth`` int32 ``[B]`` (-1 where unknown), ``turn`` int32 ``[B]`` and each segment's name with int16
-    ``[B, samples]``. ``label`` may be learned from and ``truth`` may not: without a split both are the corpus's label,
-    with one they are its classes (see `Selection.labels_of`). ``turn`` numbers the times that an utterance comes in an
-    epoch, from 0: its segments are others each time. Raises `CorpusError` or `StorageError` naming the shard when it
-    cannot be read or decoded.
+    A dictionary has the keys
+
+    - ``epoch``, ``step``, ``rank`` (int) and ``fill`` (bool);
+    - ``id`` int64 ``[B]``; ``speaker``, ``recording``, ``label`` and ``truth`` int32 ``[B]``, -1 if unknown;
+    - ``turn`` int32 ``[B]``: how often the utterance came before in this epoch. Its segments differ each time;
+    - the name of each segment, with int16 ``[B, samples]``.
+
+    A method may learn from ``label`` but not from ``truth``. Without a split both are the label of the corpus. With a
+    split both are its classes, see `Selection.labels_of`. Raises `CorpusError` or `StorageError`, which name the shard,
+    if a shard cannot be read or decoded.
     """
     size = batch // ranks
     names = [segment.name for segment in segments]
@@ -69,16 +73,16 @@ def _rows(
     segments: Sequence[Segment],
     selection: Selection | None,
 ) -> Iterator[dict[str, Any]]:
-    """The rows of the unit's pieces. A shard that comes in several is read once, and only its rows are held."""
+    """The rows of the unit's pieces. A shard that has several pieces is read once. Only the rows it needs are kept."""
     left = Counter(piece.shard for piece in unit.pieces)
     held: dict[int, tuple[np.ndarray, pa.Table]] = {}
     purpose = selection.purpose if selection is not None else ()
     for piece in unit.pieces:
         rows, turns = _order(piece, unit, manifest, seed, selection)
-        wanted = slice(piece.start, piece.stop)
+        own = slice(piece.start, piece.stop)
         shard = manifest.shards[piece.shard]
         if piece.shard not in held:
-            used = np.unique(rows if left[piece.shard] > 1 else rows[wanted])
+            used = np.unique(rows if left[piece.shard] > 1 else rows[own])
             if selection is not None and selection.roles == "labelled":
                 used = selection.rows_of(piece.shard)
                 key = (uri, shard.sha256, selection.sha256)
@@ -86,7 +90,7 @@ def _rows(
             else:
                 table = _read(uri, shard, used)
             held[piece.shard] = used, table
-        rows, turns = rows[wanted], turns[wanted]
+        rows, turns = rows[own], turns[own]
         left[piece.shard] -= 1
         used, table = held[piece.shard] if left[piece.shard] else held.pop(piece.shard)
         at = np.searchsorted(used, rows)
@@ -109,16 +113,16 @@ def _rows(
 
 def _read(uri: str, shard: shards.Shard, rows: np.ndarray) -> pa.Table:
     columns = ["name", "audio", "speaker", "recording", "label"]
-    # copied together, so that nothing holds on to the audio of the others
+    # a copy of these rows, so that the memory of the other rows' audio is freed
     return shards.read_shard(uri, shard, columns).take(pa.array(rows)).combine_chunks()
 
 
 def _order(
     piece: ShardRange, unit: ReadUnit, manifest: shards.Manifest, seed: int, selection: Selection | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All rows of the piece's shard in the order of the unit's epoch, and which turn of its utterance each is.
+    """All rows of the piece's shard in the order of the epoch, and the turn of each row (see `read`).
 
-    A pass that fills the memory has every row in turn 0.
+    In a pass that fills the memory every turn is 0.
     """
     rows = np.arange(manifest.shards[piece.shard].rows)
     purpose, turns = tuple[int, ...](), np.full(len(rows), piece.lap)

@@ -1,4 +1,4 @@
-"""Which views a method sees, and what is done to them: configuration only, no torch (data tasks read it too)."""
+"""The views of a method and how they are distorted. Configuration only, without torch: data tasks import this file."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
 
 
 class Segment(Config):
-    """One stretch of an utterance that goes through the encoder; its ``name`` is its key in the batch.
+    """A part of an utterance that goes through the encoder. ``name`` is its key in the batch.
 
-    ``recipe`` names the part of `ViewsConfig` that it goes through first. Segments marked ``disjoint`` share no sample
-    with each other where the utterance is long enough for all of them.
+    ``recipe`` names the part of `ViewsConfig` that distorts it first. Segments marked ``disjoint`` share no sample with
+    each other if the utterance is long enough for all of them.
     """
 
     name: str = Field(min_length=1)
@@ -37,15 +37,16 @@ class Segment(Config):
     disjoint: bool = False
 
     def samples(self, rate: int) -> int:
-        """Length in samples at ``rate`` Hz, at least 1."""
+        """The length in samples at ``rate`` Hz, at least 1."""
         return max(1, round(self.seconds * rate))
 
 
 class NoiseConfig(Config):
-    """Additive noise, mixed in at a signal-to-noise ratio drawn uniformly from ``snr_db``.
+    """Additive noise with probability ``p``, at a signal-to-noise ratio drawn uniformly from ``snr_db``.
 
-    A kind is drawn first (each equally likely), then one of its clips, then a position. Kind ``corpus`` takes clips
-    from the rayssl corpus at ``corpus``; the others are generated from the seed, ``clips`` of ``clip_s`` seconds each.
+    First a kind is drawn (each is equally likely), then one of its clips, then a position in the clip. The kind
+    ``corpus`` takes clips from the rayssl corpus at ``corpus``. For every other kind, ``clips`` clips of ``clip_s``
+    seconds are generated from the seed.
     """
 
     p: Probability = 0.6
@@ -58,16 +59,17 @@ class NoiseConfig(Config):
     @model_validator(mode="after")
     def _corpus_is_given(self) -> NoiseConfig:
         if len(set(self.kinds)) < len(self.kinds):
-            raise ValueError("each of 'kinds' may be named once")
+            raise ValueError("'kinds' names a kind twice; name each once")
         if ("corpus" in self.kinds) != (self.corpus is not None):
             raise ValueError("give 'corpus' (a URI) together with the kind 'corpus', or neither")
         return self
 
 
 class ReverbConfig(Config):
-    """Reverberation with one of ``rooms`` responses, generated from the seed or read from the rayssl corpus ``corpus``.
+    """Reverberation with probability ``p``, with one of ``rooms`` responses that are generated from the seed.
 
-    ``rt60_s`` is the range of times in which a generated room's sound falls by 60 dB; responses end at ``length_s``.
+    ``rt60_s`` is the range of the times, in seconds, in which the sound of a room falls by 60 dB. Responses are cut at
+    ``length_s`` seconds. With ``corpus`` the responses are read from that rayssl corpus instead.
     """
 
     p: Probability = 0.4
@@ -84,7 +86,7 @@ class ReverbConfig(Config):
 
 
 class GainConfig(Config):
-    """A change of level, drawn uniformly from ``db``; a row whose peak would exceed 1 is scaled back to peak 1."""
+    """A change of level, drawn uniformly from ``db`` in dB. If the peak would exceed 1, the row is scaled to peak 1."""
 
     p: Probability = 0.0
     db: Range = (-10.0, 6.0)
@@ -99,7 +101,7 @@ class DistortConfig(Config):
 
 
 class PitchShiftConfig(Config):
-    """Another pitch at the same tempo, by a number of semitones drawn uniformly from ``semitones``."""
+    """Changes the pitch but not the tempo, by a number of semitones drawn uniformly from ``semitones``."""
 
     p: Probability = 0.0
     semitones: Range = (-15.0, 15.0)
@@ -112,7 +114,7 @@ class PitchShiftConfig(Config):
 
 
 class TimeStretchConfig(Config):
-    """Another tempo at the same pitch, ``rate`` times as fast (drawn uniformly); cut or zero-padded at the end."""
+    """Changes the tempo but not the pitch: ``rate`` times as fast, drawn uniformly. The end is cut or zero-padded."""
 
     p: Probability = 0.0
     rate: Range = (0.5, 1.5)
@@ -139,9 +141,9 @@ class MixedNoiseConfig(Config):
 
 
 class TimeShiftConfig(Config):
-    """A roll, forward or back, by at most the share ``most`` of the length: what leaves at one end enters at the other.
+    """Rolls the row forward or back: samples that leave at one end enter at the other.
 
-    The share is drawn uniformly.
+    The shift is drawn uniformly, up to the share ``most`` of the length.
     """
 
     p: Probability = 0.0
@@ -149,9 +151,9 @@ class TimeShiftConfig(Config):
 
 
 class FadeConfig(Config):
-    """A fade in and a fade out, each over at most the share ``most`` of the length and with a shape of its own.
+    """A fade in and a fade out, each over at most the share ``most`` of the length.
 
-    Shares are drawn uniformly, shapes from linear, logarithmic and exponential.
+    For each of them the length is drawn uniformly, and the shape from linear, logarithmic and exponential.
     """
 
     p: Probability = 0.0
@@ -159,7 +161,7 @@ class FadeConfig(Config):
 
 
 class TimeMaskConfig(Config):
-    """Zeros in one stretch of at most the share ``most`` of the length; share and position are drawn uniformly."""
+    """Zeros in one interval of at most the share ``most`` of the row; its length and position are drawn uniformly."""
 
     p: Probability = 0.0
     most: float = Field(default=0.125, ge=0.0, lt=1.0)
@@ -168,8 +170,8 @@ class TimeMaskConfig(Config):
 class AugmentConfig(Config):
     """The augmentations of CLAR (Al-Tahan and Mohsenzadeh, 2021), each with its own probability for each row.
 
-    They are applied in the order of these fields, whatever their order in the YAML (`rayssl.views.augment` says why);
-    all are off until they are given a ``p``.
+    They are applied in the order of these fields, not in the order of the YAML; `rayssl.views.augment` says why. An
+    augmentation is off unless its ``p`` is set.
     """
 
     pitch_shift: PitchShiftConfig = PitchShiftConfig()
@@ -183,10 +185,10 @@ class AugmentConfig(Config):
 
 
 class ViewsConfig(Config):
-    """Lengths of the segments that methods ask for, in seconds, and the recipes that their segments name.
+    """The lengths of segments, in seconds, and the recipes that segments name.
 
-    ``disjoint``: the distorted segments of an utterance do not overlap (where it is long enough), so that what was said
-    in both cannot tell utterances apart; the published methods let them overlap.
+    ``disjoint``: the distorted segments of an utterance do not overlap if it is long enough. Then the method cannot
+    recognise an utterance by words that both segments contain. In the published methods segments may overlap.
     """
 
     segment_s: float = Field(default=2.0, gt=0.0)
@@ -197,7 +199,7 @@ class ViewsConfig(Config):
     strong: AugmentConfig = AugmentConfig()
 
     def located(self) -> ViewsConfig:
-        """The same with absolute paths of the corpora of noises and rooms."""
+        """A copy with absolute paths of the corpora of noises and rooms."""
         noise, reverb = (
             stage.model_copy(update={"corpus": stage.corpus and storage.absolute(stage.corpus)})
             for stage in (self.distort.noise, self.distort.reverb)
@@ -208,8 +210,10 @@ class ViewsConfig(Config):
 
 @dataclass(frozen=True)
 class SegmentPlan:
-    """The segments of each epoch: ``own[e]`` of the method's stream, ``fill[e]`` of the pass before the epoch (none: no
-    pass), and ``labelled`` of the labelled stream, in every epoch.
+    """The segments of each epoch e.
+
+    ``own[e]``: those of the method's own stream. ``fill[e]``: those of the pass that fills the memory before the epoch;
+    empty if there is no such pass. ``labelled``: those of the labelled stream, the same in every epoch.
     """
 
     own: tuple[tuple[Segment, ...], ...]
@@ -218,5 +222,5 @@ class SegmentPlan:
 
     @property
     def fills(self) -> frozenset[int]:
-        """The epochs that a pass comes before."""
-        return frozenset(epoch for epoch, wanted in enumerate(self.fill) if wanted)
+        """The epochs before which a pass fills the memory."""
+        return frozenset(epoch for epoch, segments in enumerate(self.fill) if segments)

@@ -1,4 +1,4 @@
-"""Recorded noises and room responses, read from a rayssl corpus once, when the distortion is built."""
+"""Recorded noises and room responses. They are read once from a rayssl corpus, when the distortion is built."""
 
 from __future__ import annotations
 
@@ -10,30 +10,31 @@ from rayssl.errors import ConfigError
 from rayssl.random.draws import fold, keys_np, uniform_np
 from rayssl.views.crops import cut
 
-# A bank lives on the training device: 512 clips of 6 s are 200 MB
+# A bank is kept on the training device: 512 clips of 6 s are 200 MB
 MOST = 512
 
 
 def read_recordings(uri: str, key: str, rate: int, samples: int | None, seed: int) -> list[NDArray[np.int16]]:
-    """At most `MOST` recordings, evenly spaced over the corpus at ``uri``, without those that are silent.
+    """At most `MOST` recordings, evenly spaced over the corpus at ``uri``. Silent ones are left out.
 
-    Each is whole, or with ``samples`` a stretch of that length at a position drawn from ``seed``. Raises `ConfigError`
-    naming the configuration's ``key`` for a corpus at another rate than ``rate`` Hz or without sound.
+    With ``samples``, each is cut to that length at a position drawn from ``seed``; without, it is whole. Raises
+    `ConfigError`, which names the configuration's ``key``, if the corpus has another rate than ``rate`` Hz or contains
+    no sound.
     """
     manifest = shards.read_manifest(uri)
     if manifest.rate != rate:
         raise ConfigError(
             f"'{key}': the corpus {uri} is at {manifest.rate} Hz, the run's at {rate} Hz; prepare it again"
         )
-    wanted = np.unique(np.linspace(0, manifest.rows - 1, min(MOST, manifest.rows)).astype(np.int64))
-    positions = uniform_np(keys_np(fold(seed), wanted), 0)
+    ids = np.unique(np.linspace(0, manifest.rows - 1, min(MOST, manifest.rows)).astype(np.int64))
+    positions = uniform_np(keys_np(fold(seed), ids), 0)
     recordings = []
     for shard in manifest.shards:
-        inside = (wanted >= shard.first_id) & (wanted < shard.first_id + shard.rows)
+        inside = (ids >= shard.first_id) & (ids < shard.first_id + shard.rows)
         if not inside.any():
             continue
         audio = shards.read_shard(uri, shard, ["audio"]).column("audio")
-        for row, position in zip(wanted[inside] - shard.first_id, positions[inside], strict=True):
+        for row, position in zip(ids[inside] - shard.first_id, positions[inside], strict=True):
             pcm = decode.pcm(audio[int(row)].as_py(), manifest.format)
             if samples is not None and len(pcm):
                 pcm = cut(pcm, samples, float(position))

@@ -12,10 +12,10 @@ _FIRST_MS, _LAST_MS = 1.0, 40.0
 
 
 def generate(rooms: int, samples: int, rate: int, rt60_s: tuple[float, float], seed: int) -> Rooms:
-    """``rooms`` responses ``[rooms, samples]`` of unit energy whose first sample is the direct path.
+    """Room responses ``[rooms, samples]`` of unit energy. The first sample is the direct path.
 
-    After it come a few early reflections and a tail of Gaussian noise whose envelope falls by 60 dB in RT60 seconds,
-    drawn log-uniformly from ``rt60_s``; the ratio of direct to reverberant energy is drawn from -3 to 10 dB.
+    A few early reflections and a tail of Gaussian noise follow. The tail falls by 60 dB in RT60 seconds, drawn
+    log-uniformly from ``rt60_s``. The ratio of direct to reverberant energy is drawn from -3 to 10 dB.
     """
     random = np.random.default_rng([seed, 7001])
     time = np.arange(samples) / rate
@@ -38,9 +38,10 @@ def generate(rooms: int, samples: int, rate: int, rt60_s: tuple[float, float], s
 
 
 def from_recordings(recordings: list[NDArray[np.int16]], samples: int) -> Rooms:
-    """Recorded responses as ``[len(recordings), samples]`` of unit energy, each from its strongest sample on.
+    """Recorded responses as ``[n, samples]`` of unit energy. Silent recordings are left out.
 
-    That sample is taken for the direct path. Raises `ValueError` where none of them holds any sound.
+    Each response begins with its strongest sample, which is taken as the direct path. Raises `ValueError` if all
+    recordings are silent.
     """
     sounding = [pcm for pcm in recordings if np.any(pcm)]
     if not sounding:

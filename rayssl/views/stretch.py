@@ -1,8 +1,8 @@
-"""Another tempo or another pitch for each row of a batch: a phase vocoder, and reading at another speed.
+"""Changes the tempo or the pitch of each row of a batch: a phase vocoder, and resampling.
 
-The vocoder (Flanagan and Golden, 1966) reads the short-time spectra at other times than they were taken at: magnitudes
-are interpolated, and each bin's phase goes on by what it advances between the two spectra around. Analysis and
-synthesis share one hop, so that whole turns of the advance change nothing and none of it needs unwrapping.
+The vocoder (Flanagan and Golden, 1966) reads the short-time spectra at new times. Magnitudes are interpolated between
+the two neighbouring spectra. The phase of each bin advances by the phase difference of these two spectra. Analysis and
+synthesis have the same hop, so that whole turns of the phase have no effect and no phase has to be unwrapped.
 """
 
 from __future__ import annotations
@@ -14,24 +14,25 @@ from torch import Tensor
 from torch.nn import functional
 
 _FRAME_S = 0.032
-_OVERLAP = 4  # hops in a frame
-_TAPS, _STEPS = 8, 4096  # samples that an interpolated one is made of; places between two samples
+_OVERLAP = 4  # hops per frame
+_TAPS, _STEPS = 8, 4096  # samples that an interpolated sample is made of; positions between two samples
 _TINY = 1e-12
 
 
 def frame_samples(rate: int) -> int:
-    """Samples in a vocoder's frame at ``rate`` Hz: the power of two nearest to 32 ms, at least 16."""
+    """The samples in a frame of the vocoder at ``rate`` Hz: the power of two that is nearest to 32 ms, at least 16."""
     return max(16, 1 << round(math.log2(_FRAME_S * rate)))
 
 
 def stretched(wave: Tensor, rate: Tensor, samples: int, frame: int, band: Tensor | None = None) -> Tensor:
-    """``wave [R, T]`` played ``rate [R]`` (float64) times as fast at its own pitch: its first ``samples`` samples.
+    """``wave [R, T]``, ``rate [R]`` (float64) times as fast with the same pitch; the first ``samples`` samples of it.
 
-    Zeros follow the end. With ``band [R]`` only that share of the frequencies from 0 to half the sampling rate is kept.
+    After the end there are zeros. With ``band [R]`` in [0, 1], only frequencies up to that share of half the sampling
+    rate are kept.
     """
     hop = frame // _OVERLAP
     window = torch.hann_window(frame, device=wave.device)
-    # silence before the start and after the end: frames are centred on every hop from 0, and the last ones are empty
+    # silence is added at both ends: frames are centred on every hop from 0, and the last frames are empty
     padded = functional.pad(wave, (frame // 2, 2 * frame))
     spectrum = torch.stft(padded, frame, hop, window=window, center=False, return_complex=True)
     if band is not None:
@@ -42,13 +43,13 @@ def stretched(wave: Tensor, rate: Tensor, samples: int, frame: int, band: Tensor
 
 
 def vocoded(spectrum: Tensor, rate: Tensor, count: int) -> Tensor:
-    """``spectrum [R, F, N]`` (complex) read at 0, ``rate``, 2 ``rate``, ... hops: ``[R, F, count]``.
+    """``spectrum [R, F, N]`` (complex) read at the times 0, ``rate``, 2 ``rate``, ... hops: ``[R, F, count]``.
 
-    ``rate [R]`` is float64; the last of the N frames stands for all after it. The phases are those of ``spectrum`` in
-    the loudest frame that is read, and go on from it in both directions.
+    ``rate [R]`` is float64. After the last of the N frames, this frame is repeated. In the loudest frame that is read,
+    the phases are those of ``spectrum``. From there they advance in both directions.
     """
     frames = spectrum.shape[2]
-    spectrum = spectrum.transpose(1, 2)  # [R, N, F], as it lies in memory: a frame is copied in one piece
+    spectrum = spectrum.transpose(1, 2)  # [R, N, F], the order in memory: a frame is copied in one piece
     size = spectrum.abs()
     turn = torch.where(size > _TINY, spectrum / size, 1.0)
     advance = turn[:, 1:] * turn[:, :-1].conj()
@@ -59,7 +60,7 @@ def vocoded(spectrum: Tensor, rate: Tensor, count: int) -> Tensor:
     row = torch.arange(len(spectrum), device=spectrum.device)
     first = before[:, :1]
     read = torch.lerp(size[row[:, None], before], size[row[:, None], before + 1], part)
-    # products of unit numbers, not sums of angles: nothing grows, and no angle is ever needed
+    # products of complex numbers of length 1, not sums of angles: nothing grows, and no angle has to be computed
     steps = torch.cat((turn[row[:, None], first], advance[row[:, None], before[:, :-1]]), dim=1).cumprod(dim=1)
     loudest = read.square().sum(dim=2).argmax(dim=1)
     right = turn[row, before[row, loudest]] * steps[row, loudest].conj()
@@ -67,9 +68,10 @@ def vocoded(spectrum: Tensor, rate: Tensor, count: int) -> Tensor:
 
 
 def read_at(wave: Tensor, times: Tensor) -> Tensor:
-    """Values of ``wave [R, T]`` at ``times [R, S]`` (float64, in samples, at least 0), by a windowed sinc; 0 outside.
+    """The values of ``wave [R, T]`` at ``times [R, S]``, interpolated by a windowed sinc; 0 after the end.
 
-    Times are taken to the nearest 1/4096 of a sample. Frequencies above half the rate of ``times`` are not removed.
+    ``times`` (float64, in samples, at least 0) are rounded to 1/4096 of a sample. Frequencies above half the rate of
+    ``times`` are not removed.
     """
     steps = (times * _STEPS).round().long().clamp_max(wave.shape[1] * _STEPS)
     first, part = steps // _STEPS, steps % _STEPS
@@ -81,7 +83,9 @@ def read_at(wave: Tensor, times: Tensor) -> Tensor:
 
 
 def _sinc_weights(device: torch.device) -> Tensor:
-    """``[taps, steps]``: what each sample around it adds to a value that lies step / steps after one; they sum to 1."""
+    """Interpolation weights ``[taps, steps]``: of each neighbouring sample, for a value that lies step / steps of a
+    sample period after a sample. The weights of a step sum to 1.
+    """
     part = torch.arange(_STEPS, device=device, dtype=torch.float64) / _STEPS
     distance = part - torch.arange(1 - _TAPS // 2, _TAPS // 2 + 1, device=device)[:, None]
     weights = torch.sinc(distance) * torch.cos(distance * (math.pi / _TAPS)).square()
@@ -89,10 +93,10 @@ def _sinc_weights(device: torch.device) -> Tensor:
 
 
 def pitched(wave: Tensor, factor: Tensor, frame: int) -> Tensor:
-    """``wave [R, T]`` with every frequency ``factor [R]`` (float64) times as high, at its own tempo and length.
+    """``wave [R, T]`` with every frequency ``factor [R]`` (float64) times as high, with the same tempo and length.
 
-    First ``factor`` times as long at its own pitch, then read ``factor`` times as fast; what would come to lie above
-    half the sampling rate is left out.
+    First the row is made ``factor`` times as long with the same pitch. Then it is read ``factor`` times as fast.
+    Frequencies that would get above half the sampling rate are removed.
     """
     samples = wave.shape[1]
     longest = math.ceil(samples * float(factor.max())) + _TAPS
