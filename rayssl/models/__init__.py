@@ -1,1 +1,1 @@
-"""Waveform to embedding."""
+"""From waveform to embedding: front ends, backbones and heads."""

@@ -1,4 +1,20 @@
-"""The two seams of an encoder: a front end makes features of samples, a backbone makes an embedding of features."""
+"""The two interfaces of an encoder: a front end turns samples into features, a backbone features into an embedding.
+
+A new backbone, in a file of your own::
+
+    class Average(Backbone):
+        class Config(BackboneConfig):
+            embedding_dim: int = 64
+
+        def __init__(self, config: Config, features: int) -> None:
+            super().__init__()
+            self.project = nn.Linear(features, config.embedding_dim)
+
+        def forward(self, features: Tensor) -> Tensor:  # [B, F, T] to [B, embedding_dim]
+            return self.project(features.mean(dim=2))
+
+with ``encoder: {backbone: {name: average.py:Average}}`` in the YAML.
+"""
 
 from __future__ import annotations
 
@@ -9,54 +25,63 @@ from torch import nn
 
 from rayssl.registry import ComponentConfig, Configurable
 
-# What a front end gives: bands over time [B, F, T], samples [B, 1, T], or channels of bands over time [B, C, F, T]
+# The shape of features: bands over time [B, F, T], samples [B, 1, T], or channels of bands over time [B, C, F, T]
 Layout: TypeAlias = Literal["bands", "samples", "planes"]
 
 
 class FrontendConfig(ComponentConfig):
-    """The settings of a front end, and what it gives."""
+    """The settings of a front end, and the shape of its features."""
 
-    #: The shape of the features.
+    #: The shape of the features, see `Layout`.
     layout: ClassVar[Layout] = "bands"
 
     @property
     def features(self) -> int:
-        """How many bands there are, or of planes how many channels; 1 for samples."""
+        """The number of bands for the layout "bands", of channels for "planes"; 1 for "samples"."""
         return 1
 
     def check(self, rate: int) -> None:
-        """Raises `ConfigError` for settings that do not fit audio at ``rate`` Hz."""
+        """Raises `ConfigError` if the settings do not fit audio at ``rate`` Hz. The default accepts all settings."""
 
     def build(self, rate: int) -> Frontend:
-        """The front end for ``rate`` Hz."""
+        """Makes the front end for audio at ``rate`` Hz: calls its class with the settings and ``rate``."""
         made: Frontend = self._make(rate)
         return made
 
 
 class Frontend(nn.Module, Configurable):
-    """Samples ``[B, T]`` in [-1, 1] to float32 features in the `FrontendConfig.layout`; without trained weights."""
+    """Samples ``[B, T]`` in [-1, 1] to float32 features in the `FrontendConfig.layout`. It has no trained weights.
+
+    A subclass must implement ``forward`` and `samples_for`.
+    """
 
     def samples_for(self, frames: int) -> int:
-        """The fewest samples that make ``frames`` frames."""
+        """The smallest number of samples that makes ``frames`` frames."""
         raise NotImplementedError
 
 
 class BackboneConfig(ComponentConfig):
-    """The settings of a backbone: ``embedding_dim`` D of what it gives, and the layouts that it takes."""
+    """The settings of a backbone: the dimension of its embeddings, and the layouts of features that it accepts."""
 
     embedding_dim: int = Field(default=512, ge=1)
 
-    #: The shapes of features that it takes.
+    #: The layouts of features that it accepts.
     layouts: ClassVar[tuple[Layout, ...]] = ("bands",)
 
     def build(self, frontend: FrontendConfig) -> Backbone:
-        """The network over the features of ``frontend``, with freshly drawn weights."""
+        """Makes the network for the features of ``frontend``, with initial weights.
+
+        It calls the class of the backbone with the settings and ``frontend.features``.
+        """
         made: Backbone = self._make(frontend.features)
         return made
 
 
 class Backbone(nn.Module, Configurable):
-    """Features, in one of the `BackboneConfig.layouts`, to embeddings ``[B, embedding_dim]``, not normalised."""
+    """Features, in one of the `BackboneConfig.layouts`, to embeddings ``[B, embedding_dim]``, not normalised.
 
-    #: The fewest frames that it takes.
+    A subclass must implement ``forward``.
+    """
+
+    #: The smallest number of frames that it accepts.
     least_frames: int = 1

@@ -1,7 +1,7 @@
 """ECAPA-TDNN (Desplanques, Thienpondt and Demuynck, Interspeech 2020): features to speaker embedding.
 
-The same function, for the same weights, as speechbrain's `ECAPA_TDNN`, up to how it is evaluated. Blocks keep their
-time axis by reflecting it at both ends.
+With the same weights it computes the same function as speechbrain's `ECAPA_TDNN`; only the order of operations differs.
+The blocks keep the length of the time axis by reflecting it at both ends.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from rayssl.models.norm import BatchNorm1d
 from rayssl.models.statistics import attended_moments, moments
 
 _DILATIONS = (2, 3, 4)
-# On a CPU a batched product takes about 3/4 of a short convolution's time, as long as the weight's gradient, which it
-# forms once for each utterance before summing, stays in the cache (elements)
+# On a CPU a batched product takes about 3/4 of the time of a convolution with kernel 1, as long as the gradient of the
+# weight fits into the cache: the product makes this gradient once per utterance before summing. In elements.
 _LARGEST_REPEATED = 1 << 22
 
 
 class EcapaConfig(BackboneConfig):
-    """Published sizes: ``channels`` 512 or 1024.
+    """The published sizes have ``channels`` 512 or 1024.
 
-    ``mfa_channels`` is 3 * ``channels`` where not given, as in most public code; the paper has 1536 at both sizes.
+    The default of ``mfa_channels`` is 3 * ``channels``, as in most public code. The paper has 1536 for both sizes.
     """
 
     name: Literal["ecapa"] = "ecapa"
@@ -45,12 +45,12 @@ class EcapaConfig(BackboneConfig):
 
     @classmethod
     def trial_settings(cls) -> dict[str, Any]:
-        """A few thousand weights."""
+        """A network of a few thousand weights."""
         return {"channels": 16, "scale": 2, "embedding_dim": 16, "mfa_channels": 24, "attention_channels": 8}
 
 
 class Ecapa(Backbone):
-    """``[B, F, T]`` features to ``[B, embedding_dim]``; T must exceed 4 frames (the reflection at the ends)."""
+    """``[B, F, T]`` features to ``[B, embedding_dim]``. T must be above 4 frames, because the ends are reflected."""
 
     Config = EcapaConfig
     least_frames = max(_DILATIONS) + 1
@@ -120,7 +120,8 @@ class SeRes2Net(nn.Module):
 class AttentiveStatistics(nn.Module):
     """Attention-weighted mean and standard deviation of each channel: ``[B, C, T]`` to ``[B, 2C]``.
 
-    The attention sees each frame beside the utterance's plain mean and deviation (global context).
+    The input of the attention is each frame together with the utterance's unweighted mean and standard deviation
+    (global context).
     """
 
     def __init__(self, channels: int, attention_channels: int) -> None:
@@ -132,7 +133,7 @@ class AttentiveStatistics(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mean, variance = moments(x)
-        # One convolution over cat(x, mean, deviation) is the sum of three, two of which are constant over time
+        # A convolution over cat(x, mean, deviation) is the sum of three convolutions; two of these are constant in time
         weight = self.context.weight[:, :, 0]
         of_frame, of_utterance = weight[:, : self.channels], weight[:, self.channels :]
         constant = F.linear(torch.cat((mean, _deviation(variance)), dim=1), of_utterance, self.context.bias)
@@ -143,8 +144,8 @@ class AttentiveStatistics(nn.Module):
 
 
 def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A convolution of length 1 as a product: ``x [B, I, T]``, ``weight [O, I]``, ``bias [O]`` to ``[B, O, T]``."""
-    # An exported file takes batches of any size, so it cannot choose by it
+    """A convolution with kernel 1 as a product: ``x [B, I, T]``, ``weight [O, I]``, ``bias [O]`` to ``[B, O, T]``."""
+    # An exported file accepts any batch size, so the choice must not depend on the batch size there
     if torch.compiler.is_exporting() or x.device.type != "cpu" or len(x) * weight.numel() > _LARGEST_REPEATED:
         return F.conv1d(x, weight[:, :, None], bias)
     repeated = weight.expand(len(x), -1, -1)
@@ -152,5 +153,5 @@ def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _deviation(variance: Tensor) -> Tensor:
-    # The square root's gradient has no bound at 0
+    # The gradient of the square root is infinite at 0
     return variance.clamp_min(1e-12).sqrt()

@@ -1,4 +1,4 @@
-"""The encoder: samples to one embedding, from its configuration."""
+"""The encoder, built from its configuration: samples to one embedding per utterance."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from rayssl.schema import Config
 
 
 class EncoderConfig(Config):
-    """Features (``frontend.name``, "logmel" where not given), masks over them in training, and the network
-    (``backbone.name``), which must be one for such features. ``beside``: a second encoder of the same samples, whose
-    embedding is appended to the first one's.
+    """The parts of an encoder.
+
+    ``frontend`` makes the features; its default name is "logmel". ``masks`` cover features in training. ``backbone`` is
+    the network; it must accept the layout of the features. ``beside`` is a second encoder for the same samples. Its
+    embedding is appended to the embedding of the first.
     """
 
     frontend: AnyFrontend = LogMelConfig()
@@ -29,7 +31,7 @@ class EncoderConfig(Config):
 
     @property
     def embedding_dim(self) -> int:
-        """Of the whole embedding."""
+        """The dimension of the whole embedding, with the one of ``beside``."""
         return self.backbone.embedding_dim + (0 if self.beside is None else self.beside.embedding_dim)
 
     @model_validator(mode="after")
@@ -50,13 +52,13 @@ class EncoderConfig(Config):
         return self
 
     def located(self) -> EncoderConfig:
-        """The same with absolute paths; see `rayssl.registry.ComponentConfig.located`."""
+        """A copy with absolute paths; see `rayssl.registry.ComponentConfig.located`."""
         beside = None if self.beside is None else self.beside.located()
         changes = {"frontend": self.frontend.located(), "backbone": self.backbone.located(), "beside": beside}
         return self.model_copy(update=changes)
 
     def check(self, rate: int) -> None:
-        """Raises `ConfigError` for settings that do not fit audio at ``rate`` Hz."""
+        """Raises `ConfigError` if the settings do not fit audio at ``rate`` Hz."""
         self.frontend.check(rate)
         if self.beside is not None:
             self.beside.check(rate)
@@ -65,7 +67,7 @@ class EncoderConfig(Config):
 class Encoder(nn.Module):
     """Samples ``[B, T]`` in [-1, 1] to embeddings ``[B, embedding_dim]``, float32, not normalised.
 
-    ``minimum_samples``: what T must be at the least.
+    ``minimum_samples`` is the smallest T that it accepts.
     """
 
     def __init__(self, config: EncoderConfig, rate: int) -> None:
@@ -77,17 +79,20 @@ class Encoder(nn.Module):
         self.minimum_samples = self.frontend.samples_for(self.backbone.least_frames)
 
     def forward(self, wave: Tensor, keys: Tensor | None = None) -> Tensor:
-        """Masks features in training where ``keys [B]`` int64 are given; gradients reach neither ``wave`` nor masks."""
+        """Embeds ``wave [B, T]``. In training mode, features are masked if ``keys [B]`` int64 are given.
+
+        No gradient flows to ``wave``.
+        """
         features = self.frontend(wave)
         if keys is not None and self.training:
             features = self.masks(features, keys)
-        # Losses compare embeddings at temperatures of a few hundredths: not in bfloat16
+        # Losses divide similarities by temperatures of a few hundredths: bfloat16 is not precise enough
         embedding: Tensor = self.backbone(features)
         return embedding.float()
 
 
 class Joined(Encoder):
-    """Two encoders of the same samples: their embeddings one after the other."""
+    """Two encoders for the same samples. Their embeddings are concatenated."""
 
     def __init__(self, config: EncoderConfig, rate: int) -> None:
         nn.Module.__init__(self)
@@ -98,12 +103,15 @@ class Joined(Encoder):
         self.minimum_samples = max(self.first.minimum_samples, self.second.minimum_samples)
 
     def forward(self, wave: Tensor, keys: Tensor | None = None) -> Tensor:
-        """As `Encoder.forward`; masks of both are drawn from the same keys."""
+        """As `Encoder.forward`. The masks of both encoders are drawn from the same keys."""
         return torch.cat([self.first(wave, keys), self.second(wave, keys)], dim=1)
 
 
 def build_encoder(config: EncoderConfig, rate: int = 16000, sync_batchnorm: bool = False) -> Encoder:
-    """An encoder with freshly initialised weights; ``sync_batchnorm`` takes training statistics over all ranks."""
+    """An encoder with initial weights, for audio at ``rate`` Hz.
+
+    With ``sync_batchnorm``, batch normalisation in training mode uses the statistics of all ranks.
+    """
     encoder = Encoder(config, rate) if config.beside is None else Joined(config, rate)
     set_sync(encoder, sync_batchnorm)
     return encoder

@@ -1,6 +1,6 @@
 """Fast ResNet-34 (Chung et al., Interspeech 2020, "In defence of metric learning for speaker recognition").
 
-A ResNet-34 with a quarter of the channels (16-32-64-128), averaged over frequency and pooled over time.
+A ResNet-34 with a quarter of the channels (16-32-64-128). Its output is averaged over frequency and pooled over time.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from torch.nn import functional as F
 from rayssl.models.base import Backbone, BackboneConfig
 from rayssl.models.norm import BatchNorm2d
 
-_STAGES = ((3, 1, 1), (4, 2, 2), (6, 4, 2), (3, 8, 1))  # blocks, multiple of `channels`, stride
+_STAGES = ((3, 1, 1), (4, 2, 2), (6, 4, 2), (3, 8, 1))  # number of blocks, multiple of `channels`, stride
 
 
 class FastResnet34Config(BackboneConfig):
-    """``pooling`` "sap" (attention-weighted mean) or "asp" (mean and deviation); ``squeeze_excitation`` is an extra."""
+    """``pooling``: "sap" (attention-weighted mean) or "asp" (mean and standard deviation). ``squeeze_excitation`` adds
+    gates that the published network does not have.
+    """
 
     name: Literal["fast_resnet34"] = "fast_resnet34"
     channels: int = Field(default=16, ge=1)
@@ -29,7 +31,7 @@ class FastResnet34Config(BackboneConfig):
 
     @classmethod
     def trial_settings(cls) -> dict[str, Any]:
-        """A few thousand weights."""
+        """A network of a few thousand weights."""
         return {"channels": 4, "embedding_dim": 16}
 
 
@@ -65,7 +67,7 @@ class FastResnet34(Backbone):
 
 
 class Basic(nn.Module):
-    """Two 3x3 convolutions around a shortcut: ``[B, inputs, F, T]`` to ``[B, outputs, F / stride, T / stride]``."""
+    """Two 3x3 convolutions and a shortcut: ``[B, inputs, F, T]`` to ``[B, outputs, F / stride, T / stride]``."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, squeeze_excitation: bool) -> None:
         super().__init__()
@@ -87,7 +89,7 @@ class Basic(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """Scales each channel of ``[B, C, F, T]`` by a gate in (0, 1) computed from all channels' means."""
+    """Scales each channel of ``[B, C, F, T]`` by a gate in (0, 1), computed from the means of all channels."""
 
     def __init__(self, channels: int, reduction: int = 8) -> None:
         super().__init__()
@@ -100,9 +102,9 @@ class SqueezeExcitation(nn.Module):
 
 
 class AttentivePooling(nn.Module):
-    """Self-attentive pooling over time: ``[B, C, T]`` to ``[B, C]``, or to ``[B, 2C]`` with the deviation.
+    """Self-attentive pooling over time: ``[B, C, T]`` to ``[B, C]``, or to ``[B, 2C]`` with the standard deviation.
 
-    Each frame's weight is the softmax over time of ``u . tanh(W x_t + b)``.
+    The weight of each frame is the softmax over time of ``u . tanh(W x_t + b)``.
     """
 
     def __init__(self, channels: int, *, deviation: bool) -> None:

@@ -1,6 +1,7 @@
-"""Waveform to log-mel features or standardised samples, and masks over features; three channels: `spectrum`.
+"""Front ends: waveform to log-mel features or to standardised samples; and masks over features.
 
-Features are always computed in float32: in bfloat16 the logarithm of a quiet band would be noise.
+`rayssl.models.spectrum` has a front end with three channels. Features are always computed in float32, because in
+bfloat16 the logarithm of a quiet band would be mostly rounding error.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from rayssl.models.base import Frontend, FrontendConfig, Layout
 from rayssl.random.draws_torch import uniform_torch
 from rayssl.schema import Config
 
-# Streams of draws 300..399 belong to feature masks.
+# Feature masks use the streams of draws 300..399.
 _APPLY, _FREQ_WIDTH, _FREQ_START, _TIME_WIDTH, _TIME_START = range(300, 305)
 
 
 class LogMelConfig(FrontendConfig):
-    """``n_mels`` bands between ``f_min`` and ``f_max`` Hz; ``win_ms`` windows every ``hop_ms``; see `LogMel`."""
+    """``n_mels`` bands between ``f_min`` and ``f_max`` Hz; windows of ``win_ms`` every ``hop_ms``; see `LogMel`."""
 
     name: Literal["logmel"] = "logmel"
     n_mels: int = Field(default=40, ge=1)
@@ -40,7 +41,7 @@ class LogMelConfig(FrontendConfig):
         return self.n_mels
 
     def check(self, rate: int) -> None:
-        """Raises `ConfigError` where the window or the bands do not fit ``rate`` Hz."""
+        """Raises `ConfigError` if the window or the bands do not fit ``rate`` Hz."""
         win = round(rate * self.win_ms / 1000)
         if win > self.n_fft:
             given = f"{self.n_fft} is shorter than the window of {win} samples"
@@ -51,8 +52,9 @@ class LogMelConfig(FrontendConfig):
 class LogMel(Frontend):
     """``log(P + 1e-6)`` of the mel-band powers ``P`` (Hamming window, centred frames).
 
-    ``normalise`` subtracts each band's mean over the utterance's frames, which removes a fixed channel's colour. The
-    module holds no parameters and no saved state. Raises `ConfigError` where the bands do not fit ``rate`` (Hz).
+    ``normalise`` subtracts the mean of each band over the frames of the utterance. This removes the frequency response
+    of a constant channel. The module has no parameters and no saved state. Raises `ConfigError` if the settings do not
+    fit ``rate`` (Hz).
     """
 
     Config = LogMelConfig
@@ -68,7 +70,7 @@ class LogMel(Frontend):
         before = (config.n_fft - win) // 2
         window = F.pad(torch.hamming_window(win), (before, config.n_fft - win - before))
         filters = melscale_fbanks(config.n_fft // 2 + 1, config.f_min, config.f_max, config.n_mels, rate)
-        # They follow from the configuration; saved in a checkpoint, they could only disagree with it
+        # Not saved: they follow from the configuration, and values in a checkpoint could contradict it
         self.register_buffer("window", window, persistent=False)
         self.register_buffer("filters", filters.repeat_interleave(2, dim=0), persistent=False)
 
@@ -78,8 +80,8 @@ class LogMel(Frontend):
             half = self.n_fft // 2
             padded = F.pad(wave.float()[:, None], (half, half), mode="reflect")[:, 0]
             spectrum = torch.fft.rfft(padded.unfold(1, self.n_fft, self.hop) * self.window)
-            # Real and imaginary parts lie side by side: each filter row stands twice in `filters`, and one product
-            # forms the powers and sums them into bands, in half the time of `torchaudio`'s complex modulus
+            # Real and imaginary parts are adjacent, and each row is twice in `filters`. So one product adds their
+            # squares and sums over bands, in half the time of the complex modulus in `torchaudio`
             power = torch.view_as_real(spectrum).flatten(-2).square() @ self.filters
             features = torch.log(power.transpose(1, 2) + 1e-6)
             if self.normalise:
@@ -87,12 +89,12 @@ class LogMel(Frontend):
             return features
 
     def samples_for(self, frames: int) -> int:
-        """The fewest samples that make ``frames`` frames."""
+        """The smallest number of samples that makes ``frames`` frames."""
         return max(self.n_fft // 2 + 1, (frames - 1) * self.hop)
 
 
 class RawConfig(FrontendConfig):
-    """Samples as they are, or with ``normalise`` of mean 0 and variance 1; see `Raw`."""
+    """The samples themselves. With ``normalise`` they get mean 0 and variance 1; see `Raw`."""
 
     name: Literal["raw"] = "raw"
     normalise: bool = True
@@ -101,7 +103,7 @@ class RawConfig(FrontendConfig):
 
 
 class Raw(Frontend):
-    """Samples as one channel; ``normalise`` makes an utterance's mean 0 and its variance 1, so that no gain counts.
+    """Samples as one channel. ``normalise`` gives each utterance mean 0 and variance 1, so that gain has no effect.
 
     A constant utterance becomes zeros.
     """
@@ -118,27 +120,28 @@ class Raw(Frontend):
         return standardised(samples, (2,), 1e-10) if self.normalise else samples
 
     def samples_for(self, frames: int) -> int:
-        """The fewest samples that make ``frames`` frames."""
+        """``frames``: each sample is a frame."""
         return frames
 
 
 def standardised(x: Tensor, dims: tuple[int, ...], floor: float) -> Tensor:
-    """``x`` with mean 0 and biased variance 1 over ``dims``, less where the variance is not well above ``floor``."""
+    """``x`` with mean 0 and biased variance 1 over ``dims``. ``floor`` is added to the variance before division."""
     variance, mean = torch.var_mean(x, dims, correction=0, keepdim=True)
     return (x - mean) * torch.rsqrt(variance + floor)
 
 
 def check_band(f_min: float, f_max: float, rate: int) -> None:
-    """Raises `ConfigError` unless ``f_min < f_max``, in Hz, lie below half of ``rate``."""
+    """Raises `ConfigError` unless ``f_min < f_max <= rate / 2``, all in Hz."""
     if not f_min < f_max <= rate / 2:
-        bounds = f"above f_min and at most at {rate / 2:g} Hz"
-        raise ConfigError(f"'encoder.frontend.f_max': must lie {bounds}, got {f_max:g}")
+        bounds = f"above f_min and at most {rate / 2:g} Hz"
+        raise ConfigError(f"'encoder.frontend.f_max': must be {bounds}, got {f_max:g}")
 
 
 class FeatureMaskConfig(Config):
-    """SpecAugment (Park et al., 2019) without warping: bands and stretches of time set to 0, off while ``p`` is 0.
+    """SpecAugment (Park et al., 2019) without time warping: sets bands and frames to 0. Off if ``p`` is 0.
 
-    A mask's width is drawn uniformly from 0..``freq_width`` bands or 0..``time_width`` frames.
+    A row is masked with probability ``p``, by ``freq_masks`` masks over bands and ``time_masks`` masks over frames. The
+    width of a mask is drawn uniformly from 0..``freq_width`` bands or 0..``time_width`` frames.
     """
 
     p: float = Field(default=0.0, ge=0.0, le=1.0)
@@ -149,9 +152,9 @@ class FeatureMaskConfig(Config):
 
 
 class FeatureMask(nn.Module):
-    """Masks rows of features by draws from each row's key, all channels alike.
+    """Masks rows of features by draws from each row's key. All channels of a row have the same masks.
 
-    After normalisation 0 is the mean: of a log-mel's band, of a spectrum's channel.
+    Masked features become 0, which is the mean after normalisation: of each log-mel band, or of each spectrum channel.
     """
 
     def __init__(self, config: FeatureMaskConfig) -> None:
@@ -159,7 +162,7 @@ class FeatureMask(nn.Module):
         self.config = config
 
     def forward(self, features: Tensor, keys: Tensor) -> Tensor:
-        """``features [B, F, T]`` or ``[B, C, F, T]``, ``keys [B]`` int64 to the same; the input is left as it is."""
+        """``features [B, F, T]`` or ``[B, C, F, T]`` with masks; ``keys [B]`` int64. The input does not change."""
         config = self.config
         if config.p == 0.0:
             return features
@@ -171,7 +174,7 @@ class FeatureMask(nn.Module):
 
 
 def _covered(keys: Tensor, length: int, masks: int, width: int, width_stream: int, start_stream: int) -> Tensor:
-    """Bool ``[B, length]``: the positions under any of ``masks`` masks of at most ``width``."""
+    """Bool ``[B, length]``: the positions that are covered by any of ``masks`` masks of at most ``width``."""
     widths = torch.floor(uniform_torch(keys, width_stream, masks) * (min(width, length) + 1))
     starts = torch.floor(uniform_torch(keys, start_stream, masks) * (length - widths + 1))
     positions = torch.arange(length, device=keys.device)

@@ -1,4 +1,4 @@
-"""What stands between the encoder and a loss: projectors and classifiers."""
+"""The layers between the encoder and a loss: projectors and classifiers."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from rayssl.schema import Config
 
 
 class ProjectorConfig(Config):
-    """Widths of the layers, the last one without normalisation or ReLU, and without bias where ``last_bias`` is false;
-    no ``sizes`` means no projector.
+    """A projector. ``sizes`` are the widths of its linear layers; empty means no projector.
+
+    Every layer but the last has batch normalisation (``batch_norm``) and ReLU. The last layer has a bias if
+    ``last_bias`` is true.
     """
 
     sizes: list[int] = Field(default_factory=list)
@@ -24,12 +26,12 @@ class ProjectorConfig(Config):
     last_bias: bool = True
 
     def outputs(self, inputs: int) -> int:
-        """The width of what comes out."""
+        """The width of the output, if the input has the width ``inputs``."""
         return self.sizes[-1] if self.sizes else inputs
 
 
 class Projector(nn.Module):
-    """A multilayer perceptron ``[B, inputs]`` to ``[B, outputs]``; the identity for empty ``sizes``."""
+    """A multilayer perceptron, ``[B, inputs]`` to ``[B, outputs]``; the identity if ``sizes`` is empty."""
 
     def __init__(self, config: ProjectorConfig, inputs: int) -> None:
         super().__init__()
@@ -51,27 +53,31 @@ class Projector(nn.Module):
 
 
 class Prototypes(nn.Module):
-    """Cosines to learnt directions: ``[B, inputs]`` of unit length to ``[B, count]``, float32 at least.
+    """The cosine similarity to trained prototypes: ``[B, inputs]`` of unit length to ``[B, count]``, float32 at least.
 
-    A linear layer without bias whose rows are divided by their length: weight normalisation (Salimans and Kingma,
-    2016) with every gain fixed at 1, which is therefore no parameter here. Only the rows' directions matter.
+    It is a linear layer without bias, and each row of its weight is divided by its length. That is weight normalisation
+    (Salimans and Kingma, 2016) with all gains fixed at 1, so the gains are not parameters. Only the directions of the
+    rows matter.
     """
 
     def __init__(self, inputs: int, count: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(count, inputs))
-        nn.init.uniform_(self.weight, -(inputs**-0.5), inputs**-0.5)  # of length 0.58, as a linear layer's rows
+        nn.init.uniform_(self.weight, -(inputs**-0.5), inputs**-0.5)  # rows of length 0.58, as in a linear layer
 
     def forward(self, x: Tensor) -> Tensor:
-        # Divided by temperatures of a few hundredths, bfloat16's steps near 1 would be steps of 0.1 in the logits
+        # Cosines are divided by temperatures of a few hundredths: a step of bfloat16 near 1 would become 0.1 in a logit
         with torch.autocast(x.device.type, enabled=False):
             x = x if x.dtype == torch.float64 else x.float()
             return F.linear(x, F.normalize(self.weight.to(x.dtype)))
 
 
 class DinoHeadConfig(Config):
-    """``hidden`` layers with GELU (``batch_norm`` before it, as in public code for speech; the original has none), then
-    ``bottleneck`` values of unit length, then ``prototypes``.
+    """The sizes of DINO's head.
+
+    ``hidden``: the widths of the layers with GELU. ``bottleneck``: the width of the layer after them, whose output has
+    unit length. ``prototypes``: the number of outputs. ``batch_norm`` adds batch normalisation before each GELU, as in
+    public code for speech; the original has none.
     """
 
     hidden: list[Annotated[int, Field(ge=1)]] = [2048, 2048]
@@ -81,9 +87,9 @@ class DinoHeadConfig(Config):
 
 
 class DinoHead(nn.Module):
-    """DINO's head in two parts (Caron et al., ICCV 2021): `bottleneck` and, over its rows, `prototypes`.
+    """DINO's head (Caron et al., ICCV 2021) in two parts: `bottleneck`, and `prototypes` applied to its output.
 
-    Calling the head is ``prototypes(bottleneck(x))``: ``[B, inputs]`` to ``[B, prototypes]``.
+    ``head(x)`` is ``prototypes(bottleneck(x))``: ``[B, inputs]`` to ``[B, prototypes]``.
     """
 
     def __init__(self, config: DinoHeadConfig, inputs: int) -> None:
@@ -117,7 +123,7 @@ class DinoHead(nn.Module):
 class Classifier(nn.Module):
     """A linear layer to logits, ``[B, inputs]`` to ``[B, classes]``, in float32 at least.
 
-    Weights start at a deviation of 0.01 and biases at 0: training begins from an almost uniform prediction.
+    Initial weights have a standard deviation of 0.01 and biases are 0, so the first predictions are almost uniform.
     """
 
     def __init__(self, inputs: int, classes: int) -> None:
@@ -127,7 +133,7 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Thresholds on probabilities and margins between classes are finer than bfloat16's steps
+        # bfloat16 is too coarse for thresholds on probabilities and for margins between classes
         with torch.autocast(x.device.type, enabled=False):
             logits: Tensor = self.linear(x if x.dtype == torch.float64 else x.float())
             return logits
@@ -136,10 +142,10 @@ class Classifier(nn.Module):
 class AamHead(nn.Module):
     """Additive angular margin (Deng et al., CVPR 2019, Eq. 3): embeddings to logits for a cross-entropy.
 
-    With ``theta`` between an embedding and a class weight, the target's logit is ``scale * cos(theta + margin)`` and
-    any other's ``scale * cos(theta)``. Where ``theta + margin`` would pass pi, the target's is continued by
-    ``cos(theta) - margin * sin(margin)``, which keeps falling; ``easy_margin`` instead leaves it without margin where
-    ``cos(theta) <= 0``. Angles are computed in float32 at least.
+    ``theta`` is the angle between an embedding and the weight of a class, ``margin`` is in radians. The logit of the
+    target class is ``scale * cos(theta + margin)``; every other logit is ``scale * cos(theta)``. If ``theta + margin``
+    exceeds pi, the target's cosine is replaced by ``cos(theta) - margin * sin(margin)``, which still falls with theta.
+    With ``easy_margin`` the target has no margin if ``cos(theta) <= 0``. Angles are computed in float32 at least.
     """
 
     def __init__(
@@ -151,7 +157,7 @@ class AamHead(nn.Module):
         nn.init.xavier_normal_(self.weight)
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """``embeddings [B, D]``, ``labels [B]`` int64 in 0..classes-1 (else an error) to ``[B, classes]``."""
+        """``embeddings [B, D]`` and ``labels [B]`` int64 in 0..classes-1 (else an error) to logits ``[B, classes]``."""
         with torch.autocast(embeddings.device.type, enabled=False):
             x = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
             cosines = F.linear(F.normalize(x), F.normalize(self.weight))

@@ -1,7 +1,7 @@
-"""Batch normalisation that can take its statistics over all ranks, on any backend (gloo on CPU as well).
+"""Batch normalisation that can use the statistics of all ranks, with any backend (also gloo on CPUs).
 
-`torch.nn.SyncBatchNorm` works on GPUs only. Without it, W ranks with B rows each normalise differently from one rank
-with W*B, and contrastive training can read from the statistics which rows share a rank.
+`torch.nn.SyncBatchNorm` works only on GPUs. Without common statistics, W ranks with B rows each normalise differently
+from one rank with W*B rows. And contrastive training could learn from the statistics which rows are on the same rank.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from rayssl.collectives import gather, world
 
 
 class BatchNorm1d(nn.BatchNorm1d):
-    """`torch.nn.BatchNorm1d` for ``[B, C]`` or ``[B, C, T]``; with ``sync``, training statistics span all ranks."""
+    """`torch.nn.BatchNorm1d` for ``[B, C]`` or ``[B, C, T]``; with ``sync``, training uses statistics of all ranks."""
 
     def __init__(self, channels: int, *, sync: bool = False) -> None:
         super().__init__(channels)
@@ -27,7 +27,7 @@ class BatchNorm1d(nn.BatchNorm1d):
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """`torch.nn.BatchNorm2d` for ``[B, C, H, W]``; with ``sync``, training statistics span all ranks."""
+    """`torch.nn.BatchNorm2d` for ``[B, C, H, W]``; with ``sync``, training uses the statistics of all ranks."""
 
     def __init__(self, channels: int, *, sync: bool = False) -> None:
         super().__init__(channels)
@@ -41,14 +41,14 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 def set_sync(module: nn.Module, sync: bool) -> None:
-    """Switches every batch normalisation in ``module`` to statistics over all ranks, or back to each rank's own."""
+    """Switches every batch normalisation in ``module`` to the statistics of all ranks, or of each rank alone."""
     for part in module.modules():
         if isinstance(part, (BatchNorm1d, BatchNorm2d)):
             part.sync = sync
 
 
 def _over_ranks(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """``x [B, C, ...]`` normalised with the mean and the biased variance over all ranks' rows, in ``x``'s dtype."""
+    """``x [B, C, ...]`` normalised by the mean and the biased variance of the rows of all ranks, in ``x``'s dtype."""
     values = x if x.dtype == torch.float64 else x.float()
     count, mean, variance = _global_moments(values)
     _remember(norm, count, mean, variance)
@@ -65,8 +65,9 @@ def _over_ranks(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
 def _global_moments(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Count (scalar), mean ``[C]`` and biased variance ``[C]`` over all ranks, with gradient, in one exchange.
 
-    Each rank sends its own mean and squared deviations, merged as in Chan, Golub and LeVeque (1979): sums of squares
-    would lose float32's precision for channels with a large mean. Ranks may hold different numbers of rows.
+    Each rank sends its own mean and its sum of squared deviations. They are merged as in Chan, Golub and LeVeque
+    (1979). Sums of squares would lose precision in float32 for channels with a large mean. The number of rows may
+    differ between ranks.
     """
     dims = [d for d in range(values.dim()) if d != 1]
     own_count = values.new_full((1,), values.numel() // values.shape[1])
@@ -83,10 +84,10 @@ def _global_moments(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.no_grad()
 def _remember(norm: nn.BatchNorm1d | nn.BatchNorm2d, count: Tensor, mean: Tensor, variance: Tensor) -> None:
-    """Moves the running mean and the running (unbiased) variance towards this global batch's."""
+    """Moves the running mean and the running (unbiased) variance towards those of this global batch."""
     if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
         return
-    assert norm.momentum is not None, "a cumulative average is not offered"
+    assert norm.momentum is not None, "a cumulative average is not supported"
     norm.num_batches_tracked += 1
     norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
     unbiased = variance * (count / (count - 1).clamp_min(1))

@@ -1,8 +1,8 @@
-"""Max pooling that can be exported for any length.
+"""Max pooling that can be exported for inputs of any length.
 
-PyTorch's own decides by whether the length divides by the stride how long its result is. `torch.export` takes down
-that answer for the length of its example, and the exported file would then refuse every other kind of length. What is
-traced in its place has the same values, and takes a copy more.
+In PyTorch's pooling, the length of the result depends on whether the length of the input is divisible by the stride.
+`torch.export` stores the answer for the length of its example, and the exported file would refuse other lengths. So
+another formula is used for the export. It has the same values, but needs one more copy.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ from torch.nn import functional as F
 
 
 def pool_time(x: Tensor, size: int) -> Tensor:
-    """The largest of every ``size`` steps of ``x [B, C, T]``, at least 0: ``[B, C, ceil(T / size)]``."""
+    """The maximum of every ``size`` steps of ``x [B, C, T]``: ``[B, C, ceil(T / size)]``. ``x`` must be >= 0."""
     if not torch.compiler.is_exporting():
         return F.max_pool1d(x, size, ceil_mode=True)
-    return F.pad(x, (0, size - 1)).unfold(2, size, size).amax(3)  # zeros change no maximum of what is at least 0
+    return F.pad(x, (0, size - 1)).unfold(2, size, size).amax(3)  # added zeros do not change a maximum of values >= 0
 
 
 def pool_plane(x: Tensor) -> Tensor:
-    """The largest of 3 x 3 around every other point of ``x [B, C, H, W]``, at least 0: half of H and W, rounded up."""
+    """The maximum of 3 x 3 around every second point of ``x [B, C, H, W]``: half of H and W, rounded up.
+
+    ``x`` must be >= 0.
+    """
     if not torch.compiler.is_exporting():
         return F.max_pool2d(x, 3, stride=2, padding=1)
     return F.pad(x, (1, 1, 1, 1)).unfold(2, 3, 2).unfold(3, 3, 2).amax((4, 5))

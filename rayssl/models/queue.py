@@ -1,4 +1,4 @@
-"""Rows of past batches, first in, first out: MoCo's negatives, SwAV's past embeddings."""
+"""A first-in, first-out queue of rows of past batches: the negatives of MoCo, the past embeddings of SwAV."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 
 class RowQueue(nn.Module):
-    """``length`` rows of ``dim`` in saved buffers; identical on all ranks where all of them push the same rows.
+    """``length`` rows of ``dim`` values in saved buffers. If all ranks push the same rows, the queue is equal on them.
 
-    ``rows`` float32 ``[length, dim]``, zeros until they are filled; ``pushed`` int64 ``[]``: rows ever put in. Both
-    stay on their device: nothing here waits for it.
+    ``rows`` is float32 ``[length, dim]``, with zeros where it is not filled yet. ``pushed``, int64 ``[]``, counts all
+    rows that were ever pushed. Both stay on the device, and no function here waits for the device.
     """
 
     rows: Tensor
@@ -23,14 +23,15 @@ class RowQueue(nn.Module):
 
     @property
     def filled(self) -> Tensor:
-        """``[length]`` bool: which rows have been put in."""
+        """Which rows are filled, bool ``[length]``."""
         return torch.arange(len(self.rows), device=self.rows.device) < self.pushed
 
     @torch.no_grad()
     def push(self, rows: Tensor) -> None:
-        """Puts ``rows [N, dim]`` in place of the oldest ones, in their order; of more than ``length`` only the last.
+        """Replaces the oldest rows by ``rows [N, dim]``, in order. If N > ``length``, only the last rows are kept.
 
-        In place: not between a forward pass that used the queue and its backward pass.
+        It changes the queue in place, so do not call it between a forward pass that uses the queue and its backward
+        pass.
         """
         skipped = max(0, len(rows) - len(self.rows))
         offsets = torch.arange(skipped, len(rows), device=self.rows.device)

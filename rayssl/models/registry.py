@@ -1,4 +1,4 @@
-"""The front ends and backbones that ``encoder`` can name."""
+"""The front ends and backbones that ``encoder`` can choose by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FRONTENDS = Registry(
         "spectrum": "rayssl.models.spectrum:Spectrum",
     },
     group="rayssl.encoders",
-    default="logmel",  # where no name is given, as there once was no other
+    default="logmel",  # old configurations give no name: it was the only front end
 )
 BACKBONES = Registry(
     "backbone",

@@ -1,11 +1,15 @@
 """ResNet-18 (He et al., CVPR 2016) in one dimension, over samples.
 
-Kernels and strides are taken from two nets of the field. The first kernel, 80 samples every 4, and steps of 4 after it
-are those of M18 (Dai et al., ICASSP 2017): long first filters can be a filterbank, short ones leave that to the layers
-after them; and while the channels double from stage to stage, steps of 4 keep the cost of a stage the same, where
-with steps of 2 it would double too, for frames of 8 ms at the end. Blocks have kernels of 9, as CLAR's public code: a
-stride of 4 with a kernel of 3 would never look at every fourth frame, and 9 weights are as many as 3 x 3, so that the
-network has the size of its twin over spectra. In all, 1024 samples or 64 ms at 16 kHz make a frame of the last stage.
+Kernels and strides are from two published networks:
+
+- The first kernel of 80 samples with stride 4, and the later strides of 4, are those of M18 (Dai et al., ICASSP 2017).
+  Long first filters can form a filterbank; with short ones, later layers must do that. The channels double from stage
+  to stage. With strides of 4 all stages cost the same; with strides of 2 the cost would double at each stage, and the
+  last frames would be 8 ms apart.
+- The blocks have kernels of 9, as in CLAR's public code. With a stride of 4, a kernel of 3 would skip every fourth
+  frame. And 9 weights are as many as 3 x 3, so the network has the size of `resnet2d`.
+
+The frames of the last stage are 1024 samples apart, or 64 ms at 16 kHz.
 """
 
 from __future__ import annotations
@@ -25,9 +29,9 @@ _STEM, _KERNEL, _STRIDE = 80, 9, 4
 
 
 class Resnet1dConfig(BackboneConfig):
-    """``blocks`` of each stage, ``width`` channels in the first and twice as many in each that follows.
+    """``blocks``: how many blocks each stage has. The first stage has ``width`` channels, each next one twice as many.
 
-    A linear layer to ``embedding_dim`` stands at the end only where the last stage has another width, 8 * ``width``.
+    If ``embedding_dim`` is not 8 * ``width``, the width of the last stage, a linear layer to ``embedding_dim`` follows.
     """
 
     name: Literal["resnet1d"] = "resnet1d"
@@ -39,15 +43,15 @@ class Resnet1dConfig(BackboneConfig):
 
     @classmethod
     def trial_settings(cls) -> dict[str, Any]:
-        """A few thousand weights."""
+        """A network of a few thousand weights."""
         return {"width": 4, "embedding_dim": 16}
 
 
 class Resnet1d(Backbone):
-    """``[B, 1, T]`` samples to ``[B, embedding_dim]``; T of 4 at least."""
+    """``[B, 1, T]`` samples to ``[B, embedding_dim]``; T must be at least 4."""
 
     Config = Resnet1dConfig
-    least_frames = _STEM - 2 * ((_STEM - _STRIDE) // 2)  # of the input: samples
+    least_frames = _STEM - 2 * ((_STEM - _STRIDE) // 2)  # in frames of the input, which are samples
 
     def __init__(self, config: Resnet1dConfig, channels: int = 1) -> None:
         super().__init__()
@@ -70,13 +74,13 @@ class Resnet1d(Backbone):
     def forward(self, samples: Tensor) -> Tensor:
         x = F.relu(self.stem_norm(self.stem(samples)))
         x = self.blocks(pool_time(x, _STRIDE))
-        # Without a projection this is the embedding: not in bfloat16
+        # Without a projection this is the embedding, so it must not be in bfloat16
         embedding: Tensor = self.project(x.mean(2, dtype=torch.promote_types(x.dtype, torch.float32)))
         return embedding
 
 
 class Basic1d(nn.Module):
-    """Two convolutions of 9 around a shortcut: ``[B, inputs, T]`` to ``[B, outputs, ceil(T / stride)]``."""
+    """Two convolutions with kernel 9 and a shortcut: ``[B, inputs, T]`` to ``[B, outputs, ceil(T / stride)]``."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""ResNet-18 (He et al., CVPR 2016) over planes of frequency and time.
+"""ResNet-18 (He et al., CVPR 2016) over the frequency-time plane.
 
-The same function, for the same weights, as torchvision's `resnet18` without its last layer.
+With the same weights it computes the same function as torchvision's `resnet18` without its last layer.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from rayssl.models.pooling import pool_plane
 
 
 class Resnet2dConfig(BackboneConfig):
-    """``blocks`` of each stage, ``width`` channels in the first and twice as many in each that follows.
+    """``blocks``: how many blocks each stage has. The first stage has ``width`` channels, each next one twice as many.
 
-    A linear layer to ``embedding_dim`` stands at the end only where the last stage has another width, 8 * ``width``.
+    If ``embedding_dim`` is not 8 * ``width``, the width of the last stage, a linear layer to ``embedding_dim`` follows.
     """
 
     name: Literal["resnet2d"] = "resnet2d"
@@ -32,17 +32,17 @@ class Resnet2dConfig(BackboneConfig):
     layouts: ClassVar[tuple[Layout, ...]] = ("bands", "planes")
 
     def build(self, frontend: FrontendConfig) -> Resnet2d:
-        """Bands over time are one channel of a plane."""
+        """See `BackboneConfig.build`. Features ``[B, F, T]`` are one channel of a plane."""
         return Resnet2d(self, channels=frontend.features if frontend.layout == "planes" else 1)
 
     @classmethod
     def trial_settings(cls) -> dict[str, Any]:
-        """A few thousand weights."""
+        """A network of a few thousand weights."""
         return {"width": 4, "embedding_dim": 16}
 
 
 class Resnet2d(Backbone):
-    """``[B, channels, F, T]``, or ``[B, F, T]`` as one channel, to ``[B, embedding_dim]``; any F and T."""
+    """``[B, channels, F, T]``, or ``[B, F, T]`` as one channel, to ``[B, embedding_dim]``, for any F and T."""
 
     Config = Resnet2dConfig
     least_frames = 1
@@ -69,6 +69,6 @@ class Resnet2d(Backbone):
         x = features[:, None] if features.dim() == 3 else features
         x = pool_plane(F.relu(self.stem_norm(self.stem(x))))
         x = self.blocks(x)
-        # Without a projection this is the embedding: not in bfloat16
+        # Without a projection this is the embedding, so it must not be in bfloat16
         embedding: Tensor = self.project(x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32)))
         return embedding

@@ -1,4 +1,4 @@
-"""Waveform to three channels of one time-frequency plane, as CLAR sees it (Al-Tahan and Mohsenzadeh, AISTATS 2021)."""
+"""Waveform to three channels over time and frequency, as in CLAR (Al-Tahan and Mohsenzadeh, AISTATS 2021)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from rayssl.models.frontends import check_band, standardised
 
 
 class SpectrumConfig(FrontendConfig):
-    """``bins`` rows of each channel between ``f_min`` and ``f_max`` Hz, a window of ``n_fft`` samples every ``hop_ms``.
+    """Three channels with ``bins`` rows each, between ``f_min`` and ``f_max`` Hz; see `Spectrum`.
 
-    The defaults are the published 2048 and 128 samples at 16 kHz, with the 128 rows from 40 to 8000 Hz of the public
-    code. On a CPU: ``n_fft`` 1024, ``hop_ms`` 16 and 64 ``bins`` make a quarter of the plane.
+    They are made from windows of ``n_fft`` samples every ``hop_ms``. The default window of 2048 samples and hop of 128
+    samples at 16 kHz are published. The 128 rows from 40 to 8000 Hz are those of the public code. On a CPU, use
+    ``n_fft`` 1024, ``hop_ms`` 16 and ``bins`` 64: then there are a quarter of the values.
     """
 
     name: Literal["spectrum"] = "spectrum"
@@ -35,7 +36,7 @@ class SpectrumConfig(FrontendConfig):
 
     @classmethod
     def trial_settings(cls) -> dict[str, Any]:
-        """A small plane."""
+        """Few rows and a short window."""
         return {"n_fft": 256, "bins": 16}
 
     @property
@@ -44,15 +45,15 @@ class SpectrumConfig(FrontendConfig):
         return 3
 
     def check(self, rate: int) -> None:
-        """Raises `ConfigError` where the rows or the hop do not fit ``rate`` Hz, or the rows the window."""
+        """Raises `ConfigError` if rows or hop do not fit ``rate`` Hz, or if the window is too short for the rows."""
         check_band(self.f_min, self.f_max, rate)
         if round(rate * self.hop_ms / 1000) < 1:
             raise ConfigError(f"'encoder.frontend.hop_ms': {self.hop_ms:g} is less than one sample; raise it")
         self.mel_filters(rate)
 
     def mel_filters(self, rate: int) -> Tensor:
-        """``[n_fft / 2 + 1, bins]``; raises `ConfigError` where a band holds no bin."""
-        with warnings.catch_warnings(action="ignore"):  # of empty bands, which are an error here
+        """The mel filters ``[n_fft / 2 + 1, bins]``; raises `ConfigError` if a band contains no bin of the FFT."""
+        with warnings.catch_warnings(action="ignore"):  # torchaudio warns of empty bands; here they are an error
             mel: Tensor = melscale_fbanks(self.n_fft // 2 + 1, self.f_min, self.f_max, self.bins, rate)
         if not mel.any(dim=0).all():
             given = f"{self.bins} mel bands are narrower than the bins of a window of {self.n_fft} samples"
@@ -61,15 +62,16 @@ class SpectrumConfig(FrontendConfig):
 
 
 class Spectrum(Frontend):
-    """Log-power on a logarithmic axis of frequency, phase on the same axis, and log-mel (Hann window, centred frames).
+    """Log-power and phase over logarithmic frequency, and log-mel: three channels (Hann window, centred frames).
 
-    Row k of the first two lies at ``f_min * (f_max / f_min)**(k / bins)`` Hz. Its power is the mean of the bins under a
-    triangle between its neighbours, but at least a bin wide to either side: where rows lie closer than bins that is
-    linear interpolation, and where they lie farther apart no bin is skipped. Its phase, an angle in (-pi, pi], is that
-    of the nearest bin, since angles have no mean. Powers ``P`` become ``log(P + 1e-6)``, as in `LogMel`.
+    Row k of the first two channels is at ``f_min * (f_max / f_min)**(k / bins)`` Hz. Its power is the mean of the FFT
+    bins, weighted by a triangle that reaches to the neighbouring rows, but at least one bin to each side. So if rows
+    are closer than bins, this is linear interpolation; if they are farther apart, no bin is skipped. The phase of a row
+    is that of the nearest bin, an angle in (-pi, pi], because angles cannot be averaged. Powers ``P`` become
+    ``log(P + 1e-6)``, as in `LogMel`.
 
-    ``normalise`` makes mean 0 and variance 1 of each utterance's channel. The module holds no parameters and no saved
-    state. Raises `ConfigError` where the rows do not fit ``rate`` (Hz) or the window.
+    ``normalise`` gives each channel of an utterance mean 0 and variance 1. The module has no parameters and no saved
+    state. Raises `ConfigError` if the rows do not fit ``rate`` (Hz) or the window.
     """
 
     Config = SpectrumConfig
@@ -85,7 +87,7 @@ class Spectrum(Frontend):
         steps = torch.arange(-1, config.bins + 1, dtype=torch.float64) / config.bins
         edges = config.f_min * (config.f_max / config.f_min) ** steps * config.n_fft / rate
         filters = torch.cat((_triangles(edges, config.n_fft // 2 + 1).float(), config.mel_filters(rate)), dim=1)
-        # They follow from the configuration; saved in a checkpoint, they could only disagree with it
+        # Not saved: they follow from the configuration, and values in a checkpoint could contradict it
         self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
         self.register_buffer("filters", filters.repeat_interleave(2, dim=0), persistent=False)
         self.register_buffer("nearest", edges[1:-1].round().long(), persistent=False)
@@ -95,7 +97,7 @@ class Spectrum(Frontend):
         with torch.autocast(wave.device.type, enabled=False):
             half = self.n_fft // 2
             padded = F.pad(wave.float()[:, None], (half, half), mode="reflect")[:, 0]
-            # [B, frames, rows, 2]: real and imaginary parts lie side by side, and each row of `filters` stands twice
+            # [B, frames, bins, 2]: real and imaginary parts are adjacent, and each row is twice in `filters`
             spectrum = torch.view_as_real(torch.fft.rfft(padded.unfold(1, self.n_fft, self.hop) * self.window))
             log_power, log_mel = torch.log(spectrum.flatten(-2).square() @ self.filters + 1e-6).chunk(2, dim=2)
             chosen = spectrum[:, :, self.nearest]
@@ -104,12 +106,12 @@ class Spectrum(Frontend):
             return standardised(features, (2, 3), 1e-5) if self.normalise else features
 
     def samples_for(self, frames: int) -> int:
-        """The fewest samples that make ``frames`` frames."""
+        """The smallest number of samples that makes ``frames`` frames."""
         return max(self.n_fft // 2 + 1, (frames - 1) * self.hop)
 
 
 def _triangles(edges: Tensor, bins: int) -> Tensor:
-    """Weights ``[bins, R]`` of the bins 0, 1, ... in the R rows at ``edges[1:-1]`` (in bins); each row's sum to 1."""
+    """The weights ``[bins, R]`` of the FFT bins in the R rows at ``edges[1:-1]`` (in bins). Those of a row sum to 1."""
     centres = edges[1:-1]
     below = (centres - edges[:-2]).clamp_min(1.0)
     above = (edges[2:] - centres).clamp_min(1.0)

@@ -1,7 +1,7 @@
-"""Means and variances over time, with gradients by hand: the same values as autograd's in a third of its passes.
+"""Means and variances over time with handwritten gradients: the values of autograd, with a third of its memory reads.
 
-Pooling reads activations far larger than it returns, so its cost is the number of times it goes through memory;
-autograd keeps and revisits every intermediate product.
+Pooling reads far more values than it returns. So its cost is the number of times that it reads them. Autograd would
+store every intermediate product and read it again.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from torch.autograd.function import once_differentiable
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance over time: ``[B, C, T]`` to ``[B, C]`` each, in float32 at least."""
+    """Mean and biased variance over time: ``[B, C, T]`` to two ``[B, C]``, in float32 at least."""
     mean, variance = _Moments.apply(_wide(x))  # type: ignore[no-untyped-call]
     return mean, variance
 
 
 def attended_moments(x: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of ``x [B, C, T]`` under the weights ``w = softmax(scores [B, C, T])`` over time.
+    """Mean and variance of ``x [B, C, T]`` with the weights ``w = softmax(scores [B, C, T])`` over time.
 
     ``m = sum_t w_t x_t`` and ``v = sum_t w_t (x_t - m)**2``, each ``[B, C]``, in float32 at least.
     """
@@ -43,7 +43,7 @@ class _Moments(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_mean: Tensor, of_variance: Tensor) -> Tensor:
-        # dm/dx_t = 1/T; dv/dx_t = 2 (x_t - m) / T, the share through m being the sum of deviations, 0
+        # dm/dx_t = 1/T; dv/dx_t = 2 (x_t - m) / T; the part through m is 0, because the deviations sum to 0
         (centred,) = ctx.saved_tensors
         frames = centred.shape[2]
         of_x: Tensor = (centred * (2.0 / frames * of_variance)[:, :, None]).add_((of_mean / frames)[:, :, None])

@@ -1,7 +1,7 @@
-"""A slowly moving average of a trained module: DINO's teacher, MoCo's key encoder.
+"""A slowly moving average of a trained module: the teacher of DINO, the key encoder of MoCo.
 
-The average is a module like any other: registered by the method that has it, so that its weights are in the
-checkpoint, and moved in the method's ``after_step``, from parameters that are the same on all ranks.
+The average is an ordinary submodule of the method, so that its weights are in the checkpoint. The method moves it in
+``after_step``. Because the parameters are the same on all ranks, so is the average.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def frozen_copy(module: Module) -> Module:
-    """A copy that starts from ``module``'s values and whose parameters take no gradient: what `average` moves."""
+    """A copy of ``module`` with the same values, whose parameters have no gradient. `average` moves it."""
     return copy.deepcopy(module).requires_grad_(False)
 
 
 @torch.no_grad()
 def average(teacher: nn.Module, student: nn.Module, momentum: float, *, statistics: bool = False) -> None:
-    """Moves every parameter and floating buffer of ``teacher``, in place: ``t <- momentum * t + (1 - momentum) * s``.
+    """Moves ``teacher`` towards ``student``, in place: ``t <- momentum * t + (1 - momentum) * s``.
 
-    Not the running statistics of batch normalisation, unless ``statistics``, for an average that runs in eval mode and
-    has no other way to any: the teacher keeps its own. It runs in training mode, on the
-    statistics of the very batch (over all ranks where they are synchronised), and so follows with its running ones
-    what its own weights make of its own views. An average of the student's would belong to other weights and, where
-    the student sees shorter crops, to other inputs. ``momentum`` in [0, 1], else `ValueError`; also for a student that
-    is built otherwise than the teacher.
+    This moves every parameter and every floating-point buffer. The running statistics of batch normalisation are moved
+    only with ``statistics``. A teacher in training mode does not need that: it uses the statistics of each batch (of
+    all ranks, if they are synchronised), and its running statistics follow its own weights and its own views. Those of
+    the student belong to other weights and, if the student sees shorter segments, to other inputs. A teacher that is
+    always in eval mode never updates its own statistics, so it needs ``statistics=True``.
+
+    Raises `ValueError` if ``momentum`` is not in [0, 1], or if teacher and student have different parameters.
     """
     if not 0 <= momentum <= 1:
         raise ValueError(f"momentum must be in [0, 1], got {momentum}")
@@ -42,21 +43,21 @@ def average(teacher: nn.Module, student: nn.Module, momentum: float, *, statisti
 
 
 def momentum_at(progress: float, start: float, end: float = 1.0) -> float:
-    """The momentum after ``progress`` in [0, 1] of the training: from ``start`` to ``end`` along half a cosine."""
+    """The momentum at ``progress`` in [0, 1] of the training. It rises from ``start`` to ``end`` as half a cosine."""
     return end - (end - start) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def warmed_momentum(step: int, momentum: float) -> float:
-    """``min(1 - 1/(step + 1), momentum)``, with ``step`` counted from 0: DASO's momentum (Oh et al., CVPR 2022).
+    """The momentum of DASO (Oh et al., CVPR 2022): ``min(1 - 1/(step + 1), momentum)``, with ``step`` from 0.
 
-    While it rises the average is the plain mean of the students so far; at step 0 it is the student, whatever the
-    teacher started from.
+    While it rises, the average is the arithmetic mean of all students so far. At step 0 the average becomes equal to
+    the student, whatever the teacher's initial values are.
     """
     return min(1 - 1 / (step + 1), momentum)
 
 
 def _averaged(module: nn.Module, statistics: bool) -> dict[str, torch.Tensor]:
-    """By name: the parameters, and the floating buffers, of batch normalisations where ``statistics`` says so."""
+    """By name: the parameters and the floating-point buffers; those of batch normalisation only with ``statistics``."""
     found: dict[str, torch.Tensor] = dict(module.named_parameters())
     for prefix, part in module.named_modules():
         if statistics or not isinstance(part, nn.modules.batchnorm._NormBase):
