@@ -1,1 +1,1 @@
-"""Tensors to a scalar: pure functions, one formula a file."""
+"""Pure functions from tensors to a scalar loss. One file for each formula."""

@@ -8,15 +8,18 @@ from torch.nn import functional
 
 
 def adjusted_cross_entropy(logits: Tensor, labels: Tensor, *, log_prior: Tensor, tau: float) -> Tensor:
-    """Cross-entropy of logits that have been given the classes' frequencies, mean over B rows; a scalar, float32. ::
+    """Cross-entropy of logits to which the classes' frequencies are added, mean over B rows; a scalar, float32. ::
 
         l_i = -log softmax(logits_i + tau log pi)[labels_i]
 
-    What the frequencies explain need not be learnt: the bare logits, which are used afterwards, favour no class for
-    being common. ``tau`` 1 makes them consistent for the balanced error, 0 is plain cross-entropy. ``logits [B, C]``,
-    ``labels [B]`` int64 in 0..C-1 (rows without a label are not given), ``log_prior [C]`` as of `log_prior`. The mean
-    over ranks is the loss of the global batch if all have the same prior. The arithmetic is float32 (float64 for
-    float64 inputs) even under autocast. Raises `ValueError` for shapes that do not fit and a negative ``tau``.
+    Because the frequencies are added in the loss, the logits need not learn them. So the logits alone, which are used
+    for prediction, do not prefer a class because it is frequent. With ``tau`` 1 they are consistent for the balanced
+    error; 0 is ordinary cross-entropy.
+
+    ``logits [B, C]``; ``labels [B]`` int64 in 0..C-1 (leave out rows without a label); ``log_prior [C]`` from
+    `log_prior`. The mean over ranks is the loss of the global batch if all ranks have the same prior. The arithmetic is
+    float32 (float64 for float64 inputs), even under autocast. Raises `ValueError` if the shapes do not fit or ``tau``
+    is negative.
     """
     if tau < 0:
         raise ValueError(f"tau must not be negative, got {tau}")
@@ -32,11 +35,11 @@ def adjusted_cross_entropy(logits: Tensor, labels: Tensor, *, log_prior: Tensor,
 
 @torch.no_grad()
 def log_prior(counts: Tensor) -> Tensor:
-    """``log pi``, the logarithms of the classes' shares of ``counts [C]``: float32 ``[C]``, exponentials summing to 1.
+    """``log pi``: the logarithms of the shares of the classes in ``counts [C]``, float32 ``[C]``. The shares sum to 1.
 
-    A class of count 0 is taken as one with a single example: a share of 0 would make its logit -inf, which no gradient
-    would reach and a label of it infinitely wrong. Of no counts at all the prior is uniform. Raises `ValueError` where
-    there is no class, or a count is negative.
+    A count of 0 is replaced by 1. With a share of 0 the logit would be -inf: it would have no gradient, and the loss of
+    a row with this label would be infinite. If all counts are 0, the prior is uniform. Raises `ValueError` if there is
+    no class, or if a count is negative.
     """
     if counts.ndim != 1 or not len(counts) or bool((counts < 0).any()):
         raise ValueError(f"counts must be numbers >= 0 of at least one class, got {counts.tolist()}")

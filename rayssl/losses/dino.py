@@ -1,4 +1,4 @@
-"""DINO's loss: a student's crops predict what its averaged teacher makes of other crops (SSPS paper, Eq. 2)."""
+"""DINO's loss: from each crop, the student predicts the teacher's output for other crops (SSPS paper, Eq. 2)."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ def dino(
 ) -> Tensor:
     """Cross-entropy of the student's distributions against the teacher's, over pairs of different crops; a scalar.
 
-    ``students`` are the student's logits of every crop, ``teachers`` the teacher's of the first ``len(teachers)`` of
-    them, ``[B, K]`` each; ``centre [K]`` is what the teacher's logits were on average. With ``P`` pairs::
+    ``students`` are the student's logits for every crop, ``teachers`` the teacher's logits for the first
+    ``len(teachers)`` crops, ``[B, K]`` each. ``centre [K]`` is the running mean of the teacher's logits. With ``P``
+    pairs::
 
         p_g = softmax((teachers[g] - centre) / teacher_temperature),    q_v = softmax(students[v] / student_temperature)
         loss = -1/(P B) sum over g, v != g and rows of p_g . log q_v
 
-    No gradient reaches the teacher. It is the mean over this rank's rows: its mean over ranks is the loss of the global
-    batch. The arithmetic is float32 (float64 for float64 inputs) even under autocast. Raises `ValueError` for shapes
-    that do not fit, for temperatures that are not positive, and where no pair is left.
+    No gradient flows to the teacher. The loss is the mean over the rows of this rank; the mean over ranks is the loss
+    of the global batch. The arithmetic is float32 (float64 for float64 inputs), even under autocast. Raises
+    `ValueError` if the shapes do not fit, a temperature is not positive, or there is no pair.
     """
     _check(students, teachers, centre, student_temperature, teacher_temperature)
     pairs = len(teachers) * (len(students) - 1)
@@ -36,7 +37,7 @@ def dino(
         losses = []
         for number, student in enumerate(students):
             others = [target for crop, target in enumerate(targets) if crop != number]
-            if others:  # cross-entropy is linear in its target: one for all pairs of this crop
+            if others:  # cross-entropy is linear in its target, so one call serves all pairs of this crop
                 logits = _wide(student) / student_temperature
                 losses.append(functional.cross_entropy(logits, torch.stack(others).sum(0)))
         return torch.stack(losses).sum() / pairs
@@ -50,10 +51,10 @@ def distribution(logits: Tensor, centre: Tensor, temperature: float) -> Tensor:
 
 @torch.no_grad()
 def entropy(teachers: Sequence[Tensor], *, centre: Tensor, temperature: float) -> Tensor:
-    """Mean entropy of the teacher's distributions, in nats; a scalar.
+    """The mean entropy of the teacher's distributions, in nats; a scalar in 0..log K.
 
-    Near 0 every utterance has its own prototype or all share one, at ``log K`` none says anything. The loss exceeds it
-    by the divergence of student from teacher.
+    Near 0 each utterance has a single prototype, perhaps the same for all. At ``log K`` the distributions are uniform
+    and contain no information. The loss is this entropy plus the divergence of the student from the teacher.
     """
     own = [distribution(teacher, centre, temperature) for teacher in teachers]
     return torch.stack([-torch.special.xlogy(p, p).sum(1).mean() for p in own]).mean()
@@ -61,13 +62,13 @@ def entropy(teachers: Sequence[Tensor], *, centre: Tensor, temperature: float) -
 
 @torch.no_grad()
 def mean_logits(teachers: Sequence[Tensor]) -> Tensor:
-    """``[K]``: this rank's mean teacher logits over crops and rows; the mean over ranks is the global batch's."""
+    """The mean of this rank's teacher logits over crops and rows, ``[K]``; the mean over ranks is the global one."""
     return torch.stack([_wide(teacher).mean(0) for teacher in teachers]).mean(0)
 
 
 @torch.no_grad()
 def moved_centre(centre: Tensor, mean: Tensor, *, momentum: float) -> Tensor:
-    """The centre ``[K]`` after a batch whose teacher logits had the ``mean [K]``: ``m * centre + (1 - m) * mean``."""
+    """The new centre ``[K]``, ``m * centre + (1 - m) * mean``, if the teacher's logits of a batch have ``mean [K]``."""
     return centre * momentum + mean.to(centre.dtype) * (1 - momentum)
 
 

@@ -8,18 +8,18 @@ from torch.nn import functional
 
 
 def infonce(queries: Tensor, keys: Tensor, queue: Tensor, *, filled: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of each query's own key among it and the queue, mean over this rank's B; a scalar >= 0, float32.
+    """Cross-entropy of finding each query's own key among this key and the queue; a scalar >= 0, float32.
 
-    With all rows L2-normalised, ``k_i`` the key of query ``q_i`` and ``n_j`` the filled rows of the queue::
+    All rows are L2-normalised here. ``k_i`` is the key of query ``q_i``; ``n_j`` are the filled rows of the queue::
 
         l_i = -log( exp(q_i . k_i / t) / (exp(q_i . k_i / t) + sum over j of exp(q_i . n_j / t)) )
 
-    ``queries, keys [B, D]`` and ``queue [Q, D]`` are of any norm; ``filled [Q]`` bool says which rows of the queue
-    count. Keys of other utterances in the batch are no negatives, as published. Where nothing is filled the loss is
-    zero. Gradient flows into whatever requires it: a key encoder that takes none is the caller's affair. No rank needs
-    another's rows; the mean of this value over ranks is the loss of the global batch if all have the same queue. The
-    arithmetic is float32 (float64 for float64 inputs) even under autocast. Raises `ValueError` for shapes that do not
-    fit each other, a mask that is not bool, and a temperature that is not positive.
+    The loss is the mean over the B rows of this rank. ``queries, keys [B, D]`` and ``queue [Q, D]`` may have any norm.
+    ``filled [Q]`` bool says which rows of the queue count; if none is filled, the loss is zero. Keys of other
+    utterances of the batch are not negatives, as published. Gradient flows to all inputs that require it, so the caller
+    must detach the keys. No rank needs the rows of another rank. The mean over ranks is the loss of the global batch if
+    all ranks have the same queue. The arithmetic is float32 (float64 for float64 inputs), even under autocast. Raises
+    `ValueError` if the shapes do not fit each other, ``filled`` is not bool, or the temperature is not positive.
     """
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}")

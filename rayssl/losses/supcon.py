@@ -20,19 +20,21 @@ def supcon(
 ) -> Tensor:
     """Cross-entropy of each anchor against all rows of its class, mean over this rank's 2B anchors; a scalar, float32.
 
-    With ``z`` the ``2n`` L2-normalised keys (``keys_a`` then ``keys_b``, ``n = W*B``) and ``P(i)`` the keys other than
-    ``i`` that have its label, among them its other view::
+    ``z`` are the ``2n`` L2-normalised keys (``keys_a``, then ``keys_b``, ``n = W*B``). ``P(i)`` are the keys except
+    ``i`` that have the same label, including the other view of ``i``::
 
         l_i = -1/|P(i)| sum over p in P(i) of log( exp(z_i . z_p / t) / sum over k != i of exp(z_i . z_k / t) )
 
-    A row whose label is unknown (negative) has its own other view as its only positive, and is a negative to all
-    others: with no label known this is NT-Xent. The mean is the authors' code's; the paper sums over anchors.
+    If the label of a row is unknown (negative), its only positive is its other view, and it is a negative for all other
+    rows. If no label is known, this is NT-Xent. The authors' code takes the mean over anchors, as here; the paper sums
+    over anchors.
 
-    ``a, b [B, D]`` are this rank's two views (any norm) and ``labels [B]`` their integer labels; ``keys_a, keys_b
-    [W*B, D]`` and ``key_labels [W*B]`` those of all ranks in rank order, ``offset`` the row of this rank's first clip
-    in them (rank * B). With one rank the keys are ``a, b, labels`` themselves. The mean of this value over ranks is the
-    loss of the global batch. The arithmetic is float32 (float64 for float64 inputs) even under autocast. Raises
-    `ValueError` for shapes that do not fit each other and for a temperature that is not positive.
+    ``a, b [B, D]`` are the two views of this rank (any norm), and ``labels [B]`` their integer labels. ``keys_a, keys_b
+    [W*B, D]`` and ``key_labels [W*B]`` are those of all ranks in rank order, the keys gathered with gradient.
+    ``offset`` is the row of this rank's first utterance in them (rank * B). With one rank the keys are ``a, b, labels``
+    themselves. The mean over ranks is the loss of the global batch. The arithmetic is float32 (float64 for float64
+    inputs), even under autocast. Raises `ValueError` if the shapes do not fit each other or the temperature is not
+    positive.
     """
     _check(a, b, labels, keys_a, keys_b, key_labels, offset, temperature)
     rows, total = a.shape[0], keys_a.shape[0]
@@ -45,7 +47,7 @@ def supcon(
         same = (labels[:, None] == key_labels[None]) & (labels[:, None] >= 0)
         positive = same.repeat(2, 2).scatter(1, other_view, True).scatter(1, itself, False)
         log_share = (anchors @ keys.T / temperature).scatter(1, itself, float("-inf")).log_softmax(dim=1)
-        # chosen, not multiplied: the anchor's own place is -inf
+        # `where` and not a product: the anchor's own entry is -inf, and times 0 it would be NaN
         per_anchor = torch.where(positive, log_share, 0).sum(dim=1) / positive.sum(dim=1)
         return -per_anchor.mean()
 
@@ -69,7 +71,7 @@ def _check(
         raise ValueError(f"temperature must be positive, got {temperature}")
     if a.shape != b.shape or keys_a.shape != keys_b.shape or not 0 <= offset <= total - rows:
         raise ValueError(
-            f"a {tuple(a.shape)}, b {tuple(b.shape)} are no rows {offset}..{offset + rows} of keys "
+            f"a {tuple(a.shape)}, b {tuple(b.shape)} are not rows {offset}..{offset + rows} of keys "
             f"{tuple(keys_a.shape)}, {tuple(keys_b.shape)}"
         )
     if labels.shape != (rows,) or key_labels.shape != (total,):

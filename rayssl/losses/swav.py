@@ -18,27 +18,26 @@ def swav(
     iterations: int,
     counted: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy of each view's prediction and the other view's code, mean over B rows and both ways; float32.
+    """Cross-entropy of each view's prediction against the other view's code, mean over B rows; a scalar, float32.
 
-    With ``q`` the codes that `sinkhorn` makes of the keys::
+    ``q`` are the codes that `sinkhorn` makes from the keys::
 
         l_i = -1/2 sum over k of ( q_b[i, k] log softmax(a_i / t)[k] + q_a[i, k] log softmax(b_i / t)[k] )
 
     ``a, b [B, K]`` are the scores of this rank's two views: products of L2-normalised embeddings and prototypes.
-    ``keys_a, keys_b [N, K]`` are the scores that the codes are made of: those of all ranks in rank order and then,
-    where there is a queue, of past embeddings; ``offset`` is the row of this rank's first utterance in them
-    (rank * B). With one rank and no queue the keys are ``a, b`` themselves. As every rank has all the keys, codes are
-    of the global batch exactly, and the mean of this value over ranks is its loss. Codes carry no gradient.
-    ``counted [N]``: see `sinkhorn`. The arithmetic is float32 (float64 for float64 inputs) even under autocast. Raises
-    `ValueError` for shapes that do not fit each other and for a temperature, an epsilon or a number of iterations that
-    is not positive.
+    ``keys_a, keys_b [N, K]`` are the scores from which the codes are made: those of all ranks in rank order and then,
+    if there is a queue, those of past embeddings. ``offset`` is the row of this rank's first utterance in them
+    (rank * B). With one rank and no queue the keys are ``a, b`` themselves. Every rank has all keys, so the codes are
+    exactly those of the global batch, and the mean over ranks is its loss. No gradient flows through codes. For
+    ``counted [N]`` see `sinkhorn`. The arithmetic is float32 (float64 for float64 inputs), even under autocast. Raises
+    `ValueError` if the shapes do not fit each other, or if temperature, epsilon or iterations are not positive.
     """
     rows, total = a.shape[0], keys_a.shape[0]
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     if a.shape != b.shape or keys_a.shape != keys_b.shape or not 0 <= offset <= total - rows:
         raise ValueError(
-            f"a {tuple(a.shape)}, b {tuple(b.shape)} are no rows {offset}..{offset + rows} of keys "
+            f"a {tuple(a.shape)}, b {tuple(b.shape)} are not rows {offset}..{offset + rows} of keys "
             f"{tuple(keys_a.shape)}, {tuple(keys_b.shape)}"
         )
     own = slice(offset, offset + rows)
@@ -52,13 +51,13 @@ def swav(
 
 @torch.no_grad()
 def sinkhorn(scores: Tensor, *, epsilon: float, iterations: int, counted: Tensor | None = None) -> Tensor:
-    """Soft codes ``[N, K]`` of ``scores [N, K]`` that use the prototypes about equally; each row sums to one.
+    """Soft codes ``[N, K]`` for ``scores [N, K]``. Each row sums to 1, and all prototypes are used about equally.
 
-    Sinkhorn-Knopp (SwAV, Eq. 3 to 5) from ``exp(scores / epsilon)``: each iteration gives all prototypes the same
-    total, then all rows; after the last one the rows are exact and the prototypes nearly. In logarithms, where no
-    small ``epsilon`` overflows. Rows outside ``counted [N]`` bool (default: all) take no part in the prototypes'
-    totals, as if they were not there. No gradient. Raises `ValueError` where ``epsilon`` or ``iterations`` is not
-    positive or ``counted`` is not a bool for each row.
+    Sinkhorn-Knopp (SwAV, Eq. 3 to 5), starting from ``exp(scores / epsilon)``. Each iteration first scales the columns,
+    so that all prototypes have the same total, and then the rows. At the end the sums of rows are exact, and those of
+    prototypes almost equal. The arithmetic is in logarithms, so that a small ``epsilon`` does not overflow. Only rows
+    with ``counted [N]`` (bool, default all) take part in the totals of the prototypes. There is no gradient. Raises
+    `ValueError` if ``epsilon`` or ``iterations`` is not positive, or if ``counted`` is not one bool for each row.
     """
     if epsilon <= 0 or iterations < 1:
         raise ValueError(f"epsilon and iterations must be positive, got {epsilon} and {iterations}")

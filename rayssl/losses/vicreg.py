@@ -18,30 +18,31 @@ class Terms(NamedTuple):
 
 
 def vicreg(a: Tensor, b: Tensor, *, keys_a: Tensor, keys_b: Tensor, floor: float = 1e-4) -> Terms:
-    """The terms that ``lambda * invariance + mu * variance + nu * covariance`` weighs.
+    """The three terms of the loss ``lambda * invariance + mu * variance + nu * covariance``.
 
-    With ``n`` rows of ``D`` dimensions over all ranks, ``C`` the unbiased covariance of a view's rows::
+    There are ``n`` rows of ``D`` dimensions over all ranks. ``C`` is the unbiased covariance of the rows of a view::
 
         invariance = mean over i, d of (a_id - b_id)^2
         variance   = sum over both views of 1/D sum over d of max(0, 1 - sqrt(C_dd + floor))
         covariance = sum over both views of 1/D sum over d != e of C_de^2
 
-    The paper's Eq. 5 sums the squared distance over dimensions where this takes the mean: so do the authors' code and
-    the speaker toolkits, and the published coefficients belong to it. The variance is the sum over both views of the
-    paper's Eq. 6; the authors' code, for which 25, 25 and 1 were published, takes half of it, the speaker
-    literature's 1, 1 and 0.04 all of it.
+    The invariance is the mean of the squared distance over dimensions, as in the authors' code and in speaker toolkits;
+    the published coefficients belong to this mean. The paper's Eq. 5 has the sum. The variance is the sum of the
+    paper's Eq. 6 over both views. The authors' code, for which 25, 25 and 1 were published, takes half of this sum. The
+    speaker literature, with 1, 1 and 0.04, takes all of it.
 
-    ``a, b [B, D]`` are this rank's two views, ``keys_a, keys_b [W*B, D]`` those of all ranks, which the statistics are
-    taken over: gathered with gradient, so that the mean over ranks of the loss is that of the global batch in gradient
-    too. With one rank the keys are ``a, b`` themselves. The arithmetic is float32 (float64 for float64 inputs) even
-    under autocast. Raises `ValueError` for shapes that do not fit each other, fewer than two rows, or a floor that is
-    not positive (the root's slope at a constant dimension would be infinite).
+    ``a, b [B, D]`` are the two views of this rank. ``keys_a, keys_b [W*B, D]`` are those of all ranks, gathered with
+    gradient; variance and covariance are computed from them. So the mean of the loss over ranks is that of the global
+    batch, in value and in gradient. With one rank the keys are ``a, b`` themselves. The arithmetic is float32 (float64
+    for float64 inputs), even under autocast. Raises `ValueError` if the shapes do not fit each other, if there are
+    fewer than two rows, or if ``floor`` is not positive: the gradient of the square root would be infinite for a
+    constant dimension.
     """
     if floor <= 0:
         raise ValueError(f"floor must be positive, got {floor}")
     if a.shape != b.shape or keys_a.shape != keys_b.shape or a.shape[1:] != keys_a.shape[1:]:
         raise ValueError(
-            f"a {tuple(a.shape)}, b {tuple(b.shape)} are no rows of keys {tuple(keys_a.shape)}, {tuple(keys_b.shape)}"
+            f"a {tuple(a.shape)}, b {tuple(b.shape)} are not rows of keys {tuple(keys_a.shape)}, {tuple(keys_b.shape)}"
         )
     if keys_a.shape[0] < 2:
         raise ValueError("a variance needs at least two rows")
@@ -60,7 +61,7 @@ def _covariance(x: Tensor) -> Tensor:
 
 
 def _off_diagonal(matrix: Tensor) -> Tensor:
-    """The mean over dimensions of each one's squared covariances with all others."""
+    """The sum of the squared covariances of different dimensions, divided by the number of dimensions."""
     return (matrix - torch.diag(matrix.diagonal())).square().sum() / len(matrix)
 
 

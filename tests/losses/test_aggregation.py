@@ -122,7 +122,7 @@ def test_precision_under_autocast_and_of_half_inputs() -> None:
 def test_impossible_arguments() -> None:
     p = torch.full((5, C), 1 / C)
     for views in ((p, p, p[1:]), (p[0], p[0], p[0]), (p[:0], p[:0], p[:0])):
-        with pytest.raises(ValueError, match="no probabilities of three views"):
+        with pytest.raises(ValueError, match="not probabilities of three views"):
             joint(*views)
     with pytest.raises(ValueError, match=r"\[C, C, C\], got \(4, 4\)"):
         mutual_information(p[:4])

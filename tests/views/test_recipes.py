@@ -23,7 +23,7 @@ def test_defaults() -> None:
         ({"distort": {"noise": {"snr_db": [10, 0]}}}, "distort.noise.snr_db.*first bound"),
         ({"distort": {"noise": {"kinds": ["white", "corpus"]}}}, "distort.noise.*give 'corpus'"),
         ({"distort": {"noise": {"corpus": "s3://noises/a"}}}, "distort.noise.*give 'corpus'"),
-        ({"distort": {"noise": {"kinds": ["white", "white"]}}}, "named once"),
+        ({"distort": {"noise": {"kinds": ["white", "white"]}}}, "names a kind twice"),
         ({"distort": {"noise": {"kinds": ["purple"]}}}, "distort.noise.kinds"),
         ({"distort": {"reverb": {"rt60_s": [0.0, 0.3]}}}, "rt60_s"),
         ({"distort": {"revreb": {"p": 0.3}}}, "unknown key 'distort.revreb'; did you mean 'reverb'"),
