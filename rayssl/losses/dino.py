@@ -62,7 +62,7 @@ def entropy(teachers: Sequence[Tensor], *, centre: Tensor, temperature: float) -
 
 @torch.no_grad()
 def mean_logits(teachers: Sequence[Tensor]) -> Tensor:
-    """The mean of this rank's teacher logits over crops and rows, ``[K]``; the mean over ranks is the global one."""
+    """The mean of this rank's teacher logits over crops and rows, ``[K]``. Its mean over ranks is the global one."""
     return torch.stack([_wide(teacher).mean(0) for teacher in teachers]).mean(0)
 
 

@@ -1,1 +1,1 @@
-"""One file a method: which views, heads, losses and memory it uses."""
+"""One file for each method: the views, heads, losses and memory that it uses."""

@@ -1,9 +1,25 @@
-"""The seam between a method and the loop: what goes in, what comes out, what is remembered.
+"""The interface between a method and the training loop: its inputs, its outputs, and what the memory stores.
 
-A method has two halves. Its `MethodConfig` says, without a network, what the method needs of a job: segments, labels, a
-memory. Its `Method` is an `nn.Module` whose ``forward`` is what DDP wraps; ``step`` gathers over ranks, calls the pure
-losses and says what the memory shall keep. It never touches the memory itself, so that the loop can ask for the recall
-of the next batch while this one is still being computed.
+A method has two parts. Its `MethodConfig` says, without a network, what the method needs: segments, labels, a memory.
+Its `Method` is an `nn.Module`. DDP wraps its ``forward``. ``step`` gathers over ranks, calls the pure losses, and
+returns what the memory should store. It never accesses the memory itself, so that the loop can request the recall for
+the next batch while this batch is computed. A short method (`rayssl.methods.simclr` is another)::
+
+    class Invariance(Method):
+        class Config(MethodConfig):
+            def segments(self, views: ViewsConfig, epoch: int) -> tuple[Segment, ...]:
+                return tuple(Segment(name=name, seconds=views.segment_s, recipe="distort") for name in ("a", "b"))
+
+        def __init__(self, config: Config, encoder: Encoder, views: ViewsConfig) -> None:
+            super().__init__()
+            self.config, self.encoder = config, encoder
+
+        def forward(self, views: Views) -> Outputs:
+            a, b = embed_together(self.encoder, [views["a"], views["b"]])
+            return {"a": a, "b": b}
+
+        def step(self, out: Outputs, batch: Batch, recall: Recalled | None) -> Step:
+            return Step((out["a"] - out["b"]).square().mean())
 """
 
 from __future__ import annotations
@@ -27,10 +43,10 @@ Outputs: TypeAlias = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class View:
-    """One segment of each utterance of a batch, on the training device.
+    """One segment of each utterance of a batch, on the training device, after its recipe.
 
-    ``wave`` float32 ``[B, T]`` in [-1, 1]; ``keys`` int64 ``[B]`` seed the random masks, or None for a view of recipe
-    ``none``.
+    ``wave`` is float32 ``[B, T]`` in [-1, 1]. ``keys``, int64 ``[B]``, seed random draws such as the encoder's masks;
+    they are None for the recipe ``none``.
     """
 
     wave: Tensor
@@ -42,7 +58,7 @@ Views: TypeAlias = dict[str, View]
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes of a split: ``names [C]`` and how many ``labelled [C]`` clips each has."""
+    """The C classes of a split: their ``names``, and the number of ``labelled`` utterances of each."""
 
     names: tuple[str, ...]
     labelled: tuple[int, ...]
@@ -50,11 +66,14 @@ class Classes:
 
 @dataclass(frozen=True)
 class JobFacts:
-    """What a method is told of its job: sizes, and settings of other parts. No network is needed to know them.
+    """What a method can know of its job without a network: sizes, and settings of other parts.
 
-    ``corpus``: its URI, for messages; ``utterances``, ``speakers``, ``recordings``: how many it has; ``classes``: those
-    of the split in ``labels.split``; ``embedding_dim`` D of the encoder, ``joined``: whether it is two encoders side by
-    side. ``batch``: utterances of a step, of all ranks.
+    - ``corpus``: its URI, for messages; ``utterances``, ``speakers``, ``recordings``: their numbers in the corpus.
+    - ``views``: the settings of segments and recipes.
+    - ``embedding_dim``: the dimension of the encoder's embedding; ``joined``: whether the encoder has two parts
+      (``encoder.beside``).
+    - ``batch``: utterances per step, over all ranks. ``seed``: the seed of the run.
+    - ``classes``: the classes of the split in ``labels.split``; None without a split.
     """
 
     corpus: str
@@ -71,10 +90,13 @@ class JobFacts:
 
 @dataclass(frozen=True)
 class Batch:
-    """This rank's part of a global batch: ``ids`` int64 ``[B]``; labels int64 ``[B]``, -1 where unknown.
+    """This rank's part of a global batch.
 
-    ``truth [B]``: the labels that the method is not given, for metrics only. ``step``: optimiser steps done before.
-    ``labelled``: the batch of the labelled stream, where the method has one.
+    - ``ids`` int64 ``[B]``: the ids of the utterances.
+    - ``speakers``, ``recordings``, ``labels`` int64 ``[B]``: indices, -1 if unknown.
+    - ``epoch``: from 0. ``step``: the number of optimiser steps done before, in the whole training.
+    - ``truth`` int64 ``[B]``: the true labels, -1 if unknown. Only for metrics: a method must not learn from them.
+    - ``labelled``: the batch of the labelled stream, if the method has one.
     """
 
     ids: Tensor
@@ -89,7 +111,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Recall:
-    """What the memory gives for a batch: ``rows`` ``[B, D]`` of other utterances, valid where ``found [B]``."""
+    """The memory's answer for a batch: ``rows [B, D]`` of other utterances. A row is valid if ``found [B]`` is true."""
 
     rows: Tensor
     found: Tensor
@@ -97,7 +119,7 @@ class Recall:
 
 @dataclass(frozen=True)
 class Remember:
-    """What the memory shall keep of a batch: ``references`` ``[B, D_repr]``, ``positives`` ``[B, D_emb]``, or None."""
+    """What the memory should store of a batch: ``references [B, D_repr]`` and ``positives [B, D_emb]``, or None."""
 
     references: Tensor | None
     positives: Tensor | None
@@ -105,8 +127,10 @@ class Remember:
 
 @dataclass(frozen=True)
 class ClassRecall:
-    """What a memory of classes gives: ``prototypes [C, D]``, valid where ``present [C]``, and the ``histogram [C]`` of
-    the predictions in the last closed window of steps.
+    """The answer of a memory of classes.
+
+    ``prototypes [C, D]``: a prototype is valid if ``present [C]`` is true. ``histogram [C]``: how often each class was
+    predicted in the last completed window of steps.
     """
 
     prototypes: Tensor
@@ -116,7 +140,10 @@ class ClassRecall:
 
 @dataclass(frozen=True)
 class ClassRemember:
-    """What a memory of classes shall keep: ``features [B, D]`` with their ``labels [B]``; ``counts [C]`` predicted."""
+    """What a memory of classes should store.
+
+    ``features [B, D]`` with their ``labels [B]``; and ``counts [C]``, how often each class was predicted.
+    """
 
     features: Tensor | None = None
     labels: Tensor | None = None
@@ -129,9 +156,12 @@ Remembered: TypeAlias = Remember | ClassRemember
 
 @dataclass(frozen=True)
 class Step:
-    """``loss`` is this rank's scalar; the training loss is its mean over ranks. ``terms`` are for the metrics only.
+    """The result of `Method.step`.
 
-    ``counts``: whole numbers by class, int64 ``[C]``, which an epoch adds up over steps and ranks.
+    - ``loss``: the scalar loss of this rank. The training loss is its mean over ranks.
+    - ``terms``: detached scalars by name, for metrics only.
+    - ``remember``: what the memory should store; None for nothing.
+    - ``counts``: int64 ``[C]`` by name, one count for each class. They are summed over the steps and ranks of an epoch.
     """
 
     loss: Tensor
@@ -141,9 +171,12 @@ class Step:
 
 
 class MethodConfig(ComponentConfig):
-    """The settings of a method, and what it needs of a job. Everything here is asked before there is a network."""
+    """The settings of a method, and what it needs. All methods of this class are called before a network exists.
 
-    #: Which rows of a split the method's own stream has.
+    A subclass must implement `segments`. The defaults of all other methods mean: no labels, no memory.
+    """
+
+    #: Which rows of a split are in the method's own stream.
     role: ClassVar[Role] = "all"
 
     @property
@@ -152,24 +185,27 @@ class MethodConfig(ComponentConfig):
         return self.short_name
 
     def segments(self, views: ViewsConfig, epoch: int) -> tuple[Segment, ...]:
-        """The segments cut from every utterance in ``epoch`` (from 0)."""
+        """The segments to cut from every utterance in ``epoch`` (from 0). Their names are the keys of the views."""
         raise NotImplementedError
 
     def labelled_segments(self, views: ViewsConfig, epoch: int) -> tuple[Segment, ...]:
-        """Those cut from the utterances of the labelled stream, under names of their own; none, no such stream."""
+        """The segments to cut from the utterances of the labelled stream. Empty: the method has no labelled stream.
+
+        Their names must differ from those of `segments`.
+        """
         return ()
 
     def fill_segments(self, views: ViewsConfig, epoch: int) -> tuple[Segment, ...]:
-        """Those for `Method.fill`, which a pass of inference calls before ``epoch``; none, no pass."""
+        """The segments for `Method.fill` in the pass that fills the memory before ``epoch``. Empty: no such pass."""
         return ()
 
     @property
     def learns_labels(self) -> bool:
-        """Whether it needs a split in ``labels.split``."""
+        """Whether the method needs a split in ``labels.split``."""
         return self.role != "all"
 
     def recalls(self, epoch: int) -> bool:
-        """Whether `Method.step` uses a recall of the memory of utterances in ``epoch``."""
+        """Whether `Method.step` needs a recall from the memory of utterances in ``epoch``."""
         return False
 
     def remembers(self, epoch: int) -> bool:
@@ -178,121 +214,156 @@ class MethodConfig(ComponentConfig):
 
     @property
     def clusters_references(self) -> bool:
-        """Whether its memory is clustered, and so could be while training goes on."""
+        """Whether the references in its memory are clustered (the clustering can then overlap with the training)."""
         return False
 
     @property
     def starts_from(self) -> str | None:
-        """A run, or a checkpoint, whose weights `Method.pretrained` begins with."""
+        """A run or a checkpoint that gives `Method.pretrained` its initial weights; None for random weights."""
         return None
 
     def for_trial(self) -> MethodConfig:
-        """The same for a trial of two epochs over a few dozen utterances."""
+        """A copy with settings that fit a trial of two epochs over a few dozen utterances."""
         return self
 
     def memory(self, facts: JobFacts) -> MemorySettings | ClassSettings | None:
-        """The memory that it needs, if any; where and in which precision it is kept is the job's to add.
+        """The settings of the memory that the method needs; None if it needs none.
 
-        Raises `ConfigError` for one that the corpus cannot fill.
+        The job adds where the memory is kept and in which precision. Raises `ConfigError` if the corpus is too small
+        for the memory, or lacks labels that it needs.
         """
         return None
 
     def positive_dim(self, embedding_dim: int) -> int:
-        """D_emb of `Method.positives`; raises `ConfigError` for a method that says nothing of its positives."""
+        """D_emb, the width of `Method.positives`.
+
+        Raises `ConfigError` if the method does not define its positives. Then SSPS cannot wrap it.
+        """
         raise ConfigError(
-            f"method.over.name={self.name}: says nothing of its positives (positive_dim, and positives and "
-            "with_positives of the method), so that SSPS cannot replace them; choose another method"
+            f"method.over.name={self.name}: SSPS cannot replace its positives, because it does not define "
+            "Config.positive_dim, positives and with_positives; choose another method"
         )
 
     def positive_segments(self, views: ViewsConfig, epoch: int) -> tuple[Segment, ...]:
-        """Those of `segments` that `Method.positives_of` needs."""
+        """The segments that `Method.positives_of` needs; a part of `segments`."""
         return self.segments(views, epoch)
 
     def check_training(self, *, epochs: int, epoch_steps: int, labels: bool) -> None:
-        """Raises ValueError, naming the key, for a training that the method does not go with.
+        """Raises ValueError, which names the key, if the method does not fit the settings of the training.
 
-        ``epoch_steps``: 0 where an epoch is a pass over the corpus; ``labels``: whether ``labels`` is given.
+        Args:
+            epochs: ``training.epochs``.
+            epoch_steps: ``training.epoch_steps``; 0 means that an epoch is a pass over the corpus.
+            labels: whether the configuration has the key ``labels``.
         """
 
     def check(self, facts: JobFacts) -> None:
-        """Raises `ConfigError` or `CorpusError` for a corpus, split or encoder that the method cannot use."""
+        """Raises `ConfigError` or `CorpusError` if the method cannot use the corpus, the split or the encoder."""
 
     def build(self, encoder: Encoder, facts: JobFacts) -> Method:
-        """The method over ``encoder``: an instance of the class that has these settings as its ``Config``."""
+        """Makes the method: calls its class with the settings, ``encoder`` and ``facts.views``.
+
+        Override it if the class needs more, for example ``facts.classes``.
+        """
         made: Method = self._make(encoder, facts.views)
         return made
 
 
 class Method(nn.Module, Configurable):
-    """Base of all methods; ``encoder`` is what survives training, ``config`` what it was made from."""
+    """The base of all methods.
+
+    ``config`` holds the settings. ``encoder`` is the encoder that is evaluated, exported and used after training. A
+    subclass must implement `forward` and `step`. `positives` and `with_positives` are needed under SSPS, `consult` with
+    a memory of classes, and `fill` with a pass that fills the memory.
+    """
 
     config: MethodConfig
     encoder: Encoder
 
-    #: Where the encoder's entries are in the method's ``state_dict``.
+    #: The prefix of the encoder's entries in the ``state_dict`` of the method.
     encoder_prefix: str = "encoder."
-    #: The same for the classifier over the encoder's embeddings, None without one.
+    #: The prefix of the classifier over the encoder's embeddings; None without a classifier.
     head_prefix: str | None = None
-    #: Of what `Step.counts` counts.
+    #: The names of the classes that `Step.counts` counts.
     class_names: tuple[str, ...] = ()
 
     def forward(self, views: Views) -> Outputs:
-        """Embeddings of the views, ``[B, D]`` each."""
+        """Computes everything that has a gradient, because DDP wraps this call: embeddings, projections, logits.
+
+        Args:
+            views: a `View` for each of `MethodConfig.segments` (and ``labelled_segments``), by name.
+
+        Returns:
+            Tensors by name, with B rows each. `step` gets them.
+        """
         raise NotImplementedError
 
     def consult(self, out: Outputs, batch: Batch) -> ClassRemember:
-        """What the memory shall know before it answers `step`'s question, where it is one of classes."""
+        """What a memory of classes should store before it answers with the `ClassRecall` for `step`."""
         raise NotImplementedError
 
     def step(self, out: Outputs, batch: Batch, recall: Recalled | None) -> Step:
-        """The loss of this rank's batch."""
+        """The loss of this rank's batch.
+
+        Args:
+            out: the result of `forward`.
+            batch: ids and labels of the same utterances.
+            recall: the memory's answer for this batch; None without a memory, or if `MethodConfig.recalls` is false.
+
+        Returns:
+            A `Step`. For the same global batch, one rank and W ranks must have the same mean loss and gradient, so
+            gather rows with `rayssl.collectives.gather`.
+        """
         raise NotImplementedError
 
     def positives(self, out: Outputs) -> Tensor:
-        """``[B, D_emb]``: of each utterance, what SSPS may give to another one as its positive. Not detached."""
+        """For each utterance, the row that SSPS may give to another utterance as its positive; ``[B, D_emb]``.
+
+        Not detached: the caller does that.
+        """
         raise NotImplementedError
 
     def positives_of(self, views: Views) -> Tensor:
-        """`positives` of a pass of inference, which fills the memory of SSPS and needs nothing else."""
+        """`positives`, without gradient, in a pass that fills the memory of SSPS. Override it to compute only these."""
         return self.positives(self(views))
 
     def with_positives(self, out: Outputs, recall: Recall) -> Outputs:
-        """The outputs with the recalled rows, detached, in place of `positives` where ``recall.found`` (Eq. 6)."""
+        """The outputs, in which recalled rows replace `positives` if ``recall.found`` (Eq. 6); see `replaced`."""
         raise NotImplementedError
 
     @property
     def reference_encoder(self) -> Encoder:
-        """What computes the references that SSPS clusters: the encoder, or its average where there is one."""
+        """The encoder that computes the references that SSPS clusters; the average, if the method has one."""
         return self.encoder
 
     @property
     def pretrained(self) -> nn.Module:
-        """The part that takes the weights of `MethodConfig.starts_from`."""
+        """The module that gets the weights of `MethodConfig.starts_from`."""
         return self
 
     def before_update(self, epoch: int) -> None:
-        """Called between backward and the optimiser's step, for instance to freeze a layer."""
+        """Called between the backward pass and the optimiser's step, for example to freeze a layer."""
 
     def after_step(self, progress: float) -> None:
-        """Called after each optimiser step, for instance to move an average teacher.
+        """Called after each optimiser step, for example to move the average of a teacher.
 
-        ``progress``: the part of the whole training's steps that is done, above 0 and at most 1.
+        ``progress`` is the share of the training's steps that are done, in (0, 1].
         """
 
     def fill(self, views: Views) -> Remember:
-        """What the memory shall know of a batch before the epoch begins; see `MethodConfig.fill_segments`."""
+        """What the memory should store of a batch before the epoch begins; see `MethodConfig.fill_segments`."""
         raise NotImplementedError
 
 
 def replaced(own: Tensor, recall: Recall) -> Tensor:
-    """``own [B, D]`` with the recalled rows, without gradient, where there are any."""
+    """``own [B, D]``, in which a row is replaced by the recalled row, without gradient, if one was found."""
     return torch.where(recall.found[:, None], recall.rows.detach().to(own.dtype), own)
 
 
 def embed_together(encoder: Encoder, views: list[View]) -> list[Tensor]:
-    """Embeddings of several distorted views, in one pass where their lengths agree.
+    """The embeddings of several views, ``[B, D]`` each, in one pass if all are distorted and have the same length.
 
-    One pass gives batch normalisation the statistics of all views together, which is the published SimCLR.
+    In one pass, batch normalisation uses the statistics of all views together, as in the published SimCLR.
     """
     if len({view.wave.shape[1] for view in views}) > 1 or any(view.keys is None for view in views):
         return [encoder(view.wave, view.keys) for view in views]

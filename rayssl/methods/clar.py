@@ -1,7 +1,8 @@
-"""CLAR (Al-Tahan and Mohsenzadeh, AISTATS 2021): contrastive learning of audio, with the labels that there are.
+"""CLAR (Al-Tahan and Mohsenzadeh, AISTATS 2021): contrastive learning of audio, with or without labels.
 
-Two views of a clip attract, all others repel; where labels are known a classifier learns from the same pass. The cross
-form contrasts what one encoder makes of the waveform with what another makes of its time-frequency picture.
+Two views of a clip attract each other, and all other clips repel them. If labels are known, a classifier learns from
+the same pass. The cross form contrasts the embedding of the waveform by one encoder with the embedding of its
+time-frequency plane by another encoder.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from rayssl.views.recipes import Recipe, ViewsConfig
 class CLARConfig(PairConfig):
     """``temperature`` of NT-Xent; ``recipe`` of both views.
 
-    ``labels: none`` is CLAR's self-supervised form; ``cross_entropy`` its semi-supervised one, NT-Xent of all rows plus
-    the cross-entropy of the labelled ones in both views; ``supcon`` (Khosla et al., 2020) in place of both, with every
-    row of a labelled row's class as its positive. ``cross``: the anchors through the encoder, the positives through the
-    one ``encoder.beside`` it.
+    ``labels: none`` is CLAR's self-supervised form. ``cross_entropy`` is the semi-supervised form: NT-Xent of all rows,
+    plus the cross-entropy of the labelled rows in both views. ``supcon`` (Khosla et al., 2020) replaces both losses;
+    the positives of a labelled row are all rows of its class. ``cross``: the anchors go through the first encoder, the
+    positives through the second one, ``encoder.beside``.
     """
 
     name: Literal["clar"] = "clar"
@@ -48,20 +49,20 @@ class CLARConfig(PairConfig):
 
     @property
     def learns_labels(self) -> bool:
-        """With any ``labels``."""
+        """True unless ``labels`` is ``none``."""
         return self.labels != "none"
 
     def check(self, facts: JobFacts) -> None:
-        """Raises `ConfigError` without the second encoder that ``cross`` needs, or the classes that ``labels`` does."""
+        """Raises `ConfigError` if ``cross`` lacks a second encoder, or ``labels`` lacks a split with two classes."""
         if self.cross != facts.joined:
             raise ConfigError(
-                "method.cross: the cross form needs a second encoder in encoder.beside, and two encoders need it; "
-                "give both or neither"
+                "method.cross: the cross form needs a second encoder in encoder.beside, and two encoders need the "
+                "cross form; give both or neither"
             )
         if self.labels != "none" and (facts.classes is None or len(facts.classes.names) < 2):
             raise ConfigError(
-                f"method.labels={self.labels}: needs a split of two labelled classes or more in labels.split; name "
-                "one that `rayssl prepare` has made, or leave out method.labels"
+                f"method.labels={self.labels}: needs a split with at least two labelled classes in labels.split; "
+                "name one that `rayssl prepare` has made, or leave out method.labels"
             )
 
     def build(self, encoder: Encoder, facts: JobFacts) -> CLAR:
@@ -70,7 +71,7 @@ class CLARConfig(PairConfig):
 
 
 class CLAR(PairMethod):
-    """NT-Xent (Eq. 1) of the global batch and, with labels, a classifier over the encoder's embeddings (Eq. 3)."""
+    """NT-Xent (Eq. 1) over the global batch and, with labels, a classifier of the encoder's embeddings (Eq. 3)."""
 
     Config = CLARConfig
     config: CLARConfig
@@ -88,7 +89,7 @@ class CLAR(PairMethod):
             self.head_prefix = "classifier."
 
     def forward(self, views: Views) -> Outputs:
-        """``anchor``, ``positive``: projections ``[B, D_emb]``; with a classifier ``logits [2 B, C]`` of both."""
+        """``anchor``, ``positive``: projections ``[B, D_emb]``. With a classifier also ``logits [2 B, C]`` of both."""
         pair = [views["anchor"], views["positive"]]
         if self.other_projector is None:
             rows = embed_together(self.encoder, pair)
@@ -102,7 +103,7 @@ class CLAR(PairMethod):
         return out
 
     def _crossed(self, pair: list[View]) -> tuple[list[Tensor], tuple[Tensor, Tensor]]:
-        """Whole embeddings of both views where a classifier needs them, and the two halves that are contrasted."""
+        """The whole embeddings of both views, if a classifier needs them, and the two halves that are contrasted."""
         encoder = self.encoder
         assert isinstance(encoder, Joined)
         if self.classifier is None:
@@ -112,7 +113,7 @@ class CLAR(PairMethod):
         return rows, (rows[0][:, :width], rows[1][:, width:])
 
     def step(self, out: Outputs, batch: Batch, recall: Recalled | None) -> Step:
-        """The loss over the global batch, and over its labelled rows."""
+        """The contrastive loss over the global batch, plus the classifier's loss over its labelled rows."""
         a, b = out["anchor"], out["positive"]
         keys_a, keys_b = collectives.gather(a), collectives.gather(b)
         offset, temperature = collectives.rank() * len(a), self.config.temperature
@@ -138,10 +139,10 @@ class CLAR(PairMethod):
         return Step(loss, terms)
 
     def _classified(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy over the labelled rows of all ranks, in both views; and the share that is right."""
+        """The mean cross-entropy over the labelled rows of all ranks in both views, and the accuracy."""
         twice = torch.cat([labels, labels])
         known = twice >= 0
-        # rows without a label are given class 0 and weight 0, so that shapes do not depend on the data
+        # rows without a label get class 0 and weight 0, so that shapes do not depend on the data
         each = cross_entropy(logits, twice.clamp_min(0), reduction="none") * known
         right = (logits.detach().argmax(dim=1) == twice) & known
         count = known.sum()

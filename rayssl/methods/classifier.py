@@ -1,4 +1,4 @@
-"""Training on the labelled clips alone: the baseline that methods with unlabelled ones are measured against."""
+"""Training on the labelled utterances only: the baseline for methods that also use unlabelled ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rayssl.views.recipes import Recipe, Segment, ViewsConfig
 
 
 class ClassifierConfig(LabelledMethodConfig):
-    """``recipe``: how the labelled clips are distorted, one of those of ``views``."""
+    """``recipe``: how the labelled utterances are distorted; one of the recipes of ``views``."""
 
     name: Literal["classifier"] = "classifier"
     recipe: Recipe = "weak"
@@ -19,7 +19,7 @@ class ClassifierConfig(LabelledMethodConfig):
     role: ClassVar[Role] = "labelled"
 
     def segments(self, views: ViewsConfig, epoch: int) -> tuple[Segment, ...]:
-        """One view of each labelled clip."""
+        """One view of each labelled utterance."""
         return (Segment(name="labelled", seconds=views.segment_s, recipe=self.recipe),)
 
 

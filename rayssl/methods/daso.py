@@ -1,8 +1,9 @@
-"""DASO (Oh, Kim and Kweon, CVPR 2022): pseudo-labels blended from a linear and a prototype classifier, by class.
+"""DASO (Oh, Kim and Kweon, CVPR 2022): pseudo-labels blended, by class, from a linear and a prototype classifier.
 
-The linear classifier leans to the labelled majority, the prototypes, of as many features of each class, to the
-minorities; a class that was predicted often of late gets the prototypes' answer, a rare one the linear one's.
-Prototypes and the histogram of predictions are the memory's: one for the whole job, saved and resumed.
+The linear classifier prefers the classes with many labels. The prototypes are means of equally many features of each
+class, so they prefer the rare classes. If the linear classifier predicts a class that was predicted often in recent
+steps, the prototypes have more weight; for a rare class the linear classifier has. The memory keeps the prototypes and
+the histogram of predictions. There is one memory for the whole job; it is saved and resumed.
 """
 
 from __future__ import annotations
@@ -20,15 +21,17 @@ from rayssl.methods.semi import SemiConfig, SemiSupervised
 
 
 class PrototypicalConfig(SemiConfig):
-    """What methods with a memory of classes share: the ``queue`` (L) of features of each class, and the ``window`` of
-    steps over which predictions are counted.
+    """Shared by methods with a memory of classes.
+
+    ``queue`` (L): the number of features of each class that the memory keeps. ``window``: the number of steps over
+    which predictions are counted.
     """
 
     queue: int = Field(256, ge=1)
     window: int = Field(100, ge=1)
 
     def memory(self, facts: JobFacts) -> ClassSettings:
-        """One prototype of each class, over features of the encoder."""
+        """One prototype for each class, from features of the encoder."""
         assert facts.classes is not None
         return ClassSettings(
             classes=len(facts.classes.names), dim=facts.embedding_dim, length=self.queue, window=self.window
@@ -36,12 +39,15 @@ class PrototypicalConfig(SemiConfig):
 
 
 class DASOConfig(PrototypicalConfig):
-    """DASO over FixMatch; with ``adjust`` also over logit adjustment.
+    """DASO on top of FixMatch; with ``adjust`` also on top of logit adjustment.
 
-    ``queue`` (L): features of each class that its prototype is the mean of; ``prototype_temperature`` (T_proto; above
-    .2 the paper's accuracy collapses); ``blend_temperature`` (T_dist: 1.5 where the labelled and the unlabelled classes
-    are distributed alike, .3 where not); ``align`` (lambda_align); ``warmup_steps`` with FixMatch's own pseudo-labels
-    and without alignment; ``window`` of steps over which predictions are counted.
+    - ``queue`` (L): the prototype of a class is the mean of this many features.
+    - ``prototype_temperature`` (T_proto): above 0.2 the accuracy in the paper collapses.
+    - ``blend_temperature`` (T_dist): 1.5 if the labelled and the unlabelled utterances have the same distribution over
+      classes, 0.3 if not.
+    - ``align`` (lambda_align): the weight of the alignment loss.
+    - ``warmup_steps``: first steps with the pseudo-labels of FixMatch and without alignment.
+    - ``window``: the number of steps over which predictions are counted.
     """
 
     name: Literal["daso"] = "daso"
@@ -52,24 +58,24 @@ class DASOConfig(PrototypicalConfig):
 
 
 class Prototypical(SemiSupervised):
-    """Semi-supervised methods whose memory keeps features of labelled clips, made by the averaged encoder."""
+    """Semi-supervised methods with a memory of labelled features, which the averaged encoder computes."""
 
     def forward(self, views: Views) -> Outputs:
-        """As `SemiSupervised.forward`, and ``labelled_average [B, D]``: the average's embeddings, not normalised."""
+        """As `SemiSupervised.forward`, plus ``labelled_average [B, D]``, embeddings by the average, not normalised."""
         out = super().forward(views)
         if "labelled" in views:
             with torch.no_grad():
-                # in eval mode: a prototype depends neither on the batch around a clip nor on its rank
+                # in eval mode, so that a prototype depends neither on the other rows of the batch nor on the rank
                 out["labelled_average"] = self.average.encoder(views["labelled"].wave, None)
         return out
 
     def consult(self, out: Outputs, batch: Batch) -> ClassRemember:
-        """The labelled features, which enter their classes' queues before the prototypes are asked for (step 1)."""
+        """The labelled features. They enter the queues of their classes before the prototypes are computed (step 1)."""
         assert batch.labelled is not None
         return ClassRemember(out["labelled_average"], batch.labelled.labels)
 
     def semantic(self, rows: Tensor, recall: ClassRecall, temperature: float) -> Tensor:
-        """Logits ``[B, C]`` of cosines to the prototypes; -inf for a class that has none yet."""
+        """Logits ``[B, C]``, from the cosines to the prototypes; -inf for a class without a prototype."""
         return semantic_logits(rows, recall.prototypes, recall.present, temperature=temperature)
 
 
@@ -80,7 +86,7 @@ class DASO(Prototypical):
     config: DASOConfig
 
     def step(self, out: Outputs, batch: Batch, recall: Recalled | None) -> Step:
-        """The loss, and which class each weak view was given, confident or not: what the histogram counts."""
+        """The loss, and the counts of the pseudo-labels, confident or not, for the memory's histogram."""
         assert isinstance(recall, ClassRecall)
         config, present = self.config, recall.present
         pseudo = p = out["weak"].detach().softmax(dim=1)
@@ -97,12 +103,12 @@ class DASO(Prototypical):
             step.loss + config.align * aligned,
             {**step.terms, "align": aligned.detach()},
             ClassRemember(counts=step.counts["predicted"]),
-            # which of the two classifiers to believe is what the blend is about, from the first step on
+            # counted from the first step on: they show which of the two classifiers is right more often
             step.counts
             | {"right_linear": self._right(p, batch), "right_semantic": self._right(q, batch) * present.any()},
         )
 
     def _right(self, labels: Tensor, batch: Batch) -> Tensor:
-        """How many rows of each class ``labels [B, C]`` are right about; int64 ``[C]``."""
+        """For each class, the number of rows whose prediction in ``labels [B, C]`` is right; int64 ``[C]``."""
         found = labels.argmax(dim=1)
         return torch.bincount(found[found == batch.truth], minlength=len(self.classes.names))

@@ -1,5 +1,7 @@
-"""DINO (Caron et al., ICCV 2021) for utterances: a student predicts from any crop what its averaged teacher makes of
-another, longer one; no negatives.
+"""DINO (Caron et al., ICCV 2021) for utterances, without negatives.
+
+From any crop of an utterance, the student predicts the output of the teacher for another, longer crop. The teacher is
+an average of the student.
 """
 
 from __future__ import annotations
@@ -35,13 +37,15 @@ _TEACHER = ("teacher1", "teacher2")
 
 
 class DINOConfig(MethodConfig):
-    """Two global crops of ``views.segment_s``, which the teacher sees too, and ``locals`` local ones of ``local_s``.
+    """Two global crops of ``views.segment_s`` seconds and ``locals`` local crops of ``local_s`` seconds.
 
-    ``teacher_momentum`` rises to 1 along half a cosine over the training. The prototypes keep their initial values for
-    ``freeze_epochs``. ``evaluate``: whose encoder the run's embeddings come from.
+    The student sees all crops, the teacher only the global ones. ``teacher_momentum`` rises to 1 as half a cosine over
+    the training. The prototypes keep their initial values for ``freeze_epochs``. ``evaluate``: whose encoder is
+    evaluated and exported.
 
-    ``store``: what SSPS remembers of an utterance: the teacher's ``bottleneck``, over which a recall applies the
-    prototypes of its own day, or the ``output``, the logits as they were (a row of 65,536 values is 256 KiB).
+    ``store``: what SSPS stores of an utterance. ``bottleneck`` is the output of the teacher's bottleneck; after a
+    recall the current prototypes are applied to it. ``output`` is the logits at the time of storing (a row of 65,536
+    values is 256 KiB).
     """
 
     name: Literal["dino"] = "dino"
@@ -63,7 +67,7 @@ class DINOConfig(MethodConfig):
 
     @property
     def crops(self) -> tuple[str, ...]:
-        """Names of the segments, the global ones first."""
+        """The names of the segments, the global ones first."""
         return (*_GLOBALS, *(f"local{number + 1}" for number in range(self.locals)))
 
     def segments(self, views: ViewsConfig, epoch: int) -> tuple[Segment, ...]:
@@ -79,7 +83,7 @@ class DINOConfig(MethodConfig):
         )
 
     def positive_dim(self, embedding_dim: int) -> int:
-        """D_emb of `DINO.positives`."""
+        """The width of `DINO.positives`."""
         return self.head.bottleneck if self.store == "bottleneck" else self.head.prototypes
 
     def positive_segments(self, views: ViewsConfig, epoch: int) -> tuple[Segment, ...]:
@@ -88,7 +92,7 @@ class DINOConfig(MethodConfig):
 
 
 class Branch(nn.Module):
-    """Encoder and head: the student, or the teacher."""
+    """An encoder and a head: the student or the teacher."""
 
     def __init__(self, encoder: Encoder, head: DinoHead) -> None:
         super().__init__()
@@ -96,7 +100,7 @@ class Branch(nn.Module):
         self.head = head
 
     def forward(self, views: list[View]) -> list[Tensor]:
-        """The head's bottleneck of each view, ``[B, bottleneck]``; views of one length go through in one pass."""
+        """The bottleneck of each view, ``[B, bottleneck]``. Views of the same length go through in one pass."""
         rows: dict[int, Tensor] = {}
         for length in dict.fromkeys(view.wave.shape[1] for view in views):
             numbers = [number for number, view in enumerate(views) if view.wave.shape[1] == length]
@@ -106,10 +110,11 @@ class Branch(nn.Module):
 
 
 class DINO(Method):
-    """Cross-entropy (SSPS paper, Eq. 2) of the student's crops against the teacher's global ones.
+    """Cross-entropy (SSPS paper, Eq. 2) of the student's outputs against the teacher's outputs for global crops.
 
-    The teacher starts as the student and follows it as an average; it trains nothing itself, and runs in training mode
-    on the distorted crops, as published. ``centre`` is the average of its logits over the global batches so far.
+    The teacher is a copy of the student at the start, and then its moving average. It has no gradient. It runs in
+    training mode on the distorted crops, as published. ``centre`` is the moving average of its logits over the global
+    batches.
     """
 
     Config = DINOConfig
@@ -127,16 +132,16 @@ class DINO(Method):
 
     @property
     def encoder(self) -> Encoder:  # type: ignore[override]
-        """The one that ``evaluate`` names."""
+        """The encoder that ``evaluate`` chooses."""
         return self.teacher.encoder if self.config.evaluate == "teacher" else self.student.encoder
 
     @property
     def reference_encoder(self) -> Encoder:
-        """The teacher's, whatever is evaluated."""
+        """The teacher's encoder, independent of ``evaluate``."""
         return self.teacher.encoder
 
     def forward(self, views: Views) -> Outputs:
-        """The student's logits ``[B, K]`` under the crops' names; ``teacher1``, ``teacher2`` as they are stored."""
+        """The student's logits ``[B, K]`` by crop; and ``teacher1``, ``teacher2`` in the form that ``store`` says."""
         crops = [views[name] for name in self._crops]
         logits = self.student.head.prototypes(torch.cat(self.student(crops)))
         out = dict(zip(self._crops, logits.chunk(len(crops)), strict=True))
@@ -147,22 +152,22 @@ class DINO(Method):
         return out | dict(zip(_TEACHER, rows, strict=True))
 
     def positives(self, out: Outputs) -> Tensor:
-        """What the teacher makes of the first global crop."""
+        """The teacher's output for the first global crop."""
         return out["teacher1"]
 
     def positives_of(self, views: Views) -> Tensor:
-        """Without the student and the other crops."""
+        """`positives` without computing the student and the other crops."""
         rows: Tensor = self.teacher([views[_GLOBALS[0]]])[0]
         if self.config.store == "output":
             rows = self.teacher.head.prototypes(rows)
         return rows
 
     def with_positives(self, out: Outputs, recall: Recall) -> Outputs:
-        """The recalled row takes the place of both the teacher's crops, and so enters the centre twice."""
+        """The recalled row replaces both outputs of the teacher, so it is counted twice in the centre."""
         return {**out, **{name: replaced(out[name], recall) for name in _TEACHER}}
 
     def step(self, out: Outputs, batch: Batch, recall: Recalled | None) -> Step:
-        """The loss under the centre of the batches before; then the centre takes in this one, of all ranks."""
+        """The loss with the centre of the previous batches. Afterwards the centre is moved by this global batch."""
         config = self.config
         teachers = [self._logits(out[name]) for name in _TEACHER]
         students = [out[name] for name in self._crops]
@@ -173,13 +178,13 @@ class DINO(Method):
             student_temperature=config.student_temperature,
             teacher_temperature=config.teacher_temperature,
         )
-        doubt = entropy(teachers, centre=self.centre, temperature=config.teacher_temperature)
+        uncertainty = entropy(teachers, centre=self.centre, temperature=config.teacher_temperature)
         mean = collectives.sum_over_ranks(mean_logits(teachers)) / collectives.world()
         self.centre.copy_(moved_centre(self.centre, mean, momentum=config.centre_momentum))
-        return Step(loss, {"dino": loss.detach(), "teacher_entropy": doubt})
+        return Step(loss, {"dino": loss.detach(), "teacher_entropy": uncertainty})
 
     def before_update(self, epoch: int) -> None:
-        """Without a gradient the optimiser leaves the prototypes, their decay included, as they are."""
+        """Freezes the prototypes in the first epochs. Without a gradient they get no weight decay either."""
         if epoch < self.config.freeze_epochs:
             self.student.head.prototypes.weight.grad = None
 

@@ -1,4 +1,4 @@
-"""FixMatch (Sohn et al., NeurIPS 2020): a confident prediction of the weak view is the label of the strong one."""
+"""FixMatch (Sohn et al., NeurIPS 2020): a confident prediction for the weak view is the label of the strong view."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from rayssl.methods.semi import SemiConfig, SemiSupervised
 
 
 class FixMatchConfig(SemiConfig):
-    """See `SemiConfig`."""
+    """The settings of `SemiConfig`, without others."""
 
     name: Literal["fixmatch"] = "fixmatch"
 
 
 class FixMatch(SemiSupervised):
-    """Pseudo-labels are the linear classifier's: ``p = softmax(f(weak))`` (Eq. 4)."""
+    """The linear classifier gives the pseudo-labels: ``p = softmax(f(weak))`` (Eq. 4)."""
 
     Config = FixMatchConfig
     config: FixMatchConfig

@@ -1,8 +1,8 @@
-"""MoCo v2 (Chen et al., 2020) for utterances: queries against keys of a slowly moving encoder and a queue of past keys.
+"""MoCo v2 (Chen et al., 2020) for utterances: a query is compared with its key and with a queue of past keys.
 
-As published in one direction: the anchor is the query, the positive the key. Keys of one batch normalise together, so
-with several ranks set ``training.sync_batchnorm`` (in place of the published shuffling), lest statistics tell a query
-which keys share its rank.
+A slowly moving average of the encoder makes the keys. As published, there is one direction: the anchor is the query,
+the positive is the key. With several ranks, set ``training.sync_batchnorm``. Otherwise a query can detect from the
+statistics of batch normalisation which keys are on its rank; the published method shuffles the keys over ranks instead.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from rayssl.views.recipes import ViewsConfig
 
 
 class MoCoConfig(PairConfig):
-    """``temperature`` of InfoNCE (0.03 published for speakers); ``queue``: negatives, the keys of past batches;
-    ``momentum`` of the key encoder, constant; ``projector`` after both encoders, by default none.
+    """``temperature`` of InfoNCE (0.03 published for speakers). ``queue``: the number of negatives.
+
+    The negatives are keys of past batches. ``momentum`` of the key encoder is constant. ``projector`` after both
+    encoders; the default is none.
     """
 
     name: Literal["moco"] = "moco"
@@ -35,7 +37,7 @@ class MoCoConfig(PairConfig):
 
 
 class MoCo(PairMethod):
-    """InfoNCE of queries over their own key and the queue; what survives training is the query encoder."""
+    """InfoNCE of each query over its own key and the queue. After training, the query encoder is used."""
 
     Config = MoCoConfig
     config: MoCoConfig
@@ -45,15 +47,15 @@ class MoCo(PairMethod):
         self.key_encoder = frozen_copy(self.encoder)
         self.key_projector = frozen_copy(self.projector)
         self.queue = RowQueue(config.queue, self.embedding_dim)
-        self._keys: Tensor | None = None  # of all ranks' last batch, not yet in the queue
+        self._keys: Tensor | None = None  # the keys of the last global batch, which are not in the queue yet
 
     @property
     def reference_encoder(self) -> Encoder:
-        """The key encoder: the more even one, and the one that the remembered positives are of."""
+        """The key encoder: it changes more slowly, and it made the stored positives."""
         return self.key_encoder
 
     def forward(self, views: Views) -> Outputs:
-        """``query`` of the anchor and, without gradient, ``key`` of the positive; ``[B, D_emb]``, float32."""
+        """``query`` from the anchor and, without gradient, ``key`` from the positive; ``[B, D_emb]``, float32."""
         anchor, positive = views["anchor"], views["positive"]
         query = self.projector(self.encoder(anchor.wave, anchor.keys))
         with torch.no_grad():
@@ -65,11 +67,11 @@ class MoCo(PairMethod):
         return out["key"]
 
     def with_positives(self, out: Outputs, recall: Recall) -> Outputs:
-        """The recalled row is the key that a query is compared with; ``key`` stays what the queue will be fed with."""
+        """Recalled rows are the keys that queries are compared with. ``key`` stays: it will enter the queue."""
         return {**out, "positive": replaced(out["key"], recall)}
 
     def step(self, out: Outputs, batch: Batch, recall: Recalled | None) -> Step:
-        """Negatives are the keys of past batches of all ranks; this batch's own join them in `after_step`."""
+        """The negatives are the keys of past global batches. The keys of this batch enter the queue in `after_step`."""
         positive = out.get("positive", out["key"])
         queue, filled = self.queue.rows, self.queue.filled
         loss = infonce(out["query"], positive, queue, filled=filled, temperature=self.config.temperature)
@@ -77,7 +79,7 @@ class MoCo(PairMethod):
         return Step(loss, {"infonce": loss.detach()})
 
     def after_step(self, progress: float) -> None:
-        """Moves the key encoder and puts the batch's keys into the queue: only now, for backward reads the queue."""
+        """Moves the key encoder and pushes the batch's keys; not earlier, because the backward pass reads the queue."""
         average(self.key_encoder, self.encoder, self.config.momentum)
         average(self.key_projector, self.projector, self.config.momentum)
         if self._keys is not None:

@@ -1,4 +1,4 @@
-"""What methods of two segments share: an anchor and a positive of each utterance, and a projector after the encoder."""
+"""Shared by methods with two segments: an anchor and a positive of each utterance, and a projector."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from rayssl.views.recipes import Recipe, Segment, ViewsConfig
 
 
 class PairConfig(MethodConfig):
-    """``projector`` after the encoder, by default none."""
+    """``projector`` after the encoder; the default is none."""
 
     projector: ProjectorConfig = ProjectorConfig()
 
     @property
     def pair_recipe(self) -> Recipe:
-        """What both segments go through."""
+        """The recipe of both segments."""
         return "distort"
 
     def segments(self, views: ViewsConfig, epoch: int) -> tuple[Segment, ...]:
-        """Anchor and positive, each with draws of its own for the recipe."""
+        """The anchor and the positive. Each has its own draws for the recipe."""
         return tuple(
             Segment(name=name, seconds=views.segment_s, recipe=self.pair_recipe, disjoint=views.disjoint)
             for name in ("anchor", "positive")
         )
 
     def positive_dim(self, embedding_dim: int) -> int:
-        """D_emb of `PairMethod.positives`."""
+        """The width of `PairMethod.positives`."""
         return self.projector.outputs(embedding_dim)
 
 
 class PairMethod(Method):
-    """Two distorted segments of each utterance; SSPS replaces the second one's embedding, ``positive``."""
+    """Two distorted segments of each utterance. SSPS replaces the embedding of the second one, ``positive``."""
 
     def __init__(self, config: PairConfig, encoder: Encoder, views: ViewsConfig) -> None:
         super().__init__()
@@ -43,9 +43,9 @@ class PairMethod(Method):
         self.embedding_dim = self.projector.outputs
 
     def positives(self, out: Outputs) -> Tensor:
-        """The second segments' embeddings."""
+        """The embeddings of the second segments."""
         return out["positive"]
 
     def with_positives(self, out: Outputs, recall: Recall) -> Outputs:
-        """The recalled row takes the positive's place in every part of the loss."""
+        """Recalled rows replace the positives in every part of the loss."""
         return {**out, "positive": replaced(out["positive"], recall)}

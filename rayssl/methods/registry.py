@@ -1,4 +1,4 @@
-"""The methods that ``method.name`` can name."""
+"""The methods that ``method.name`` can choose."""
 
 from __future__ import annotations
 

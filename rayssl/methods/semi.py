@@ -1,6 +1,6 @@
-"""What methods with few labels share: a labelled and an unlabelled stream, a classifier and its average.
+"""Shared by methods with few labels: a labelled and an unlabelled stream, a classifier and its average.
 
-One pass embeds the labelled clips, the weak and the strong views together, so that batch normalisation sees all three,
+One pass embeds the labelled views, the weak views and the strong views together. So batch normalisation uses all three,
 as in the public code of FixMatch.
 """
 
@@ -26,8 +26,11 @@ from rayssl.views.recipes import Segment, ViewsConfig
 
 
 class LabelledMethodConfig(MethodConfig):
-    """``ema``: momentum of the averaged model; ``evaluate``: whose predictions count, the ``average``'s or those of the
-    ``online`` model; ``adjust``: tau of logit adjustment by the labelled classes' frequencies, 0 for none.
+    """Shared settings of methods with a classifier.
+
+    ``ema``: the momentum of the averaged model. ``evaluate``: whose predictions are evaluated, those of the ``average``
+    or of the ``online`` model. ``adjust``: tau of the logit adjustment by the class frequencies of the labelled
+    utterances; 0 means no adjustment.
     """
 
     ema: float = Field(0.999, ge=0, lt=1)
@@ -35,11 +38,11 @@ class LabelledMethodConfig(MethodConfig):
     adjust: float = Field(0.0, ge=0)
 
     def check(self, facts: JobFacts) -> None:
-        """Raises `ConfigError` for a split without two labelled classes."""
+        """Raises `ConfigError` if the split has fewer than two classes."""
         names = () if facts.classes is None else facts.classes.names
         if len(names) < 2:
             raise ConfigError(
-                "method.name: classification needs a split of two labelled classes or more, this one has "
+                "method.name: classification needs a split with at least two labelled classes, this one has "
                 f"{len(names)}; name one in labels.split that `rayssl prepare` has made"
             )
 
@@ -50,7 +53,7 @@ class LabelledMethodConfig(MethodConfig):
 
 
 class SemiConfig(LabelledMethodConfig):
-    """``weight`` (lambda_u) of the pseudo-labels' loss; ``threshold``: the least confidence a pseudo-label needs."""
+    """``weight`` (lambda_u) of the pseudo-labels' loss; ``threshold``: the minimum confidence of a pseudo-label."""
 
     weight: float = Field(1.0, ge=0)
     threshold: float = Field(0.95, ge=0, le=1)
@@ -58,19 +61,19 @@ class SemiConfig(LabelledMethodConfig):
     role: ClassVar[Role] = "unlabelled"
 
     def segments(self, views: ViewsConfig, epoch: int) -> tuple[Segment, ...]:
-        """Of unlabelled clips: the weak and the strong view, of the same stretch of time if the clip is no longer."""
+        """The weak and the strong view of unlabelled utterances, cut at independent positions."""
         return (
             Segment(name="weak", seconds=views.segment_s, recipe="weak"),
             Segment(name="strong", seconds=views.segment_s, recipe="strong"),
         )
 
     def labelled_segments(self, views: ViewsConfig, epoch: int) -> tuple[Segment, ...]:
-        """Of labelled clips: one weak view."""
+        """One weak view of labelled utterances."""
         return (Segment(name="labelled", seconds=views.segment_s, recipe="weak"),)
 
 
 class ClassifierModel(nn.Module):
-    """Encoder and classifier: what is trained, or the average that follows it."""
+    """An encoder and a classifier: the trained model, or its average."""
 
     def __init__(self, encoder: Encoder, classes: int) -> None:
         super().__init__()
@@ -79,7 +82,7 @@ class ClassifierModel(nn.Module):
 
 
 class Labelled(Method):
-    """A classifier over the classes of a split, its average, and the loss of labelled rows."""
+    """A classifier for the classes of a split, its average, and the loss of labelled rows."""
 
     config: LabelledMethodConfig
 
@@ -89,9 +92,9 @@ class Labelled(Method):
         self.classes, self.class_names = classes, classes.names
         self.model = ClassifierModel(encoder, len(classes.names))
         self.average = frozen_copy(self.model).eval()
-        # follows from the split; saved in a checkpoint, it could only disagree with it
+        # not saved: it follows from the split, and a value in a checkpoint could contradict the split
         self.register_buffer("log_prior", log_prior(torch.tensor(classes.labelled)), persistent=False)
-        self._updates = 0  # unknown until the first step says it
+        self._updates = 0  # the first `step` sets it
         kept = "average" if config.evaluate == "average" else "model"
         self.encoder_prefix, self.head_prefix = f"{kept}.encoder.", f"{kept}.classifier."
 
@@ -99,17 +102,17 @@ class Labelled(Method):
 
     @property
     def encoder(self) -> Encoder:  # type: ignore[override]
-        """The one that ``evaluate`` names."""
+        """The encoder that ``evaluate`` chooses."""
         return self.average.encoder if self.config.evaluate == "average" else self.model.encoder
 
     def train(self, mode: bool = True) -> Labelled:
-        """The average stays in eval mode: it never sees a batch, and follows running statistics too."""
+        """Sets the mode of all but the average. The average stays in eval mode and follows the running statistics."""
         super().train(mode)
         self.average.eval()
         return self
 
     def embedded(self, views: list[View]) -> list[Tensor]:
-        """Embeddings of views of one length in one pass, each ``[B_i, D]``; batches may differ in size."""
+        """The embeddings of views, ``[B_i, D]`` each, in one pass if all have the same length. B_i may differ."""
         if len({view.wave.shape[1] for view in views}) > 1 or len({view.keys is None for view in views}) > 1:
             return [self.model.encoder(view.wave, view.keys) for view in views]
         keys = None if views[0].keys is None else torch.cat([view.keys for view in views if view.keys is not None])
@@ -117,13 +120,13 @@ class Labelled(Method):
         return list(rows.split([len(view.wave) for view in views]))
 
     def labelled_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy ``L_cls`` of ``logits [B, C]``, whose prior is adjusted where ``adjust`` says so."""
+        """The cross-entropy ``L_cls`` of ``logits [B, C]``, with logit adjustment if ``adjust`` is not 0."""
         if self.config.adjust:
             return adjusted_cross_entropy(logits, labels, log_prior=self.log_prior, tau=self.config.adjust)
         return cross_entropy(logits, labels)
 
     def after_step(self, progress: float) -> None:
-        """The average follows the model; its momentum rises as ``min(1 - 1 / (t + 1), ema)`` in the first steps t."""
+        """Moves the average. Its momentum at step t is ``min(1 - 1 / (t + 1), ema)``."""
         average(self.average, self.model, warmed_momentum(self._updates, self.config.ema), statistics=True)
 
     def _began(self, batch: Batch) -> None:
@@ -131,7 +134,7 @@ class Labelled(Method):
 
 
 class SemiSupervised(Labelled):
-    """Labelled clips through one stream; weak and strong views of unlabelled ones through the other."""
+    """Methods with a stream of labelled utterances and a stream of unlabelled ones, with weak and strong views."""
 
     config: SemiConfig
 
@@ -144,9 +147,9 @@ class SemiSupervised(Labelled):
         return out | {f"{name}_rows": rows[name] for name in ("weak", "strong") if name in rows}
 
     def pseudo_step(self, out: Outputs, batch: Batch, pseudo: Tensor) -> Step:
-        """``L_cls + weight L_u`` with the pseudo-labels ``pseudo [B, C]``, distributions over classes without gradient.
+        """``L_cls + weight L_u``. The pseudo-labels ``pseudo [B, C]`` are distributions over classes, without gradient.
 
-        ``L_u`` is the strong views' cross-entropy against ``argmax``, where ``max`` reaches the threshold.
+        ``L_u`` is the cross-entropy of the strong views against the argmax of rows whose maximum reaches the threshold.
         """
         assert batch.labelled is not None
         self._began(batch)
@@ -166,8 +169,10 @@ class SemiSupervised(Labelled):
 
 
 def pseudo_counts(targets: Tensor, confident: Tensor, truth: Tensor, classes: int) -> dict[str, Tensor]:
-    """How many of this rank's pseudo-labels ``targets [B]`` went to each class, were confident, were right, should have
-    been; int64 ``[C]`` each. Where the truth is unknown (-1) a row counts as predicted only.
+    """Counts of this rank's pseudo-labels ``targets [B]`` for each class, int64 ``[C]`` each.
+
+    ``predicted``: all of them; ``confident``: the confident ones; ``right``: those equal to the truth; ``truth``: the
+    rows that truly have the class. A row with unknown truth (-1) is counted in the first two only.
     """
 
     def histogram(labels: Tensor) -> Tensor:
@@ -182,10 +187,10 @@ def pseudo_counts(targets: Tensor, confident: Tensor, truth: Tensor, classes: in
 
 
 def global_mean(total: Tensor, count: Tensor) -> Tensor:
-    """This rank's part of a mean over the rows of all ranks: its ``total`` by the global ``count``, times W.
+    """This rank's part of a mean over the rows of all ranks: W times its ``total``, divided by the global ``count``.
 
-    The training loss is the mean over ranks, so that what is returned adds up to the mean of the global batch; 0 (with
-    a gradient of 0) where no rank has a row.
+    The training loss is the mean over ranks. So the mean of the results over ranks is the mean over all rows. The
+    result is 0, with gradient 0, if no rank has a row.
     """
     everywhere = collectives.sum_over_ranks(count.to(total.dtype))
     return total * collectives.world() / everywhere.clamp_min(1)

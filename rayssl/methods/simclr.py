@@ -1,4 +1,7 @@
-"""SimCLR (Chen et al., 2020) for utterances: two distorted segments of one utterance attract, all others repel."""
+"""SimCLR (Chen et al., 2020) for utterances: two distorted segments of an utterance attract each other.
+
+The segments of all other utterances repel them.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from rayssl.methods.pair import PairConfig, PairMethod
 
 
 class SimCLRConfig(PairConfig):
-    """``temperature`` of NT-Xent (0.03 published for speakers); ``projector`` after the encoder, by default none."""
+    """``temperature`` of NT-Xent (0.03 published for speakers); ``projector`` after the encoder, none by default."""
 
     name: Literal["simclr"] = "simclr"
     temperature: float = Field(0.03, gt=0)
@@ -31,7 +34,7 @@ class SimCLR(PairMethod):
         return {"anchor": self.projector(anchor), "positive": self.projector(positive)}
 
     def step(self, out: Outputs, batch: Batch, recall: Recalled | None) -> Step:
-        """Every other row of the global batch, anchors and positives (recalled ones too) alike, is a negative."""
+        """The negatives of a row are all other anchors and positives of the global batch, also recalled positives."""
         a, b = out["anchor"], out["positive"]
         keys_a, keys_b = collectives.gather(a), collectives.gather(b)
         offset = collectives.rank() * len(a)

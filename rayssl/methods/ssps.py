@@ -1,9 +1,9 @@
-"""SSPS (Lepage and Dehak, Interspeech 2025): positives of another utterance, found by clustering a global memory.
+"""SSPS (Lepage and Dehak, Interspeech 2025): positives from other utterances, found by clustering a global memory.
 
-The wrapped method trains alone up to ``start_epoch``. One epoch earlier the memory begins to fill; from ``start_epoch``
-on, each epoch begins with one k-means over the references of the whole corpus, and a positive is replaced by the
-remembered embedding of an utterance that the clustering says is of the same speaker. Where nothing can be sampled the
-ordinary positive stays.
+Before ``start_epoch`` the wrapped method trains as usual; in the last epoch before it, the memory is filled. From
+``start_epoch`` on, each epoch begins with one k-means over the references of the whole corpus. Then the positive of an
+utterance is replaced by the stored embedding of another utterance which, by the clustering, has the same speaker. If no
+such utterance is found, the usual positive stays.
 """
 
 from __future__ import annotations
@@ -38,23 +38,26 @@ from rayssl.views.recipes import Segment, ViewsConfig
 
 
 class SSPSConfig(MethodConfig):
-    """``over``: the method whose positives are replaced; ``start_epoch``: the first epoch (from 0) that replaces them.
+    """The settings of SSPS.
 
-    Sampling (``sampling: cluster``): with ``neighbours`` M = 0 an utterance of the anchor's own cluster (Eq. 3), with
-    M >= 1 one of a cluster drawn among the M with the nearest centroids, the own excluded (Eq. 4-5). ``clusters`` is
-    K; choose it so that utterances per recording < N/K < utterances per speaker. ``centroid`` gives the chosen
-    cluster's centroid itself, ``nn`` one of the M utterances with the nearest references, without clusters. ``speaker``
-    draws from the true speaker's other recordings: no method, for it needs the labels, but the bound to compare with.
-    ``queue`` is |Q'| (0: every utterance); keep it at 4 K or more, or a third of the anchors find nothing.
-    ``skip_empty`` draws only among clusters that have an utterance in the queue. ``whiten``: references are clustered
-    and compared after whitening (not in the paper; it helps where the encoder is still poor). ``iterations`` of k-means
-    at each epoch; ``kmeans: exact`` is Lloyd's, ``fast`` looks at fewer centroids and moves clusters to where one is
-    missing (up to 256 clusters both are the same). ``warm_start``: each clustering begins with the last centroids.
-
-    ``references: rolling`` keeps the reference computed when an utterance was last trained on, so that those of one
-    clustering come from the weights of a whole epoch; ``fill`` computes all of them anew, with the same weights, in a
-    pass of inference before each clustering. ``start_from``: a run's folder or checkpoint of the method of ``over``
-    whose weights to begin with; one pass fills the memory and SSPS begins in the first epoch (``start_epoch: 0``).
+    - ``over``: the method whose positives are replaced.
+    - ``start_epoch``: the first epoch (from 0) in which they are replaced.
+    - ``start_from``: instead of ``start_epoch``, the folder or a checkpoint of a run of the method in ``over``. The
+      training begins with its weights, a pass fills the memory, and SSPS begins in the first epoch.
+    - ``sampling``: ``cluster`` draws an utterance from the anchor's own cluster if ``neighbours`` M is 0 (Eq. 3), else
+      from one of the M other clusters with the nearest centroids (Eq. 4-5). ``centroid`` takes the centroid of that
+      cluster. ``nn`` draws one of the M utterances with the nearest references, without clusters. ``speaker`` draws
+      from other recordings of the true speaker; it needs labels, so it is an upper bound and not a method.
+    - ``clusters``: K. Choose it so that utterances per recording < N/K < utterances per speaker.
+    - ``queue``: |Q'|; 0 means all utterances. With less than 4 K about a third of the anchors find no positive.
+    - ``skip_empty``: draws only among clusters that have an utterance in the queue.
+    - ``whiten``: references are clustered and compared after whitening (not in the paper; helps with a poor encoder).
+    - ``iterations``: of k-means in each epoch. ``kmeans``: ``exact`` is Lloyd's; ``fast`` compares with fewer centroids
+      and relocates clusters to regions that lack one (up to 256 clusters both are the same).
+    - ``warm_start``: each clustering starts from the last centroids.
+    - ``references``: with ``rolling`` an utterance's reference is computed when it is trained on, so the references of
+      a clustering come from the changing weights of an epoch. With ``fill`` a pass before each clustering computes all
+      of them again with the same weights.
     """
 
     name: Literal["ssps"]
@@ -79,11 +82,14 @@ class SSPSConfig(MethodConfig):
         if self.sampling == "nn" and self.neighbours < 1:
             raise ValueError("sampling: nn draws among the M nearest; set method.neighbours to at least 1")
         if self.sampling == "centroid" and self.whiten:
-            raise ValueError("sampling: centroid gives positives that whitening has moved; leave out method.whiten")
+            raise ValueError(
+                "sampling: centroid needs centroids in the encoder's axes, and whitening changes the axes; "
+                "leave out method.whiten"
+            )
         if self.warm_start and (self.whiten or self.sampling not in ("cluster", "centroid")):
             raise ValueError(
-                "warm_start: the last centroids are no start where nothing is clustered, nor for whitened references, "
-                "which have other axes each time; leave out method.warm_start"
+                "warm_start: needs sampling by clusters without method.whiten, because the axes of whitened references "
+                "change each time; leave out method.warm_start"
             )
         if (self.start_epoch == 0) != (self.start_from is not None):
             raise ValueError(
@@ -94,18 +100,18 @@ class SSPSConfig(MethodConfig):
 
     @property
     def label(self) -> str:
-        """With what it wraps: ``ssps/simclr``."""
+        """The label with that of the wrapped method: ``ssps/simclr``."""
         return f"{self.name}/{self.over.label}"
 
     @classmethod
     def trial_settings(cls) -> dict[str, Any]:
-        """It samples in the second epoch."""
+        """SSPS over SimCLR with few clusters, from the second epoch on."""
         return {"over": {"name": "simclr", "temperature": 0.2}, "start_epoch": 1, "clusters": 4}
 
     def for_trial(self) -> SSPSConfig:
-        """It begins with fresh weights and samples in the second epoch."""
-        few = {"clusters": min(self.clusters, 4), "neighbours": min(self.neighbours, 3), "queue": 0}
-        changes = {"over": self.over.for_trial(), "start_epoch": 1, "start_from": None, **few}
+        """A copy that starts from random weights, has few clusters, and replaces positives from the second epoch on."""
+        sizes = {"clusters": min(self.clusters, 4), "neighbours": min(self.neighbours, 3), "queue": 0}
+        changes = {"over": self.over.for_trial(), "start_epoch": 1, "start_from": None, **sizes}
         return self.model_copy(update=changes)
 
     def located(self) -> SSPSConfig:
@@ -114,29 +120,29 @@ class SSPSConfig(MethodConfig):
         return self.model_copy(update={"over": self.over.located(), "start_from": start})
 
     def recalls(self, epoch: int) -> bool:
-        """From ``start_epoch`` on."""
+        """True from ``start_epoch`` on."""
         return epoch >= self.start_epoch
 
     def remembers(self, epoch: int) -> bool:
-        """One epoch earlier, so that every utterance has a reference when the first clustering begins."""
+        """True one epoch earlier, so that every utterance has a reference when the first clustering begins."""
         return epoch >= self.start_epoch - 1
 
     def segments(self, views: ViewsConfig, epoch: int) -> tuple[Segment, ...]:
-        """The wrapped method's segments and, where references roll, the longer undistorted reference."""
+        """The segments of the wrapped method and, for rolling references, the longer, undistorted reference."""
         segments = self.over.segments(views, epoch)
         if self.remembers(epoch) and self.references == "rolling":
             segments += (_reference_segment(views),)
         return segments
 
     def fill_segments(self, views: ViewsConfig, epoch: int) -> tuple[Segment, ...]:
-        """Reference and positives where nothing has been remembered yet, the reference where only that is renewed."""
+        """The reference, if ``references: fill``. With ``start_from``, before epoch 0: reference and positives."""
         if epoch == 0 and self.start_from is not None:
             return (*self.over.positive_segments(views, epoch), _reference_segment(views))
         return (_reference_segment(views),) if self.recalls(epoch) and self.references == "fill" else ()
 
     @property
     def clusters_references(self) -> bool:
-        """Where it samples by clusters."""
+        """True if ``sampling`` uses clusters."""
         return self.sampling in ("cluster", "centroid")
 
     @property
@@ -145,45 +151,46 @@ class SSPSConfig(MethodConfig):
         return self.start_from
 
     def check_training(self, *, epochs: int, epoch_steps: int, labels: bool) -> None:
-        """SSPS must start before the training ends, and remembers a whole corpus, pass by pass."""
+        """Raises ValueError if SSPS would start after the training, or if an epoch is not a pass over the corpus."""
         if self.over.learns_labels:
             raise ValueError(
-                f"method.over.name={self.over.name}: learns from labels of a split, and SSPS remembers the whole "
+                f"method.over.name={self.over.name}: learns from the labels of a split, but SSPS remembers the whole "
                 "corpus; choose a method without labels"
             )
         if labels:
-            raise ValueError("labels: SSPS remembers the whole corpus, not what a split has of it; leave it out")
+            raise ValueError("labels: SSPS remembers the whole corpus, not the utterances of a split; leave it out")
         if epoch_steps:
             raise ValueError("training.epoch_steps: SSPS clusters between passes over the corpus; leave it out")
         if self.start_epoch >= epochs:
             raise ValueError(
                 f"method.start_epoch={self.start_epoch} is not before training.epochs={epochs}: "
-                "SSPS would never start; lower the one or raise the other"
+                "SSPS would never start; lower the first or raise the second"
             )
         self.over.check_training(epochs=epochs, epoch_steps=epoch_steps, labels=labels)
 
     def check(self, facts: JobFacts) -> None:
-        """Raises `ConfigError` for a method without positives; see `MethodConfig.check`."""
+        """Raises `ConfigError` if the wrapped method does not define its positives; see `MethodConfig.check`."""
         self.over.check(facts)
         self.over.positive_dim(facts.embedding_dim)
 
     def memory(self, facts: JobFacts) -> MemorySettings:
-        """References of every utterance and a queue of positives; raises `ConfigError` where they do not fit."""
-        # before the first clustering: the last rows of an epoch are left out, but not of a pass that fills the memory
+        """The references of all utterances and a queue of positives; raises `ConfigError` if clusters do not fit."""
+        # the utterances with a reference at the first clustering: a training epoch leaves out its last rows, but a pass
+        # that fills the memory does not
         whole = self.references == "fill" or self.start_from is not None
         seen = facts.utterances - (0 if whole else facts.utterances % facts.batch)
         if self.sampling == "speaker" and not (facts.speakers and facts.recordings):
             raise ConfigError(f"method.sampling=speaker: {facts.corpus} has no labels of speaker and recording")
         if self.clusters_references and not self.neighbours < self.clusters <= seen:
             raise ConfigError(
-                f"method.clusters={self.clusters} must be above method.neighbours={self.neighbours} and at most the "
+                f"method.clusters={self.clusters} must be above method.neighbours={self.neighbours}, and at most the "
                 f"{seen} of {facts.utterances} utterances of {facts.corpus} in an epoch of batches of {facts.batch}"
             )
         dim, width = facts.embedding_dim, self.over.positive_dim(facts.embedding_dim)
         if self.sampling == "centroid" and width != dim:
             raise ConfigError(
                 f"method.sampling=centroid: centroids have the encoder's {dim} dimensions, positives of "
-                f"{self.over.name} {width}; leave out its projector, or sample otherwise"
+                f"{self.over.name} have {width}; leave out its projector, or choose another sampling"
             )
         return MemorySettings(
             utterances=facts.utterances,
@@ -211,7 +218,7 @@ def _reference_segment(views: ViewsConfig) -> Segment:
 
 
 class SSPS(Method):
-    """Wraps ``base``, which says what its positives are and how others take their place, detached (Eq. 6)."""
+    """Wraps the method ``base``, and replaces its positives by recalled ones, detached (Eq. 6)."""
 
     Config = SSPSConfig
     config: SSPSConfig
@@ -234,20 +241,20 @@ class SSPS(Method):
 
     @torch.no_grad()
     def fill(self, views: Views) -> Remember:
-        """References and, where the base method's segments are there, its positives."""
+        """References and, if the segments of the base method are given, its positives."""
         alone = set(views) == {"reference"}
         positives = None if alone else self.base.positives_of(views)
         return Remember(self._reference(views["reference"]), positives)
 
     def forward(self, views: Views) -> Outputs:
-        """The base method's outputs, and ``reference`` ``[B, D_repr]`` where the batch has one."""
+        """The outputs of the base method, and ``reference [B, D_repr]`` if the batch has this segment."""
         out = dict(self.base(views))
         if "reference" in views:
             out["reference"] = self._reference(views["reference"])
         return out
 
     def step(self, out: Outputs, batch: Batch, recall: Recalled | None) -> Step:
-        """The base method's loss with replaced positives; remembers this batch's own, never the replacing rows."""
+        """The base method's loss with replaced positives. The memory stores the batch's own ones, not recalled ones."""
         own = self.base.positives(out)
         assert recall is None or isinstance(recall, Recall)
         if recall is not None:
@@ -257,20 +264,20 @@ class SSPS(Method):
         return Step(step.loss, step.terms, remember)
 
     def before_update(self, epoch: int) -> None:
-        """The base method's."""
+        """Calls the base method."""
         self.base.before_update(epoch)
 
     def after_step(self, progress: float) -> None:
-        """The base method's."""
+        """Calls the base method."""
         self.base.after_step(progress)
 
     @torch.no_grad()
     def _reference(self, view: View) -> torch.Tensor:
-        """L2-normalised, without gradient, batch normalisation in eval mode and its running statistics untouched."""
+        """L2-normalised references, without gradient, in eval mode: running statistics are used and do not change."""
         encoder = self.base.reference_encoder
         training = [module for module in encoder.modules() if module.training]
         encoder.eval()
         embedding = encoder(view.wave, None)
-        for module in training:  # one by one: a part that was frozen in eval mode stays so
+        for module in training:  # one by one, so that a part that was frozen in eval mode stays in eval mode
             module.training = True
         return normalize(embedding.float(), dim=1)

@@ -1,4 +1,4 @@
-"""Speaker classification with an additive angular margin: the upper bound that self-supervision is measured against."""
+"""Speaker classification with an additive angular margin: the upper bound for self-supervised methods."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rayssl.views.recipes import Segment, ViewsConfig
 
 
 class SupervisedConfig(MethodConfig):
-    """AAM-softmax: ``margin`` in radians, ``scale`` of the cosine logits."""
+    """AAM-softmax: ``margin`` in radians; the cosines are multiplied by ``scale``."""
 
     name: Literal["supervised"] = "supervised"
     margin: float = Field(0.2, ge=0, lt=1.5)
@@ -26,7 +26,7 @@ class SupervisedConfig(MethodConfig):
         return (Segment(name="anchor", seconds=views.segment_s, recipe="distort"),)
 
     def check(self, facts: JobFacts) -> None:
-        """Raises `ConfigError` for a corpus without two speakers."""
+        """Raises `ConfigError` if the corpus has fewer than two speakers."""
         if facts.speakers < 2:
             raise ConfigError(
                 "method.name: 'supervised' needs a corpus with speaker labels, this one has "
@@ -39,7 +39,7 @@ class SupervisedConfig(MethodConfig):
 
 
 class Supervised(Method):
-    """Cross-entropy over the training speakers; needs a corpus in which every utterance has a speaker."""
+    """Cross-entropy over the training speakers. Every utterance of the corpus must have a speaker."""
 
     Config = SupervisedConfig
     config: SupervisedConfig
@@ -55,11 +55,11 @@ class Supervised(Method):
         return {"anchor": self.encoder(views["anchor"].wave, views["anchor"].keys)}
 
     def step(self, out: Outputs, batch: Batch, recall: Recalled | None) -> Step:
-        """Mean cross-entropy of the margin logits; raises `CorpusError` for an utterance without a speaker."""
+        """The mean cross-entropy of the margin logits; raises `CorpusError` for an utterance without a speaker."""
         unknown = batch.ids[batch.speakers < 0].tolist()
         if unknown:
             raise CorpusError(
-                f"method.name: 'supervised' needs a speaker for every utterance, number {unknown[0]} of the corpus "
+                f"method.name: 'supervised' needs a speaker for every utterance, but number {unknown[0]} of the corpus "
                 "has none; prepare it with speakers, or choose a self-supervised method"
             )
         logits = self.head(out["anchor"], batch.speakers)

@@ -1,4 +1,4 @@
-"""SwAV (Caron et al., 2020) for utterances: each view predicts the prototypes that the other view is assigned to."""
+"""SwAV (Caron et al., 2020) for utterances: each view predicts the prototypes to which the other view is assigned."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from rayssl.views.recipes import ViewsConfig
 
 
 class SwAVConfig(PairConfig):
-    """``prototypes`` of unit length after the ``projector``; frozen for the first ``freeze_epochs``.
+    """``prototypes``: how many of unit length follow the ``projector``. They are frozen for ``freeze_epochs`` epochs.
 
-    Codes are made by ``iterations`` of Sinkhorn-Knopp at ``epsilon``, predictions at ``temperature``. ``queue``: how
-    many past embeddings of each view take part in the codes from ``queue_start_epoch`` (from 0) on, for global batches
-    that are small beside the number of prototypes (3840 and 15 published for batches of 256); 0 for none.
+    Codes are made by ``iterations`` of Sinkhorn-Knopp with ``epsilon``; predictions use ``temperature``. ``queue``: the
+    number of past embeddings of each view that take part in the codes from epoch ``queue_start_epoch`` (from 0) on; 0
+    for none. Use a queue if the global batch is small compared with the number of prototypes (published: 3840 and epoch
+    15 for batches of 256).
     """
 
     name: Literal["swav"] = "swav"
@@ -39,7 +40,7 @@ class SwAVConfig(PairConfig):
 
 
 class SwAV(PairMethod):
-    """Swapped prediction over two views, with codes over the global batch."""
+    """Swapped prediction of two views, with codes of the global batch."""
 
     Config = SwAVConfig
     config: SwAVConfig
@@ -47,9 +48,9 @@ class SwAV(PairMethod):
     def __init__(self, config: SwAVConfig, encoder: Encoder, views: ViewsConfig) -> None:
         super().__init__(config, encoder, views)
         self.prototypes = Prototypes(self.embedding_dim, config.prototypes)
-        # each row of an anchor and its positive
+        # a row holds the embeddings of an anchor and its positive
         self.queue = RowQueue(config.queue, 2 * self.embedding_dim) if config.queue else None
-        self._rows: Tensor | None = None  # of all ranks' last batch, not yet in the queue
+        self._rows: Tensor | None = None  # the rows of the last global batch, which are not in the queue yet
 
     def forward(self, views: Views) -> Outputs:
         """``anchor`` and ``positive`` ``[B, D_emb]`` of unit length, float32."""
@@ -61,13 +62,13 @@ class SwAV(PairMethod):
         }
 
     def with_positives(self, out: Outputs, recall: Recall) -> Outputs:
-        """The recalled row takes part as the positive did: its code is what the anchor predicts, and it predicts the
-        anchor's, which moves the prototypes alone. ``own`` stays what the queue will be fed with.
+        """Recalled rows replace the positives: the anchor predicts their codes, and they predict the anchor's code. The
+        second prediction has a gradient for the prototypes only. ``own`` is kept: it will enter the queue.
         """
         return {**out, "positive": replaced(out["positive"], recall), "own": out["positive"]}
 
     def step(self, out: Outputs, batch: Batch, recall: Recalled | None) -> Step:
-        """Every rank makes the codes of the whole batch, from everybody's embeddings: no sums go between ranks."""
+        """Every rank computes the codes of the whole global batch from all embeddings, without sums over ranks."""
         config, a, b = self.config, out["anchor"], out["positive"]
         keys, counted = collectives.gather(torch.cat([a, b], dim=1).detach()), None
         if self.queue is not None and batch.epoch >= config.queue_start_epoch:
@@ -90,15 +91,15 @@ class SwAV(PairMethod):
         return Step(loss, {"swav": loss.detach()})
 
     def before_update(self, epoch: int) -> None:
-        """Keeps the prototypes where they are in the first epochs, while embeddings still have no structure."""
+        """Freezes the prototypes in the first epochs, because embeddings have no structure yet."""
         if epoch < self.config.freeze_epochs:
             self.prototypes.weight.grad = None
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        """Brings the prototypes back to unit length and puts the batch's embeddings into the queue.
+        """Brings the prototypes back to unit length, and pushes the batch's embeddings into the queue.
 
-        The scores know their directions only, but with growing rows a step would turn them less and less.
+        The scores depend only on the directions of the prototypes. But if their rows grew, a step would turn them less.
         """
         self.prototypes.weight.copy_(normalize(self.prototypes.weight, dim=1))
         if self.queue is not None and self._rows is not None:

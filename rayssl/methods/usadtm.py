@@ -1,7 +1,7 @@
-"""USADTM (Han et al., NeurIPS 2020): pseudo-labels by the nearest class template, and semantic aggregation.
+"""USADTM (Han et al., NeurIPS 2020): pseudo-labels from the nearest class template, and semantic aggregation.
 
-The other of the two classifiers that DASO blends. Templates are the means of the labelled features in the memory's
-queues; the confident unlabelled features that the published templates also take in are left to the labelled ones here.
+The templates are one of the two classifiers that DASO blends. A template is the mean of the labelled features in the
+memory's queue. The published templates also use confident unlabelled features; here they use labelled features only.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from rayssl.views.recipes import Segment, ViewsConfig
 
 
 class USADTMConfig(PrototypicalConfig):
-    """``temperature`` of the cosines to templates; ``queue``: labelled features of each class that make its template;
-    ``aggregation``: weight of the mutual information of the undistorted, weak and strong view (T-MI), 0 for none (it
-    costs a third pass, and classes cubed).
+    """``temperature`` of the cosines to templates. ``queue``: a template is the mean of this many labelled features.
+
+    ``aggregation``: the weight of the mutual information of the undistorted, the weak and the strong view (T-MI); 0 for
+    none. It costs a third pass, and time and memory for classes cubed.
     """
 
     name: Literal["usadtm"] = "usadtm"
@@ -29,7 +30,7 @@ class USADTMConfig(PrototypicalConfig):
     aggregation: float = Field(0.1, ge=0)
 
     def segments(self, views: ViewsConfig, epoch: int) -> tuple[Segment, ...]:
-        """The weak and the strong view and, for the aggregation, the clip as it is."""
+        """The weak and the strong view and, for the aggregation, an undistorted view."""
         plain = Segment(name="plain", seconds=views.segment_s)
         return (*super().segments(views, epoch), *((plain,) if self.aggregation else ()))
 
@@ -41,14 +42,14 @@ class USADTM(Prototypical):
     config: USADTMConfig
 
     def forward(self, views: Views) -> Outputs:
-        """As `Prototypical.forward`, and ``plain``: logits of the undistorted view."""
+        """As `Prototypical.forward`, plus ``plain``: logits ``[B, C]`` of the undistorted view."""
         out = super().forward(views)
         if "plain" in views:
             out["plain"] = self.model.classifier(self.model.encoder(views["plain"].wave, None))
         return out
 
     def step(self, out: Outputs, batch: Batch, recall: Recalled | None) -> Step:
-        """The loss; before there is any template no pseudo-label is confident."""
+        """The loss. As long as there is no template, the pseudo-labels are uniform, so none is confident."""
         assert isinstance(recall, ClassRecall)
         if bool(recall.present.any()):
             pseudo = self.semantic(out["weak_rows"].detach(), recall, self.config.temperature).softmax(dim=1)

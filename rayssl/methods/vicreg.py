@@ -1,4 +1,4 @@
-"""VICReg (Bardes, Ponce and LeCun, 2022) for utterances: views agree, no dimension is constant or repeats another."""
+"""VICReg (Bardes, Ponce and LeCun, 2022) for utterances: views agree, dimensions vary and are not correlated."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from rayssl.models.heads import ProjectorConfig
 
 
 class VICRegConfig(PairConfig):
-    """Coefficients of the three terms as `rayssl.losses.vicreg` defines them (1, 1 and 0.04 published for speakers).
+    """The coefficients of the three terms of `rayssl.losses.vicreg` (1, 1 and 0.04 published for speakers).
 
-    The ``projector``'s last layer has no bias, as published: nothing in the loss of two views would hold it anywhere.
+    The last layer of the ``projector`` has no bias, as published, because the loss would not depend on it.
     """
 
     name: Literal["vicreg"] = "vicreg"
@@ -27,18 +27,18 @@ class VICRegConfig(PairConfig):
 
 
 class VICReg(PairMethod):
-    """Invariance of two views, variance and covariance over the global batch."""
+    """The invariance of two views, and variance and covariance over the global batch."""
 
     Config = VICRegConfig
     config: VICRegConfig
 
     def forward(self, views: Views) -> Outputs:
-        """``anchor`` and ``positive`` ``[B, D_emb]``, float32: also where ranks exchange them."""
+        """``anchor`` and ``positive`` ``[B, D_emb]``, in float32 so that ranks exchange full precision."""
         anchor, positive = embed_together(self.encoder, [views["anchor"], views["positive"]])
         return {"anchor": self.projector(anchor).float(), "positive": self.projector(positive).float()}
 
     def step(self, out: Outputs, batch: Batch, recall: Recalled | None) -> Step:
-        """Statistics are of the rows of all ranks, gathered with gradient."""
+        """The loss. Its statistics are those of the rows of all ranks, gathered with gradient."""
         config, a, b = self.config, out["anchor"], out["positive"]
         terms = vicreg(a, b, keys_a=collectives.gather(a), keys_b=collectives.gather(b))
         loss = config.invariance * terms.invariance

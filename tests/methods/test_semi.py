@@ -87,7 +87,7 @@ def test_a_mean_over_nothing_is_zero_with_a_gradient() -> None:
 
 
 def test_a_split_of_one_class_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"two labelled classes .* labels\.split"):
+    with pytest.raises(ConfigError, match=r"two labelled classes.* labels\.split"):
         FixMatchConfig().check(facts(classes=Classes(("a",), (3,))))
 
 
