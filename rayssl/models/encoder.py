@@ -118,6 +118,6 @@ def build_encoder(config: EncoderConfig, rate: int = 16000, sync_batchnorm: bool
 
 
 def _either(models: Sequence[type[ComponentConfig]]) -> str:
-    names = [str(model.model_fields["name"].default) for model in models] or ["no other of ours"]
+    names = [str(model.model_fields["name"].default) for model in models] or ["no other built-in one"]
     *rest, last = names
     return f"{', '.join(rest)} or {last}" if rest else last
