@@ -45,7 +45,7 @@ MISTAKES = {
     "training.epochs=many": ("'training.epochs'", "integer", "got 'many'"),
     "training.batch=15": ("training.batch=15", "ray.workers=2", "change one of them"),
     "method.name=simclrr": ("'method.name'", "simclrr", "ssps"),
-    "method.start_epoch=3": ("method.start_epoch=3", "training.epochs=3", "raise the other"),
+    "method.start_epoch=3": ("method.start_epoch=3", "training.epochs=3", "raise the second"),
     "method.clusters=65": ("method.clusters=65", "64", "/corpus"),
     "training.batch=66": ("64 utterances", "training.batch is 66", "lower training.batch"),
     "corpus.uri=/nowhere/at/all": ("/nowhere/at/all", "manifest.json", "run rayssl prepare"),

@@ -81,10 +81,10 @@ def test_mistakes(tmp_path: Path, method: str) -> None:
     assert f"{tmp_path}/fails.py: AttributeError on line 3 of fails.py: module 'math' has no attribute" in found
     (tmp_path / "plain.py").write_text("class Plain:\n    pass\n")
     found = message(tree({"name": f"{tmp_path}/plain.py:Plain"}))
-    assert "is no method: the class needs a Config that extends rayssl.methods.base.MethodConfig" in found
+    assert "is not a method: the class needs a Config that extends rayssl.methods.base.MethodConfig" in found
     assert "no module 'nowhere' is installed here" in message(tree({"name": "nowhere.to:Be"}))
     found = message(tree({"name": "simclr"}, backbone={"name": method}))
-    assert "'encoder.backbone.name':" in found and "is no backbone" in found
+    assert "'encoder.backbone.name':" in found and "is not a backbone" in found
     assert "did you mean 'simclr'?" in message(tree({"name": "simcl"}))
 
 

@@ -161,7 +161,7 @@ def test_a_corpus_is_prepared_read_and_verified_on_s3(s3_server: Any, tmp_path: 
         storage.write_bytes(storage.join(bucket, "in", name), data)
     source = {"name": "folder", "uri": storage.join(bucket, "in"), "layout": ["speaker", "recording"]}
     tree = {"source": source, "out": storage.join(bucket, "out"), "shard_utterances": 5}
-    manifest = corpora.prepare(corpora.CorpusConfig.model_validate(tree))
+    manifest = corpora.prepare(corpora.PreparedCorpusConfig.model_validate(tree))
     local = corpora.prepare(corpora.folder_config(tmp_path / "in", tmp_path / "out"))
     assert manifest.fingerprint == local.fingerprint  # where it lies changes nothing
     assert shards.verify(tree["out"]) == []

@@ -67,7 +67,10 @@ class FastResnet34(Backbone):
 
 
 class Basic(nn.Module):
-    """Two 3x3 convolutions and a shortcut: ``[B, inputs, F, T]`` to ``[B, outputs, F / stride, T / stride]``."""
+    """Two 3x3 convolutions and a shortcut: ``[B, inputs, F, T]`` to ``[B, outputs, F', T']``.
+
+    ``F' = ceil(F / stride)`` and ``T' = ceil(T / stride)``.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int, squeeze_excitation: bool) -> None:
         super().__init__()
