@@ -229,7 +229,7 @@ def test_object_store(s3_server: Any, monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     bucket = s3_server.bucket("rayssl-doctor")
 
-    def told(uri: str) -> list[Finding]:
+    def checked(uri: str) -> list[Finding]:
         found = store.store(uri)
         assert s3_server.secret_key not in str(found) and "not-the-secret" not in str(found)
         return found
@@ -239,15 +239,15 @@ def test_object_store(s3_server: Any, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "storage latency: write" in printed and "storage throughput: write" in printed
     assert "ok    clock: agrees with the storage server" in printed
     assert storage.list_files(bucket) == []
-    found = told("s3://rayssl-no-such-bucket/x")
+    found = checked("s3://rayssl-no-such-bucket/x")
     assert [finding.state for finding in found] == ["FAIL", "ok"]
     assert found[0].found == "s3://rayssl-no-such-bucket/x: there is no bucket 'rayssl-no-such-bucket'"
     with monkeypatch.context() as changed:
         changed.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
-        found = told(f"{bucket}/x")
+        found = checked(f"{bucket}/x")
         assert found[0].found == f"{bucket}/x: access denied" and "AWS_SECRET_ACCESS_KEY" in found[0].fix
     with monkeypatch.context() as changed:
         changed.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-        (finding,) = told(f"{bucket}/x")
+        (finding,) = checked(f"{bucket}/x")
         assert finding.state == "FAIL" and "no answer from http://127.0.0.1:9" in finding.found
     assert storage.list_files(bucket) == []
