@@ -1,7 +1,7 @@
 """The verbs as functions: ``rayssl.prepare(...)``, ``rayssl.train(...)``, ``rayssl.evaluate(...)``.
 
-A configuration is a path or URI of a YAML file, a mapping with the same keys, or the settings themselves. Keyword
-arguments change keys of it, as ``key.path=value`` does on the command line::
+A configuration is a path or URI of a YAML file, a mapping with the same keys, or a `Config` object. Keyword arguments
+change keys of it, as ``key.path=value`` does on the command line::
 
     rayssl.prepare("configs/synthetic_prepare.yaml")
     rayssl.train("configs/synthetic_ssps.yaml", run="runs/k80", method={"clusters": 80}, **{"training.epochs": 20})
@@ -38,20 +38,20 @@ def prepare(
     local: bool = False,
     **changes: Any,
 ) -> Any:
-    """Makes every corpus of ``config`` that is not complete yet; see ``rayssl prepare``.
+    """Prepares every corpus of ``config`` that is not complete yet; see ``rayssl prepare``.
 
     Args:
         config: a preparation: YAML file, mapping, or `PrepareConfig`.
         overwrite: whether to replace corpora that were made with other settings.
-        progress: whether to draw a bar on standard error.
-        local: in this process alone, without Ray.
-        changes: keys of the configuration.
+        progress: whether to show a progress bar on standard error.
+        local: whether to prepare in this process alone, without Ray.
+        changes: keys of the configuration to change.
 
     Returns:
-        A `rayssl.runtime.prepare.Summary`, whose ``text()`` is for people.
+        A `rayssl.runtime.prepare.Summary`. Its ``text()`` is for people.
 
     Raises:
-        UserError: for what a user can fix, on one line.
+        UserError: the user can fix it; the message is one line.
     """
     from rayssl.runtime import prepare as runtime
 
@@ -64,22 +64,22 @@ def train(experiment: Given | Experiment, *, local: bool = False, **changes: Any
 
     Args:
         experiment: YAML file, mapping, or `Experiment`.
-        local: in this process alone, without Ray: the same bits as one Ray worker.
-        changes: keys of the configuration.
+        local: whether to train in this process alone, without Ray. The result has the same bits as one Ray worker's.
+        changes: keys of the configuration to change.
 
     Returns:
         The metrics of the last epoch.
 
     Raises:
-        UserError: for what a user can fix, on one line.
-        Stopped: when a signal has ended the training in order.
+        UserError: the user can fix it; the message is one line.
+        Stopped: a signal stopped the training, and a checkpoint was saved.
     """
     settings, tree, assignments = _read(Experiment, experiment, changes)
     return train_recorded(settings, origins(tree, assignments, settings), local=local)
 
 
 def train_recorded(experiment: Experiment, where: dict[str, str], *, local: bool) -> dict[str, Any]:
-    """`train` for settings that have been read; ``where`` says where each key came from, for the run's folder."""
+    """`train` for settings that have been read. ``where``: the origin of each key, for the run's folder."""
     job = resolve(experiment)
     check_start(job)
     record(experiment, where)
@@ -91,20 +91,20 @@ def train_recorded(experiment: Experiment, where: dict[str, str], *, local: bool
 
 
 def evaluate(run: str | PathLike[str], checkpoint: str = "last", *, local: bool = False, **changes: Any) -> Any:
-    """The figures of a run on its test corpus; see ``rayssl evaluate``.
+    """Evaluates a checkpoint of a run on its test corpus; see ``rayssl evaluate``.
 
     Args:
         run: folder or URI of the run.
         checkpoint: ``last``, ``best``, ``epoch-N`` or ``step-N``.
-        local: in this process alone, without Ray.
-        changes: keys of the run's configuration.
+        local: whether to evaluate in this process alone, without Ray.
+        changes: keys of the run's configuration to change, for this evaluation only.
 
     Returns:
-        A `rayssl.evaluation.verification.Result`, or a list of `rayssl.evaluation.imbalance.ClassificationResult`, that
-        of the method's own classifier first.
+        For verification, a `rayssl.evaluation.verification.Result`. For classification, a list of
+        `rayssl.evaluation.imbalance.ClassificationResult`, with the method's own classifier first.
 
     Raises:
-        UserError: for what a user can fix, on one line.
+        UserError: the user can fix it; the message is one line.
     """
     from rayssl.runtime.evaluation import evaluate as runtime
 
@@ -112,7 +112,7 @@ def evaluate(run: str | PathLike[str], checkpoint: str = "last", *, local: bool 
 
 
 def _read(model: type[C], given: Any, changes: Mapping[str, Any]) -> tuple[C, Tree, list[str]]:
-    """The settings, the tree that they were read from, and the assignments on top of it."""
+    """The settings, the YAML tree that they were read from, and the assignments that change it."""
     assignments = _assignments(changes)
     if isinstance(given, model):
         tree = given.model_dump(mode="json")
@@ -126,5 +126,5 @@ def _read(model: type[C], given: Any, changes: Mapping[str, Any]) -> tuple[C, Tr
 
 
 def _assignments(changes: Mapping[str, Any]) -> list[str]:
-    """``changes`` as they would stand on a command line; JSON is YAML."""
+    """``changes`` as ``key.path=value``, as on a command line. JSON values are valid YAML."""
     return [f"{key}={json.dumps(value)}" for key, value in flatten(dict(changes)).items()] if changes else []

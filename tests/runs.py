@@ -272,7 +272,7 @@ def arrays_of(folder: str, records: pieces.Records) -> dict[str, np.ndarray]:
 
 
 def content(loop: Loop) -> dict[str, Any]:
-    assert loop.state.keeper is not None
+    assert loop.state.checkpointable is not None
     return {
         "weights": loop.state.method.state_dict(),
         "optimiser": loop.optimiser.state_dict(),

@@ -135,7 +135,7 @@ TRIALS = {
     "1 s0/r0/000 s0/r1/008 extra\n": ("line 1", "label enrol test"),
     "1 s0/r0/000 s0/r1/008\n2 s0/r0/000 s1/r0/001\n": ("line 2",),
     "1 s0/r0/000 s0/r1/008\n0 s0/r0/000 s9/r0/001\n": ("trial 2", "'s9/r0/001'", "/corpus"),
-    "1 s0/r0/000 s0/r1/008\n": ("only target trials", "labels 1 and 0"),
+    "1 s0/r0/000 s0/r1/008\n": ("only target trials", "both labels 1 and 0"),
     "\n": ("no trials",),
 }
 

@@ -42,17 +42,17 @@ SAID = {
 
 @pytest.mark.parametrize("state", SAID)
 def test_machines(state: str) -> None:
-    """What is not well says what to mend, in one line."""
+    """Every warning and failure says how to fix it, in one line."""
     for finding in SAID[state]:
         assert finding.state == state, finding
-        assert (finding.mend == "") == (state == "ok")
+        assert (finding.fix == "") == (state == "ok")
         assert finding.text().count("\n") == (state != "ok")
 
 
 def test_words() -> None:
     assert machine.cores(8, 8, 2.5).found == "8 usable of 8, but the container may use only 2.5 of them"
-    assert "--num-cpus=2" in machine.cores(8, 8, 2.5).mend
-    assert "--shm-size" in machine.shared_memory(64 << 20, 16 * GIB).mend
+    assert "--num-cpus=2" in machine.cores(8, 8, 2.5).fix
+    assert "--shm-size" in machine.shared_memory(64 << 20, 16 * GIB).fix
     assert store.clock(-61, "the server").found == "61 s behind the server"
     assert machine.python((3, 10, 4)).text().startswith("FAIL  Python: 3.10.4\n      -> make a virtual environment")
 
@@ -93,7 +93,7 @@ def test_ports_that_are_taken() -> None:
         port = holder.getsockname()[1]
         finding = machine.ports({port: "the head"})
         assert finding.state == "warn" and f"{port} (the head)" in finding.found
-        assert "RAY_ADDRESS" in finding.mend
+        assert "RAY_ADDRESS" in finding.fix
     assert machine.ports({port: "the head"}).state == "ok"
 
 
@@ -118,7 +118,7 @@ def test_packages_against_what_they_ask_of_each_other() -> None:
     assert (finding.state, finding.found) == ("ok", "4 are as required (torch 2.11.0+cpu, ray 2.60.0)")
     (finding,) = required("ray[default]==2.60.*")
     assert finding.found == "grpcio 1.85 is installed, ray needs >=1.90"
-    assert finding.state == "FAIL" and "pip install 'grpcio>=1.90'" in finding.mend
+    assert finding.state == "FAIL" and "pip install 'grpcio>=1.90'" in finding.fix
     found = {finding.found for finding in required("torch==2.10.*", "faiss-cpu", "ray<2")}
     assert found == {
         "torch 2.11.0+cpu is installed, rayssl needs ==2.10.*",
@@ -167,14 +167,14 @@ def test_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     main(["doctor", "--json", "--storage", str(tmp_path)])
     found = json.loads(capsys.readouterr().out)
-    assert {"what", "state", "found", "mend"} == set(found[0])
+    assert {"what", "state", "found", "fix"} == set(found[0])
     assert "Ray cluster" in [each["what"] for each in found]
 
 
 def test_checksums_that_a_server_does_not_know() -> None:
     text = "s3://b/x: the object store answered 'An error occurred (MissingContentLength) when calling PutObject'"
     finding = store.refused(storage.StorageError(text))
-    assert finding.found == text and "AWS_REQUEST_CHECKSUM_CALCULATION=when_required" in finding.mend
+    assert finding.found == text and "AWS_REQUEST_CHECKSUM_CALCULATION=when_required" in finding.fix
 
 
 def test_addresses_that_are_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,30 +183,30 @@ def test_addresses_that_are_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     for address, text in {
         "http://head:8265": "jobs API",
         "ray://head:10001": "Ray Client",
-        "head": "no HOST:PORT",
+        "head": "not HOST:PORT",
         "127.0.0.1:9": "connection refused",
         "no-such-host.invalid:6379": "no answer",
     }.items():
         (finding,) = ray_doctor.cluster(address)
-        assert finding.state == "FAIL" and text in finding.found and finding.mend
+        assert finding.state == "FAIL" and text in finding.found and finding.fix
 
 
 @pytest.mark.parametrize(
-    ("words", "found", "mend"),
+    ("words", "found", "fix"),
     [
         ("x\nRuntimeError: Version mismatch: The cluster was started with:\n    Ray: 2.59.0\n    Python: 3.11.7\n"
          "This process on 192.0.2.1 was started with:\n    Ray: 2.60.0\n    Python: 3.11.7\n",
          "there Ray 2.59.0 Python 3.11.7, here Ray 2.60.0 Python 3.11.7", "same versions"),
         ("ray.exceptions.AuthenticationError: RPC error: InvalidAuthToken: Authentication token is missing",
          "it demands a token", "RAY_AUTH_TOKEN_PATH"),
-        ("ConnectionError: Could not find any running Ray instance.", "is no node of it", "submit a job"),
+        ("ConnectionError: Could not find any running Ray instance.", "is not a node of it", "submit a job"),
         ("Traceback\n  File x\nValueError: odd\n", "cannot join h:1: ValueError: odd", "gcs_server.out"),
         ("no answer within 90 s", "no answer within 90 s", "ray status"),
     ],
 )  # fmt: skip
-def test_what_ray_says(words: str, found: str, mend: str) -> None:
+def test_what_ray_says(words: str, found: str, fix: str) -> None:
     finding = ray_doctor.refused("h:1", words)
-    assert finding.state == "FAIL" and found in finding.found and mend in finding.mend
+    assert finding.state == "FAIL" and found in finding.found and fix in finding.fix
     assert "\n" not in finding.found
 
 
@@ -217,9 +217,9 @@ def test_nodes_that_differ() -> None:
     seen = {"nodes": [first, second], "silent": ["192.0.2.3"], "resources": {"CPU": 4.0, "memory": 8.0 * GIB}}
     found = ray_doctor.judged("h:1", seen)
     assert found[0].found == "h:1: 3 nodes, 4 CPUs, 0 GPUs, 8.0 GiB memory"
-    told = " | ".join(finding.found for finding in found[1:])
-    assert "no answer within 30 s from 192.0.2.3" in told and "torch: 2.11.0 on one, absent on two" in told
-    assert "two: its clock is 90 s off" in told and "two: 1.0 GiB free in /dev/shm" in told
+    said = " | ".join(finding.found for finding in found[1:])
+    assert "no answer within 30 s from 192.0.2.3" in said and "torch: 2.11.0 on one, absent on two" in said
+    assert "two: its clock and this machine's differ by 90 s" in said and "two: 1.0 GiB free in /dev/shm" in said
     assert [finding.state for finding in found] == ["ok", "warn", "FAIL", "warn", "warn"]
 
 
@@ -229,7 +229,7 @@ def test_object_store(s3_server: Any, monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     bucket = s3_server.bucket("rayssl-doctor")
 
-    def told(uri: str) -> list[Finding]:
+    def checked(uri: str) -> list[Finding]:
         found = store.store(uri)
         assert s3_server.secret_key not in str(found) and "not-the-secret" not in str(found)
         return found
@@ -239,15 +239,15 @@ def test_object_store(s3_server: Any, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "storage latency: write" in printed and "storage throughput: write" in printed
     assert "ok    clock: agrees with the storage server" in printed
     assert storage.list_files(bucket) == []
-    found = told("s3://rayssl-no-such-bucket/x")
+    found = checked("s3://rayssl-no-such-bucket/x")
     assert [finding.state for finding in found] == ["FAIL", "ok"]
     assert found[0].found == "s3://rayssl-no-such-bucket/x: there is no bucket 'rayssl-no-such-bucket'"
     with monkeypatch.context() as changed:
         changed.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
-        found = told(f"{bucket}/x")
-        assert found[0].found == f"{bucket}/x: access denied" and "AWS_SECRET_ACCESS_KEY" in found[0].mend
+        found = checked(f"{bucket}/x")
+        assert found[0].found == f"{bucket}/x: access denied" and "AWS_SECRET_ACCESS_KEY" in found[0].fix
     with monkeypatch.context() as changed:
         changed.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-        (finding,) = told(f"{bucket}/x")
+        (finding,) = checked(f"{bucket}/x")
         assert finding.state == "FAIL" and "no answer from http://127.0.0.1:9" in finding.found
     assert storage.list_files(bucket) == []

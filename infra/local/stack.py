@@ -1,18 +1,19 @@
 #!/usr/bin/env python3
-"""The whole of a small installation on this machine: object store, Ray head and workers, Prometheus, Grafana.
+"""A complete small installation on this machine: object store, Ray head and workers, Prometheus, Grafana.
 
-    stack.py up DIR [--workers N] [--cpus C] [--without PART ...]    start what is not running, print what to export
+    stack.py up DIR [--workers N] [--cpus C] [--without PART ...]    start what does not run, print what to export
     stack.py env DIR                                                 print the variables again
     stack.py status DIR                                              which parts run; status 1 unless all do
-    stack.py down DIR                                                end all in order; the store's data stays
+    stack.py down DIR                                                stop all in order; the store's data stays
 
     eval "$(infra/local/stack.py up DIR)"
     ray job submit --working-dir . -- python jobs/train.py configs/x.yaml run=s3://...
 
-Everything listens on loopback as far as it lets itself be told so. Ray does not everywhere, so it demands a token,
-generated at the first `up` and kept in DIR/token (mode 600). Each Ray node is a raylet by itself (`ray start --block`).
-The head has no CPUs, as on Kubernetes. Parts that cannot be had here (radosgw, prometheus, grafana) are left out,
-with a line that says so. Ends only processes it started, known by process id and start time in DIR/run.
+Everything listens on loopback, where a setting allows that. Ray has no such setting for some ports, so it demands a
+token. The first `up` generates it and stores it in DIR/token (mode 600). Each Ray node is its own raylet (`ray start
+--block`). The head has no CPUs, as on Kubernetes. Parts that are not installed (radosgw, prometheus, grafana) are left
+out, and a line says so. The script stops only processes that it has started: it knows them by process id and start
+time in DIR/run.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from objectstore import Store, StoreError, free_port, missing_commands, running,
 ROOT = Path(__file__).resolve().parents[2]
 MONITORING = ROOT / "infra/monitoring"
 PARTS = ("store", "ray", "prometheus", "grafana")
-LONGEST = 43  # of DIR: Ray puts sockets below it, whose paths may have 107 characters
-STOP_WAIT_S = 300  # what `ray job stop` gives a job to save in, before it kills it; Ray's own 3 s are no time for that
+LONGEST = 43  # the longest DIR: Ray puts sockets below it, and their paths may have 107 characters
+STOP_WAIT_S = 300  # `ray job stop` waits so long for a job to save before it kills it; Ray's 3 s are too short
 
 
 class Stack:
@@ -49,9 +50,9 @@ class Stack:
         self.store = Store(self.folder / "store")
 
     def up(self, workers: int, cpus: int, without: list[str]) -> None:
-        """Starts what is not running, waits until Ray has all nodes; later calls keep ports, token and data."""
+        """Starts the parts that do not run, and waits until Ray has all nodes. Ports, token and data stay the same."""
         if len(str(self.folder)) > LONGEST:
-            raise StoreError(f"{self.folder}: a path of more than {LONGEST} characters, too long for Ray's sockets")
+            raise StoreError(f"{self.folder}: more than {LONGEST} characters are too long for Ray's sockets")
         ray = ray_command()
         for name in ("run", "log"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
@@ -68,9 +69,9 @@ class Stack:
             self._start_grafana()
 
     def environment(self) -> dict[str, str]:
-        """The variables under which `ray`, `rayssl` and clients of the store find all of it."""
+        """The environment variables with which `ray`, `rayssl` and clients of the store find all parts."""
         if not self.settings_file.exists():
-            raise StoreError(f"{self.folder} holds no stack: start one with 'up'")
+            raise StoreError(f"{self.folder} has no stack: start one with 'up'")
         ports = self._settings()
         found = {
             "RAY_ADDRESS": f"127.0.0.1:{ports['gcs']}",
@@ -81,12 +82,12 @@ class Stack:
         return found | (self.store.environment() if self.store.access_file.exists() else {})
 
     def status(self) -> dict[str, bool]:
-        """Which of the processes that were started still run."""
+        """Whether each of the processes that were started still runs."""
         known = sorted((self.folder / "run").glob("*.pid")) + sorted((self.folder / "store/run").glob("*.pid"))
         return {file.stem: running(file) is not None for file in known}
 
     def down(self) -> None:
-        """Ends what was started here: readers of figures, workers, head, store."""
+        """Stops what was started here: Grafana and Prometheus, then the workers, the head and the store."""
         files = {file.stem: file for file in (self.folder / "run").glob("*.pid")}
         workers = sorted(name for name in files if name.startswith("worker"))
         for name in ("grafana", "prometheus", *workers, "head"):
@@ -98,7 +99,7 @@ class Stack:
         return json.loads(self.settings_file.read_text()) if self.settings_file.exists() else {}
 
     def _settle(self, workers: int) -> None:
-        """Ports, chosen once; each raylet's agent has two."""
+        """Chooses the ports that are not chosen yet. Each raylet's agent has two."""
         ports = self._settings()
         agents = [f"{name}-{kind}" for name in nodes(workers) for kind in ("agent", "metrics")]
         for name in ("gcs", "dashboard", "client", "prometheus", "grafana", *agents):
@@ -109,7 +110,7 @@ class Stack:
     def _start_store(self) -> None:
         absent = missing_commands()
         if absent:
-            tell(f"left out: the object store, {', '.join(absent)} not found (radosgw, ceph-mon and ceph-osd)")
+            tell(f"left out: the object store, {', '.join(absent)} not found (packages radosgw, ceph-mon, ceph-osd)")
             return
         self.store.up()
 
@@ -130,14 +131,14 @@ class Stack:
             words += ["--block", "--node-ip-address=127.0.0.1", "--object-store-memory=300000000"]
             words += [f"--dashboard-agent-listen-port={ports[name + '-agent']}"]
             words += [f"--metrics-export-port={ports[name + '-metrics']}"]
-            words += ["--min-worker-port=0", "--max-worker-port=0"]  # else all nodes begin with the same ones
+            words += ["--min-worker-port=0", "--max-worker-port=0"]  # otherwise all nodes begin with the same ports
             self._start(name, [str(ray), "start", *words], environment)
             count = int(name.partition("-")[2] or 0) + 1
             if not wait_until(lambda name=name, count=count: self._nodes(name) >= count, 180):
                 raise StoreError(f"{name} of Ray was not up in 180 s: see {self.folder}/log/{name}.out")
 
     def _nodes(self, starting: str) -> int:
-        """How many nodes live, by the dashboard's State API."""
+        """The number of live nodes, from the dashboard's State API."""
         if running(self.folder / "run" / f"{starting}.pid") is None:
             raise StoreError(f"{starting} of Ray ended while starting: see {self.folder}/log/{starting}.out")
         request = urllib.request.Request(f"{self.environment()['RAY_API_SERVER_ADDRESS']}/api/v0/nodes")
@@ -150,7 +151,7 @@ class Stack:
         return sum(node["state"] == "ALIVE" for node in found)
 
     def _start_prometheus(self) -> None:
-        """With the project's configuration, but for where this stack's Ray lists its nodes."""
+        """Starts Prometheus with the project's configuration, and the list of nodes of this stack's Ray."""
         given = MONITORING / "prometheus.yaml"
         if shutil.which("prometheus") is None or not given.exists():
             tell("left out: Prometheus, not found; as root: apt-get install prometheus")
@@ -166,7 +167,7 @@ class Stack:
         tell(f"Prometheus: http://{address}")
 
     def _start_grafana(self) -> None:
-        """With the project's dashboard, and a password of its own for the user admin."""
+        """Starts Grafana with the project's dashboard. The password of the user admin is the stack's token."""
         given, server = MONITORING / "grafana", shutil.which("grafana-server")
         if server is None or not given.exists():
             tell("left out: Grafana, grafana-server not found (not in Debian; infra/monitoring/README.md)")
@@ -190,7 +191,7 @@ class Stack:
         tell(f"Grafana: http://127.0.0.1:{ports['grafana']}, user admin, the password is in {self.token_file}")
 
     def _start(self, name: str, command: list[str], environment: dict[str, str]) -> None:
-        """Starts a process in a session of its own, unless it is running, and notes its id and start time."""
+        """Starts a process in its own session, unless it runs already. Writes down its id and start time."""
         file = self.folder / "run" / f"{name}.pid"
         if running(file) is not None:
             return
@@ -208,12 +209,12 @@ class Stack:
 
 
 def nodes(workers: int) -> list[str]:
-    """Names of the Ray nodes, in the order in which they are started."""
+    """The names of the Ray nodes, in the order in which they start."""
     return ["head", *(f"worker-{number}" for number in range(1, workers + 1))]
 
 
 def end(file: Path) -> None:
-    """Ends the process noted in ``file`` and what is left of its session; by SIGKILL after 60 s of SIGTERM."""
+    """Stops the process in ``file``, after 60 s by SIGKILL, and what is left of its session."""
     pid = running(file)
     if pid is not None:
         os.kill(pid, signal.SIGTERM)
@@ -226,7 +227,7 @@ def end(file: Path) -> None:
 
 
 def session(leader: int) -> list[int]:
-    """Process ids of the session that ``leader`` began; the kernel gives its number to nobody else while one lives."""
+    """The process ids of the session of ``leader``. The kernel does not reuse its number while one of them lives."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -238,7 +239,7 @@ def session(leader: int) -> list[int]:
 
 
 def ray_command() -> Path:
-    """The `ray` of PATH, or of the project's own environment."""
+    """The `ray` on the PATH, or in the project's own environment."""
     places = [os.environ.get("RAYSSL_VENV", str(ROOT / ".venv")), sys.prefix]
     found = shutil.which("ray") or next((f"{p}/bin/ray" for p in places if Path(p, "bin/ray").exists()), None)
     if found is None:
@@ -247,12 +248,12 @@ def ray_command() -> Path:
 
 
 def tell(line: str) -> None:
-    """One line for a person: standard output is for the shell."""
+    """Prints a line for a person on stderr, since standard output is for the shell."""
     print(f"stack: {line}", file=sys.stderr)
 
 
 def main() -> int:
-    """The command line; status 1 and one line on stderr where the stack could not be started."""
+    """The command line. If the stack cannot be started, it prints one line on stderr and returns status 1."""
     parser = argparse.ArgumentParser(description="Object store, Ray, Prometheus and Grafana on loopback.")
     parser.add_argument("verb", choices=("up", "env", "status", "down"))
     parser.add_argument("folder", metavar="DIR")
@@ -277,7 +278,7 @@ def main() -> int:
         values = stack.environment()
     except (StoreError, subprocess.TimeoutExpired, KeyboardInterrupt) as error:
         if arguments.verb == "up":
-            stack.down()  # a stack that did not come up leaves no half of itself running
+            stack.down()  # after a failed start no part of the stack may run
         tell(str(error) or "interrupted")
         return 1
     for key, value in values.items():

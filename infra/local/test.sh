@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Every check of the project: ruff, mypy, import-linter, then pytest with all layers. Arguments go to pytest.
-# The last line is pytest's count; the status is not zero when any check failed.
+# Runs every check of the project: ruff, mypy, import-linter, then pytest with all layers. Arguments go to pytest.
+# The last line is pytest's count. The status is not zero if any check failed.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 
@@ -13,19 +13,19 @@ have() {
     done
 }
 
-# WHAT PACKAGE...: installs the packages, or says why WHAT is left out.
+# install_packages WHAT PACKAGE...: installs the packages, or says why WHAT is left out.
 install_packages() {
     local what=$1
     shift
     if [ "$(id -u)" != 0 ]; then
-        say "left out: $what, since only root can install $*"
+        say "left out: $what, because only root can install $*"
     elif ! command -v apt-get >/dev/null; then
-        say "left out: $what, since this system has no apt-get to install $*"
+        say "left out: $what, because this system has no apt-get to install $*"
     else
         say "installing $* for $what"
         export DEBIAN_FRONTEND=noninteractive
         if apt-get update -qq && apt-get install -y -qq --no-install-recommends "$@" >/dev/null; then return; fi
-        say "left out: $what, since installing $* failed (see above)"
+        say "left out: $what, because installing $* failed (see above)"
     fi
     return 1
 }
@@ -38,8 +38,8 @@ install_servers() {
     layers=default,long,ranks,ray
 }
 
-# A test scrapes a run with it, others check the rules; without it they skip themselves. Its package starts it as a
-# service, which nobody asked for here.
+# One test scrapes a run with Prometheus, others check the rules. Without it they are skipped. Its package starts a
+# service, which is not needed here and is stopped again.
 install_prometheus() {
     if have prometheus promtool; then return; fi
     if install_packages "the tests of monitoring" prometheus && [ -d /run/systemd/system ]; then

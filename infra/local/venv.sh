@@ -1,5 +1,5 @@
-# Sourced by demo.sh and test.sh: `root` (the project) and `ensure_venv [EXTRAS]`, which puts `rayssl` on the PATH.
-# RAYSSL_VENV names another place for the virtual environment, RAYSSL_PYTHON another interpreter to make it with.
+# For demo.sh and test.sh: sets `root` (the project) and has `ensure_venv [EXTRAS]`, which puts `rayssl` on the PATH.
+# RAYSSL_VENV names another place for the virtual environment. RAYSSL_PYTHON names another interpreter to make it with.
 # shellcheck shell=bash
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -7,7 +7,7 @@ venv=${RAYSSL_VENV:-$root/.venv}
 
 say() { printf '== %s\n' "$*"; }
 
-# The first interpreter that runs, is 3.11 or 3.12 and can make virtual environments.
+# Prints the first interpreter that runs, is Python 3.11 or 3.12, and can make virtual environments.
 find_python() {
     local candidate
     for candidate in ${RAYSSL_PYTHON:+"$RAYSSL_PYTHON"} python3.11 python3.12 python3 python; do
@@ -22,7 +22,8 @@ find_python() {
     return 1
 }
 
-# What an installation depends on; the extras stand beside it in the stamp, since one with `test` serves the demo too.
+# A hash of everything that an installation depends on, except for the extras. The stamp has those beside the hash: an
+# installation with `test` is good for the demo too.
 installation_hash() {
     { cat "$root/pyproject.toml" "$root/infra/constraints.txt" && printf '%s\n' "$root"; } | sha256sum | cut -d' ' -f1
 }

@@ -1,1 +1,1 @@
-"""Measurements a user makes on their own machines before a big job: plain functions that return figures."""
+"""Measurements for a user's own machines, to make before a big job. They are functions that return figures."""

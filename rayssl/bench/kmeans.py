@@ -1,4 +1,4 @@
-"""How long k-means takes here, how good it is and how much memory it needs."""
+"""Measures how long k-means takes on this machine, how good its result is, and how much memory it needs."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from rayssl.clustering.result import KMeans, Mode
 from rayssl.clustering.similarity import normalized_mutual_information
 from rayssl.errors import UserError
 
-_TIMED = 32768  # points from which the time of a whole assignment is extrapolated
-_LEAST = 512  # clusters of a comparison: with fewer, the fast mode is the exact one
+_TIMED = 32768  # the time of a whole assignment is extrapolated from this many points
+_LEAST = 512  # the least clusters of a comparison: with fewer, the fast mode is the exact one
 
 
 @dataclass(frozen=True)
 class KMeansCase:
-    """One clustering of made-up points: ``rows`` N, ``dim`` D, ``clusters`` K; the rest goes to `cluster`.
+    """One clustering of synthetic points: ``rows`` N, ``dim`` D, ``clusters`` K; the other fields go to `cluster`.
 
-    ``data``: "planted" (K directions drawn evenly from the sphere, each point one of them plus noise of norm about
-    ``spread``) or "noise" (directions drawn evenly). ``compare``: rows of the comparison with the exact mode, 0: none.
+    ``data``: with "planted", K directions are drawn evenly from the sphere, and each point is one of them plus noise of
+    a norm of about ``spread``. With "noise", each point is a direction drawn evenly. ``compare``: how many rows to
+    compare with the exact mode; 0 for none.
     """
 
     rows: int
@@ -41,14 +42,22 @@ class KMeansCase:
 
 
 def measure(job: KMeansCase) -> dict[str, int | float | str]:
-    """The job's own settings and what came of it.
+    """The fields of ``job`` and the figures below.
 
-    seconds; objective (mean cosine to the own centroid); empty (clusters nobody is in); repaired; peak_bytes (resident,
-    of this process so far, the points included); nmi (with planted clusters); on a GPU peak_device_bytes. With
-    ``compare``: on all points of as many clusters as make up about that many rows (``compared_rows`` into
-    ``compared_clusters``), objective_compared by the job's mode and objective_exact by the exact one; and where that is
-    not the mode anyway, seconds_exact, extrapolated from the assignment of a few points to all centroids. Raises
-    UserError for a job that cannot be.
+    - seconds.
+    - objective: the mean cosine of points to their own centroid.
+    - empty: the number of clusters without points. repaired.
+    - peak_bytes: the most resident bytes of this process so far, with the points. peak_device_bytes, on a GPU.
+    - nmi, with planted clusters.
+
+    With ``compare`` also, for all points of so many clusters that they have about that many rows:
+
+    - compared_rows, compared_clusters: the size of this comparison.
+    - objective_compared by the job's mode, objective_exact by the exact mode.
+    - seconds_exact, in fast mode on the CPU: the time of the exact mode for the whole job, extrapolated from the
+      assignment of some points to all centroids.
+
+    Raises `UserError` for a job that is not possible.
     """
     _check(job)
     x, labels = points(job)
@@ -73,7 +82,7 @@ def measure(job: KMeansCase) -> dict[str, int | float | str]:
 
 
 def points(job: KMeansCase) -> tuple[np.ndarray, np.ndarray]:
-    """The job's points, float16 ``[N, D]`` of norm 1, and which planted cluster each is of, int32 ``[N]``."""
+    """The job's points, float16 ``[N, D]`` of norm 1, and the planted cluster of each, int32 ``[N]``."""
     random = np.random.default_rng(job.seed)
     centres = unit_rows(random.standard_normal((job.clusters, job.dim), dtype=np.float32))
     labels = random.integers(0, job.clusters, job.rows, dtype=np.int32)
@@ -89,7 +98,7 @@ def points(job: KMeansCase) -> tuple[np.ndarray, np.ndarray]:
 
 
 def table(figures: dict[str, int | float | str]) -> str:
-    """The figures as lines of a name and a value that a person can read."""
+    """The figures for a person: one line for each, with its name and its value."""
     return "\n".join(f"{name:<20}  {_readable(name, value)}" for name, value in figures.items())
 
 
@@ -103,7 +112,7 @@ def _readable(name: str, value: int | float | str) -> str:
 
 def _check(job: KMeansCase) -> None:
     if not 1 <= job.clusters <= job.rows:
-        raise UserError(f"--clusters {job.clusters} must lie in 1..{job.rows}, the --rows there are")
+        raise UserError(f"--clusters {job.clusters} must lie in 1..{job.rows}, the number of --rows")
     if job.dim < 1 or job.iterations < 1 or job.compare < 0 or job.spread < 0:
         raise UserError("--dim and --iterations must be at least 1, --compare and --spread not negative")
     if job.device != "cpu":
@@ -119,7 +128,7 @@ def _run(job: KMeansCase, x: np.ndarray, clusters: int, mode: Mode) -> KMeans:
 
 
 def _compared(job: KMeansCase, x: np.ndarray, labels: np.ndarray, found: KMeans) -> dict[str, int | float | str]:
-    """The comparison with the exact mode on whole clusters, so that a cluster has as many points as in the job."""
+    """The comparison with the exact mode. It takes all points of some clusters: clusters are as large as in the job."""
     share = min(1.0, job.compare / job.rows)
     clusters = min(job.clusters, max(round(job.clusters * share), _LEAST))
     part = x if clusters == job.clusters else x[labels < clusters]
@@ -128,7 +137,7 @@ def _compared(job: KMeansCase, x: np.ndarray, labels: np.ndarray, found: KMeans)
     figures: dict[str, int | float | str] = {"compared_rows": len(part), "compared_clusters": clusters}
     figures |= {"objective_compared": mine.objective, "objective_exact": exact.objective}
     if job.mode == "fast" and job.device == "cpu":
-        assign(x[:_TIMED], found.centroids)  # once before the clock, as threads start and caches fill
+        assign(x[:_TIMED], found.centroids)  # warm-up, not timed: threads start and caches fill
         started = time.perf_counter()
         assign(x[:_TIMED], found.centroids)
         each = (time.perf_counter() - started) / min(_TIMED, len(x))

@@ -1,1 +1,1 @@
-"""What every component must hold to, tried on one of them: ``rayssl check NAME``."""
+"""``rayssl check NAME``: tests a component against the rules that every component must follow."""

@@ -1,4 +1,4 @@
-"""From a name to the checks of what it names."""
+"""Finds the component that a name stands for, and runs its checks."""
 
 from __future__ import annotations
 
@@ -50,10 +50,15 @@ class _Source(Config):
 
 
 def check(name: str, assignments: Sequence[str] = ()) -> Iterator[Outcome]:
-    """The checks of a method, front end, backbone or source (``name`` as a configuration would have it), or of the
-    method and the encoder of an experiment (``name`` is its YAML). ``assignments``: keys of it, ``key.path=value``.
+    """Runs the checks of a component, and yields the outcome of each.
 
-    Raises `ConfigError` where there is no such thing, or its settings are wrong.
+    Args:
+        name: the name of a method, front end, backbone or source, as in a configuration; or the YAML file of an
+            experiment, whose method and encoder are checked.
+        assignments: changes of its keys, ``key.path=value``.
+
+    Raises:
+        ConfigError: there is no such component, or its settings are wrong.
     """
     if not name.endswith((".yaml", ".yml")) and _registry(name) is SOURCES:
         component = override({**SOURCES.find(name).trial_settings(), "name": name}, list(assignments))
@@ -68,7 +73,7 @@ def check(name: str, assignments: Sequence[str] = ()) -> Iterator[Outcome]:
 
 
 def _experiment(name: str, assignments: list[str]) -> dict[str, Any]:
-    """An experiment around what ``name`` names."""
+    """The tree of a small experiment with the component ``name``."""
     if name.endswith((".yaml", ".yml")):
         tree = override(load_yaml(storage.read_text(name), name), assignments)
         method = parse(_Method, {"method": tree.get("method", {})}, name).method
@@ -92,7 +97,7 @@ def _experiment(name: str, assignments: list[str]) -> dict[str, Any]:
 
 
 def _registry(name: str) -> Registry[Any]:
-    """The kind of what ``name`` names."""
+    """The registry that has ``name``. Raises `ConfigError` if none has it."""
     problems = []
     for registry in _REGISTRIES:
         try:
@@ -105,6 +110,6 @@ def _registry(name: str) -> Registry[Any]:
         raise ConfigError(problems[0])
     every = [each for registry in _REGISTRIES for each in registry.names()]
     raise ConfigError(
-        f"'{name}': nothing has this name; choose one of {', '.join(every)}, an experiment's YAML, or "
+        f"'{name}': no component has this name; choose one of {', '.join(every)}, an experiment's YAML file, "
         "package.module:Class or file.py:Class"
     )

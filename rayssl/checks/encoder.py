@@ -1,4 +1,4 @@
-"""What holds of every front end and backbone: shapes, the least length, independence of the batch, and export."""
+"""The rules of every front end and backbone: shapes, the least length, independence of the batch, and export."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DIMENSIONS = {"bands": 3, "samples": 3, "planes": 4}
 
 
 def check_encoder(config: EncoderConfig) -> Iterator[Outcome]:
-    """One line for each rule."""
+    """Yields the outcome of each rule."""
     made: list[Encoder] = []
 
     def builds() -> tuple[bool, str]:
@@ -25,7 +25,7 @@ def check_encoder(config: EncoderConfig) -> Iterator[Outcome]:
         torch.manual_seed(0)
         made.append(build_encoder(config, RATE))
         count = sum(parameter.numel() for parameter in made[0].parameters())
-        return True, f"{count:,} weights, needs {made[0].minimum_samples} samples at least"
+        return True, f"{count:,} weights, needs at least {made[0].minimum_samples} samples"
 
     yield attempt("the encoder is built", builds)
     if not made:
@@ -49,8 +49,8 @@ def _features(config: EncoderConfig, encoder: Encoder) -> tuple[bool, str]:
     expected = _DIMENSIONS[frontend.layout]
     if found.dtype != torch.float32 or len(shape) != expected or shape[1] != frontend.features or shape[0] != 4:
         return False, (
-            f"{frontend.short_name} says '{frontend.layout}' with {frontend.features} features and gives "
-            f"{found.dtype} {shape}: [B, features, ...] of {expected} dimensions in float32 are expected"
+            f"{frontend.short_name} declares '{frontend.layout}' with {frontend.features} features, but gives "
+            f"{found.dtype} {shape}; return float32 [B, features, ...] with {expected} dimensions"
         )
     return bool(torch.isfinite(found).all()), f"{frontend.layout} {shape} of {length} samples"
 
@@ -62,7 +62,7 @@ def _shape(config: EncoderConfig, encoder: Encoder) -> tuple[bool, str]:
             found = encoder(_waves(length), None)
             if list(found.shape) != [4, dim] or not bool(torch.isfinite(found).all()):
                 return False, f"{length} samples give {list(found.shape)}, expected finite [4, {dim}]"
-    return True, f"[B, {dim}] from {encoder.minimum_samples} samples on"
+    return True, f"[B, {dim}] for {encoder.minimum_samples} samples or more"
 
 
 def _alone(encoder: Encoder) -> tuple[bool, str]:
@@ -72,7 +72,7 @@ def _alone(encoder: Encoder) -> tuple[bool, str]:
         alone = torch.cat([encoder(wave[None], None) for wave in waves])
     difference = float((together - alone).abs().max() / together.square().mean().sqrt().clamp_min(1e-12))
     if difference > 1e-3:
-        return False, f"in eval mode a row in a batch differs by {difference:.0%} from the row alone"
+        return False, f"in eval mode, the embedding of a row changes by {difference:.0%} with the rest of the batch"
     return True, f"within {difference:.0e} in eval mode"
 
 

@@ -1,4 +1,4 @@
-"""What one check found."""
+"""The outcome of one check."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from rayssl.errors import UserError
 
 @dataclass(frozen=True)
 class Outcome:
-    """One line: what was checked, whether it holds, and what was seen."""
+    """One line: the rule that was checked, whether the component follows it, and details."""
 
     name: str
     passed: bool
     detail: str
 
     def text(self) -> str:
-        """``ok    name: detail``, or FAIL."""
+        """``ok    name: detail``, or the same with FAIL."""
         return f"{'ok' if self.passed else 'FAIL':<4}  {self.name}: {self.detail}"
 
 
 def attempt(name: str, check: Callable[[], tuple[bool, str]]) -> Outcome:
-    """The outcome of ``check``. What it raises is a fault of the component, and is told with its place."""
+    """The outcome of ``check``. An error that it raises is a fault of the component: the outcome names its place."""
     try:
         return Outcome(name, *check())
     except UserError as error:
@@ -32,7 +32,7 @@ def attempt(name: str, check: Callable[[], tuple[bool, str]]) -> Outcome:
 
 
 def described(error: BaseException) -> str:
-    """An error on one line, with the line of code that raised it."""
+    """The error in one line, with the file and line that raised it."""
     place, last = "", error.__traceback__
     while last is not None:
         place = f"{last.tb_frame.f_code.co_filename.rpartition('/')[2]}:{last.tb_lineno}"

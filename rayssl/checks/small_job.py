@@ -1,4 +1,4 @@
-"""A small job around a component: tones as a corpus, a small network, and a few steps of the real loop."""
+"""A small job to test a component in: a corpus of tones, a small network, and a few steps of the real loop."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from rayssl.training.loop import Loop
 from rayssl.training.stopping import Stopping
 from rayssl.training.trackers.base import Tracker
 
-ROWS, BATCH, CLASSES = 36, 8, 4  # an epoch of four steps, and four utterances that are left out
+ROWS, BATCH, CLASSES = 36, 8, 4  # an epoch has four steps, and leaves out four utterances
 _PATIENCE_S = 120.0
 
 ENCODER: dict[str, Any] = {
@@ -54,8 +54,10 @@ VIEWS: dict[str, Any] = {
 
 @dataclass
 class Trace:
-    """What some steps left behind, as arrays: tensors would share memory with a process that ends. ``gradients`` are
-    those of the first step that has any.
+    """The state after some steps, and the losses of these steps.
+
+    They are arrays, since tensors would share memory with a process that ends. ``gradients`` are those of the first
+    step whose gradients are not all zero.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -66,9 +68,9 @@ class Trace:
 
 
 class SmallJob:
-    """Trains an experiment for a few steps in ``folder``, on a corpus of tones long enough for its segments.
+    """Trains an experiment for a few steps in ``folder``, on a corpus of tones that are long enough for its segments.
 
-    The run, corpus, labels and training of ``tree`` are not those that it names, but small ones.
+    The run, corpus, labels and training of ``tree`` are replaced by small ones.
     """
 
     def __init__(self, folder: str, tree: Mapping[str, Any]) -> None:
@@ -78,22 +80,22 @@ class SmallJob:
         write_tones(f"{folder}/corpus", _longest(parse(Experiment, self._tree, "check")))
 
     def experiment(self, *overrides: str, run: str | None = None) -> Experiment:
-        """The experiment with ``overrides``, in a run's folder of its own."""
+        """The experiment with ``overrides``, in the folder ``run`` (default: a new one)."""
         self._runs += 1
         where = run or f"{self.folder}/run-{self._runs}"
         return parse(Experiment, override(self._tree, [f"run={where}", *overrides]), "check")
 
     def train(self, steps: int, *overrides: str, run: str | None = None) -> Trace:
-        """``steps`` optimiser steps of one rank, from the last checkpoint of ``run`` on, which then has another."""
+        """Trains one rank up to optimiser step ``steps``, from the last checkpoint of ``run`` if there is one."""
         return train(self.experiment(*overrides, run=run), steps)
 
     def train_ranks(self, steps: int, *overrides: str, world: int = 2) -> list[Trace]:
-        """The same by ``world`` processes that share the global batch."""
+        """The same with ``world`` processes that share the global batch."""
         return in_ranks(train, self.experiment(f"ray.workers={world}", *overrides), steps, world=world)
 
 
 def train(experiment: Experiment, steps: int) -> Trace:
-    """Trains up to optimiser step ``steps`` on this rank of the process group, if there is one, and saves."""
+    """Trains up to optimiser step ``steps`` and saves. In a process group, this is one of its ranks."""
     torch.set_num_threads(1)
     job = resolve(experiment)
     context = _QuietContext(job)
@@ -120,7 +122,7 @@ def train(experiment: Experiment, steps: int) -> Trace:
     memory: Any = loop.state.memory or loop.state.prototypes
     if memory is not None:
         trace.memory = dict(memory.memory.state_dict())
-        trace.memory.pop("counters", None)  # they are read, and so reset, on rank 0 alone
+        trace.memory.pop("counters", None)  # only rank 0 reads them, which resets them
     return trace
 
 
@@ -130,14 +132,14 @@ def _array(value: torch.Tensor) -> np.ndarray:
 
 
 class _QuietContext(LocalContext):
-    """Says nothing, and keeps the loss of every step."""
+    """A context that prints nothing and collects the loss of every step."""
 
     def __init__(self, job: Any) -> None:
         super().__init__(job, say=lambda line: None)
         self.losses: list[float] = []
 
     def open_log(self, resume_step: int | None) -> Tracker:
-        """Keeps losses instead of a file."""
+        """A tracker that collects the losses and writes no file."""
         return _Losses(self.losses)
 
 
@@ -146,27 +148,27 @@ class _Losses(Tracker):
         self._losses = losses
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Of each step."""
+        """Takes the loss of each step."""
         if kind == "step":
             self._losses.append(float(values["loss"]))
 
 
 class _After(Stopping):
-    """Every rank leaves once the optimiser has made so many steps, with no need to ask another."""
+    """Stops every rank after ``steps`` optimiser steps. Ranks need not communicate for that."""
 
     def __init__(self, loop: Loop, steps: int) -> None:
         super().__init__()
         self._loop, self._steps = loop, steps
 
     def agreed(self) -> bool:
-        """Before the last step."""
+        """True before the last step."""
         return self._loop.step + 1 >= self._steps
 
 
 def in_ranks(function: Callable[..., Trace], *arguments: Any, world: int) -> list[Trace]:
-    """``function(*arguments)`` in ``world`` processes of one gloo group, the answers in rank order.
+    """Calls ``function(*arguments)`` in ``world`` processes of one gloo group. Returns the answers in rank order.
 
-    Raises RuntimeError with the first rank's error, or where the ranks wait for each other.
+    Raises RuntimeError with the error of the first rank that fails, or if the ranks wait for each other for ever.
     """
     context = multiprocessing.get_context("spawn")
     processes, pipes = [], []
@@ -203,7 +205,7 @@ def _collected(pipes: list[Connection]) -> list[Trace]:
     while len(answers) < len(pipes):
         ready = wait([pipe for rank, pipe in enumerate(pipes) if rank not in answers], _PATIENCE_S)
         if not ready:
-            raise RuntimeError(f"the ranks gave no answer in {_PATIENCE_S:.0f} s: does one gather what others do not?")
+            raise RuntimeError(f"the ranks gave no answer in {_PATIENCE_S:.0f} s: do all of them gather equally often?")
         for rank, pipe in enumerate(pipes):
             if pipe in ready:
                 try:
@@ -217,9 +219,9 @@ def _collected(pipes: list[Connection]) -> list[Trace]:
 
 
 def write_tones(folder: str, seconds: float) -> None:
-    """A corpus of `ROWS` tones of `CLASSES` speakers, who are its labels too, in two recordings each.
+    """Writes a corpus of `ROWS` tones by `CLASSES` speakers with two recordings each. The speakers are also its labels.
 
-    Utterances last 1 to 1.5 times ``seconds``. The split ``few`` labels a quarter of each class.
+    Utterances last 1 to 1.5 times ``seconds``. The split ``few`` labels three utterances of each class.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     sizes, first, parts = (9, 14, 4, 9), 0, []
@@ -257,7 +259,7 @@ def _tone(number: int, seconds: float) -> np.ndarray:
 
 
 def _longest(settings: Experiment) -> float:
-    """The longest segment of a method, in seconds; views that share no sample need room for all of them."""
+    """The length of the longest segment of the method, in seconds."""
     method, views = settings.method, settings.views
     found = [segment for epoch in (0, 1) for segment in method.segments(views, epoch)]
     found += [segment for epoch in (0, 1) for segment in method.fill_segments(views, epoch)]
@@ -266,13 +268,15 @@ def _longest(settings: Experiment) -> float:
 
 
 def _small(tree: dict[str, Any], folder: str) -> dict[str, Any]:
-    """``tree`` with a run, corpus and training of a few steps. Steps of SGD are small: larger ones amplify rounding,
-    and Adam would make a whole step of a gradient that is nothing but rounding.
+    """``tree`` with the small run, corpus and training of a `SmallJob`.
+
+    The optimiser is SGD with small steps: larger ones amplify rounding. Adam would make a full step even if a gradient
+    is only rounding.
     """
     tree.pop("evaluation", None)
     training: dict[str, Any] = {}
     if tree.get("labels"):
-        # two streams of other lengths: an epoch is a pass over neither
+        # two streams of different lengths: an epoch is not a pass over one of them
         tree["labels"], training = {"split": "few", "ratio": 2}, {"epoch_steps": 4}
     return tree | {
         "run": f"{folder}/run",

@@ -1,5 +1,6 @@
-"""What holds of every source: a listing that repeats, settings that travel, and audio that depends on its reference
-alone.
+"""The rules of every source.
+
+Its listing is always the same, its settings can be sent to another process, and audio depends only on its reference.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from rayssl.data.sources.base import Audio, Reference, SourceConfig
 from rayssl.data.sources.checked import CheckedSource
 from rayssl.data.sources.registry import SOURCES
 
-_PARTS, _READ = 4, 8  # of a large source: parts that are listed, and utterances that are read
+_PARTS, _READ = 4, 8  # of a large source, so many parts are listed and so many utterances are read
 _PATIENCE_S = 120.0
 _ELSEWHERE = "import sys; sys.path[:] = {path!r}; from rayssl.checks.source import answer; answer()"
 
 
 def check_source(config: SourceConfig) -> Iterator[Outcome]:
-    """One line for each rule. Of a large source some parts are listed, and some utterances read."""
+    """Yields the outcome of each rule. Of a large source only some parts are listed and some utterances are read."""
     found: list[Reference] = []
     yield attempt("settings can be located", lambda: _located(config))
     yield attempt("it lists utterances", lambda: _lists(config, found))
@@ -50,12 +51,12 @@ def check_source(config: SourceConfig) -> Iterator[Outcome]:
 def _located(config: SourceConfig) -> tuple[bool, str]:
     once = config.located()
     if once.located() != once:
-        return False, f"located() changes what it gave: {once.located()!r} of {once!r}"
+        return False, f"located() changes what it returned before: {once.located()!r} from {once!r}"
     return True, f"as {once.name}"
 
 
 def _listing(config: SourceConfig) -> tuple[list[Reference], int, int]:
-    """The utterances of the first parts, how many these are, and how many there are."""
+    """The utterances of the first parts, the number of these parts, and the number of all parts."""
     source = CheckedSource(config.located())
     parts = source.parts()
     asked = parts[:_PARTS]
@@ -105,12 +106,12 @@ def _usable(config: SourceConfig, some: Sequence[Reference], heard: list[str]) -
             return False, f"'{one.name}': samples up to {peak:g}, they must be in [-1, 1]"
         seconds.append(len(clip) / decode.RATE)
     heard += map(_digest, audios)
-    told = f"{len(seconds)} of {len(some)} read" + (f", {min(seconds):.2f} to {max(seconds):.2f} s" if seconds else "")
-    return bool(seconds), told + (f"; {len(rejects)} rejected, first {rejects[0]}" if rejects else "")
+    said = f"{len(seconds)} of {len(some)} read" + (f", {min(seconds):.2f} to {max(seconds):.2f} s" if seconds else "")
+    return bool(seconds), said + (f"; {len(rejects)} rejected, first {rejects[0]}" if rejects else "")
 
 
 def _decoded(audio: Audio | DecodeError) -> np.ndarray:
-    """Samples ``[T]``, at least one; raises `DecodeError`."""
+    """The samples ``[T]``, at least one. Raises `DecodeError`."""
     if isinstance(audio, DecodeError):
         raise audio
     clip = decode.decode(audio) if isinstance(audio, bytes) else audio
@@ -135,7 +136,7 @@ def _alone(config: SourceConfig, some: Sequence[Reference], heard: Sequence[str]
 def _same(
     config: SourceConfig, some: Sequence[Reference], heard: Sequence[str], order: Sequence[int], what: str
 ) -> tuple[bool, str]:
-    """Whether those of ``some`` at the places ``order`` read as ``heard`` before."""
+    """Whether the utterances of ``some`` at the places ``order`` have the same audio as ``heard`` before."""
     audios = _audios(config, [some[k] for k in order])
     for k, audio in zip(order, audios, strict=True):
         if _digest(audio) != heard[k]:
@@ -146,9 +147,12 @@ def _same(
 def _elsewhere(
     config: SourceConfig, found: Sequence[Reference], some: Sequence[Reference], heard: Sequence[str]
 ) -> tuple[bool, str]:
-    """A process in another folder, with other seeds of hashes, that has the settings and the references alone."""
+    """Whether another process gives the same listing and audio.
+
+    It runs in another folder, with another hash seed, and gets only the settings and the references.
+    """
     if SOURCES.read(json.loads(config.model_dump_json())) != config:
-        return False, "settings that are saved and read back are not the same"
+        return False, "the settings change when they are saved and read back"
     sent = pickle.dumps((config.located(), [*some]))
     with tempfile.TemporaryDirectory(prefix="rayssl-check-") as folder:
         done = subprocess.run(
@@ -167,14 +171,14 @@ def _elsewhere(
 
 
 def answer() -> None:
-    """What the other process does: it reads settings and references, and answers with digests, in JSON."""
+    """What the other process runs: it reads settings and references, and answers with digests in JSON."""
     config, some = pickle.load(sys.stdin.buffer)  # noqa: S301 (from the process that started this one)
     heard = [_digest(audio) for audio in _audios(config, some)]
     sys.stdout.write("\n" + json.dumps({"listing": _hash(_listing(config)[0]), "heard": heard}) + "\n")
 
 
 def _audios(config: SourceConfig, references: Sequence[Reference]) -> list[Audio | DecodeError]:
-    """In the order of the references, by a source that is newly made."""
+    """The audio of ``references`` in their order, read by a new source."""
     read = dict(CheckedSource(config.located()).read(references))
     return [read[position] for position in range(len(references))]
 

@@ -1,4 +1,4 @@
-"""What holds of every method and every encoder in training: any number of ranks, resumption, repetition, bfloat16."""
+"""The rules of every method and encoder in training: any number of ranks, resume, repetition, bfloat16."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 from rayssl.checks.outcome import Outcome, attempt
 from rayssl.checks.small_job import SmallJob, Trace
 
-_STEPS = 6  # of epochs of four: what happens at the end of one is among them
-_LOSS, _GRADIENT = 2e-4, 2e-2  # largest relative differences that rounding explains
-_DRIFT = 2e-2  # of the loss in later steps, to which rounding grows
-_BF16_LOSS, _BF16_COSINE = 0.05, 0.5  # narrow networks of a trial round more than wide ones
+_STEPS = 6  # an epoch has four, so that the end of an epoch is among them
+_LOSS, _GRADIENT = 2e-4, 2e-2  # the largest relative differences that rounding explains
+_DRIFT = 2e-2  # the same for the loss of later steps, where rounding has grown
+_BF16_LOSS, _BF16_COSINE = 0.05, 0.5  # the narrow networks of this test round more than wide ones
 
 
 def check_training(trial: SmallJob) -> Iterator[Outcome]:
-    """One line for each rule."""
+    """Yields the outcome of each rule."""
     once: list[Trace] = []
 
     def trains() -> tuple[bool, str]:
@@ -39,7 +39,7 @@ def _trained(trace: Trace) -> tuple[bool, str]:
         return False, f"{len(losses)} of {_STEPS} steps were logged"
     still = [name for name, gradient in trace.gradients.items() if not gradient.any()]
     if not trace.gradients or len(still) == len(trace.gradients):
-        return False, "no parameter gets a gradient: is the loss detached from forward's outputs?"
+        return False, "no parameter has a gradient: is the loss detached from the outputs of forward?"
     if len(set(losses)) == 1:
         return False, f"the loss is {losses[0]:.4g} in every step"
     return True, f"loss {losses[0]:.4g} to {losses[-1]:.4g} in {_STEPS} steps"
@@ -48,10 +48,10 @@ def _trained(trace: Trace) -> tuple[bool, str]:
 def _repeats(one: Trace, other: Trace) -> tuple[bool, str]:
     different = _different(one, other)
     if different is None:
-        return True, f"{len(one.weights)} tensors of weights, optimiser and memory alike"
+        return True, f"{len(one.weights)} tensors of weights, the optimiser and the memory are equal"
     return False, (
-        f"{different} differs between two runs with one seed: draws must come from the keys of a view (rayssl.random), "
-        "not from a generator that nobody saves"
+        f"{different} differs between two runs with one seed: draw from the keys of a view (rayssl.random), not from "
+        "a generator that is not saved"
     )
 
 
@@ -63,34 +63,34 @@ def _resumes(trial: SmallJob, whole: Trace) -> tuple[bool, str]:
     if different is None and resumed.losses == whole.losses[_STEPS // 2 :]:
         return True, "weights, optimiser and memory have the same bits as without the interruption"
     return False, (
-        f"{different or 'the loss'} differs from the run without an interruption: keep what lasts longer than a step "
-        "in registered buffers or parameters, and nothing in plain attributes"
+        f"{different or 'the loss'} differs from the run without an interruption: state that outlives a step belongs "
+        "in registered buffers or parameters, not in plain attributes"
     )
 
 
 def _ranks(trial: SmallJob) -> tuple[bool, str]:
-    sync = "training.sync_batchnorm=true"  # else each rank's normalisation is another function
+    sync = "training.sync_batchnorm=true"  # otherwise BatchNorm computes something else on each rank
     one, two = trial.train(_STEPS, sync), trial.train_ranks(_STEPS, sync)
     for name, value in two[0].weights.items():
         if not np.array_equal(value, two[1].weights[name]):
             return False, (
-                f"after {_STEPS} steps '{name}' is not the same on two ranks: a buffer that is updated in a step "
-                "must be updated from the rows of all ranks"
+                f"after {_STEPS} steps '{name}' is not the same on two ranks: update a buffer from the rows of all "
+                "ranks"
             )
     worst, difference = _farthest(two[0].gradients, one.gradients)
     loss = abs(two[0].losses[0] - one.losses[0]) / max(abs(one.losses[0]), 1e-6)
     if loss > _LOSS:
         return False, (
-            f"the loss of the first step is {two[0].losses[0]:.6g} on two ranks and {one.losses[0]:.6g} on one: what "
-            "is taken over the whole batch must see the rows of all ranks (rayssl.collectives), and a rank returns its "
+            f"the loss of the first step is {two[0].losses[0]:.6g} on two ranks and {one.losses[0]:.6g} on one: a "
+            "figure of the whole batch needs the rows of all ranks (rayssl.collectives), and each rank returns its "
             "part of the mean over ranks"
         )
     if difference > _GRADIENT:
         ratio = _norm(two[0].gradients[worst]) / max(_norm(one.gradients[worst]), 1e-12)
         return False, (
-            f"the loss agrees and the gradient does not: that of '{worst}' differs by {difference:.0%}, its length is "
-            f"{ratio:.2f} of one rank's: rows of other ranks were gathered without gradient; gather with "
-            "rayssl.collectives.gather"
+            f"the loss is the same, but the gradient of '{worst}' on two ranks differs by {difference:.0%} and has "
+            f"{ratio:.2f} times the length of one rank's: rows of other ranks were gathered without gradient; gather "
+            "with rayssl.collectives.gather"
         )
     drift = max(abs(a - b) / max(abs(b), 1e-6) for a, b in zip(two[0].losses, one.losses, strict=True))
     if drift > _DRIFT:
@@ -98,8 +98,8 @@ def _ranks(trial: SmallJob) -> tuple[bool, str]:
             k for k, (a, b) in enumerate(zip(two[0].losses, one.losses, strict=True)) if abs(a - b) > _DRIFT * abs(b)
         )
         return False, (
-            f"from step {step + 1} on the loss is another on two ranks ({two[0].losses[step]:.6g}, on one "
-            f"{one.losses[step]:.6g}): a queue, memory or average takes in the rows of one rank only"
+            f"from step {step + 1} on, the loss on two ranks is {two[0].losses[step]:.6g} and on one "
+            f"{one.losses[step]:.6g}: a queue, memory or average takes only the rows of one rank; give it those of all"
         )
     return True, f"loss within {max(loss, drift):.0e}, gradient within {difference:.0e}"
 
@@ -120,7 +120,7 @@ def _bfloat16(trial: SmallJob, whole: Trace) -> tuple[bool, str]:
 
 
 def _different(one: Trace, other: Trace, *, losses: bool = True) -> str | None:
-    """The first thing that does not have the same bits, None where all do."""
+    """The name of the first tensor, or part, that does not have the same bits; None if all have."""
     for what in ("weights", "optimiser", "memory"):
         mine, theirs = getattr(one, what), getattr(other, what)
         if mine.keys() != theirs.keys():
@@ -132,7 +132,7 @@ def _different(one: Trace, other: Trace, *, losses: bool = True) -> str | None:
 
 
 def _farthest(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> tuple[str, float]:
-    """The gradient that differs most, by how much of its length; those that are next to nothing are passed over."""
+    """The gradient that differs most, and the difference relative to its length. Tiny gradients count as longer."""
     floor = 1e-3 * max((_norm(gradient) for gradient in other.values()), default=0.0)
     found = [
         (_norm(one[name] - value) / max(_norm(value), floor, 1e-12), name)

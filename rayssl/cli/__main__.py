@@ -1,4 +1,4 @@
-"""``python -m rayssl.cli``: the program where its folder is not on the PATH."""
+"""``python -m rayssl.cli`` runs the program even if its folder is not on the PATH."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""``rayssl check``: what a method, an encoder or a source must hold to."""
+"""``rayssl check``: tests a method, an encoder or a source against the rules of its kind."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from rayssl.cli.parser import OVERRIDES, Verbs, declare
 
 def add(verbs: Verbs) -> None:
     """Declares the verb of this file."""
-    text = "try a method, encoder or source, ours or yours, against the rules of all of them"
+    text = "test a method, encoder or source, ours or yours, against the rules of its kind"
     name = ("name", {"metavar": "NAME", "help": "simclr, package.module:Class, file.py:Class, or an experiment's YAML"})
     declare(verbs, check, text, "configs/own_method/barlow.py:BarlowTwins", name, OVERRIDES)
 
 
 def check(arguments: argparse.Namespace) -> int:
-    """Tries a component on a small corpus of tones: one rank = two ranks in value and gradient, 6 steps = 3 + resume
-    + 3, the same bits twice, bfloat16 close to float32; shapes and export of encoders; listing and reading of sources.
-    A line for each; status 1 with any FAIL.
+    """Tests a component on a small corpus of tones. Methods and encoders: one rank = two ranks in value and gradient,
+    6 steps = 3 + resume + 3, the same bits twice, bfloat16 close to float32. Encoders: shapes and export. Sources:
+    listing and reading. Prints a line for each check; the status is 1 if any check failed.
     """
     from rayssl.checks.component import check as checks
 

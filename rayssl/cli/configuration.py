@@ -1,4 +1,4 @@
-"""``rayssl show``, and how every verb reads the configuration that it is given."""
+"""``rayssl show``, and the functions with which every verb reads its configuration."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def add(verbs: Verbs) -> None:
 
 
 def show(arguments: argparse.Namespace) -> int:
-    """Prints the resolved configuration, each value with where it came from."""
+    """Prints the resolved configuration, and where each value comes from."""
     from rayssl.runs.origin import origins
     from rayssl.schema import flatten
 
@@ -33,7 +33,7 @@ def show(arguments: argparse.Namespace) -> int:
 
 
 def read_tree(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The YAML of ``arguments.config`` with ``arguments.overrides`` on top, not yet checked."""
+    """The YAML of ``arguments.config``, changed by ``arguments.overrides``. It is not checked yet."""
     from rayssl import storage
     from rayssl.schema import load_yaml, override
 
@@ -41,7 +41,7 @@ def read_tree(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def read_experiment(arguments: argparse.Namespace) -> tuple[dict[str, Any], Experiment]:
-    """That tree, and the experiment it describes."""
+    """The tree of `read_tree`, and the experiment that it describes."""
     from rayssl.experiment.config import Experiment
     from rayssl.schema import parse
 

@@ -19,7 +19,7 @@ def add(verbs: Verbs) -> None:
 
 
 def prepare(arguments: argparse.Namespace) -> int:
-    """Makes (or with --verify checks) the corpora of a configuration."""
+    """Makes the corpora of a configuration, or checks them with --verify. An interrupted preparation resumes."""
     from rayssl.data.corpus import PrepareConfig
     from rayssl.runtime import prepare as runtime
     from rayssl.schema import parse

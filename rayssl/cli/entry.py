@@ -1,6 +1,6 @@
-"""The program ``rayssl``: all verbs together, and how each of them ends.
+"""The program ``rayssl``: its verbs, and its exit status.
 
-A user's mistake prints one line and exits with status 2; a defect keeps its traceback.
+A user's mistake prints one line and exits with status 2. A defect of rayssl prints its traceback.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rayssl.errors import Stopped, UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb; returns the exit status."""
+    """Runs one verb and returns the exit status. ``argv`` None: the arguments of this process."""
     arguments = _arguments(argv)
     verb: Verb = arguments.verb_function
     try:
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"rayssl {arguments.verb}: {stopped}", file=sys.stderr)
         return stopped.status
     except KeyboardInterrupt:
-        print(f"rayssl {arguments.verb}: interrupted; run the same command again to go on", file=sys.stderr)
+        print(f"rayssl {arguments.verb}: interrupted; the same command resumes", file=sys.stderr)
         return 130
     finally:
         _leave_ray()
@@ -43,7 +43,7 @@ def _leave_ray() -> None:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Overrides may also follow an option, which argparse alone would not take as such."""
+    """The parsed arguments. Overrides may also follow an option, which argparse alone does not accept."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     if not hasattr(arguments, "overrides") or any(argument.startswith("-") for argument in rest):

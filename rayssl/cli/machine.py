@@ -1,4 +1,4 @@
-"""``rayssl doctor | bench``: whether a machine is fit for a job, and how long parts of the job would take on it."""
+"""``rayssl doctor | bench``: whether a machine can run a job, and how long parts of the job would take on it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 def add(verbs: Verbs) -> None:
     """Declares the verbs of this file."""
-    checked = declare(verbs, doctor, "what to mend before the first run", "--storage s3://bucket/prefix")
-    tried = "folder or URI to try out with small objects, which are removed; may be given several times"
+    checked = declare(verbs, doctor, "what to fix before the first run", "--storage s3://bucket/prefix")
+    tried = "folder or URI to test with small objects, which are removed again; may be given several times"
     checked.add_argument("--storage", action="append", default=[], metavar="URI", help=tried)
     checked.add_argument("--json", action="store_true", help="print the findings as JSON instead")
     text = "times parts of a job on this machine, before the job"
@@ -34,20 +34,20 @@ def _add_kmeans(measured: Verbs) -> None:
     add_whole_numbers(
         parser,
         ("rows", 100_000, "points"),
-        ("dim", 512, "of a point"),
-        ("clusters", 2_500, "to make of them"),
+        ("dim", 512, "dimensions of a point"),
+        ("clusters", 2_500, "clusters"),
         ("seed", 0, "of the points and of the clustering"),
         ("iterations", 10, "of k-means"),
     )
     parser.add_argument("--mode", choices=("exact", "fast"), default="exact", help="default exact")
     parser.add_argument("--device", default="cpu", help="cpu (default), or a GPU by torch's name for it: cuda, cuda:1")
-    planted = "planted clusters with noise around them (default), or noise alone"
+    planted = "planted: clusters with noise around them (default); noise: noise alone"
     parser.add_argument("--data", choices=("planted", "noise"), default="planted", help=planted)
-    spread = "norm of that noise, the centre's being 1 (default 1)"
+    spread = "norm of that noise; the norm of a centre is 1 (default 1)"
     parser.add_argument("--spread", type=float, default=1.0, help=spread)
     compare = "also compare with the exact mode on clusters of about N points (50000 if no N is given)"
     parser.add_argument("--compare", type=int, nargs="?", const=50_000, default=0, metavar="N", help=compare)
-    parser.add_argument("--json", action="store_true", help="end with one line of JSON that holds every figure")
+    parser.add_argument("--json", action="store_true", help="print a last line of JSON with all figures")
 
 
 def _add_memory(measured: Verbs) -> None:
@@ -56,22 +56,22 @@ def _add_memory(measured: Verbs) -> None:
     add_whole_numbers(
         parser,
         ("rows", 100_000, "utterances"),
-        ("dim", 512, "of a reference, and of a positive"),
+        ("dim", 512, "dimensions of a reference, and of a positive"),
         ("batch", 256, "utterances of a step, all ranks together"),
-        ("ranks", 2, "that call at once"),
+        ("ranks", 2, "ranks that call at once"),
         ("shards", 1, "actors that hold the rows"),
-        ("clusters", 0, "of the clustering; 0 for one for every 40 rows"),
+        ("clusters", 0, "clusters; 0 for one for every 40 rows"),
         ("iterations", 10, "of k-means"),
         ("calls", 50, "exchanges of each rank"),
         ("seed", 0, "of rows and draws"),
     )
-    parser.add_argument("--half", action="store_true", help="keep the rows in fp16")
+    parser.add_argument("--half", action="store_true", help="store the rows in fp16")
     parser.add_argument("--into", default="", metavar="URI", help="where to save the state (default: a local folder)")
-    parser.add_argument("--json", action="store_true", help="end with one line of JSON that holds every figure")
+    parser.add_argument("--json", action="store_true", help="print a last line of JSON with all figures")
 
 
 def doctor(arguments: argparse.Namespace) -> int:
-    """Checks this machine, its packages, the Ray cluster and storage, and says what to mend; status 1 with any FAIL."""
+    """Checks this machine, its packages, the Ray cluster and storage, and says what to fix. Any FAIL gives status 1."""
     from rayssl.doctor import findings, machine, packages, store
     from rayssl.runtime.doctor import cluster
 
@@ -90,7 +90,7 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 
 def kmeans(arguments: argparse.Namespace) -> int:
-    """Clusters made-up points as the memory of SSPS would its references, and says what that took."""
+    """Clusters synthetic points, as the memory of SSPS clusters its references, and prints what that takes."""
     from rayssl.bench.kmeans import KMeansCase, measure, table
 
     given = {name: value for name, value in vars(arguments).items() if name in KMeansCase.__dataclass_fields__}
@@ -102,7 +102,7 @@ def kmeans(arguments: argparse.Namespace) -> int:
 
 
 def memory(arguments: argparse.Namespace) -> int:
-    """Fills a memory of SSPS in actors on the Ray cluster (or a local one), calls it as training would, saves it."""
+    """Fills a memory of SSPS on the Ray cluster (or a local one), calls it as training does, and saves it."""
     from rayssl.bench.kmeans import table
     from rayssl.runtime.cluster import connect
 

@@ -1,4 +1,4 @@
-"""How verbs are declared: one sub-parser for each function, and the arguments that several verbs share.
+"""Declares verbs: one sub-parser for each function, and the arguments that several verbs share.
 
 A file of verbs has `add(verbs)`, which calls `declare` for each of its functions.
 """
@@ -17,12 +17,15 @@ CONFIG: Argument = ("config", {"metavar": "CONFIG", "help": "YAML file or URI"})
 RUN: Argument = ("run", {"metavar": "RUN", "help": "folder or URI of a run (the 'run' of its configuration)"})
 OVERRIDES: Argument = (
     "overrides",
-    {"nargs": "*", "metavar": "key.path=value", "help": "override any key, the value read as YAML"},
+    {"nargs": "*", "metavar": "key.path=value", "help": "override any key; the value is read as YAML"},
 )
 
 
 def declare(verbs: Verbs, function: Verb, text: str, example: str, *arguments: Argument) -> argparse.ArgumentParser:
-    """The sub-parser of a verb, named and described as ``function`` is. ``text``: its line in the list of verbs."""
+    """The sub-parser of a verb. Its name and its description are those of ``function``.
+
+    ``text``: its line in the list of verbs. ``example``: arguments for the example at the end of its help.
+    """
     parser = verbs.add_parser(function.__name__, help=text, description=f"{function.__doc__}")
     parser.epilog = f"example: {parser.prog} {example}"
     for argument, options in arguments:
@@ -32,13 +35,13 @@ def declare(verbs: Verbs, function: Verb, text: str, example: str, *arguments: A
 
 
 def add_whole_numbers(parser: argparse.ArgumentParser, *options: tuple[str, int, str]) -> None:
-    """Options that take an integer, each a name, its default and a text."""
+    """Adds options that take an integer. Each has a name, a default and a help text."""
     for name, default, text in options:
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default {default})")
 
 
 def count(text: str) -> int:
-    """An argument that is a whole number from 1 on."""
+    """An argument that is an integer of at least 1."""
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a whole number from 1 on, got '{text}'")
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got '{text}'")
     return int(text)

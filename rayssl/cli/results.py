@@ -1,4 +1,4 @@
-"""``rayssl evaluate | embed | export | report``: what a run is good for."""
+"""``rayssl evaluate | embed | export | report``: what to do with a trained run."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ def add(verbs: Verbs) -> None:
     """Declares the verbs of this file."""
     text = "figures on trials, or on the classes of a test corpus"
     scored = declare(verbs, evaluate, text, "runs/synthetic/ssps --checkpoint best", RUN, OVERRIDES)
-    scored.add_argument("--checkpoint", default="last", help="last (default), best, epoch-N, step-N, or every one kept")
+    scored.add_argument("--checkpoint", default="last", help="last (default), best, epoch-N, step-N, or every")
     scored.add_argument("--local", action="store_true", help="in this process alone, without Ray")
     _add_embed(verbs)
     exported = declare(verbs, export, "one file that needs only torch", "runs/synthetic/ssps --out encoder.pt2", RUN)
     exported.add_argument("--checkpoint", default="last", help=_CHECKPOINT)
     place = "file or URI (default: RUN/exported/CHECKPOINT.pt2)"
     exported.add_argument("--out", metavar="FILE", help=place)
-    some = "folders or URIs of runs, or one of a sweep; several runs are compared"
+    some = "folders or URIs of runs, or of one sweep; several runs are compared"
     runs: Argument = ("runs", {"nargs": "+", "metavar": "RUN", "help": some})
     page = declare(verbs, report, "one self-contained HTML page", "runs/a runs/b runs/c --out comparison.html", runs)
-    place = "file or URI (default: RUN/report.html; comparison.html of several)"
+    place = "file or URI (default: RUN/report.html; for several runs comparison.html)"
     page.add_argument("--out", metavar="PAGE", help=place)
 
 
@@ -32,15 +32,15 @@ def _add_embed(verbs: Verbs) -> None:
     corpus: Argument = ("corpus", {"metavar": "CORPUS", "help": "folder or URI of a prepared corpus"})
     place = "folder or URI for the Parquet files, one for each shard of the corpus"
     out: Argument = ("out", {"metavar": "OUT", "help": place})
-    text, example = "a corpus to embeddings in Parquet", "runs/synthetic/ssps runs/synthetic/test embeddings/test"
+    text, example = "embed a corpus into Parquet files", "runs/synthetic/ssps runs/synthetic/test embeddings/test"
     embedded = declare(verbs, embed, text, f"{example} --actors 4", RUN, corpus, out, OVERRIDES)
     embedded.add_argument("--checkpoint", default="last", help=_CHECKPOINT)
-    actors = "that embed at once (default: one a GPU, without GPUs the run's evaluation.actors)"
+    actors = "number of actors (default: the run's evaluation.actors, or one for each GPU)"
     embedded.add_argument("--actors", type=count, default=0, metavar="N", help=actors)
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    """Embeds a run's test corpus and scores its trials, or classifies it."""
+    """Embeds a run's test corpus, and scores its trials or classifies its clips."""
     from rayssl.runtime.evaluation import evaluate as runtime
 
     if arguments.checkpoint == "every":
@@ -50,12 +50,12 @@ def evaluate(arguments: argparse.Namespace) -> int:
         found = iter([(arguments.checkpoint, result)])
     for which, figures in found:
         for each in figures if isinstance(figures, list) else [figures]:
-            print(f"{arguments.run} ({which}): {runtime.told(each)}", flush=True)
+            print(f"{arguments.run} ({which}): {runtime.summary_line(each)}", flush=True)
     return 0
 
 
 def embed(arguments: argparse.Namespace) -> int:
-    """Embeds a prepared corpus into a folder of Parquet files; the same command again goes on where it stopped."""
+    """Embeds a prepared corpus into a folder of Parquet files. After an interruption the same command resumes."""
     from rayssl.runtime.embedding.files import embed_corpus
 
     def say(line: str) -> None:
@@ -64,7 +64,7 @@ def embed(arguments: argparse.Namespace) -> int:
     given = (arguments.run, arguments.corpus, arguments.out, arguments.checkpoint, arguments.overrides)
     done = embed_corpus(*given, actors=arguments.actors, say=say)
     record = done.record
-    made = f"{done.made} made now in {done.wall_s:.1f} s" if done.made else "all there already"
+    made = f"{done.made} made now in {done.wall_s:.1f} s" if done.made else "all were there before"
     print(
         f"{arguments.out}: {record.rows} embeddings [{record.dim}] of {arguments.corpus} by {record.checkpoint}, "
         f"in {len(record.files)} Parquet files ({made})"
@@ -73,20 +73,20 @@ def embed(arguments: argparse.Namespace) -> int:
 
 
 def export(arguments: argparse.Namespace) -> int:
-    """Writes front end and encoder of a run as one file for torch.export.load, once it agrees with the run."""
+    """Writes the front end and encoder of a run as one file for torch.export.load, if it agrees with the run."""
     from rayssl.inference.export import export as write
 
     done = write(arguments.run, arguments.out, arguments.checkpoint)
     print(
-        f"{done.out}: samples [B, T] at {done.rate} Hz to embeddings [B, {done.dim}], T of {done.minimum_samples} at "
-        f"least; largest difference to the run {done.difference:.1e} of an embedding's scale, over {done.clips} clips "
-        f"of {done.compared_on}"
+        f"{done.out}: samples [B, T] at {done.rate} Hz to embeddings [B, {done.dim}], T at least "
+        f"{done.minimum_samples}; largest difference from the run {done.difference:.1e} of an embedding's scale, over "
+        f"{done.clips} clips of {done.compared_on}"
     )
     return 0
 
 
 def report(arguments: argparse.Namespace) -> int:
-    """Writes the HTML page of a run or of a sweep, or one that compares several runs."""
+    """Writes the HTML page of a run or of a sweep, or a page that compares several runs."""
     if len(arguments.runs) > 1:
         from rayssl.reports.comparison.page import write_comparison
 

@@ -11,17 +11,17 @@ from rayssl.cli.parser import CONFIG, OVERRIDES, Verbs, declare
 def add(verbs: Verbs) -> None:
     """Declares the verbs of this file."""
     example = "configs/gsc_ssps_simclr.yaml method.clusters=500 training.epochs=30"
-    trained = declare(verbs, train, "train, or go on training after any interruption", example, CONFIG, OVERRIDES)
+    trained = declare(verbs, train, "train a run, or resume it", example, CONFIG, OVERRIDES)
     text = "in this process alone, without Ray: the same bits as one Ray worker"
     trained.add_argument("--local", action="store_true", help=text)
     text, example = "search over keys of an experiment", "configs/sweep_synthetic.yaml trials=20 training.epochs=12"
     searched = declare(verbs, sweep, text, example, CONFIG, OVERRIDES)
-    searched.add_argument("--retry-failed", action="store_true", help="try trials that failed once more")
-    searched.add_argument("--dry-run", action="store_true", help="print what would be tried")
+    searched.add_argument("--retry-failed", action="store_true", help="run failed trials again")
+    searched.add_argument("--dry-run", action="store_true", help="only print the trials")
 
 
 def train(arguments: argparse.Namespace) -> int:
-    """Trains, or goes on training."""
+    """Trains a run. After an interruption the same command resumes from the last checkpoint."""
     from rayssl.door import train_recorded
     from rayssl.runs.origin import origins
 
@@ -35,7 +35,7 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def sweep(arguments: argparse.Namespace) -> int:
-    """Tries many values of the keys of an experiment; the same command again goes on where it stopped."""
+    """Tries many values of the keys of an experiment. After an interruption the same command resumes."""
     from rayssl.sweeps import points, state
     from rayssl.sweeps.config import assignments, read_plan
 
@@ -43,14 +43,14 @@ def sweep(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         if plan.config.search == "optuna":
             points.suggested(plan.config, 0, [])
-            print(f"{points.count(plan.config)} trials, each drawn by optuna from what came of those before")
+            print(f"{points.count(plan.config)} trials; optuna draws each from the results of those before")
             return 0
         for index, point in enumerate(points.drawn(plan.config)):
             print(f"trial {index}  {' '.join(assignments(point))}")
         return 0
     from rayssl.runtime.sweep.run import sweep as run
 
-    kept = run(plan, lambda line: print(line, flush=True), retry_failed=arguments.retry_failed)
-    print(state.table(kept))
+    records = run(plan, lambda line: print(line, flush=True), retry_failed=arguments.retry_failed)
+    print(state.table(records))
     print(f"{plan.uri}: best.yaml for 'rayssl train', results.json, report.html")
     return 0

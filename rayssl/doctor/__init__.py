@@ -1,1 +1,1 @@
-"""What rayssl needs of a machine, its packages and its storage, tried out, with what to mend."""
+"""Checks whether a machine, its packages and its storage have what rayssl needs, and says what to fix."""

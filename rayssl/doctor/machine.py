@@ -1,6 +1,6 @@
-"""Python, cores, threads, memory, shared memory, disk, open files and ports of this machine.
+"""Checks Python, cores, threads, memory, shared memory, disk, open files and ports of this machine.
 
-Each check reads what it judges through arguments with this machine as their default, so that a test can show it others.
+Each check gets the values as arguments, so that a test can give it the values of other machines.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from rayssl.doctor.findings import Finding, fail, ok, size, warn
 GIB = 2**30
 PYTHONS = ((3, 11), (3, 12))
 PORTS = {6379: "the head", 8265: "its dashboard and jobs", 10001: "Ray clients"}
-_STORE_SHARE = 0.3  # of the memory, that Ray takes for its object store
-_FULL = 0.95  # of a disk, from where on Ray no longer spills to it
+_STORE_SHARE = 0.3  # the share of the memory that Ray takes for its object store
+_FULL = 0.95  # Ray no longer spills to a disk that is fuller than this
 
 
 def machine(environment: Mapping[str, str] | None = None) -> list[Finding]:
@@ -44,7 +44,7 @@ def machine(environment: Mapping[str, str] | None = None) -> list[Finding]:
 
 
 def python(version: Sequence[object]) -> Finding:
-    """Python's version, of which some are supported."""
+    """Whether rayssl supports this version of Python."""
     said = ".".join(str(part) for part in version[:3])
     if tuple(version[:2]) in PYTHONS:
         return ok("Python", said)
@@ -53,30 +53,30 @@ def python(version: Sequence[object]) -> Finding:
 
 
 def cores(usable: int, installed: int, quota: float | None) -> Finding:
-    """Cores that this process may run on, against those of the machine and the quota of its cgroup."""
+    """The cores that this process may use, compared with those of the machine and with the quota of its cgroup."""
     said = f"{usable} usable of {installed}"
     if quota is not None and quota < usable - 0.01:
         return warn(
             "CPU cores", f"{said}, but the container may use only {quota:g} of them",
-            f"start Ray with --num-cpus={max(1, int(quota))}, or raise the container's CPU limit: tasks that outnumber "
-            "the cores are throttled",
+            f"start Ray with --num-cpus={max(1, int(quota))}, or raise the container's CPU limit: more tasks than "
+            "cores are throttled",
         )  # fmt: skip
     if usable < 2:
-        return warn("CPU cores", said, "training and the decoding of audio share one core: give it two or more")
+        return warn("CPU cores", said, "give it two or more: training and the decoding of audio share one core")
     return ok("CPU cores", said)
 
 
 def threads(given: str | None, usable: float) -> Finding:
-    """OMP_NUM_THREADS against the cores."""
+    """OMP_NUM_THREADS, compared with the cores."""
     if given is None:
         return ok("threads", "OMP_NUM_THREADS is not set: Ray gives its workers as many threads as CPUs")
     first = given.split(",")[0].strip()
     if not first.isdigit() or int(first) < 1:
-        return warn("threads", f"OMP_NUM_THREADS={given} is no number", "unset it, or set the threads of one process")
+        return warn("threads", f"OMP_NUM_THREADS={given} is no number", "unset it, or give the threads of one process")
     if int(first) > usable + 0.01:
         return warn(
             "threads", f"OMP_NUM_THREADS={given} on {usable:g} cores",
-            "lower it: threads that outnumber the cores wait for each other",
+            "lower it: more threads than cores wait for each other",
         )  # fmt: skip
     return ok("threads", f"OMP_NUM_THREADS={given}")
 
@@ -85,14 +85,14 @@ def memory(available: float, total: float) -> Finding:
     """Free memory: Ray and its dashboard take about 1.2 GiB, every worker of a training about 0.9."""
     said = f"{size(available)} free of {size(total)}"
     if available < 2 * GIB:
-        return fail("memory", said, "Ray with one worker takes about 2 GiB: end other processes or raise the limit")
+        return fail("memory", said, "end other processes or raise the limit: Ray with one worker takes about 2 GiB")
     if available < 4 * GIB:
-        return warn("memory", said, "enough for one or two workers: lower ray.workers or give it more")
+        return warn("memory", said, "lower ray.workers or give it more: this is enough for one or two workers")
     return ok("memory", said)
 
 
 def shared_memory(free: float | None, total: float) -> Finding:
-    """/dev/shm against the object store, for which Ray takes 30 % of the memory."""
+    """/dev/shm, compared with Ray's object store, which takes 30 % of the memory."""
     wanted = _STORE_SHARE * total
     if free is None:
         return ok("shared memory", "no /dev/shm here")
@@ -100,31 +100,31 @@ def shared_memory(free: float | None, total: float) -> Finding:
     if free < wanted:
         return warn(
             "shared memory", said,
-            "Ray will put the store on disk, which is slow: enlarge it (docker --shm-size; in Kubernetes an emptyDir "
-            "with medium: Memory), or start Ray with a smaller --object-store-memory",
+            "enlarge /dev/shm (docker --shm-size; in Kubernetes an emptyDir with medium: Memory), or start Ray with a "
+            "smaller --object-store-memory: otherwise Ray puts the store on disk, which is slow",
         )  # fmt: skip
     return ok("shared memory", said)
 
 
 def disk(folder: str, free: float, total: float) -> Finding:
-    """The file system of Ray's session folder, where it logs and spills objects."""
+    """The file system of Ray's session folder, into which Ray writes logs and spills objects."""
     said = f"{size(free)} free of {size(total)} at {folder}"
     if free <= (1 - _FULL) * total and free < 20 * GIB:
-        return fail("disk", said, "Ray refuses to spill to a disk that is 95 % full: free some, or set RAY_TMPDIR")
+        return fail("disk", said, "free some, or set RAY_TMPDIR: Ray does not spill to a disk that is 95 % full")
     if free < 10 * GIB:
-        return warn("disk", said, "objects that do not fit the memory are spilled here: free some, or set RAY_TMPDIR")
+        return warn("disk", said, "free some, or set RAY_TMPDIR: Ray spills objects that do not fit the memory here")
     return ok("disk", said)
 
 
 def open_files(limit: int) -> Finding:
-    """The soft limit of open files: Ray holds some for every process and connection."""
+    """The soft limit of open files. Ray needs some for every process and connection."""
     if limit == resource.RLIM_INFINITY or limit >= 4096:
         return ok("open files", "no limit" if limit == resource.RLIM_INFINITY else f"up to {limit}")
     return warn("open files", f"up to {limit} only", "run `ulimit -n 65536` before starting Ray")
 
 
 def own_address(name: str, resolve: Callable[[str], str] = socket.gethostbyname) -> Finding:
-    """Whether this host's name leads to an address of this host, as Ray's processes expect of each other."""
+    """Whether this host's name resolves to an address of this host. Ray's processes rely on that."""
     try:
         address = resolve(name)
     except OSError:
@@ -141,7 +141,7 @@ def own_address(name: str, resolve: Callable[[str], str] = socket.gethostbyname)
 
 
 def ports(wanted: Mapping[int, str]) -> Finding:
-    """Whether the ports of a head could be opened here. A cluster that rayssl starts itself finds others."""
+    """Whether a head could open its ports here. A cluster that rayssl starts itself finds free ports."""
     taken = [port for port in wanted if not _bindable(port)]
     if not taken:
         return ok("ports", f"{', '.join(map(str, wanted))} are free")
@@ -153,7 +153,7 @@ def ports(wanted: Mapping[int, str]) -> Finding:
 
 
 def cpu_quota(root: Path = Path("/sys/fs/cgroup"), own: str | None = None) -> float | None:
-    """Cores that the cgroup grants, the least on the way up; None without a quota."""
+    """The cores that this process's cgroup and those above it allow, the least of all; None without a quota."""
     found = []
     for folder in _cgroups(root, own):
         text = _read(folder / "cpu.max").split()
@@ -166,9 +166,9 @@ def cpu_quota(root: Path = Path("/sys/fs/cgroup"), own: str | None = None) -> fl
 
 
 def memory_limit(root: Path = Path("/sys/fs/cgroup"), own: str | None = None) -> tuple[float, float]:
-    """Bytes that the cgroup grants and those left of them, the least on the way up; infinite without a limit.
+    """The bytes that this process's cgroup and those above it allow, and the bytes left; the least of each.
 
-    Pages of files that the kernel can drop count as left.
+    Both are infinite without a limit. Pages of files that the kernel can drop count as left.
     """
     found = []
     for folder in _cgroups(root, own):
@@ -207,7 +207,7 @@ def _affinity() -> int:
 
 
 def _memory() -> tuple[float, float]:
-    """Bytes in all and available."""
+    """The bytes of this machine's memory, in total and available."""
     lines = dict(line.split(":", 1) for line in _read(Path("/proc/meminfo")).splitlines() if ":" in line)
     total, available = (float(lines.get(key, "inf kB").split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
     return total, available

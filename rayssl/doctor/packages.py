@@ -1,4 +1,4 @@
-"""Installed packages against what rayssl and its dependencies ask of each other, and whether torch can use its GPU."""
+"""Checks installed packages against the requirements of rayssl and its dependencies, and whether torch has a GPU."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ INSTALL = "pip install -c infra/constraints.txt -e ."
 
 
 def packages() -> list[Finding]:
-    """Every requirement below rayssl's, and torchaudio's build against torch's."""
+    """Checks the requirements of rayssl and of its dependencies, and that torchaudio fits torch."""
     own = requirements()
     if own is None:
-        return [warn("packages", "rayssl is not installed and no pyproject.toml lies beside it", INSTALL)]
+        return [warn("packages", "rayssl is not installed, and there is no pyproject.toml beside it", INSTALL)]
     return [*required(own), torch_pair()]
 
 
 def requirements() -> list[str] | None:
-    """What rayssl requires, from its metadata, or without these the checkout's pyproject.toml; None without both."""
+    """What rayssl requires, from its metadata or else from the checkout's pyproject.toml; None if both are missing."""
     try:
         return importlib.metadata.requires("rayssl") or []
     except importlib.metadata.PackageNotFoundError:
@@ -42,7 +42,7 @@ def required(
     version: _Version = importlib.metadata.version,
     requires: _Requires = lambda name: importlib.metadata.requires(name) or [],
 ) -> list[Finding]:
-    """A finding for each requirement, rayssl's own or further below, that is not met; else one that all are."""
+    """A finding for each requirement that is not met, of rayssl or of a dependency. If all are met, one finding."""
     todo = [("rayssl", text, frozenset[str]()) for text in own]
     done: set[tuple[str, frozenset[str]]] = set()
     seen: dict[str, str] = {}
@@ -56,11 +56,11 @@ def required(
         try:
             seen[name] = version(name)
         except importlib.metadata.PackageNotFoundError:
-            wrong.setdefault(name, fail("packages", f"{name} is not installed, {by} needs it", _mend(requirement)))
+            wrong.setdefault(name, fail("packages", f"{name} is not installed, {by} needs it", _fix(requirement)))
             continue
         if not requirement.specifier.contains(seen[name], prereleases=True):
             said = f"{name} {seen[name]} is installed, {by} needs {requirement.specifier}"
-            wrong.setdefault(name, fail("packages", said, _mend(requirement)))
+            wrong.setdefault(name, fail("packages", said, _fix(requirement)))
         key = (name, frozenset(requirement.extras))
         if key not in done:
             done.add(key)
@@ -72,7 +72,7 @@ def required(
 
 
 def torch_pair() -> Finding:
-    """Whether torchaudio is of torch's version and build, and can be imported with it."""
+    """Whether torchaudio has torch's version and build, and can be imported with it."""
     try:
         found = {name: importlib.metadata.version(name) for name in ("torch", "torchaudio")}
     except importlib.metadata.PackageNotFoundError as error:
@@ -80,20 +80,20 @@ def torch_pair() -> Finding:
     said = f"torch {found['torch']}, torchaudio {found['torchaudio']}"
     releases = {version.partition("+")[0].rpartition(".")[0] for version in found.values()}
     builds = {version.partition("+")[2] for version in found.values()}
-    mend = "install both of one version, from one source: their builds must be for the same CUDA, or both for CPUs"
+    fix = "install both in one version, from one source: their builds must be for the same CUDA, or both for CPUs"
     if len(releases) > 1:
-        return fail("torch", f"{said} do not belong together", mend)
+        return fail("torch", f"{said} do not belong together", fix)
     try:
         importlib.import_module("torchaudio")
     except (ImportError, OSError, RuntimeError) as error:
-        return fail("torch", f"{said}: {' '.join(str(error).split())[:160]}", mend)
+        return fail("torch", f"{said}: {' '.join(str(error).split())[:160]}", fix)
     if len(builds) > 1:
-        return warn("torch", f"{said} are of different builds", mend)
+        return warn("torch", f"{said} are of different builds", fix)
     return ok("torch", f"{said} belong together")
 
 
 def gpu() -> Finding:
-    """Whether torch sees the GPUs there are, computes on them, in bf16 too, and has NCCL."""
+    """Whether torch finds the GPUs, computes correctly on them in bf16, and has NCCL."""
     import torch
 
     driver = Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidia0").exists()
@@ -102,7 +102,7 @@ def gpu() -> Finding:
             build = torch.version.cuda or "none"
             return fail(
                 "GPU", f"there is a driver, but torch cannot use it (built for CUDA {build})",
-                "install torch for a CUDA that the driver supports (nvidia-smi names it), and start the container with "
+                "install torch for a CUDA that the driver supports (nvidia-smi shows it), and start the container with "
                 "its GPUs",
             )  # fmt: skip
         return ok("GPU", "none; training runs on CPUs (ray.gpu=false)")
@@ -116,7 +116,7 @@ def gpu() -> Finding:
             text = " ".join(str(error).split())[:160]
             return fail("GPU", f"cuda:{index} {one.name} does not compute: {text}", "check it with nvidia-smi")
         if not right:
-            return fail("GPU", f"cuda:{index} {one.name} computes wrongly", "take it out of service")
+            return fail("GPU", f"cuda:{index} {one.name} computes wrong values", "do not use it")
         names.append(f"{one.name} ({one.total_memory / 2**30:.0f} GiB)")
     said = f"{', '.join(names)}, CUDA {torch.version.cuda}"
     if not torch.cuda.is_bf16_supported(including_emulation=False):
@@ -124,7 +124,7 @@ def gpu() -> Finding:
     try:
         version = ".".join(map(str, torch.cuda.nccl.version()))
     except (RuntimeError, AttributeError):
-        return warn("GPU", f"{said}, bf16, no NCCL", "ranks on GPUs exchange through NCCL: install a torch that has it")
+        return warn("GPU", f"{said}, bf16, no NCCL", "install a torch with NCCL: ranks on GPUs communicate through it")
     return ok("GPU", f"{said}, bf16, NCCL {version}")
 
 
@@ -139,5 +139,5 @@ def _applying(text: str, extras: frozenset[str]) -> Requirement | None:
     return requirement
 
 
-def _mend(requirement: Requirement) -> str:
+def _fix(requirement: Requirement) -> str:
     return f"{INSTALL} (or pip install '{requirement.name}{requirement.specifier}')"

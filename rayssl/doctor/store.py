@@ -1,4 +1,4 @@
-"""A folder or an object store tried out: writes, reads, lists and removes a small object and a large one."""
+"""Tests a folder or an object store: writes, reads, lists and removes a small object and a large one."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from rayssl.doctor.findings import Finding, fail, ok, size, warn
 from rayssl.errors import StorageError
 
 SMALL, LARGE = 1 << 10, 16 << 20  # bytes
-_TIMES = 5  # that the small object is written and read
+_TIMES = 5  # how often the small object is written and read
 _SLOW_MS, _SLOW_MB = 500.0, 5.0
-_SKEW_S, _REFUSED_S = 60.0, 900.0  # S3 refuses requests that are 15 minutes off
+_SKEW_S, _REFUSED_S = 60.0, 900.0  # S3 refuses requests whose clock is 15 minutes wrong
 _CHECKSUM = ("411", "MissingContentLength", "Checksum", "checksum", "NotImplemented")
 T = TypeVar("T")
 
 
 def store(uri: str) -> list[Finding]:
-    """Tries ``uri``, which may not exist yet; nothing is left behind.
+    """Tests ``uri``, which may not exist yet. It removes everything that it has written.
 
-    What cannot be done is a finding of its own that names the way out, and ends the trial.
+    The first operation that fails ends the test; its finding says how to fix it.
     """
     place = storage.join(uri, f"rayssl-doctor-{uuid.uuid4().hex[:12]}")
     findings: list[Finding] = []
@@ -46,7 +46,7 @@ def store(uri: str) -> list[Finding]:
             findings.append(fail("storage", f"{place} is still there after it was removed", "allow DeleteObject"))
     except StorageError as error:
         findings.append(refused(StorageError(re.sub(rf"{re.escape(place)}(/[\w-]+)?", uri, str(error)))))
-        if timed:  # something had been written
+        if timed:  # something has been written
             _leave_nothing(place, findings)
     finally:
         for folder in created:
@@ -56,28 +56,28 @@ def store(uri: str) -> list[Finding]:
 
 
 def refused(error: StorageError) -> Finding:
-    """The storage's error, which already says the way out behind its last semicolon."""
-    found, _, mend = str(error).rpartition("; ")
+    """The finding for a storage error. The text after its last semicolon is the fix."""
+    found, _, fix = str(error).rpartition("; ")
     if not found:
-        found, mend = mend, "see 'Storage and credentials' in README.md"
-    if any(word in found + mend for word in _CHECKSUM):
-        mend = (
+        found, fix = fix, "see 'Storage and credentials' in README.md"
+    if any(word in found + fix for word in _CHECKSUM):
+        fix = (
             "a server that does not know new checksums needs AWS_REQUEST_CHECKSUM_CALCULATION=when_required and "
             "AWS_RESPONSE_CHECKSUM_VALIDATION=when_required"
         )
-    return fail("storage", found, mend)
+    return fail("storage", found, fix)
 
 
 def clock(skew: float, who: str) -> Finding:
     """This machine's clock, ``skew`` seconds ahead of the storage server's."""
     said = f"{abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} {who}" if abs(skew) >= 2 else f"agrees with {who}"
     if abs(skew) > _REFUSED_S:
-        return fail("clock", said, "S3 refuses requests that are 15 minutes off: set the clock (NTP)")
+        return fail("clock", said, "set the clock (NTP): S3 refuses requests from a clock that is 15 minutes wrong")
     return warn("clock", said, "set the clock (NTP)") if abs(skew) > _SKEW_S else ok("clock", said)
 
 
 def server_skew() -> tuple[float, str] | None:
-    """Seconds by which this clock is ahead of the endpoint's, to a second, and the endpoint; None if it is unknown."""
+    """How many seconds this clock is ahead of the endpoint's (to about 1 s), and a name for it; None if unknown."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL")
     if not endpoint:
         return None
@@ -93,12 +93,12 @@ def server_skew() -> tuple[float, str] | None:
         server = parsedate_to_datetime(date).timestamp()
     except (TypeError, ValueError):
         return None
-    # the header has whole seconds, half of one lost on average
+    # the header has whole seconds: on average it is half a second too early
     return (began + time.time()) / 2 - server - 0.5, "the storage server"
 
 
 def _small(place: str, timed: dict[str, list[float]]) -> Finding:
-    """Latencies of a small object, listed too."""
+    """Measures the latencies of a small object, and checks that it is listed."""
     data = os.urandom(SMALL)
     for number in range(_TIMES):
         uri = storage.join(place, f"small-{number}")
@@ -108,8 +108,8 @@ def _small(place: str, timed: dict[str, list[float]]) -> Finding:
             return fail("storage", f"{uri}: what was read is not what was written", "check the server and any proxy")
     listed = _timed(timed, "list", lambda: storage.list_files(place))
     if len(listed) != _TIMES:
-        mend = "rayssl needs listings that show what was written"
-        return fail("storage", f"{place}: {len(listed)} of {_TIMES} objects are listed", mend)
+        fix = "use a store whose listings show an object as soon as it is written"
+        return fail("storage", f"{place}: {len(listed)} of {_TIMES} objects are listed", fix)
     _timed(timed, "delete", lambda: storage.remove(storage.join(place, "small-0")))
     middle = {name: 1000 * statistics.median(seconds) for name, seconds in timed.items()}
     said = ", ".join(f"{name} {milliseconds:.1f} ms" for name, milliseconds in middle.items())
@@ -120,7 +120,7 @@ def _small(place: str, timed: dict[str, list[float]]) -> Finding:
 
 
 def _large(place: str) -> Finding:
-    """MB/s of a large object, one request at a time."""
+    """Measures the MB/s of a large object, with one request at a time."""
     data, timed = os.urandom(LARGE), dict[str, list[float]]()
     uri = storage.join(place, "large")
     _timed(timed, "write", lambda: storage.write_bytes(uri, data))
@@ -141,7 +141,7 @@ def _timed(timed: dict[str, list[float]], name: str, action: Callable[[], T]) ->
 
 
 def _leave_nothing(place: str, findings: list[Finding]) -> None:
-    """Removes what was written before something was refused; says so where that is refused, too."""
+    """Removes what was written before the failure. If that fails too, it adds a finding."""
     try:
         storage.remove(place, recursive=True)
     except StorageError:
@@ -149,7 +149,7 @@ def _leave_nothing(place: str, findings: list[Finding]) -> None:
 
 
 def _absent_folders(uri: str) -> list[str]:
-    """Local folders that writing at ``uri`` will create, deepest first."""
+    """The local folders that writing to ``uri`` will create, the deepest first."""
     if uri.startswith("s3://"):
         return []
     _, path = storage.filesystem(uri)

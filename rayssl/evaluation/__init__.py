@@ -1,1 +1,1 @@
-"""A frozen encoder to figures."""
+"""Computes the figures of a frozen encoder."""

@@ -1,4 +1,4 @@
-"""Whole utterances to embeddings with a frozen encoder, the same whatever they are batched with."""
+"""Embeds whole utterances with a frozen encoder. An embedding does not depend on the rest of its batch."""
 
 from __future__ import annotations
 
@@ -20,12 +20,24 @@ def embed_utterances(
     *,
     normalise: bool = True,
 ) -> NDArray[np.float32]:
-    """Embeddings ``[n, D]`` of ``waves``, n arrays ``[T_i]`` int16, each seen whole; unit rows with ``normalise``.
+    """Embeds each utterance as a whole.
 
-    ``encoder(wave [B, T] in [-1, 1], None) -> [B, D]`` runs in eval mode, in full float32 and without gradient, and
-    gets back the modes it had. Only utterances of equal length share a batch: padding would enter means, statistics
-    pooling and squeeze-excitation, and an embedding would depend on its neighbours. ``batch`` bounds the utterances
-    of one forward pass. Raises `ValueError` for an empty utterance, or an embedding that is not finite.
+    Only utterances of equal length share a batch. Padding would change means, statistics pooling and
+    squeeze-excitation, and an embedding would then depend on its neighbours.
+
+    Args:
+        encoder: ``encoder(wave [B, T] in [-1, 1], None) -> [B, D]``. It runs in eval mode, in full float32 and without
+            gradient. Afterwards its modules have the modes they had before.
+        waves: n arrays ``[T_i]`` of int16.
+        device: where the encoder is.
+        batch: the most utterances of one forward pass.
+        normalise: whether to scale the rows to length 1.
+
+    Returns:
+        Embeddings ``[n, D]``, in the order of ``waves``.
+
+    Raises:
+        ValueError: an utterance is empty or not int16, or an embedding is not finite.
     """
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
@@ -36,7 +48,7 @@ def embed_utterances(
         by_length[len(wave)].append(index)
     rows: dict[int, Tensor] = {}
     with frozen(encoder):
-        # longest first, so that memory which does not suffice shows at once
+        # the longest first, so that too little memory shows at once
         for length in sorted(by_length, reverse=True):
             members = by_length[length]
             for start in range(0, len(members), batch):
@@ -55,9 +67,9 @@ def embed_utterances(
 
 @contextmanager
 def frozen(encoder: nn.Module) -> Iterator[None]:
-    """Eval mode, full float32 and no gradient within: how every embedding is computed.
+    """A context with ``encoder`` in eval mode, in full float32 and without gradient. Every embedding is computed so.
 
-    Afterwards each module has its own mode again (parts may have been frozen by the caller).
+    Afterwards each module has its own mode again: the caller may have frozen parts.
     """
     modes = {module: module.training for module in encoder.modules()}
     encoder.eval()
@@ -71,7 +83,7 @@ def frozen(encoder: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _full_float32() -> Iterator[None]:
-    """No TF32 and no autocast within: at three digits the result would depend on the kernel a batch size selects."""
+    """A context without TF32 and autocast, which have three digits: results would depend on the batch size's kernel."""
     matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:

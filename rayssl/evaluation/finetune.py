@@ -1,4 +1,4 @@
-"""An encoder trained on with labels: a copy of it with a linear head, on random crops; whole utterances to classes."""
+"""Fine-tunes a copy of an encoder with a linear head on labelled random crops, and classifies whole utterances."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rayssl.views.crops import cut
 
 Ints = NDArray[np.int64]
 
-_ORDER, _CROP, _DROPOUT = 41, 42, 43  # purposes of draws
+_ORDER, _CROP, _DROPOUT = 41, 42, 43  # the purposes of random draws
 _WEIGHT_DECAY = 0.01
 
 
@@ -34,18 +34,21 @@ def finetune(
     seed: int,
     device: torch.device | str,
 ) -> tuple[nn.Module, nn.Linear]:
-    """A copy of ``encoder`` and a head ``[embedding_dim -> classes]``, trained on ``waves`` (n int16 ``[T_i]``) and
-    ``labels [n]`` in [0, classes); both in eval mode on ``device``.
+    """Trains a copy of ``encoder``, with a linear head, on ``waves`` (n int16 ``[T_i]``) and ``labels [n]``.
 
-    Cross-entropy, AdamW (weight decay 0.01), rates ``lr`` for all parameters of the copy (also those frozen in the
-    original) and ``head_lr`` for the head, falling by a cosine to 0 at the last step. Each epoch passes over all
-    utterances in a new order, in crops of ``segment`` samples, short utterances repeated to fill one. Order and crops
-    hang on (seed, epoch, row) alone, and torch's own draws (dropout) on the seed, without touching the caller's state:
-    on a CPU a second call gives the same weights. The last batch is filled up from the epoch's beginning, so that
-    BatchNorm never sees fewer than the others hold.
+    Cross-entropy and AdamW (weight decay 0.01), with rate ``lr`` for all parameters of the copy, also frozen ones, and
+    ``head_lr`` for the head. Both fall along a cosine to 0 at the last step. Each epoch passes over all utterances in a
+    new order, in random crops of ``segment`` samples; a short utterance is repeated to fill one. Rows of the epoch's
+    beginning fill up the last batch, so that BatchNorm always sees a full one. ``encoder`` itself, its modes and its
+    statistics do not change. Order and crops depend only on (seed, epoch, row), and torch's draws (dropout) on the
+    seed; the caller's random state does not change. On a CPU a second call gives the same weights.
 
-    The encoder itself, its modes and statistics included, is left as it was. Raises `ValueError` for no utterances,
-    unusable audio, labels out of range or of one class only, settings below 1, and for a loss that is not finite.
+    Returns:
+        The copy and the head ``[embedding_dim -> classes]``, both in eval mode on ``device``.
+
+    Raises:
+        ValueError: there are no utterances, audio is unusable, labels are not in [0, classes) or of one class only, a
+            setting is below 1, or the loss is not finite.
     """
     truth = _checked(waves, labels, classes, epochs=epochs, batch=batch, segment=segment)
     devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
@@ -53,7 +56,7 @@ def finetune(
         torch.manual_seed(fold(seed, _DROPOUT) >> 1)
         tuned = copy.deepcopy(encoder).to(device).train().requires_grad_(True)
         head = nn.Linear(int(getattr(tuned, "embedding_dim")), classes).to(device)  # noqa: B009 - typed as a module
-        nn.init.zeros_(head.weight)  # a random head's first gradients would only disturb the encoder
+        nn.init.zeros_(head.weight)  # the first gradients of a random head would only disturb the encoder
         nn.init.zeros_(head.bias)
         rates = [{"params": tuned.parameters(), "lr": lr}, {"params": head.parameters(), "lr": head_lr}]
         optimizer = torch.optim.AdamW(rates, weight_decay=_WEIGHT_DECAY)
@@ -81,9 +84,10 @@ def predict(
     device: torch.device | str,
     batch: int = 32,
 ) -> Ints:
-    """Classes ``[n]`` of ``waves``, n int16 ``[T_i]``, each seen whole; of equal scores the lowest class.
+    """Classes ``[n]`` of ``waves``, n int16 arrays ``[T_i]``. Each utterance is classified as a whole.
 
-    ``encoder`` and ``head`` are on ``device``. Raises as `embed_utterances`.
+    Of classes with equal scores, the lowest number wins. ``encoder`` and ``head`` are on ``device``. Raises what
+    `embed_utterances` raises.
     """
     if not len(waves):
         return np.zeros(0, np.int64)
@@ -96,7 +100,7 @@ def predict(
 def _batches(
     waves: Sequence[NDArray[np.int16]], batch: int, segment: int, seed: int, epoch: int
 ) -> Iterator[tuple[Ints, NDArray[np.int16]]]:
-    """Rows ``[B]`` and their crops ``[B, segment]``, B the smaller of ``batch`` and n, until all rows were seen."""
+    """Rows ``[B]`` and their crops ``[B, segment]`` of each step of an epoch; B is the smaller of ``batch`` and n."""
     count = len(waves)
     rows = np.arange(count)
     order = np.argsort(uniform_np(keys_np(fold(seed, _ORDER, epoch), rows), 0), kind="stable")
@@ -107,7 +111,7 @@ def _batches(
 
 
 def _checked(waves: Sequence[NDArray[np.int16]], labels: ArrayLike, classes: int, **settings: int) -> Tensor:
-    """The labels ``[n]`` as a tensor, once everything fits."""
+    """The labels ``[n]`` as a tensor. Raises `ValueError` unless all arguments are usable."""
     for name, value in settings.items():
         if value < 1:
             raise ValueError(f"fine-tuning: {name} must be at least 1, got {value}")

@@ -1,9 +1,9 @@
 """Classification figures that a large class cannot dominate, from true and predicted classes.
 
-With n_c the test rows of class c, p_c the rows predicted as c and h_c the rows that are both: recall h_c / n_c,
-precision h_c / p_c, F1 2 h_c / (n_c + p_c). All rates are fractions in [0, 1], never percent. What would be 0 / 0 is
-None and enters no mean: the recall of a class without test rows, and all three figures of one that is never predicted
-either. A class that has test rows but is never predicted has precision 0.
+Class c has n_c test rows; p_c rows are predicted as c; h_c rows are both. Then recall is h_c / n_c, precision is
+h_c / p_c, and F1 is 2 h_c / (n_c + p_c). All rates are fractions in [0, 1], never percent. A figure that would be 0 / 0
+is None and is left out of every mean: the recall of a class without test rows, and all three figures if that class is
+never predicted either. A class that has test rows but is never predicted has precision 0.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from rayssl.schema import Config
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_BLOCK = 1 << 22  # weights held at once by the bootstrap: resamples in a block * groups, or * classes
+_BLOCK = 1 << 22  # the most weights in RAM in the bootstrap: resamples of a block * groups, or * classes
 
 
 class ClassFigures(Config):
-    """One class: ``support`` rows in the test set, and ``train_count`` labelled rows in the training set if known."""
+    """One class: it has ``support`` rows in the test set, and ``train_count`` labelled rows for training if known."""
 
     name: str
     support: int
@@ -35,11 +35,12 @@ class ClassFigures(Config):
 
 
 class ClassificationResult(Config):
-    """The figures of one classifier on one test set; ``confusion[i][j]`` counts rows of class i predicted as j.
+    """The figures of one classifier on one test set.
 
-    ``head`` says whose predictions they are ("linear", "knn", "finetune", "model"), ``share`` which share of the
-    training labels it had. ``interval_over`` is what was resampled, "groups" or "rows", and ``interval_absent`` the
-    share of resamples in which some class had no row. All of these are None where there is no interval.
+    ``confusion[i][j]`` counts the rows of class i that are predicted as j. ``head`` names the classifier ("linear",
+    "knn", "finetune", "model"), and ``share`` the share of the training labels that it had. ``interval_over`` is what
+    was resampled for the interval, "groups" or "rows". ``interval_absent`` is the share of resamples in which some
+    class had no row. The fields of the interval are None if there is none.
     """
 
     head: str
@@ -74,15 +75,16 @@ def classification_result(
     head: str = "model",
     share: float | None = None,
 ) -> ClassificationResult:
-    """All figures from ``truth [n]`` and ``predicted [n]``, integers in [0, C), where C is the length of ``names``.
+    """Computes all figures from ``truth [n]`` and ``predicted [n]``: integers in [0, C), with C ``names`` of classes.
 
-    Balanced accuracy is the mean, geometric mean the geometric one, of the recalls of classes that occur in the test
-    set; macro F1 is the mean over classes that occur in it or are predicted (scikit-learn's). ``many``, ``medium`` and
-    ``few`` are mean recalls of the head, middle and tail third of all classes by falling ``train_counts [C]``, ties in
-    the order of ``names``; the first thirds are the larger ones where C is no multiple of 3. Without counts, or with
-    C < 3, they are absent. The interval is `balanced_accuracy_interval`'s, absent with ``resamples`` 0.
+    Balanced accuracy is the mean of the recalls of the classes that occur in the test set, and the geometric mean is
+    over the same recalls. Macro F1 is the mean over the classes that occur or are predicted, as in scikit-learn.
+    ``many``, ``medium`` and ``few`` are the mean recalls of the head, middle and tail third of all classes by falling
+    ``train_counts [C]``, with ties in the order of ``names``. If 3 does not divide C, the first thirds are larger.
+    Without counts, or with C < 3, there are no thirds. The interval is that of `balanced_accuracy_interval`; with
+    ``resamples`` 0 there is none. ``head``, ``share`` and ``checkpoint`` are copied into the result.
 
-    Raises `ValueError` for no rows, classes out of range, or lengths that do not fit.
+    Raises `ValueError` if there are no rows, if classes are out of range, or if lengths do not fit.
     """
     true, found = _classes(truth, "truth", len(names)), _classes(predicted, "predicted", len(names))
     if len(true) != len(found):
@@ -129,15 +131,16 @@ def balanced_accuracy_interval(
     seed: int,
     level: float = 0.95,
 ) -> tuple[float, float, float]:
-    """Percentile interval ``(low, high)`` of balanced accuracy, and the share of resamples that lacked some class.
+    """Percentile interval of the balanced accuracy, by bootstrap.
 
-    Drawn again with replacement are the ``groups [n]`` (speakers, recordings: rows of one are not independent), each
-    with all its rows; without groups the rows. Every resample averages over the same classes, those of the test set:
-    one that has no row in a resample keeps its recall from the whole test set there. Its own uncertainty is then
-    missing, so that the interval is too narrow where the returned share is large.
+    With ``groups`` each resample draws groups with replacement, and takes all rows of each. Use speakers or recordings:
+    rows of one group are not independent. Without groups it draws rows. Every resample averages over all classes of the
+    test set. A class without rows in a resample keeps its recall of the whole test set there: its uncertainty is then
+    missing, so that the interval is too narrow if the returned share is large.
 
-    Classes are integers from 0, groups integers or strings. Raises `ValueError` for no rows, lengths that do not fit,
-    or fewer than two groups.
+    ``truth [n]`` and ``predicted [n]`` are integers from 0; ``groups [n]`` are integers or strings. Returns ``(low,
+    high)`` and the share of resamples that lacked some class. Raises `ValueError` if there are no rows, if lengths do
+    not fit, or if there are fewer than two groups.
     """
     true, found = np.ravel(truth).astype(np.int64), np.ravel(predicted).astype(np.int64)
     if resamples < 1 or not 0 < level < 1:
@@ -146,7 +149,7 @@ def balanced_accuracy_interval(
         raise ValueError(f"an interval needs rows, got {len(true)} true and {len(found)} predicted classes")
     present, column = np.unique(true, return_inverse=True)
     classes = len(present)
-    cells = 2 * column + (true == found)  # rows of one class that are wrong, and that are right
+    cells = 2 * column + (true == found)  # two cells for each class: its wrong rows, and its right ones
     whole = np.bincount(cells, minlength=2 * classes)
     fallback = whole[1::2] / (whole[0::2] + whole[1::2])
     by_group, count = None, classes
@@ -165,7 +168,7 @@ def balanced_accuracy_interval(
     block = max(1, _BLOCK // max(count, 2 * classes))
     for start in range(0, resamples, block):
         size = min(block, resamples - start)
-        if by_group is None:  # counts of the cells are all that rows drawn one by one would leave
+        if by_group is None:  # only the counts of the cells matter, so rows need not be drawn one by one
             drawn = draw.multinomial(len(true), whole / len(true), size=size)
         else:
             drawn = draw.multinomial(count, np.full(count, 1 / count), size=size) @ by_group
@@ -216,7 +219,7 @@ def _defined(value: float) -> float | None:
 def _classes(values: ArrayLike, what: str, count: int) -> Ints:
     found = np.ravel(np.asarray(values))
     if not len(found):
-        raise ValueError(f"{what}: no rows; there is nothing to measure on an empty test set")
+        raise ValueError(f"{what}: no rows; an empty test set has no figures")
     if not np.issubdtype(found.dtype, np.integer):
         raise ValueError(f"{what}: classes must be integers, got {found.dtype}")
     bad = np.flatnonzero((found < 0) | (found >= count))

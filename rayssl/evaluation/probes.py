@@ -1,4 +1,4 @@
-"""How well classes can be read off frozen embeddings: a linear classifier, nearest neighbours, and shares of labels."""
+"""Classifiers on frozen embeddings, to see how well classes separate: a linear probe, neighbours, shares of labels."""
 
 from __future__ import annotations
 
@@ -20,23 +20,36 @@ Float32 = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 L2 = (1.0, 0.1, 0.01, 0.001, 0.0001)  # strongest first
-_L2_UNCHOSEN = 0.01  # where no class has a row to spare for choosing
+_L2_UNCHOSEN = 0.01  # used if no class has a second row to choose the strength with
 _ITERATIONS = 200
 _THREADS = 4
-_HELD, _SHARES = 31, 32  # purposes of draws
-_BLOCK_BYTES = 64 << 20  # of the cosines held at once
+_HELD, _SHARES = 31, 32  # the purposes of random draws
+_BLOCK_BYTES = 64 << 20  # the most bytes of cosines at once
 
 
 def linear_probe(train_x: Float32, train_y: ArrayLike, test_x: Float32, *, seed: int, l2: Sequence[float] = L2) -> Ints:
-    """Classes ``[m]`` of ``test_x [m, D]`` by multinomial logistic regression on ``train_x [n, D]``, ``train_y [n]``.
+    """Classifies the test embeddings by multinomial logistic regression on the training embeddings.
 
-    Embeddings are standardised with mean and deviation of the training rows. Minimised is the mean cross-entropy plus
-    ``l2 / 2 * |W|^2``. The strength is the one of ``l2`` with the least cross-entropy, mean over classes, on a fifth of
-    the training rows, held out by class (one row of a class of two to seven, none of a class of one); then all training
-    rows are used. In the regression itself classes are not weighted. At most 200 iterations on at most 4 threads.
+    Embeddings are standardised with the mean and the deviation of the training rows. The regression minimises the mean
+    cross-entropy plus ``l2 / 2 * |W|^2``, with at most 200 iterations on at most 4 threads. It does not weight classes.
 
-    Raises `ValueError` for fewer than two classes, no rows, rows without a label (below 0), or embeddings that are not
-    finite or do not fit.
+    The strength is chosen among ``l2``: a fifth of the training rows is held out, and the strength with the least
+    cross-entropy on them, averaged over classes, wins. Rows are held out by class: one row of a class of two to seven,
+    and none of a class of one. The final fit uses all training rows.
+
+    Args:
+        train_x: training embeddings ``[n, D]``.
+        train_y: their classes ``[n]``, integers from 0.
+        test_x: test embeddings ``[m, D]``.
+        seed: of the rows that are held out.
+        l2: the strengths to choose from, above 0.
+
+    Returns:
+        Classes ``[m]`` of the test embeddings.
+
+    Raises:
+        ValueError: there are fewer than two classes, or no rows; a row has no label (below 0); or embeddings are not
+            finite or do not fit.
     """
     data = _checked(train_x, train_y, test_x, "a linear probe")
     if not len(l2) or min(l2) <= 0:
@@ -51,10 +64,11 @@ def linear_probe(train_x: Float32, train_y: ArrayLike, test_x: Float32, *, seed:
 
 
 def knn(train_x: Float32, train_y: ArrayLike, test_x: Float32, *, k: int = 20, temperature: float = 0.07) -> Ints:
-    """Classes ``[m]`` of ``test_x [m, D]`` by a vote of the ``k`` training rows of highest cosine.
+    """Classes ``[m]`` of ``test_x [m, D]`` by a vote of the ``k`` training rows with the highest cosines.
 
-    A neighbour's vote weighs ``exp(cosine / temperature)`` (Wu et al., CVPR 2018, section 3.4); of classes with equal
-    votes the lowest wins. Fewer than ``k`` rows all vote. Raises as `linear_probe`, and for embeddings that are zero.
+    ``train_x [n, D]`` have the classes ``train_y [n]``. A neighbour's vote weighs ``exp(cosine / temperature)`` (Wu et
+    al., CVPR 2018, section 3.4). Of classes with equal votes, the lowest number wins. With fewer than ``k`` training
+    rows, all of them vote. Raises what `linear_probe` raises, and `ValueError` for embeddings that are zero.
     """
     data = _checked(train_x, train_y, test_x, "a vote of neighbours")
     if k < 1 or temperature <= 0:
@@ -76,10 +90,11 @@ def knn(train_x: Float32, train_y: ArrayLike, test_x: Float32, *, k: int = 20, t
 
 
 def label_shares(y: ArrayLike, shares: Sequence[float] = (0.01, 0.1, 0.2, 1.0), *, seed: int) -> dict[float, Ints]:
-    """Sorted rows of ``y [n]`` whose labels may be used at each of ``shares`` in (0, 1].
+    """For each of ``shares`` in (0, 1], the sorted rows of ``y [n]`` whose labels may be used.
 
-    Each class gives its share of rows, rounded to the nearest, and at least one. Rows of a smaller share are among
-    those of a larger one. Rows without a label (below 0) are in none. Raises `ValueError` where no row has a label.
+    Each class gives its share of rows, rounded to the nearest number, and at least one. The rows of a smaller share
+    are among those of a larger one. Rows without a label (below 0) are left out. Raises `ValueError` if no row has a
+    label.
     """
     labels = np.ravel(np.asarray(y))
     known = labels >= 0
@@ -93,7 +108,7 @@ def label_shares(y: ArrayLike, shares: Sequence[float] = (0.01, 0.1, 0.2, 1.0), 
 
 @dataclass(frozen=True)
 class _Data:
-    """``train [n, D]`` and ``test [m, D]`` standardised; ``labels [n]`` index ``classes [K]``."""
+    """The standardised embeddings ``train [n, D]`` and ``test [m, D]``; ``labels [n]`` index ``classes [K]``."""
 
     train: Float32
     labels: Ints
@@ -120,7 +135,7 @@ def _checked(train_x: Float32, train_y: ArrayLike, test_x: Float32, what: str) -
     if len(classes) < 2:
         raise ValueError(f"{what} needs at least two classes, but all training rows are of class {classes[0]}")
     mean, deviation = train.mean(axis=0, dtype=np.float64), train.std(axis=0, dtype=np.float64)
-    deviation[deviation <= 1e-6 * np.abs(mean)] = 1  # constant up to rounding
+    deviation[deviation <= 1e-6 * np.abs(mean)] = 1  # a dimension that is constant up to rounding is not scaled
     return _Data(
         ((train - mean) / deviation).astype(np.float32),
         labels,
@@ -130,9 +145,9 @@ def _checked(train_x: Float32, train_y: ArrayLike, test_x: Float32, what: str) -
 
 
 def _best_strength(data: _Data, held: NDArray[np.bool_], strengths: Sequence[float]) -> float:
-    """The strength, of falling ones, whose fit to the other rows has the least cross-entropy on the ``held [n]``.
+    """The strength (of falling ones) whose fit to the other rows has the least cross-entropy on the ``held [n]`` rows.
 
-    Their accuracy moves in steps of a row, which with few labels says little; every class weighs the same.
+    Every class weighs the same. Accuracy is not used: it moves in steps of a row, which says little with few labels.
     """
     truth = data.labels[held]
     support = np.bincount(truth, minlength=len(data.classes))
@@ -149,22 +164,22 @@ def _best_strength(data: _Data, held: NDArray[np.bool_], strengths: Sequence[flo
 
 
 def _fit(x: Float32, y: Ints, strength: float, start: LogisticRegression | None = None) -> LogisticRegression:
-    """Fitted from the weights of ``start``, which a neighbouring strength leaves near the solution."""
+    """The fitted model. ``start``, fitted with the strength before, begins near the solution."""
     model = start or LogisticRegression(max_iter=_ITERATIONS, warm_start=True)
     model.set_params(C=1 / (strength * len(x)))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # iterations are bounded on purpose
+        warnings.simplefilter("ignore", ConvergenceWarning)  # iterations are limited on purpose
         return model.fit(x, y)
 
 
 def _held_out(labels: Ints, seed: int) -> NDArray[np.bool_]:
-    """Which rows choose the strength: a fifth of each class, at least one row of a class that has two."""
+    """Which rows choose the strength: a fifth of each class, and at least one row of a class with two or more."""
     place, size = _places(labels, seed, _HELD)
     return (size > 1) & (place < np.maximum(1, np.floor(size / 5 + 0.5)))
 
 
 def _places(labels: NDArray[np.generic], seed: int, purpose: int) -> tuple[Ints, Ints]:
-    """For each row ``[n]`` its place in a random order of its class, and the rows of that class."""
+    """For each row ``[n]``, its place in a random order of its class, and the number of rows of that class."""
     drawn = uniform_np(keys_np(fold(seed, purpose), np.arange(len(labels))), 0)
     _, column, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     order = np.lexsort((drawn, column))
@@ -176,7 +191,7 @@ def _places(labels: NDArray[np.generic], seed: int, purpose: int) -> tuple[Ints,
 
 @contextmanager
 def _few_threads() -> Iterator[None]:
-    """At most `_THREADS` threads of BLAS and OpenMP each, and no more than there were."""
+    """A context with at most `_THREADS` threads of BLAS and of OpenMP, and never more than before."""
     pools = ThreadpoolController()
     counts: dict[str, int] = {}
     for pool in pools.info():

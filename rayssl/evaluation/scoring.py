@@ -13,14 +13,14 @@ from rayssl.errors import CorpusError
 Float32 = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
-_BLOCK_BYTES = 64 << 20  # of any one temporary array
+_BLOCK_BYTES = 64 << 20  # the most bytes of a temporary array
 
 
 def score_trials(trials: Sequence[Trial], names: Sequence[str], embeddings: Float32) -> Float32:
     """Cosine ``[n]`` in [-1, 1] of each trial, from ``embeddings [U, D]`` of the utterances ``names [U]``.
 
-    Raises `CorpusError` when trials name utterances that have no embedding, and `ValueError` when ``embeddings`` do
-    not fit ``names`` or are not finite.
+    Raises `CorpusError` if trials name utterances that have no embedding, and `ValueError` if ``embeddings`` do not
+    fit ``names`` or are not finite.
     """
     enrol, test = trial_rows(trials, names)
     rows = unit_rows(embeddings, len(names))
@@ -41,11 +41,26 @@ def as_norm(
     *,
     top: int = 200,
 ) -> Float32:
-    """Adaptive s-norm of cosine ``scores [n]`` with impostor embeddings ``cohort [C, D]``; unbounded, ``[n]``.
+    """Adaptive s-norm of the cosine scores of trials.
 
-    ``s' = ((s - mu_e) / sigma_e + (s - mu_t) / sigma_t) / 2``, where mu and sigma (population) are over the ``top``
-    highest cosines of the enrolment, respectively the test utterance, with the cohort; all of it where C is smaller.
-    Raises as `score_trials`, and `ValueError` for a cohort of fewer than two rows or without any spread.
+    ``s' = ((s - mu_e) / sigma_e + (s - mu_t) / sigma_t) / 2``. Here mu and sigma (population) are over the ``top``
+    highest cosines with the cohort: mu_e and sigma_e those of the enrolment utterance, mu_t and sigma_t those of the
+    test utterance.
+
+    Args:
+        scores: cosines ``[n]`` from `score_trials`.
+        trials: the n trials.
+        names: names ``[U]`` of the embedded utterances.
+        embeddings: ``[U, D]``.
+        cohort: impostor embeddings ``[C, D]``, at least two.
+        top: see above; the whole cohort if C is smaller.
+
+    Returns:
+        Normalised scores ``[n]``, not bounded.
+
+    Raises:
+        CorpusError: trials name utterances that have no embedding.
+        ValueError: embeddings do not fit or are not finite, or the cohort has fewer than two rows, or no spread.
     """
     enrol, test = trial_rows(trials, names)
     rows = unit_rows(embeddings, len(names))
@@ -63,9 +78,9 @@ def as_norm(
 
 
 def trial_rows(trials: Sequence[Trial], names: Sequence[str]) -> tuple[Ints, Ints]:
-    """Rows ``[n]`` in ``names`` of the enrolment and of the test utterance of each trial.
+    """For each trial, the rows ``[n]`` in ``names`` of its enrolment and of its test utterance.
 
-    Raises `CorpusError` naming the first utterances that are not among ``names``, and how many there are.
+    Raises `CorpusError` with the number of utterances that are not among ``names``, and the first of them.
     """
     row = {name: index for index, name in enumerate(names)}
     if len(row) != len(names):
@@ -85,7 +100,10 @@ def trial_rows(trials: Sequence[Trial], names: Sequence[str]) -> tuple[Ints, Int
 
 
 def unit_rows(embeddings: Float32, count: int) -> Float32:
-    """``embeddings [U, D]`` with rows of length 1; `ValueError` unless U is ``count``, and all finite and not zero."""
+    """``embeddings [U, D]`` with rows scaled to length 1.
+
+    Raises `ValueError` if U is not ``count``, or if a row is zero or not finite.
+    """
     matrix = np.asarray(embeddings, np.float32)
     if matrix.ndim != 2 or len(matrix) != count:
         raise ValueError(f"expected embeddings [{count}, D], got shape {list(matrix.shape)}")

@@ -1,4 +1,4 @@
-"""What the evaluation of a run is told: on which corpus, and which figures are wanted."""
+"""The settings of an evaluation: the test corpus, and the figures to compute."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from rayssl.schema import Config
 
 
 class AsNormConfig(Config):
-    """Adaptive s-norm against ``cohort``, a prepared corpus: its ``utterances`` first ones, the ``top`` scores of
-    each.
+    """Adaptive s-norm with a cohort: the first ``utterances`` of the prepared corpus ``cohort``.
+
+    ``top``: the number of highest cosines that normalise a score.
     """
 
     cohort: str
@@ -21,7 +22,12 @@ class AsNormConfig(Config):
 
 
 class VerificationConfig(Config):
-    """``corpus``: prepared test corpus; ``trials``: VoxCeleb list ``label enrol test`` over its utterance names."""
+    """Speaker verification.
+
+    ``corpus``: the prepared test corpus. ``trials``: a list in VoxCeleb's format, ``label enrol test``, with utterance
+    names of the corpus. ``as_norm``: score normalisation. ``resamples``: of the EER's interval; 0 for no interval.
+    ``actors``: the number of embedding actors. ``batch``: utterances of one forward pass.
+    """
 
     task: Literal["verification"] = "verification"
     corpus: str
@@ -32,15 +38,16 @@ class VerificationConfig(Config):
     batch: int = Field(64, ge=1)
 
     def located(self) -> VerificationConfig:
-        """The same with absolute paths."""
+        """The same settings with absolute paths."""
         norm = self.as_norm and self.as_norm.model_copy(update={"cohort": storage.absolute(self.as_norm.cohort)})
         places = {"corpus": storage.absolute(self.corpus), "trials": storage.absolute(self.trials)}
         return self.model_copy(update={**places, "as_norm": norm})
 
 
 class FinetuneConfig(Config):
-    """Training of the whole encoder with a linear head on labelled clips: ``lr`` and ``head_lr`` of AdamW, both falling
-    along a cosine over ``epochs``.
+    """Fine-tuning: the whole encoder is trained with a linear head on labelled clips.
+
+    ``lr`` (encoder) and ``head_lr`` (head) are the rates of AdamW. Both fall along a cosine over ``epochs``.
     """
 
     epochs: int = Field(20, ge=1)
@@ -50,11 +57,14 @@ class FinetuneConfig(Config):
 
 
 class ClassificationConfig(Config):
-    """``corpus``: prepared test corpus, whose labels have the names of the training corpus's.
+    """Classification of clips.
 
-    ``probes`` over the frozen encoder (``linear``, ``knn``) or with all of it trained (``finetune``), each with the
-    labels of these ``shares`` of the training corpus's clips (of those that ``labels.split`` has labelled, if given). A
-    method with a classifier of its own is judged by that, too.
+    ``corpus``: the prepared test corpus; its labels have the same names as those of the training corpus. ``probes``:
+    classifiers on the frozen encoder (``linear``, ``knn``), or the encoder trained as a whole (``finetune``).
+    ``shares``: each probe runs once for each share, with the labels of this share of the training corpus's clips (with
+    ``labels.split``: of the clips that are labelled there). If a method has its own classifier, it is evaluated too.
+    ``resamples``: of the interval; 0 for no interval. ``actors``: the number of embedding actors. ``batch``: utterances
+    of one forward pass.
     """
 
     task: Literal["classification"]
@@ -67,7 +77,7 @@ class ClassificationConfig(Config):
     batch: int = Field(64, ge=1)
 
     def located(self) -> ClassificationConfig:
-        """The same with absolute paths."""
+        """The same settings with absolute paths."""
         return self.model_copy(update={"corpus": storage.absolute(self.corpus)})
 
 

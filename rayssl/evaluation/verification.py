@@ -1,8 +1,8 @@
 """Speaker verification figures from scored trials: EER with its interval over speakers, minDCF, and the DET curve.
 
-A trial is accepted when its score is at or above a threshold. Lowering the threshold past one distinct score at a time
-gives the ROC staircase of points (P_fa, P_miss) from (0, 1) to (1, 0); tied scores move together. Everything here is
-computed from these points. Rates are fractions in [0, 1], never percent.
+A trial is accepted if its score is at or above a threshold. The threshold falls past one distinct score at a time: this
+gives the ROC staircase of points (P_fa, P_miss) from (0, 1) to (1, 0). Trials with tied scores move together. All
+figures are computed from these points. Rates are fractions in [0, 1], never percent.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from rayssl.schema import Config
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_BLOCK = 1 << 20  # weights held at once by the bootstrap: resamples in a block * trials
+_BLOCK = 1 << 20  # the most weights in RAM in the bootstrap: resamples of a block * trials
 
 
 class Result(Config):
-    """The figures of one scored trial list; the interval is absent where the speakers of the trials are not known."""
+    """The figures of one scored trial list. Without the speakers of the trials there is no interval."""
 
     eer: float
     eer_low: float | None = None
@@ -37,11 +37,11 @@ class Result(Config):
 def eer(target_scores: ArrayLike, nontarget_scores: ArrayLike) -> float:
     """Equal error rate of ``target_scores [T]`` against ``nontarget_scores [N]``, on the ROC convex hull; in [0, 0.5].
 
-    The value at which the lower-left convex hull of the ROC staircase crosses P_miss = P_fa, linear between its
-    vertices: any point of the hull is reached by choosing at random between two thresholds. By duality
-    ``EER = max_p min_threshold (p P_miss + (1 - p) P_fa)``. It lies at or below the crossing of the staircase itself,
-    by at most one step's height where the staircase is nearly convex; scores worse than chance give 0.5.
-    Raises `ValueError` when either side is empty or holds a NaN or an infinity.
+    It is the value at which the lower-left convex hull of the ROC staircase crosses P_miss = P_fa. The hull is linear
+    between its vertices: a random choice between two thresholds reaches any point of it. By duality
+    ``EER = max_p min_threshold (p P_miss + (1 - p) P_fa)``. The value lies at or below the crossing of the staircase
+    itself, by at most one step's height if the staircase is nearly convex. Scores worse than chance give 0.5. Raises
+    `ValueError` if either side is empty or holds a NaN or an infinity.
     """
     targets, nontargets = np.ravel(target_scores), np.ravel(nontarget_scores)
     labels = np.concatenate([np.ones(len(targets), np.int8), np.zeros(len(nontargets), np.int8)])
@@ -52,8 +52,9 @@ def eer(target_scores: ArrayLike, nontarget_scores: ArrayLike) -> float:
 def min_dcf(scores: ArrayLike, labels: ArrayLike, p_target: float, c_miss: float = 1.0, c_fa: float = 1.0) -> float:
     """Normalised minimum detection cost of ``scores [n]`` with ``labels [n]`` (1 target, 0 non-target); in [0, 1].
 
-    ``min over thresholds (c_miss p P_miss + c_fa (1 - p) P_fa) / min(c_miss p, c_fa (1 - p))``; 1 is what accepting
-    everything or rejecting everything costs. Raises `ValueError` for unusable trials or a ``p_target`` outside (0, 1).
+    ``min over thresholds (c_miss p P_miss + c_fa (1 - p) P_fa) / min(c_miss p, c_fa (1 - p))`` with ``p = p_target``.
+    The cost is 1 for a system that accepts everything or rejects everything, whichever is cheaper. Raises `ValueError`
+    for unusable trials, a ``p_target`` outside (0, 1), or a cost that is not above 0.
     """
     if not 0 < p_target < 1 or c_miss <= 0 or c_fa <= 0:
         raise ValueError(f"p_target must lie in (0, 1) and costs above 0, got {p_target}, {c_miss}, {c_fa}")
@@ -63,10 +64,10 @@ def min_dcf(scores: ArrayLike, labels: ArrayLike, p_target: float, c_miss: float
 
 
 def det_curve(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, Floats, Floats]:
-    """The staircase of ``scores [n]``, ``labels [n]``: P_fa ``[k+1]`` rising, P_miss ``[k+1]`` falling, thresholds.
+    """The staircase of ``scores [n]``, ``labels [n]``: rising P_fa, falling P_miss and falling thresholds, each [k+1].
 
-    ``k`` is the number of distinct scores; the first threshold is +inf (nothing accepted), the others fall.
-    Raises `ValueError` for unusable trials.
+    ``k`` is the number of distinct scores. The first threshold is +inf: no trial is accepted. Raises `ValueError` for
+    unusable trials.
     """
     stairs = _stairs(scores, labels)
     false_alarm, miss = stairs.rates(np.ones((1, len(stairs.order))))
@@ -83,15 +84,16 @@ def bootstrap_interval(
     seed: int,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """Percentile interval ``(low, high)`` of the EER when the *speakers* are drawn again with replacement.
+    """Percentile interval of the EER by bootstrap over *speakers*, which are drawn with replacement.
 
-    Trials that share a speaker are not independent, so resampling trials gives intervals that are far too narrow. With
-    ``m_s`` the times speaker s is drawn, a trial between speakers s and t weighs ``m_s m_t``, and a trial of a speaker
-    with itself ``m_s``: every copy of the speaker brings its own target trials once. (The square would nearly triple
-    the targets' variance.) Resamples left without targets or without non-targets have no EER and are passed over.
+    Trials that share a speaker are not independent: resampling trials would give far too narrow intervals. If speaker s
+    is drawn ``m_s`` times, a trial between speakers s and t weighs ``m_s m_t``. A trial of s with itself weighs
+    ``m_s``, since each copy of the speaker brings its own target trials once. (The square would nearly triple the
+    targets' variance.) A resample without targets or without non-targets has no EER and is left out.
 
-    All four arrays are ``[n]``; speakers are integers or strings. Raises `ValueError` for unusable trials, fewer than
-    two speakers, or when more than half of the resamples have no EER.
+    All four arrays are ``[n]``, one entry for each trial; labels are 1 (target) or 0, and speakers are integers or
+    strings. Returns ``(low, high)``. Raises `ValueError` for unusable trials, for fewer than two speakers, or if more
+    than half of the resamples have no EER.
     """
     stairs = _stairs(scores, labels)
     enrol, test = np.ravel(enrol_speakers), np.ravel(test_speakers)
@@ -135,7 +137,21 @@ def verification_result(
     norm: str = "none",
     checkpoint: str | None = None,
 ) -> Result:
-    """All figures of one scored trial list; without the speakers (or with fewer than two) there is no interval."""
+    """All figures of one scored trial list.
+
+    Args:
+        scores: ``[n]``.
+        labels: ``[n]``, 1 for a target trial and 0 for a non-target one.
+        enrol_speakers: see `bootstrap_interval`; None for no interval.
+        test_speakers: see `bootstrap_interval`; None for no interval.
+        seed: of the interval's draws.
+        resamples: of the interval.
+        norm: a name for the score normalisation.
+        checkpoint: a name for the checkpoint.
+
+    Raises:
+        ValueError: trials are unusable, or see `bootstrap_interval`.
+    """
     values, kinds = np.ravel(scores), np.ravel(labels)
     low = high = None
     if enrol_speakers is not None and test_speakers is not None:
@@ -155,15 +171,15 @@ def verification_result(
 
 @dataclass(frozen=True)
 class _Stairs:
-    """Trials sorted by falling score, once for all weightings."""
+    """Trials sorted by falling score. One sorting serves all weightings of the bootstrap."""
 
-    order: Ints  # [n] trial at each place
-    is_target: NDArray[np.bool_]  # [n] at each place
-    last: Ints  # [k] place of the last trial of each distinct score
-    thresholds: Floats  # [k]
+    order: Ints  # [n] the trial at each place
+    is_target: NDArray[np.bool_]  # [n] whether the trial at each place is a target
+    last: Ints  # [k] the place of the last trial of each distinct score
+    thresholds: Floats  # [k] the distinct scores, falling
 
     def rates(self, weights: Floats) -> tuple[Floats, Floats]:
-        """P_fa and P_miss ``[R, k+1]`` for trial weights ``[R, n]``; NaN rows where a kind of trial weighs nothing."""
+        """P_fa and P_miss ``[R, k+1]`` for trial weights ``[R, n]``. A row is NaN if one kind of trial has weight 0."""
         placed = weights[:, self.order]
         targets = np.cumsum(placed * self.is_target, axis=1)
         others = np.cumsum(placed * ~self.is_target, axis=1)
@@ -195,11 +211,12 @@ def _stairs(scores: ArrayLike, labels: ArrayLike) -> _Stairs:
 
 
 def _hull_eer(false_alarm: Floats, miss: Floats) -> Floats:
-    """EER ``[R]`` of the convex hulls of R staircases ``[R, k]``; NaN where the rates are.
+    """EER ``[R]`` of the convex hulls of R staircases ``[R, k]``; NaN where the rates are NaN.
 
-    Only the hull edge that crosses the diagonal is looked for: from the chord between an end above and an end below
-    it, go to the staircase point furthest beyond the chord, keep the chord that still crosses, until no point lies
-    beyond. Each round is one vectorised pass, and rounds are as few as the hull has vertices near the diagonal.
+    It looks only for the hull edge that crosses the diagonal. It starts with the chord between an end above and an end
+    below the diagonal. In each round it takes the staircase point furthest beyond the chord, and of the two new chords
+    keeps the one that crosses the diagonal. It ends when no point lies beyond. A round is one vectorised pass; there
+    are about as many rounds as the hull has vertices near the diagonal.
     """
     rows = np.arange(len(miss))
     left, right = np.zeros(len(miss), np.int64), np.full(len(miss), miss.shape[1] - 1, np.int64)

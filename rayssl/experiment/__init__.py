@@ -1,1 +1,1 @@
-"""What a job is: its configuration, and everything that follows from it."""
+"""The configuration of an experiment, and the job that follows from it."""

@@ -1,4 +1,4 @@
-"""From a job to the objects that train, the same on Ray, in one process without it, and in tests."""
+"""Builds the objects that train a job. Ray workers, training without Ray and the tests all use this builder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ def build_run_encoder(experiment: Experiment, rate: int) -> Encoder:
 
 
 def build_method(job: Job) -> Method:
-    """The job's method, with weights drawn from its seed: the same on every rank. The one network of a rank."""
+    """The job's method, with weights drawn from its seed: they are the same on every rank.
+
+    A rank builds this one network and no other.
+    """
     experiment = job.experiment
     method = experiment.method.build(build_run_encoder(experiment, job.manifest.rate), job.facts)
     set_sync(method, experiment.training.sync_batchnorm)
@@ -32,18 +35,19 @@ def build_method(job: Job) -> Method:
 
 
 def pretrain(job: Job, method: Method) -> str | None:
-    """Loads the weights that the method's configuration begins with, where it names any; the checkpoint's URI.
+    """Loads the weights that the method's configuration names as its start. Returns the checkpoint's URI.
 
-    Raises `CheckpointError` where there is none, or one of another architecture.
+    Returns None if it names none. Raises `CheckpointError` if the checkpoint does not exist, or has another
+    architecture.
     """
     start = job.experiment.method.starts_from
     return None if start is None else checkpoint.load_weights(method.pretrained, start, job.architecture)
 
 
 def check_start(job: Job) -> None:
-    """What can be found wrong with the checkpoint that the job starts from, before a worker starts.
+    """Checks the checkpoint that the job starts from, before any worker starts. Raises `CheckpointError`.
 
-    A network is built here only where the checkpoint says that it is of another architecture. Raises `CheckpointError`.
+    It builds a network only if the checkpoint says that it has another architecture.
     """
     position(job)
     if not checkpoint.steps(job.run):
@@ -54,15 +58,25 @@ def check_start(job: Job) -> None:
 
 
 def build_loop(job: Job, context: Context) -> Loop:
-    """The loop of one rank, restored from the run's last checkpoint where there is one; to be called on all ranks.
+    """Builds the loop of one rank, and restores it from the run's last checkpoint if there is one.
 
-    Raises `CheckpointError` where that does not fit the job.
+    Every rank must call this.
+
+    Args:
+        job: what to train, from `rayssl.experiment.job.resolve`.
+        context: the process that the loop runs in, such as `rayssl.experiment.local.LocalContext`.
+
+    Returns:
+        The loop, ready for `Loop.fit`.
+
+    Raises:
+        CheckpointError: the last checkpoint, or the one that the method starts from, does not fit the job.
     """
     experiment, training = job.experiment, job.experiment.training
     method = build_method(job).to(context.device)
     if training.compile:
         for part in method.modules():
-            if type(part) is Encoder:  # a teacher's too; of two that are joined each for itself
+            if type(part) is Encoder:  # includes a teacher's encoder; two joined encoders are compiled separately
                 part.compile()
     memory = None if job.utterances is None else context.utterance_memory(job.utterances)
     prototypes = None if job.classes is None else context.class_memory(job.classes)

@@ -1,6 +1,6 @@
-"""The whole YAML of an experiment as one type.
+"""The whole YAML file of an experiment as one type.
 
-`Experiment.method` and the parts of `Experiment.encoder` are whatever their names name; see `rayssl.registry`.
+The ``name`` in `Experiment.method`, and in each part of `Experiment.encoder`, chooses the type; see `rayssl.registry`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from rayssl.views.recipes import ViewsConfig
 
 
 class CorpusConfig(Config):
-    """``uri`` of a prepared corpus; ``unit_rows``: utterances that one data task reads and decodes at the least;
-    ``readers``: data tasks at once, 0 for as many as ranks.
+    """The corpus to train on.
+
+    ``uri``: a prepared corpus. ``unit_rows``: the least number of utterances that one data task reads and decodes.
+    ``readers``: the number of data tasks at once; 0 for as many as there are ranks.
     """
 
     uri: str
@@ -29,10 +31,10 @@ class CorpusConfig(Config):
 
 
 class LabelsConfig(Config):
-    """Whose labels a method may use: ``split``, one that `rayssl prepare` has made of the corpus.
+    """Which labels a method may use: those of ``split``, which `rayssl prepare` has made for the corpus.
 
-    Methods with two streams take ``training.batch`` unlabelled clips a step, and ``ratio`` (mu) times fewer labelled
-    ones. ``class_aware``: the labelled stream has clips of every class about as often.
+    In each step, methods with two streams take ``training.batch`` unlabelled clips and ``training.batch / ratio``
+    labelled ones (the papers' mu). With ``class_aware`` every class comes about equally often in the labelled stream.
     """
 
     split: str
@@ -41,22 +43,26 @@ class LabelsConfig(Config):
 
 
 class MemoryConfig(Config):
-    """Where the memory of SSPS lives, and how. The results are the same for any number of shards.
+    """Where the memory lives, and how it answers. The results are the same for any number of shards.
 
-    ``sync``: ``strict`` applies what all ranks remember, in rank order, before the next recall, so that runs repeat
-    exactly; ``ahead`` answers at once. ``half``: references and positives are kept in fp16 (a positive beyond 65,504
-    is left out, and counted as ``rejected``); recalled rows are float32 in any case. ``shards`` S: 1 keeps all in one
-    actor, more put the rows into S actors spread over the nodes, and what decides who is sampled into one more.
-    ``clustering: blocking`` lets training wait for each epoch's clustering; ``overlapped`` clusters a copy of the
-    references during an epoch and brings the result into use at the beginning of the next one, so that assignments are
-    an epoch old (the first clustering blocks, and serves two epochs). A checkpoint waits for a clustering under way.
+    ``sync``: ``strict`` applies what all ranks remember, in rank order, before the next recall: runs repeat exactly.
+    ``ahead`` answers at once. ``half``: references and positives are stored in fp16; recalled rows are float32 in any
+    case. A positive beyond 65,504 is left out, and counted as ``rejected``. ``shards`` S: with 1, one actor holds
+    everything. With more, S actors (stores), spread over the nodes, hold the rows, and one more, the index, holds what
+    decides which positives are sampled.
 
-    Of each actor: ``threads`` of the clustering, 0 for all of its node's cores; ``cpus`` and ``memory_bytes`` (0:
-    nothing) that it reserves of its node in Ray's books, ``gpus`` (0: none) that it reserves, and clusters on. With S
-    above 1 the last two are those of each store. Bytes needed, with N utterances, |Q'| positives, D_repr and D_emb
-    dimensions of h = 4 bytes each, or 2 with ``half``: a store N/S (h D_repr + 1) + |Q'|/S (h D_emb + 4), and N/S
-    h D_repr more while it clusters a copy (``overlapped``, ``method.whiten``); the index about 37 N + 16 |Q'| + 4 K
-    D_repr, which one actor with everything has as well. The k-means comes on top. `rayssl train` prints the sums.
+    ``clustering``: with ``blocking``, training waits for each epoch's clustering. ``overlapped`` clusters a copy of the
+    references during an epoch and uses the result from the beginning of the next one: assignments are one epoch old.
+    The first clustering always blocks, and serves two epochs. A checkpoint waits for a clustering under way.
+
+    For each actor: ``threads`` for clustering (0: all cores of its node); ``cpus`` and ``memory_bytes`` (0: none) are
+    what Ray reserves for it on its node; ``gpus`` (0: none) are reserved and used for clustering. With S above 1,
+    ``memory_bytes`` and ``gpus`` are those of each store.
+
+    Bytes needed, with N utterances, |Q'| positives, and D_repr and D_emb dimensions of h = 4 bytes each (2 with
+    ``half``): a store N/S (h D_repr + 1) + |Q'|/S (h D_emb + 4), and N/S h D_repr more while it clusters a copy
+    (``overlapped``, ``method.whiten``); the index about 37 N + 16 |Q'| + 4 K D_repr. A single actor needs both sums.
+    The k-means comes on top. `rayssl train` prints the sums.
     """
 
     sync: Literal["strict", "ahead"] = "strict"
@@ -70,13 +76,16 @@ class MemoryConfig(Config):
 
     @property
     def actors(self) -> int:
-        """How many there are: the stores, and the index where it has an actor of its own."""
+        """The number of actors: the stores, and the index if it has its own actor."""
         return self.shards + (self.shards > 1)
 
 
 class RayConfig(Config):
-    """``workers``: DDP ranks; ``gpu``: one GPU a worker (auto: where the cluster has enough); ``cpus_per_worker`` also
-    bounds a worker's threads; ``max_failures``: restarts from the last checkpoint before giving up.
+    """The resources of a training on Ray.
+
+    ``workers``: the number of DDP ranks. ``gpu``: one GPU for each worker (auto: if the cluster has enough).
+    ``cpus_per_worker`` also limits a worker's threads. ``max_failures``: how often the training restarts from the last
+    checkpoint before it fails.
     """
 
     workers: int = Field(2, ge=1)
@@ -138,7 +147,7 @@ class Experiment(Config):
 
 
 def located(experiment: Experiment) -> Experiment:
-    """The same with absolute paths: Ray's workers have working folders of their own."""
+    """The same experiment with absolute paths, since each Ray worker has its own working folder."""
     absolute = storage.absolute
     evaluation = experiment.evaluation
     changes = {

@@ -1,4 +1,4 @@
-"""What follows from an experiment and its corpus: worked out once, on the driver, and sent to all of its processes."""
+"""The job: what follows from an experiment and its corpus. The driver computes it once, for all processes."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ from rayssl.views.recipes import SegmentPlan
 
 @dataclass(frozen=True)
 class Job:
-    """A run, ready to be trained: settings, streams, segments and memories, all without a network.
+    """Everything that a training needs to know, without a network: settings, streams, segments and memories.
 
-    ``experiment`` has absolute paths. ``labelled`` is the labelled stream, where the method has one; of ``utterances``
-    and ``classes``, the settings of the two kinds of memory, at most one is there.
+    ``experiment`` has absolute paths. ``own`` is the method's stream; ``labelled`` is the labelled stream, None if the
+    method has none. ``utterances`` and ``classes`` are the settings of the two kinds of memory: at most one is not
+    None.
     """
 
     experiment: Experiment
@@ -55,8 +56,10 @@ class Job:
         return {"train": self.own} | ({} if self.labelled is None else {"labelled": self.labelled})
 
     def segments_of(self, name: str, epoch: int, *, fill: bool = False) -> Any:
-        """What is cut from the utterances of the stream ``name`` in a unit of ``epoch``, which counts the stream's own
-        passes where it cycles; with ``fill`` in the pass before the epoch.
+        """The segments that are cut from the utterances of the stream ``name`` in a unit of ``epoch``.
+
+        If the stream cycles, ``epoch`` counts its own passes. ``fill``: those of the pass that fills the memory before
+        the epoch.
         """
         if name == "labelled":
             return self.segments.labelled
@@ -65,11 +68,11 @@ class Job:
         return self.segments.own[0 if self.own.cycles else epoch]
 
     def fills(self, name: str) -> Collection[int]:
-        """The epochs that a pass of the stream ``name`` comes before."""
+        """The epochs before which a pass of the stream ``name`` fills the memory."""
         return () if name == "labelled" else self.segments.fills
 
     def memory_line(self) -> str | None:
-        """How many bytes the actors of the memory of utterances need, None without one."""
+        """One line with the bytes that the actors of the memory of utterances need; None without such a memory."""
         if self.utterances is None:
             return None
         count = self.experiment.memory.shards
@@ -80,9 +83,17 @@ class Job:
 
 
 def resolve(experiment: Experiment) -> Job:
-    """The job of an experiment.
+    """The job of an experiment. It reads the corpus's manifest and builds no network.
 
-    Raises `UserError` naming the key, the corpus or the package, for whatever can be found wrong without a network.
+    Args:
+        experiment: the settings; relative paths count from the current folder.
+
+    Returns:
+        The job, frozen and ready to be pickled.
+
+    Raises:
+        UserError: anything that is wrong and can be found without a network. The message names the key, the corpus or
+            the package.
     """
     experiment = located(experiment)
     trackers.check(experiment.training.trackers, experiment.run)
@@ -90,7 +101,7 @@ def resolve(experiment: Experiment) -> Job:
 
 
 def job_of(experiment: Experiment, manifest: Manifest) -> Job:
-    """`resolve` for an experiment with absolute paths, whose corpus has this manifest."""
+    """`resolve` for an experiment that has absolute paths, with the manifest of its corpus."""
     method, views, training = experiment.method, experiment.views, experiment.training
     facts = facts_of(experiment, manifest)
     method.check(facts)
@@ -107,7 +118,7 @@ def job_of(experiment: Experiment, manifest: Manifest) -> Job:
 
 
 def facts_of(experiment: Experiment, manifest: Manifest) -> JobFacts:
-    """What the method is told; raises `CorpusError` for a split that is not there."""
+    """The facts about the job that a method gets. Raises `CorpusError` if the corpus lacks the split."""
     classes = None
     if experiment.labels is not None:
         split = split_of(manifest, experiment.corpus.uri, experiment.labels.split)
@@ -129,8 +140,8 @@ def facts_of(experiment: Experiment, manifest: Manifest) -> JobFacts:
 def position(job: Job) -> Cursor:
     """Where the run resumes: after its last checkpoint, or at the beginning.
 
-    Raises `CheckpointError` where the last checkpoint, or the one to begin with, is not one of this job. Weights are
-    not read: what does not fit of them is found when they are loaded.
+    Raises `CheckpointError` if the last checkpoint is not one of this job, or if the one that the method starts from
+    does not exist. Weights are not read here: whether they fit shows when they are loaded.
     """
     start = job.experiment.method.starts_from
     if not checkpoint.steps(job.run):
@@ -139,11 +150,11 @@ def position(job: Job) -> Cursor:
         return Cursor()
     uri = checkpoint.locate(job.run, "last")
     meta, steps = checkpoint.read_meta(uri), job.own.epoch_steps
-    # inside an epoch the batches that remain are known only for the corpus and batch it began with
+    # inside an epoch, the remaining batches are known only for the same corpus and training.batch
     if meta.step != meta.epoch * steps + meta.epoch_step:
         raise CheckpointError(
             f"{uri}: step {meta.step} is not in epoch {meta.epoch + 1} of {steps} steps: training.batch or the "
-            "corpus has changed since; put them back or use another run folder"
+            "corpus has changed since; change it back or use another run folder"
         )
     return Cursor(meta.epoch, meta.epoch_step)
 
@@ -163,14 +174,14 @@ def _streams(experiment: Experiment, manifest: Manifest, *, labelled: bool) -> t
 
 
 def _memories(experiment: Experiment, facts: JobFacts) -> tuple[MemorySettings | None, ClassSettings | None]:
-    """What the method needs, with what the job says of where and how it is kept."""
+    """The memory settings that the method needs, completed with the job's ``memory`` keys."""
     needed, config = experiment.method.memory(facts), experiment.memory
     if isinstance(needed, ClassSettings):
         most = len(cuts(needed.classes)) - 1
         if config.shards > most:
             raise ConfigError(
-                f"memory.shards={config.shards}: a memory of {needed.classes} classes has {most} pieces to be shared; "
-                "set memory.shards to that at the most"
+                f"memory.shards={config.shards}: a memory of {needed.classes} classes has only {most} pieces; "
+                f"set memory.shards to {most} at most"
             )
         return None, needed
     if needed is None:
@@ -178,11 +189,11 @@ def _memories(experiment: Experiment, facts: JobFacts) -> tuple[MemorySettings |
     most = len(cuts(needed.utterances)) - 1
     if config.shards > most:
         raise ConfigError(
-            f"memory.shards={config.shards}: a memory of {needed.utterances} utterances has {most} pieces to be "
-            f"shared; set memory.shards to {most} at the most"
+            f"memory.shards={config.shards}: a memory of {needed.utterances} utterances has only {most} pieces; "
+            f"set memory.shards to {most} at most"
         )
     dtype = "float16" if config.half else "float32"
-    kept = replace(
+    settings = replace(
         needed,
         overlapped=config.clustering == "overlapped",
         device="cuda" if config.gpus else "cpu",
@@ -190,7 +201,7 @@ def _memories(experiment: Experiment, facts: JobFacts) -> tuple[MemorySettings |
         positive_dtype=dtype,
         threads=config.threads or None,
     )
-    return kept, None
+    return settings, None
 
 
 def _size(count: int) -> str:

@@ -33,15 +33,16 @@ from rayssl.training.trackers.base import Identity, Several, Tracker
 from rayssl.training.trackers.opening import open_all
 from rayssl.views import reading
 
-_AHEAD = 4  # batches that are read and decoded before they are asked for
+_AHEAD = 4  # the number of batches that are read and decoded in advance
 
 Say = Callable[[str], None]
 
 
 class LocalContext:
-    """The loop's `Context` in one process of a plain process group, or of no group at all.
+    """The loop's `Context` without Ray: one process alone, or one rank of a plain process group.
 
-    ``device`` None: the CPU. Memories are replicas in each process, kept equal by what all ranks exchange.
+    ``say`` None prints lines to standard output. ``reported`` collects the metrics of each epoch. Each process has a
+    replica of the memory; all replicas apply what all ranks remember, so that they are equal.
     """
 
     def __init__(self, job: Job, device: str | torch.device = "cpu", say: Say | None = None) -> None:
@@ -53,15 +54,15 @@ class LocalContext:
         self._say = say if say is not None else partial(print, flush=True)
 
     def report(self, metrics: dict[str, Any]) -> None:
-        """Kept in ``reported``."""
+        """Appends ``metrics`` to ``reported``."""
         self.reported.append(metrics)
 
     def say(self, line: str) -> None:
-        """To standard output, flushed, or wherever the caller wants it."""
+        """Passes ``line`` to the caller's ``say``; without one, prints it to standard output and flushes."""
         self._say(line)
 
     def wrap(self, method: Method) -> nn.Module:
-        """Averages gradients over the ranks, where there are several."""
+        """Averages gradients over the ranks if there are several."""
         return collectives.replicated(method, self.device)
 
     def utterance_memory(self, settings: MemorySettings) -> MemoryClient:
@@ -83,11 +84,23 @@ class LocalContext:
 
 
 def train(job: Job, until: int | None = None, *, device: str | None = None, say: Say | None = None) -> dict[str, Any]:
-    """Trains the run of ``job``, or resumes it, in this process; returns the last epoch's metrics.
+    """Trains the run of ``job``, or resumes it, in this process.
 
-    ``ray.workers`` is not asked: the global batch is one rank's. ``device``: the CPU, unless ``ray.gpu`` is true or
-    auto and there is a GPU. The first SIGTERM or SIGINT saves after the step under way and raises `Stopped`; the
-    second ends at once. Raises `UserError` for what a user can fix.
+    ``ray.workers`` is ignored: this one rank takes the whole global batch. The first SIGTERM or SIGINT saves a
+    checkpoint after the current step and ends the training; the second one ends it at once.
+
+    Args:
+        job: what to train, from `rayssl.experiment.job.resolve`.
+        until: the epoch to train to (default, and at most: ``training.epochs``).
+        device: None for a GPU, if there is one and ``ray.gpu`` is not false, and else the CPU.
+        say: takes lines of progress (default: prints them).
+
+    Returns:
+        The metrics of the last epoch.
+
+    Raises:
+        UserError: the user can fix it; the message is one line.
+        Stopped: a signal ended the training.
     """
     experiment = job.experiment
     until = min(until or experiment.training.epochs, experiment.training.epochs)
@@ -110,7 +123,7 @@ def train(job: Job, until: int | None = None, *, device: str | None = None, say:
         try:
             metrics = loop.fit(rows, until)
         except BaseException:
-            with suppress(Exception):  # what went wrong first is what is reported
+            with suppress(Exception):  # the first error is the one to report
                 log.close(failed=True)
             raise
         log.close()
@@ -154,7 +167,7 @@ def _stream(job: Job, name: str, start: Cursor, until: int | None, rank: int, wo
 
 
 class _ReadAhead:
-    """A context in which ``rows`` are made by another thread, a few before they are asked for."""
+    """A context in which another thread makes the ``rows``, a few in advance."""
 
     def __init__(self, rows: Iterator[dict[str, Any]]) -> None:
         self._rows = rows
@@ -202,9 +215,9 @@ class _ReadAhead:
 
 
 class _Signals:
-    """A context in which the first SIGTERM or SIGINT of this process is heard, and the second one ends it at once.
+    """A context that notes the first SIGTERM or SIGINT of this process. The second one ends the process at once.
 
-    Signals reach the main thread alone: elsewhere nothing is ever heard.
+    Only the main thread receives signals: in another thread `heard` is always False.
     """
 
     def __init__(self, say: Say) -> None:
@@ -223,7 +236,7 @@ class _Signals:
             signal.signal(which, handler)
 
     def heard(self) -> bool:
-        """Whether there was one."""
+        """Whether a signal has come."""
         return self.received is not None
 
     def _on(self, number: int, _frame: FrameType | None) -> None:
@@ -231,4 +244,4 @@ class _Signals:
             text = "ended at once by a second signal; the same command resumes from the last checkpoint"
             raise Stopped(text, number)
         self.received = signal.Signals(number)
-        self._say(f"{self.received.name}: saving after the step under way, then leaving; once more leaves at once")
+        self._say(f"{self.received.name}: saves after the current step and then stops; a second signal stops at once")

@@ -1,1 +1,1 @@
-"""What a run is good for once it is trained: read it back, embed with it, export it. Knows torch, not Ray."""
+"""Uses a trained run: load it, embed with it, export it. This package uses torch, not Ray."""

@@ -1,4 +1,4 @@
-"""The frozen encoder of a run's checkpoint, for everything that embeds."""
+"""Loads the frozen encoder of a run's checkpoint. Everything that embeds uses it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rayssl.training import checkpoint
 
 
 def load_encoder(experiment: Experiment, checkpoint_uri: str, rate: int) -> Encoder:
-    """The frozen encoder of a checkpoint; raises `CheckpointError` where it does not fit the run's configuration."""
+    """The frozen encoder of a checkpoint. Raises `CheckpointError` if it does not fit the run's configuration."""
     loaded = checkpoint.load(checkpoint_uri)
     prefix = loaded.state["encoder_prefix"]
     encoder = build_run_encoder(experiment, rate)

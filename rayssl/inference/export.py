@@ -1,10 +1,10 @@
-"""A run's front end and encoder as one ``.pt2`` file that needs only torch, compared with the run before it is kept.
+"""Exports a run's front end and encoder as one ``.pt2`` file that needs only torch, and compares it with the run first.
 
     module = torch.export.load("encoder.pt2").module()
     embeddings = module(wave)       # float32 [B, T] in [-1, 1] at the run's rate, to [B, D], not normalised
 
-Batch and time are free. What the file is stands beside the weights as JSON, under `ABOUT`. Reading such a file can run
-code: load those of people you trust.
+Batch size and length are free. The file also has a description of itself: JSON under the name `ABOUT`. Reading such a
+file can run code: load only files of people you trust.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from rayssl.runs.reading import RunCheckpoint, find
 
 ABOUT = "rayssl.json"
 TOLERANCE = 1e-5
-_CLIPS = 6  # of the corpus, each also cut to other lengths
+_CLIPS = 6  # clips of the corpus to compare on; each is also cut to other lengths
 _CUTS = (1.0, 0.77, 0.5)
 
 Embed = Callable[[Tensor], Tensor]
@@ -40,8 +40,11 @@ Embed = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written to ``out``. ``difference``: the largest between the file's embeddings and the run's own, as a
-    share of their root mean square, over ``clips`` pieces of audio of ``compared_on``.
+    """What `export` wrote to ``out``.
+
+    ``rate`` (Hz) and ``minimum_samples`` are of the audio that it takes, ``dim`` is the size of its embeddings.
+    ``difference`` is the largest difference between the file's embeddings and the run's own, relative to their root
+    mean square, over ``clips`` pieces of audio from ``compared_on``.
     """
 
     out: str
@@ -54,10 +57,17 @@ class Exported:
 
 
 def export(run: str, out: str | None = None, which: str = "last") -> Exported:
-    """Writes the encoder of a checkpoint of ``run`` to the file or URI ``out``; both may be ``s3://``.
+    """Writes the encoder of a checkpoint to a ``.pt2`` file.
 
-    ``out`` None: ``exported/<checkpoint>.pt2`` in the run's folder. Raises `UserError` for a run that cannot be read,
-    and `CheckpointError` where the file and the run differ by more than `TOLERANCE`: then nothing is written.
+    Args:
+        run: folder or URI of the run.
+        out: file or URI to write (default: ``exported/<checkpoint>.pt2`` in the run's folder).
+        which: the checkpoint, ``last``, ``best``, ``epoch-N`` or ``step-N``.
+
+    Raises:
+        UserError: the run cannot be read.
+        CheckpointError: the embeddings of the file and of the run differ by more than `TOLERANCE`. Nothing is written
+            then.
     """
     source = find(run, which)
     place = out or storage.join(source.run, "exported", f"{source.checkpoint}.pt2")
@@ -79,10 +89,10 @@ def export(run: str, out: str | None = None, which: str = "last") -> Exported:
 
 
 def trace(encoder: Encoder, rate: int) -> ExportedProgram:
-    """The graph of ``encoder``, for any batch and any length from its ``minimum_samples`` on."""
+    """The graph of ``encoder``, for any batch size and any length of at least its ``minimum_samples``."""
     length = max(rate, 2 * encoder.minimum_samples) + 777
     example = torch.randn(3, length, generator=torch.Generator().manual_seed(0)) * 0.1
-    # Free sizes must not be taken for other than 0 and 1 only because the example's are: the file would refuse one clip
+    # torch assumes that a free size is not 0 or 1 if the example's is not: the file would then refuse a single clip
     oblivious = shape_settings.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
     with frozen(encoder), oblivious, warnings.catch_warnings(action="ignore"):
         free = {"wave": {0: Dim.AUTO, 1: Dim.AUTO}}
@@ -90,7 +100,7 @@ def trace(encoder: Encoder, rate: int) -> ExportedProgram:
 
 
 class _Alone(nn.Module):
-    """The encoder without the keys of masks, which are for training."""
+    """The encoder without the argument for mask keys, which only training needs."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -104,8 +114,8 @@ class _Alone(nn.Module):
 def packed(traced: ExportedProgram, about: dict[str, Any]) -> bytes:
     """The content of a ``.pt2`` file."""
     sink = io.BytesIO()
-    # With an example in the file torch would hold every call against whatever the trace took for granted of its size,
-    # also where no value depends on it: that there is more than one frame, say
+    # With an example in the file, torch checks every call against all that the trace assumed about sizes, for instance
+    # that there is more than one frame, even if no value depends on it
     traced.example_inputs = None
     with warnings.catch_warnings(action="ignore"):
         torch.export.save(traced, sink, extra_files={ABOUT: json.dumps(about, indent=1)})
@@ -113,15 +123,16 @@ def packed(traced: ExportedProgram, about: dict[str, Any]) -> bytes:
 
 
 def unpacked(data: bytes) -> Embed:
-    """What a ``.pt2`` file of `packed` computes."""
-    with warnings.catch_warnings(action="ignore"):  # of a buffer that nobody writes to
+    """The function in a ``.pt2`` file that `packed` made."""
+    with warnings.catch_warnings(action="ignore"):  # about a read-only buffer, which nobody writes to
         return cast(Embed, torch.export.load(io.BytesIO(data)).module())
 
 
 def largest_difference(encoder: Encoder, other: Embed, clips: list[np.ndarray]) -> float:
-    """Between the embeddings of ``clips`` (float32 ``[T_i]``), each alone and all of a length in one batch.
+    """The largest difference between two encoders' embeddings of ``clips`` (float32 ``[T_i]``).
 
-    As a share of the root mean square of the encoder's own; NaN where one is not finite.
+    Each clip is embedded alone, and again in one batch with all clips of its length. The difference is relative to the
+    root mean square of ``encoder``'s embedding. It is NaN if an embedding is not finite.
     """
     waves = [torch.from_numpy(clip)[None] for clip in clips]
     lengths = {wave.shape[1] for wave in waves}
@@ -152,10 +163,10 @@ def _about(source: RunCheckpoint, encoder: Encoder) -> dict[str, Any]:
 
 
 def _audio(source: RunCheckpoint, least: int) -> tuple[list[np.ndarray], str]:
-    """Clips float32 ``[T]`` to compare on, of several lengths, and where they are from.
+    """Clips float32 ``[T]`` of several lengths to compare on, and where they come from.
 
-    They are the first ones of the corpus that the run was trained on, or of its test corpus; noise where neither can
-    be read any more.
+    They are the first clips of the training corpus, or else of the test corpus. If neither can be read any more, they
+    are noise.
     """
     settings = source.experiment.evaluation
     corpora = [source.experiment.corpus.uri, *([settings.corpus] if settings is not None else [])]

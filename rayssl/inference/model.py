@@ -1,4 +1,4 @@
-"""A trained run in a few lines of Python: ``rayssl.load("runs/x").embed(waveform)``."""
+"""Uses a trained run from Python: ``rayssl.load("runs/x").embed(waveform)``."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from rayssl.runs.reading import RunCheckpoint, find
 
 Waveform: TypeAlias = "Tensor | np.ndarray | list[float]"
 
-_LOUDEST = 4.0  # samples beyond are on the scale of integers; resampling takes a full-scale signal a little over 1
+_LOUDEST = 4.0  # larger samples are on an integer scale; resampling can lift a full-scale signal a little above 1
 
 
 class Model:
-    """The frozen encoder of one checkpoint. Same audio, same embedding as by ``rayssl embed``, up to rounding.
+    """The frozen encoder of one checkpoint. It gives the same embeddings as ``rayssl embed``, up to rounding.
 
-    ``rate`` (Hz) is that of the audio it was trained on, ``dim`` the size D of an embedding, ``minimum_samples`` the
-    least length at ``rate``; ``source`` says which run and checkpoint it is.
+    ``rate`` (Hz) is that of the audio it was trained on. ``dim`` is the size D of an embedding. ``minimum_samples`` is
+    the least length at ``rate``. ``source`` has the run and the checkpoint.
     """
 
     def __init__(self, encoder: Encoder, source: RunCheckpoint, rate: int, device: torch.device) -> None:
@@ -35,7 +35,7 @@ class Model:
         self.dim, self.minimum_samples = int(encoder.embedding_dim), int(encoder.minimum_samples)
 
     def __repr__(self) -> str:
-        """One line: which run and step it is, and what it takes and gives."""
+        """One line with the run, the checkpoint, the size of an embedding, the rate and the device."""
         source = self.source
         return (
             f"Model(run={source.run!r}, checkpoint={source.checkpoint!r}, step={source.step}, dim={self.dim}, "
@@ -47,28 +47,36 @@ class Model:
         return self.embed(waveform, rate)
 
     def to(self, device: str | torch.device) -> Model:
-        """Moves the encoder to ``device`` and returns this same model. Embeddings still come on the CPU."""
+        """Moves the encoder to ``device`` and returns this model. Embeddings are still returned on the CPU."""
         chosen = torch.device(device)
         self.encoder, self.device = self.encoder.to(chosen), chosen
         return self
 
     def embed(self, waveform: Waveform, rate: int = decode.RATE) -> Tensor:
-        """Embeddings ``[B, D]`` of ``waveform [B, T]``, or ``[D]`` of ``[T]``: float32 on the CPU, not normalised.
+        """Embeds one waveform or a batch of them.
 
-        Floats lie in [-1, 1]; int16 is scaled to that. ``rate`` is the waveform's in Hz; where it is not the model's
-        the waveform is resampled. Rows of a batch are seen whole: do not pad, embed clips of other lengths apart.
-        Raises `AudioError`.
+        Each row is embedded as a whole. Do not pad: embed clips of other lengths in another call.
+
+        Args:
+            waveform: samples ``[T]`` or ``[B, T]``: floats in [-1, 1], or int16, which is scaled to that.
+            rate: the rate of ``waveform`` in Hz. It is resampled to the model's rate if that differs.
+
+        Returns:
+            Embeddings ``[D]`` or ``[B, D]``: float32 on the CPU, not normalised.
+
+        Raises:
+            AudioError: the waveform has another shape or type, is too short, too loud or not finite.
         """
         samples = self._samples(waveform, rate)
         found = self._forward(samples if samples.ndim == 2 else samples[None], "waveform")
         return found if samples.ndim == 2 else found[0]
 
     def embed_file(self, path: str | PathLike[str]) -> Tensor:
-        """The embedding ``[D]`` of an audio file, local or ``s3://``: float32 on the CPU, not normalised.
+        """The embedding ``[D]`` of an audio file: float32 on the CPU, not normalised.
 
-        Any format that libsndfile reads (WAV, FLAC, Ogg, MP3); channels are averaged, other rates resampled, and
-        samples rounded to 16 bits, as `rayssl prepare` does for a corpus. Raises `AudioError` or `StorageError` naming
-        ``path``.
+        ``path`` is local or ``s3://``, in any format that libsndfile reads (WAV, FLAC, Ogg, MP3). Channels are
+        averaged, other rates are resampled, and samples are rounded to 16 bits, as `rayssl prepare` does for a corpus.
+        Raises `AudioError` or `StorageError` naming ``path``.
         """
         name = str(path)
         try:
@@ -78,12 +86,15 @@ class Model:
         return self._forward(decode.quantise(samples).astype(np.float32)[None] / np.float32(32768.0), name)[0]
 
     def score(self, path_a: str | PathLike[str], path_b: str | PathLike[str]) -> float:
-        """The cosine, in [-1, 1], between the embeddings of two files: higher for what the run takes to be alike."""
+        """The cosine in [-1, 1] between the embeddings of two audio files. More similar files have a higher score.
+
+        Raises `AudioError` or `StorageError`, as `embed_file` does.
+        """
         a, b = self.embed_file(path_a).double(), self.embed_file(path_b).double()
         return float(F.cosine_similarity(a, b, dim=0).clamp(-1.0, 1.0))
 
     def _samples(self, waveform: Waveform, rate: int) -> np.ndarray:
-        """float32 of the same shape at the model's rate."""
+        """The waveform as float32 ``[T]`` or ``[B, T]`` at the model's rate. Raises `AudioError` if it is unusable."""
         given: Any = waveform.detach().cpu().numpy() if isinstance(waveform, Tensor) else np.asarray(waveform)
         if given.ndim not in (1, 2) or not given.size:
             raise AudioError(f"waveform: expected samples [T] or [B, T], got shape {list(given.shape)}")
@@ -104,22 +115,29 @@ class Model:
         count = samples.shape[1]
         if count < self.minimum_samples:
             raise AudioError(
-                f"{name}: {count} samples at {self.rate} Hz, {self.source.run} needs {self.minimum_samples} at least; "
-                "give longer audio"
+                f"{name}: {count} samples at {self.rate} Hz, but {self.source.run} needs at least "
+                f"{self.minimum_samples}; give longer audio"
             )
         with frozen(self.encoder):
             found: Tensor = self.encoder(torch.from_numpy(np.ascontiguousarray(samples)).to(self.device), None)
-        found = found.to("cpu", torch.float32).clone()  # a tensor of inference mode could not be trained on
+        found = found.to("cpu", torch.float32).clone()  # autograd refuses tensors that inference mode made
         if not bool(torch.isfinite(found).all()):
             raise AudioError(f"{name}: its embedding by {self.source.uri} is not finite; use another checkpoint")
         return found
 
 
 def load(run: str | PathLike[str], checkpoint: str = "last", device: str | torch.device | None = None) -> Model:
-    """The model of a run's folder or ``s3://`` URI; ``checkpoint`` is ``last``, ``best``, ``epoch-N`` or ``step-N``.
+    """Loads the frozen encoder of a run.
 
-    ``device`` None: a GPU where there is one. Raises `UserError` naming the run where there is no such checkpoint, or
-    one that is damaged. Weights are read without pickle's code; torch's random state is left as it was.
+    Weights are read without executing pickled code. torch's random state does not change.
+
+    Args:
+        run: folder or ``s3://`` URI of the run.
+        checkpoint: ``last``, ``best``, ``epoch-N`` or ``step-N``.
+        device: where to compute (default: a GPU if there is one).
+
+    Raises:
+        UserError: the run or the checkpoint does not exist, or the checkpoint is damaged. The message names it.
     """
     source = find(str(run), checkpoint)
     with torch.random.fork_rng(devices=[]):

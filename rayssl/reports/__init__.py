@@ -1,1 +1,1 @@
-"""Runs on disk to pictures and tables."""
+"""Makes HTML pages with pictures and tables from the folders of runs."""

@@ -1,4 +1,4 @@
-"""The frame that every page has in common."""
+"""The HTML frame of every page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib import resources
 
 
 def document(title: str, sections: Iterable[str]) -> str:
-    """A self-contained HTML page: ``title`` as text, ``sections`` as HTML, of which empty ones are left out."""
+    """A self-contained HTML page. ``title`` is text; ``sections`` are HTML, and empty ones are left out."""
     style = resources.files("rayssl.reports").joinpath("page.css").read_text(encoding="utf-8")
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

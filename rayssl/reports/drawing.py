@@ -1,7 +1,7 @@
-"""What every picture of a report shares: style, colours, and the way to SVG that stands inside the page.
+"""What all pictures of a report share: style, colours, and the conversion to SVG inside the page.
 
-Text and axes take the page's colour, so that pictures read on light and dark. Data colours are Okabe and Ito's, which
-readers with any common colour vision can tell apart.
+Text and axes have the page's colours, so that pictures are readable on light and dark backgrounds. Data colours are
+those of Okabe and Ito: readers with any common colour vision can distinguish them.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BROWN, GREY = COLOURS = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C6D46", "#888888"
 )  # fmt: skip
-CRISP = "crisp"  # the gid of artists whose edges should not be smoothed: cells that touch
-INK, FAINT = "#010203", "#040506"  # stand for the page's text colour and its line colour
-WIDTH = 9.8  # inches, of a picture that fills the page
-# Artists take their style when they are made, so every function that makes some is decorated with this.
+CRISP = "crisp"  # the gid of artists whose edges are not smoothed, because their cells touch
+INK, FAINT = "#010203", "#040506"  # placeholders for the page's text colour and its line colour
+WIDTH = 9.8  # inches: the width of a picture that fills the page
+# An artist takes its style when it is made, so every function that makes artists is decorated with this.
 STYLE: Any = {
     "font.size": 9.5, "axes.titlesize": 10, "axes.labelsize": 9.5, "legend.fontsize": 8.8,
     "text.color": INK, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "axes.titlecolor": INK,
@@ -34,7 +34,7 @@ STYLE: Any = {
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
-    """A figure of that size in inches with its axes (one, or an array), grid behind the data."""
+    """A figure of this size in inches, and its axes (one, or an array) with a grid behind the data."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.subplots(rows, columns)
@@ -45,7 +45,7 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> 
 
 
 def svg_text(figure: Figure, salt: str) -> str:
-    """The figure as an ``<svg>`` element to stand inside HTML: no header, no metadata, colours of the page."""
+    """The figure as an ``<svg>`` element for an HTML page: no header, no metadata, and the page's colours."""
     target = io.StringIO()
     with rc_context({"svg.hashsalt": salt}):
         figure.savefig(target, format="svg", metadata={"Date": None})
@@ -61,5 +61,5 @@ def svg_text(figure: Figure, salt: str) -> str:
 
 
 def framed(picture: str, caption: str) -> str:
-    """The picture, an ``<svg>`` element, as a figure with its caption, which is escaped."""
+    """The ``<svg>`` element ``picture`` as an HTML figure with its caption, which is escaped."""
     return f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>"

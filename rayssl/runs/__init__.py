@@ -1,1 +1,1 @@
-"""The folder of a run: what exactly ran, and reading it back."""
+"""The folder of a run: writes down what exactly ran, and reads it back."""

@@ -1,4 +1,4 @@
-"""What exactly ran: the resolved configuration and where it, the code and the machine came from."""
+"""Records what exactly ran: the resolved configuration, the origin of each key, the commit and the versions."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _PACKAGES = ("torch", "torchaudio", "ray", "faiss-cpu", "pyarrow", "s3fs", "nump
 
 
 def origins(tree: dict[str, Any], overrides: list[str], experiment: Experiment) -> dict[str, str]:
-    """For each dotted key of ``experiment``: ``file``, ``override`` or ``default``."""
+    """Where the value of each dotted key of ``experiment`` comes from: ``file``, ``override`` or ``default``."""
     given = _leaves(tree)
     changed = {key for assignment in overrides for key in _leaves(override({}, [assignment]))}
     return {key: _origin(key, given, changed) for key in flatten(experiment.model_dump(mode="json"))}
 
 
 def record(experiment: Experiment, where: dict[str, str]) -> None:
-    """Writes ``config.yaml`` and ``origin.json``; an earlier start of the same run stays in ``starts``."""
+    """Writes ``config.yaml`` and ``origin.json``. Earlier starts of the same run stay in its list ``starts``."""
     path = storage.join(experiment.run, "origin.json")
     starts = json.loads(storage.read_text(path)).get("starts", []) if storage.exists(path) else []
     starts.append({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "argv": sys.argv, "commit": commit()})
@@ -48,7 +48,7 @@ def record(experiment: Experiment, where: dict[str, str]) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, rayssl and the packages whose change could change a result."""
+    """The versions of Python, rayssl, and the packages that could change a result."""
     found = {"python": platform.python_version(), "rayssl": __version__}
     for package in _PACKAGES:
         try:
@@ -59,7 +59,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that rayssl runs from, marked ``+changes`` where it has any; None outside of git."""
+    """The commit of the checkout that rayssl runs from, with ``+changes`` if it has any; None outside of git."""
     folder = Path(__file__).parent
     try:
         head, status = (
@@ -74,7 +74,7 @@ def commit() -> str | None:
 
 
 def _leaves(tree: dict[str, Any]) -> set[str]:
-    """Dotted keys with a value; an empty mapping gives none of its own."""
+    """The dotted keys that have a value. An empty mapping is not a value."""
     return {key for key, value in flatten(tree).items() if value != {}}
 
 

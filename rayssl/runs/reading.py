@@ -1,4 +1,4 @@
-"""A run's folder read back: its configuration, and a checkpoint of it."""
+"""Reads a run's folder: its configuration, and the place of a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from rayssl.training import checkpoint
 
 @dataclass(frozen=True)
 class RunCheckpoint:
-    """Where embeddings come from: the ``experiment`` of the folder ``run``, and its checkpoint at the URI ``uri``.
+    """A checkpoint of a run: the ``experiment`` of the folder ``run``, and the checkpoint at the URI ``uri``.
 
-    ``digest`` is the SHA-256 of that checkpoint's weights, the same wherever the run has been copied to.
+    ``step`` is the number of optimiser steps. ``digest`` is the SHA-256 of the checkpoint's weights: a copy of the run
+    has the same one.
     """
 
     run: str
@@ -31,7 +32,7 @@ class RunCheckpoint:
 
 
 def read_run(run: str, overrides: list[str]) -> Experiment:
-    """The experiment that a run's folder holds, with overrides on top; raises `ConfigError` where there is none."""
+    """The experiment in a run's folder, changed by ``overrides``. Raises `ConfigError` if the folder has none."""
     path = storage.join(run, "config.yaml")
     if not storage.exists(path):
         raise ConfigError(f"{run}: no config.yaml there; give the folder of a run that 'rayssl train' wrote")
@@ -39,9 +40,9 @@ def read_run(run: str, overrides: list[str]) -> Experiment:
 
 
 def find(run: str, which: str = "last", overrides: list[str] | None = None) -> RunCheckpoint:
-    """A checkpoint of the run in the folder ``run``: ``last``, ``best``, ``epoch-N`` or ``step-N``.
+    """Finds the checkpoint ``which`` of the run in the folder ``run``: ``last``, ``best``, ``epoch-N`` or ``step-N``.
 
-    Raises `UserError` naming the run where there is no configuration or no such checkpoint. Weights are not read yet.
+    It does not read weights. Raises `UserError` naming the run if it has no configuration or no such checkpoint.
     """
     experiment = located(read_run(run, overrides or []))
     run = storage.absolute(run)

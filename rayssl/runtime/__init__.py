@@ -1,1 +1,1 @@
-"""The only package that imports ray."""
+"""Everything that runs on Ray. No other package imports ray."""

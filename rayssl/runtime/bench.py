@@ -1,4 +1,4 @@
-"""What a memory of a job's size costs on this cluster: filling, exchanges, clustering, saving and restoring."""
+"""Measures what a memory of a job's size costs on this cluster: filling, exchanges, clustering, save and restore."""
 
 from __future__ import annotations
 
@@ -25,15 +25,18 @@ from rayssl.runtime.memory.rounds import get
 from rayssl.runtime.memory.servers import Server
 from rayssl.runtime.memory.sharded import Exchanger, start
 
-_POOL, _NOISE = 65521, 4093  # rows that all others are sums of; coprime, so that no sum comes twice
-_FILL = 4096  # rows of one call of a pass that fills the memory
+_POOL, _NOISE = 65521, 4093  # each row is the sum of one of each; the numbers are coprime, so that no sum comes twice
+_FILL = 4096  # rows of one call in the pass that fills the memory
 Figures = dict[str, int | float | str | bool]
 
 
 @dataclass(frozen=True)
 class MemoryCase:
-    """``rows`` N utterances, all in the queue; ``dim`` of references and of positives; ``batch`` of all ranks together;
-    ``clusters`` K (0: N/40); ``calls`` exchanges a rank; ``into`` a folder for the state (empty: a temporary one).
+    """The size of the memory to measure.
+
+    ``rows``: N utterances, all of them in the queue. ``dim``: of references and of positives. ``batch``: of all ranks
+    together. ``clusters``: K (0: N/40). ``calls``: exchanges of each rank. ``into``: a folder for the saved state
+    (empty: a temporary one).
     """
 
     rows: int
@@ -50,7 +53,7 @@ class MemoryCase:
 
     @property
     def settings(self) -> MemorySettings:
-        """Those of the memory, which samples from the nearest other cluster."""
+        """The settings of the memory. It samples positives from the nearest other cluster."""
         dtype = "float16" if self.half else "float32"
         return MemorySettings(
             utterances=self.rows,
@@ -67,14 +70,18 @@ class MemoryCase:
 
 
 def measure(job: MemoryCase, say: Callable[[str], None] = lambda _: None) -> Figures:
-    """The job's own settings and what came of it; joins or starts no cluster: `rayssl.runtime.cluster.connect` does.
+    """The fields of ``job`` and the figures below. Call `rayssl.runtime.cluster.connect` first: this starts no cluster.
 
-    index_bytes, store_bytes: what `bytes_needed` foretells, and peak_bytes the most that an actor had resident;
-    fill_seconds, fill_rows_per_s; refresh_seconds, objective of the clustering; exchange_ms_p50, _p95: one call of a
-    rank that remembers its part of a batch and recalls the next, all ranks calling at once and as fast as they can,
-    exchanges_per_s of whole batches, exchange_rows_per_s; with one shard inside_ms_p50, _p95: sampling and look-up for
-    ``batch`` anchors inside the actor; save_seconds, restore_seconds, state_bytes; restored_equal: whether the restored
-    memory gave the same rows. Raises UserError for a job that cannot be.
+    - index_bytes, store_bytes: what `bytes_needed` predicts. peak_bytes: the most resident bytes of an actor.
+    - fill_seconds, fill_rows_per_s.
+    - refresh_seconds, objective: of the clustering.
+    - exchange_ms_p50, _p95: one call of a rank, which remembers its part of a batch and recalls the next. All ranks
+      call at once and as fast as they can. exchanges_per_s (whole batches), exchange_rows_per_s.
+    - inside_ms_p50, _p95, with one shard only: sampling and look-up for ``batch`` anchors inside the actor.
+    - save_seconds, restore_seconds, state_bytes.
+    - restored_equal: whether the restored memory gave the same rows.
+
+    Raises `UserError` for a job that is not possible.
     """
     _check(job)
     settings = job.settings
@@ -97,7 +104,7 @@ def measure(job: MemoryCase, say: Callable[[str], None] = lambda _: None) -> Fig
             figures["state_bytes"] = sum(int(record["bytes"]) for record in records.values())
             before = memory.recalled()
             figures["peak_bytes"] = memory.peak_bytes()
-            memory.end()  # before another one takes as many bytes
+            memory.end()  # before the next one, which takes as many bytes, starts
             say("restoring")
             memory = _Memory(job, 1)
             began = time.perf_counter()
@@ -120,11 +127,11 @@ def _check(job: MemoryCase) -> None:
     if job.batch % job.ranks or job.batch > job.rows:
         raise UserError(f"--batch {job.batch} must be a multiple of --ranks {job.ranks} and at most --rows {job.rows}")
     if not 0 <= job.clusters <= job.rows or job.clusters == 1:
-        raise UserError(f"--clusters {job.clusters} must lie in 2..{job.rows}, the --rows there are (0: a fortieth)")
+        raise UserError(f"--clusters {job.clusters} must lie in 2..{job.rows}, the number of --rows, or be 0 (rows/40)")
 
 
 class _Memory:
-    """The actors of a memory, and a process for each rank that calls them, as in a job."""
+    """The actors of a memory and, as in a job, a process for each rank that calls them."""
 
     def __init__(self, job: MemoryCase, ranks: int) -> None:
         self._job, self._ranks = job, ranks
@@ -149,7 +156,7 @@ class _Memory:
         return get(self.index.refresh.remote(1))  # type: ignore[no-any-return]
 
     def exchange(self) -> Figures:
-        get([client.exchange.remote(3) for client in self._clients])  # once before the clock
+        get([client.exchange.remote(3) for client in self._clients])  # warm-up, not timed
         began = time.perf_counter()
         taken = np.concatenate(get([client.exchange.remote(self._job.calls) for client in self._clients]))
         seconds = time.perf_counter() - began
@@ -174,7 +181,7 @@ class _Memory:
         get([store.commit.remote(whitening) for store in self.stores])
 
     def recalled(self) -> RecallArrays:
-        """One batch, by all ranks, as one; asked for in another epoch than those before."""
+        """The recall of one whole batch: the parts of all ranks together."""
         parts = get([client.recalled.remote() for client in self._clients])
         return RecallArrays(
             *(np.concatenate([getattr(part, name) for part in parts]) for name in ("rows", "found", "ids"))
@@ -190,10 +197,10 @@ class _Memory:
 
 
 class _Timed(Server):
-    """The actor of a job, asked for the time of its own work."""
+    """The memory's actor, which can also time its own work."""
 
     async def inside(self, batch: int, calls: int) -> np.ndarray:
-        """Seconds of each of ``calls`` recalls of ``batch`` anchors."""
+        """The seconds of each of ``calls`` recalls of ``batch`` anchors."""
         random, taken = np.random.default_rng(0), []
         for _ in range(calls):
             ids = random.choice(self.memory.settings.utterances, batch, replace=False)
@@ -204,7 +211,7 @@ class _Timed(Server):
 
 
 class _Rank:
-    """The process of one rank: what a training worker does with its memory, and nothing else."""
+    """The process of one rank. It does what a training worker does with its memory, and nothing else."""
 
     def __init__(self, job: MemoryCase, index: Any, stores: list[Any], rank: int, ranks: int) -> None:
         self._job, self._index, self._rank, self._ranks = job, index, rank, ranks
@@ -218,16 +225,16 @@ class _Rank:
         self._order = random.permutation(job.rows)
 
     def ready(self) -> None:
-        """Alive."""
+        """Returns when the process is alive."""
 
     def fill(self) -> None:
-        """Remembers this rank's part of all rows; of the last ones some twice, since all ranks call equally often."""
+        """Remembers this rank's part of all rows. Some of the last rows come twice: all ranks call equally often."""
         for first in range(0, self._job.rows, _FILL * self._ranks):
             ids = np.arange(first + self._rank * _FILL, first + (self._rank + 1) * _FILL) % self._job.rows
             self._call(self._rows(ids), None)
 
     def exchange(self, calls: int) -> np.ndarray:
-        """Seconds of each of ``calls`` exchanges."""
+        """The seconds of each of ``calls`` exchanges."""
         taken = []
         for call in range(calls):
             remember, ids = self._rows(self._batch(call)), self._batch(call + 1)
@@ -237,7 +244,7 @@ class _Rank:
         return np.array(taken)
 
     def recalled(self) -> RecallArrays:
-        """What this rank's part of a batch is given; all of it where there is but one rank."""
+        """The recall of this rank's part of a batch (of the whole batch if there is only one rank)."""
         recall = self._call(None, self._batch(0))
         assert recall is not None
         return recall

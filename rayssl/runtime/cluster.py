@@ -1,4 +1,4 @@
-"""Connecting to Ray: the cluster in RAY_ADDRESS, or one started on this machine for this process alone."""
+"""Connects to Ray: to the cluster in RAY_ADDRESS, or to one that it starts on this machine for this process alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rayssl.errors import Stopped
 
 
 def joins() -> bool:
-    """Whether `connect` joins a cluster rather than starting one."""
+    """Whether `connect` joins an existing cluster; otherwise it starts one."""
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
@@ -26,17 +26,17 @@ def started() -> bool:
 
 
 def connect(cpus: float = 0.0, *, logs: bool = True) -> None:
-    """Joins the cluster named by RAY_ADDRESS, or starts a local one with ``cpus`` logical CPUs on top of the cores.
+    """Joins the cluster in RAY_ADDRESS, or starts a local one with ``cpus`` logical CPUs more than there are cores.
 
-    ``logs``: what workers print comes to this process's terminal.
+    ``logs``: whether what workers print is shown on this process's terminal.
 
-    The spare logical CPUs keep data tasks schedulable while training workers hold theirs: without them Ray Data waits
-    for ever, silently. Ray listens on more than loopback whatever it is told, so a local cluster demands a token that
-    only this process and its children know. Credentials of object storage come from each node's own environment:
-    passing them on would show them in Ray's dashboard.
+    The additional logical CPUs let Ray Data run tasks while training workers hold their CPUs. Without them Ray Data
+    waits for ever, without a message. No setting makes Ray listen on loopback alone, so a local cluster demands a token
+    that only this process and its children know. Credentials of object storage come from each node's own environment:
+    if they were passed on, Ray's dashboard would show them.
     """
     joined = joins()
-    if not joined and "RAY_AUTH_MODE" not in os.environ:  # both are read when ray is first imported
+    if not joined and "RAY_AUTH_MODE" not in os.environ:  # ray reads both when it is first imported
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -52,7 +52,7 @@ def connect(cpus: float = 0.0, *, logs: bool = True) -> None:
     if ray.is_initialized():
         return
     if joined:
-        # its processes have an environment of their own
+        # the cluster's processes do not have this process's environment
         quiet = {"env_vars": {"RAY_DATA_LOG_LEVEL": os.environ["RAY_DATA_LOG_LEVEL"]}}
         ray.init(logging_level=logging.WARNING, runtime_env=quiet, log_to_driver=logs)
         _leave_by_sigterm()
@@ -69,17 +69,17 @@ def connect(cpus: float = 0.0, *, logs: bool = True) -> None:
 
 
 def _leave_by_sigterm() -> None:
-    """In the place of Ray's own handler, which exits with status 15 and without a word."""
+    """Replaces Ray's own handler, which exits with status 15 and without a message."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminated)
 
 
 def _terminated(number: int, _frame: FrameType | None) -> None:
-    raise Stopped("terminated; run the same command again to go on", number)
+    raise Stopped("terminated; the same command resumes", number)
 
 
 def disconnect() -> None:
-    """Leaves the cluster; ends it where `connect` started it."""
+    """Leaves the cluster. A cluster that `connect` started ends."""
     import ray
 
     if ray.is_initialized():

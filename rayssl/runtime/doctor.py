@@ -1,7 +1,7 @@
-"""The Ray cluster in RAY_ADDRESS: can it be joined, what has it, are its nodes alike, who else may use it.
+"""Checks the Ray cluster in RAY_ADDRESS: can it be joined, what does it have, are its nodes alike, who else may use it.
 
-All that speaks to Ray runs in processes of its own under a time limit: a cluster that is down, or demands another
-token, ends a client or keeps it waiting in ways that no exception tells.
+Everything that talks to Ray runs in its own process under a time limit. If a cluster is down or demands another token,
+a client may end or wait without any exception.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _MARK = "rayssl-doctor:"
 
 
 def cluster(address: str | None = None) -> list[Finding]:
-    """Findings about the cluster at ``address``, by default that in RAY_ADDRESS."""
+    """Findings about the cluster at ``address`` (default: the one in RAY_ADDRESS)."""
     address = os.environ.get("RAY_ADDRESS", "") if address is None else address
     if not address or address == "local":
-        said = f"RAY_ADDRESS is {'local' if address else 'not set'}: every command starts a cluster of its own here"
+        said = f"RAY_ADDRESS is {'local' if address else 'not set'}: every command starts its own cluster here"
         return [ok("Ray cluster", said)]
     wrong = unusable(address)
     if wrong is not None:
         return [wrong]
-    for question in ("knock", "nodes"):  # joining with a wrong token takes Ray half a minute to give up
+    for question in ("knock", "nodes"):  # "knock" is quick: with a wrong token, joining fails only after 30 s
         done = _ask(question, address, {})
         if isinstance(done, str):
             return [refused(address, done)]
@@ -42,40 +42,40 @@ def cluster(address: str | None = None) -> list[Finding]:
 
 
 def unusable(address: str) -> Finding | None:
-    """What is wrong with an address before Ray is asked: its form, or that nothing listens there."""
+    """What is wrong with an address, without Ray: its form, or that nothing listens there. None if it is usable."""
     if address.startswith(("http://", "https://")):
         return fail(
             "Ray cluster", f"RAY_ADDRESS={address} is the address of the jobs API",
-            f"submit with `ray job submit --address {address}`; here set RAY_ADDRESS to HOST:6379, or unset it",
+            f"submit with `ray job submit --address {address}`, or set RAY_ADDRESS to HOST:6379, or unset it",
         )  # fmt: skip
     if address.startswith("ray://"):
         return fail(
-            "Ray cluster", f"RAY_ADDRESS={address} is of Ray Client, through which training does not run",
+            "Ray cluster", f"RAY_ADDRESS={address} is an address of Ray Client, and training does not run through it",
             "submit a job (jobs/*.py), or run on a node of the cluster with RAY_ADDRESS=HOST:6379",
         )  # fmt: skip
     if address == "auto":
         return None
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        return fail("Ray cluster", f"RAY_ADDRESS={address} is no HOST:PORT", "set it to the head's, HOST:6379")
+        return fail("Ray cluster", f"RAY_ADDRESS={address} is not HOST:PORT", "set it to the head node, HOST:6379")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
     except (OSError, OverflowError) as error:
         text = str(error.strerror if isinstance(error, OSError) and error.strerror else error).lower()
         return fail(
             "Ray cluster", f"no answer at RAY_ADDRESS={address} ({text})",
-            "is the head running (`ray start --head`), and does a firewall let this port through? Unset RAY_ADDRESS to "
-            "run on this machine alone",
+            "check that the head runs (`ray start --head`) and that no firewall blocks this port, or unset RAY_ADDRESS "
+            "to run on this machine alone",
         )  # fmt: skip
     return None
 
 
 def refused(address: str, text: str) -> Finding:
-    """What Ray's own words ``text`` mean when it could not be joined."""
+    """The finding for a cluster that could not be joined; ``text`` is what Ray printed."""
     what, start = "Ray cluster", f"cannot join {address}"
     if re.search(r"InvalidAuthToken|AuthenticationError|authentication token", text):
         return fail(
-            what, f"{start}: it demands a token, and this is not it",
+            what, f"{start}: it demands a token, and yours is missing or wrong",
             "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN) to the head's token "
             "(`ray get-auth-token` there)",
         )  # fmt: skip
@@ -83,26 +83,26 @@ def refused(address: str, text: str) -> Finding:
         pairs = re.findall(r"(Ray|Python): (\S+)", text)
         there, here = pairs[: len(pairs) // 2], pairs[len(pairs) // 2 :]
         said = f"there {' '.join(map(' '.join, there))}, here {' '.join(map(' '.join, here))}"
-        return fail(what, f"{start}: {said}", "use the same versions on both sides, to the last digit of Python's too")
+        return fail(what, f"{start}: {said}", "use the same versions on both sides, also the same patch of Python")
     if "node_ip_address.json" in text or "find any running Ray instance" in text:
-        return fail(what, f"{start}: this machine is no node of it", "submit a job (jobs/*.py), or `ray start` here")
+        return fail(what, f"{start}: this machine is not a node of it", "submit a job (jobs/*.py), or `ray start` here")
     return fail(what, f"{start}: {_last_words(text)}", "look at `ray status` there, and at its log gcs_server.out")
 
 
 def tokens(address: str, dashboard: str | None) -> Finding:
-    """Whether the cluster lets in whoever comes without a token, and takes jobs from other machines too."""
+    """Whether the cluster accepts clients without a token, and whether it accepts jobs from other machines."""
     stranger = {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": ""}
     if _ask("knock", address, stranger) != {"answered": True} and not _open_dashboard(dashboard):
-        return ok("Ray token", "demanded; without it nobody is let in")
-    said, mend = "not demanded: whoever reaches the head's ports may run anything", "start it with RAY_AUTH_MODE=token"
+        return ok("Ray token", "demanded; the cluster refuses clients without it")
+    said, fix = "not demanded: anyone who reaches the head's ports can run code", "start it with RAY_AUTH_MODE=token"
     if dashboard and dashboard.rpartition(":")[0] not in _LOOPBACK:
         said += f", and its dashboard at {dashboard} listens to other machines"
-        mend += ", and with --dashboard-host=127.0.0.1 where nobody else needs it"
-    return warn("Ray token", said, mend)
+        fix += ", and with --dashboard-host=127.0.0.1 if nobody else needs it"
+    return warn("Ray token", said, fix)
 
 
 def judged(address: str, seen: dict[str, Any]) -> list[Finding]:
-    """Findings about the nodes that answered."""
+    """Findings from what the nodes answered."""
     nodes, silent = seen["nodes"], seen["silent"]
     total = seen["resources"]
     parts = [f"{total.get('CPU', 0):g} CPUs", f"{total.get('GPU', 0):g} GPUs"]
@@ -132,7 +132,7 @@ def judged(address: str, seen: dict[str, Any]) -> list[Finding]:
             said = f"{node['name']}: {size(free)} free in /dev/shm, its object store is {size(wanted)}"
             findings.append(warn("Ray nodes", said, "enlarge /dev/shm there, or start it with --object-store-memory"))
         if abs(node["skew"]) > _CLOCK_S:
-            said = f"{node['name']}: its clock is {abs(node['skew']):.0f} s off this one"
+            said = f"{node['name']}: its clock and this machine's differ by {abs(node['skew']):.0f} s"
             findings.append(warn("Ray nodes", said, "set the clocks (NTP)"))
     return findings
 
@@ -142,7 +142,7 @@ _NODE_S = 30
 
 
 def _open_dashboard(dashboard: str | None) -> bool:
-    """Whether the jobs API answers a stranger."""
+    """Whether the jobs API answers without a token."""
     if not dashboard:
         return False
     try:
@@ -153,7 +153,7 @@ def _open_dashboard(dashboard: str | None) -> bool:
 
 
 def _ask(question: str, address: str, environment: dict[str, str]) -> Any:
-    """The answer of a process of its own to ``question``, or what it said in dying."""
+    """The answer of a new process to ``question``, or, as text, what it printed before it ended."""
     command = [sys.executable, "-m", "rayssl.runtime.doctor", question, address]
     own = {key: value for key, value in {**os.environ, **environment}.items() if value}
     own |= {
@@ -171,7 +171,7 @@ def _ask(question: str, address: str, environment: dict[str, str]) -> Any:
 
 
 def _last_words(text: str) -> str:
-    """The error of a traceback in one line, else the last line."""
+    """The error of a traceback in one line; without a traceback, the last line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     starts = [index for index, line in enumerate(lines) if re.match(r"[\w.]*(Error|Exception)\b", line)]
     said = " ".join(lines[starts[-1] :] if starts else lines[-1:])
@@ -183,7 +183,7 @@ def _root() -> str:
 
 
 def _knock(address: str) -> dict[str, Any]:
-    """Whether the head answers this process with the token it has."""
+    """Raises unless the head accepts this process's token."""
     import ray._raylet
     from ray._private import services
 
@@ -193,7 +193,7 @@ def _knock(address: str) -> dict[str, Any]:
 
 
 def _nodes(address: str) -> dict[str, Any]:
-    """Resources of the cluster, and versions, shared memory and clock of every node."""
+    """The resources of the cluster, and the versions, shared memory and clock of every node."""
     import logging
 
     import ray
@@ -201,7 +201,7 @@ def _nodes(address: str) -> dict[str, Any]:
 
     context = ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, configure_logging=False)
 
-    def look(packages: tuple[str, ...]) -> dict[str, Any]:  # local, so that nodes need not have rayssl
+    def look(packages: tuple[str, ...]) -> dict[str, Any]:  # a local function: nodes need not have rayssl installed
         import importlib.metadata
         import platform
         import shutil

@@ -1,9 +1,9 @@
 """Ray Data streams shards from object storage to the ranks: one task reads, decodes and cuts a unit of an epoch.
 
-A row of the dataset is a whole batch of one rank, in a block of its own. With the order preserved the splitter deals
-blocks in turn, so rank `r` gets batch `r` of every step: what a rank sees is decided by `rayssl.batches.plan` alone,
-and each row says for which rank and step it was made, so that a splitter that dealt otherwise would be noticed at
-once. All remaining epochs are one dataset: no barrier at an epoch's end, and the next epoch is read while this one
+A row of the dataset is a whole batch of one rank, in its own block. The order is preserved, and the splitter gives the
+ranks one block each in turn. So rank `r` gets batch `r` of every step, and `rayssl.batches.plan` alone decides what a
+rank sees. Each row names its rank and step: if the splitter did something else, `batches` would raise at once. All
+remaining epochs are one dataset. There is no barrier at an epoch's end, and the next epoch is read while this one
 trains.
 """
 
@@ -23,38 +23,40 @@ from rayssl import errors
 from rayssl.batches.plan import Cursor, ReadUnit, ShardRange
 from rayssl.views import reading
 
-if TYPE_CHECKING:  # a data task imports this module, and shall start without torch
+if TYPE_CHECKING:  # a data task imports this module and must start without torch
     from rayssl.experiment.job import Job
 
-_AHEAD = 2  # batches that a rank holds before it needs them
+_AHEAD = 2  # the number of batches that a rank fetches in advance
 
 
 def dataset(job: Job, name: str, *, start: Cursor, epoch_count: int) -> ray.data.Dataset:
-    """The batches of the job's stream ``name`` from ``start`` to the end of epoch ``epoch_count``: a lazy dataset, to
-    be split over the ranks.
+    """The batches of the job's stream ``name`` from ``start`` to the end of epoch ``epoch_count``.
 
-    The executor must preserve the order (Ray Train takes that from its DataConfig). At most ``corpus.readers`` tasks
-    (0: as many as ranks) read at once. Memory stays bounded: a task holds one unit, finished batches wait in the object
-    store, and Ray Data starts no task when their share of it is full.
+    It is a lazy dataset, to be split over the ranks. The executor must preserve the order (Ray Train takes this from
+    its DataConfig). At most ``corpus.readers`` tasks (0: as many as ranks) read at once. RAM is bounded: a task holds
+    one unit, finished batches wait in the object store, and Ray Data starts no task when their share of it is full.
     """
     context = DataContext.get_current()
-    context.target_max_block_size = 1  # every row its own block, see above
-    # Without bars Ray Data would say that there are none; as log lines they are below the level of cluster.connect.
+    context.target_max_block_size = 1  # each row becomes its own block, see above
+    # If bars are disabled, Ray Data prints that they are. As log lines they are below the level of cluster.connect.
     context.enable_progress_bars, context.use_ray_tqdm = True, False
-    # they advise, every 30 s and by many lines, to reserve memory for the task that lists the units
+    # every 30 s they would print many lines that advise to reserve memory for the task that lists the units
     context.issue_detectors_config.detectors = []
     context.custom_execution_callback_classes = [_SchedulerThrottle]
     config = job.experiment
     pool = ray.data.TaskPoolStrategy(size=config.corpus.readers or config.ray.workers)
-    # A plan made beforehand would cost a block for each unit before anything is read: 100 epochs of VoxCeleb2 have
-    # 100,000, and 10,000 took over a minute. This task goes no further ahead than its readers let it.
+    # If all units were listed first, each would cost a block before anything is read: 100 epochs of VoxCeleb2 have
+    # 100,000 units, and 10,000 took over a minute. This task lists units only as fast as the readers take them.
     whole = ray.data.from_items([{"whole": True}])
     units = whole.map_batches(_Planner(job, name, start, epoch_count), batch_size=1, num_cpus=0.01)
     return units.map_batches(_Reader(job, name), batch_size=1, num_cpus=0.5, compute=pool)
 
 
 def batches(iterator: ray.data.DataIterator, rank: int) -> Iterator[dict[str, Any]]:
-    """This rank's batches, as `rayssl.views.reading.read` makes them; raises the `UserError` that one could not be."""
+    """This rank's batches, as `rayssl.views.reading.read` makes them.
+
+    If a data task could not make a batch, its `UserError` is raised here.
+    """
     for row in iterator.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=_AHEAD):
         raw = {name: column[0] for name, column in row.items()}
         if "error" in raw:
@@ -70,28 +72,28 @@ def batches(iterator: ray.data.DataIterator, rank: int) -> Iterator[dict[str, An
 
 
 class _SchedulerThrottle:
-    """A pause in each turn of Ray Data's scheduling loop.
+    """Adds a pause to each turn of Ray Data's scheduling loop.
 
-    While finished batches wait for ranks to take them, the loop turns without one, and takes a core's third from
-    training. No turn is needed more often: a batch is asked for well before its step.
+    While finished batches wait for the ranks, the loop runs without a pause and takes a third of a core from training.
+    Fewer turns are enough, since each batch is requested well before its step.
     """
 
     def on_execution_step(self, executor: object) -> None:
-        """After each turn."""
+        """Waits. Ray Data calls this after each turn."""
         time.sleep(0.02)
 
     def before_execution_starts(self, executor: object) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def after_execution_succeeds(self, executor: object) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def after_execution_fails(self, executor: object, error: Exception) -> None:
-        """Nothing."""
+        """Does nothing."""
 
 
 class _Planner:
-    """The task that lists the units, in order and one a block, as they are asked for."""
+    """The task that lists the units: in order, one in each block, and only when the readers take them."""
 
     def __init__(self, job: Job, name: str, start: Cursor, epoch_count: int) -> None:
         experiment = job.experiment
@@ -109,8 +111,9 @@ class _Planner:
 
 
 class _Reader:
-    """What a data task runs; pickled once with the dataset. It takes along what reading needs, and no more: settings
-    of a method or encoder would bring torch into the task.
+    """What a data task runs. It is pickled once with the dataset.
+
+    It holds only what reading needs: with the settings of a method or an encoder, the task would import torch.
     """
 
     def __init__(self, job: Job, name: str) -> None:
@@ -131,10 +134,10 @@ class _Reader:
                     done += 1
                     yield {name: np.asarray(value)[None] for name, value in row.items()}
             except errors.UserError as error:
-                # As values, one in place of each missing batch so that every rank gets its own: an exception would
-                # fill the terminal with the tracebacks of every process that it passes.
-                told = {"error": np.asarray([type(error).__name__]), "message": np.asarray([str(error)])}
-                yield from [told] * (unit.steps * self.ranks - done)
+                # The error becomes a row in place of each missing batch, so that every rank gets one. An exception
+                # would print the traceback of every process on its way.
+                failed = {"error": np.asarray([type(error).__name__]), "message": np.asarray([str(error)])}
+                yield from [failed] * (unit.steps * self.ranks - done)
 
     def _read(self, unit: ReadUnit) -> Iterator[dict[str, Any]]:
         return reading.read(

@@ -1,4 +1,4 @@
-"""Preparing corpora with Ray Data: one task a unit of work. What a unit is, and what it makes, is `rayssl.data`'s."""
+"""Prepares corpora with Ray Data, with one task for each unit of work. `rayssl.data` defines and processes units."""
 
 from __future__ import annotations
 
@@ -23,24 +23,27 @@ from rayssl.schema import Config
 
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
-_PARTS_IN_TASKS = 8  # fewer parts than this are listed here: starting tasks would take longer
+_PARTS_IN_TASKS = 8  # fewer parts are listed in this process, since starting tasks would take longer
 
 
 class _Over(Protocol):
-    """Calls a function for each item: in tasks, or here."""
+    """Calls a function with each item, in tasks or in this process."""
 
     def __call__(self, function: Callable[[Asked], Answer], asked: Sequence[Asked], /) -> Iterator[Answer]: ...
 
 
 class SourcePart(NamedTuple):
-    """What a task is asked to list."""
+    """The part of a source that one task lists."""
 
     source: SourceConfig
     part: str
 
 
 class Prepared(Config):
-    """One corpus of a `Summary`; ``reused`` when it was complete already, ``reasons`` counts rejects by their kind."""
+    """One corpus of a `Summary`.
+
+    ``reused``: it was complete before. ``reasons``: the number of rejected utterances for each reason.
+    """
 
     out: str
     manifest: Manifest
@@ -51,7 +54,7 @@ class Prepared(Config):
 
 
 class Summary(Config):
-    """What `prepare` made, corpus by corpus."""
+    """What `prepare` made: each corpus by its name."""
 
     corpora: dict[str, Prepared]
 
@@ -75,11 +78,11 @@ class Summary(Config):
 
 
 def prepare(config: PrepareConfig, *, progress: bool = True, overwrite: bool = False, local: bool = False) -> Summary:
-    """Makes every corpus of ``config`` that is not complete yet, its splits and its trials.
+    """Makes every corpus of ``config`` that is not complete yet, with its splits and its trials.
 
-    An interrupted preparation goes on where it stopped. ``overwrite`` replaces a corpus made with other settings, which
-    is otherwise a `CorpusError`. ``local``: one unit after the
-    other in this process, without Ray. Splits are made anew wherever their settings changed.
+    An interrupted preparation resumes. Splits are made again if their settings have changed. ``progress``: shows a bar
+    on standard error. ``overwrite``: replaces a corpus that was made with other settings; without it such a corpus
+    raises `CorpusError`. ``local``: processes one unit after the other in this process, without Ray.
     """
     made = {}
     for name, settings in config.corpora.items():
@@ -88,7 +91,7 @@ def prepare(config: PrepareConfig, *, progress: bool = True, overwrite: bool = F
 
 
 def verify_corpora(config: PrepareConfig) -> list[str]:
-    """What is wrong with the prepared corpora of ``config``, one line each; empty when all are sound."""
+    """The problems of the prepared corpora of ``config``, one line for each; empty if there are none."""
     return [problem for settings in config.corpora.values() for problem in shards.verify(settings.out)]
 
 
@@ -154,15 +157,15 @@ def _process(name: str, plan: PreparePlan, progress: bool, over: _Over) -> list[
 
 
 def _here(function: Callable[[Asked], Answer], asked: Sequence[Asked]) -> Iterator[Answer]:
-    """``function`` of each item, one after the other, in this process."""
+    """Calls ``function`` with each item, one after the other, in this process."""
     return map(function, asked)
 
 
 def _in_tasks(function: Callable[[Asked], Answer], asked: Sequence[Asked]) -> Iterator[Answer]:
-    """``function`` of each item, a task each, in the order they finish. A `UserError` in a task is raised here.
+    """Calls ``function`` with each item in its own task, and yields the answers in the order in which tasks finish.
 
-    Items and answers travel as bytes: settings of a source in a user's file take that file's text along, see
-    `rayssl.registry.ComponentConfig`.
+    A `UserError` in a task is raised here. Items and answers are sent as bytes. For a source that is defined in a
+    user's file, they contain the text of that file, see `rayssl.registry.ComponentConfig`.
     """
     cluster.connect()
     import ray.cloudpickle
@@ -172,7 +175,7 @@ def _in_tasks(function: Callable[[Asked], Answer], asked: Sequence[Asked]) -> It
         try:
             answered = function(_loaded(row["asked"]))
         except errors.UserError as error:
-            # as values: an exception would arrive wrapped in Ray's own, with two tracebacks
+            # sent as a row: Ray would wrap an exception in its own one and print two tracebacks
             kind = next(kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
             return {"answer": b"", "error": kind.__name__, "message": str(error)}
         return {"answer": ray.cloudpickle.dumps(answered), "error": "", "message": ""}
@@ -187,7 +190,7 @@ def _in_tasks(function: Callable[[Asked], Answer], asked: Sequence[Asked]) -> It
 
 
 def _loaded(item: bytes) -> Any:
-    """What a task was sent; `CorpusError` where this node lacks what a source from outside imports."""
+    """The item that a task was sent. Raises `CorpusError` if this node lacks a package that a user's source imports."""
     import ray
     import ray.cloudpickle
 

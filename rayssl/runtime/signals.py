@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C of the driver, brought to the ranks: they save at the same step, and leave."""
+"""Brings the driver's SIGTERM and Ctrl-C to the ranks: all ranks save at the same step, and stop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _POLL_S = 0.2
 
 
 class _StopSignal:
-    """An actor next to the driver that the ranks listen to; it holds nothing but whether it was rung."""
+    """An actor next to the driver that the ranks listen to. Its only state is whether it was rung."""
 
     def __init__(self) -> None:
         self._rung = asyncio.Event()
@@ -32,9 +32,9 @@ class _StopSignal:
 
 
 class GracefulShutdown:
-    """A context in which the first SIGTERM or SIGINT of this process rings ``bell``, and the second one ends at once.
+    """A context in which the first SIGTERM or SIGINT of this process rings ``bell``. The second one ends it at once.
 
-    Outside the main thread, where no signal arrives (a trial of Ray Tune), there is no bell.
+    Only the main thread receives signals. In another thread (a trial of Ray Tune) ``bell`` is None.
     """
 
     def __init__(self) -> None:
@@ -57,12 +57,14 @@ class GracefulShutdown:
 
     def _on(self, number: int, _frame: FrameType | None) -> None:
         if self.received is not None:
-            raise Stopped("ended at once by a second signal; the same command goes on from the last checkpoint", number)
+            text = "ended at once by a second signal; the same command resumes from the last checkpoint"
+            raise Stopped(text, number)
         self.received = signal.Signals(number)
 
     def run(self, work: Callable[[], Any], say: Callable[[str], None]) -> Any:
-        """What ``work`` returns or raises. It runs in another thread, so that this one can hear: Ray Train takes
-        SIGINT for itself where it is in the main thread, and throws away what was trained since a checkpoint.
+        """Runs ``work`` in another thread; returns or raises what it does.
+
+        In the main thread Ray Train would handle SIGINT itself, and lose what was trained since the last checkpoint.
         """
         if self.bell is None:
             return work()
@@ -81,12 +83,15 @@ class GracefulShutdown:
             if self.received is not None and not rung:
                 rung = True
                 self.bell.ring.remote()
-                say(f"{self.received.name}: saving after the step under way, then leaving; once more leaves at once")
+                say(f"{self.received.name}: saves after the current step and then stops; a second signal stops at once")
         return done.result()
 
 
 def listen(bell: Any) -> Callable[[], bool] | None:
-    """Whether ``bell`` has rung, told without waiting; None without a bell. Each listener is a call to the actor."""
+    """A function that says, without waiting, whether ``bell`` has rung; None without a bell.
+
+    Each call of `listen` leaves one call waiting at the actor.
+    """
     if bell is None:
         return None
     future = bell.wait.remote().future()

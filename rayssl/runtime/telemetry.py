@@ -1,6 +1,6 @@
-"""A run's figures as Ray's metrics, which Prometheus reads from every node: names, units and meanings, in one place.
+"""Gives a run's figures to Ray's metrics, which Prometheus reads from every node. Names and meanings are listed here.
 
-Ray puts ``ray_`` before each name. `infra/monitoring` has rules and a dashboard over them.
+Ray puts ``ray_`` before each name. `infra/monitoring` has rules and a dashboard that use them.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from rayssl.training.metrics import RunLog
 from rayssl.training.trackers.base import Identity, Several, Tracker
 from rayssl.training.trackers.opening import open_all
 
-_AGAIN_S = 4.0  # Ray sends a gauge on only if it was set since the last time, which is 10 s ago
-_CLASSES = 200  # series of one run and kind of count; what is beyond is added up as "others"
+_AGAIN_S = 4.0  # gauges are set again this often: every 10 s Ray sends only those that were set since the last time
+_CLASSES = 200  # the most series of one run and one kind of count; the other classes are added up as "others"
 _OTHERS = "others"
 
-# name: (figure of the record, what it says)
-RANK_STEP = {  # of every rank, with the tag rank
+# name: (figure of the record, its meaning)
+RANK_STEP = {  # from every rank, with the tag rank
     "rayssl_data_wait_ratio": ("data_wait", "Share of the time since the last log line spent waiting for data"),
     "rayssl_gpu_allocated_bytes": ("gpu_allocated_bytes", "GPU memory in tensors"),
     "rayssl_gpu_peak_bytes": ("gpu_peak_bytes", "GPU memory in tensors, at the most since the last log line"),
     "rayssl_gpu_reserved_bytes": ("gpu_reserved_bytes", "GPU memory that torch holds"),
     "rayssl_gpu_total_bytes": ("gpu_total_bytes", "GPU memory that there is"),
 }
-RUN_STEP = {  # of rank 0, as all below
+RUN_STEP = {  # from rank 0, as all below
     "rayssl_learning_rate": ("lr", "Learning rate of the last step"),
     "rayssl_loss": ("loss", "Training loss, mean over ranks and the steps since the last log line"),
 }
@@ -49,7 +49,7 @@ RUN_EPOCH = {
     "rayssl_memory_rejected_rows": ("rejected", "Rows of the epoch that were not finite, or too large for fp16"),
     "rayssl_memory_staleness_steps": ("staleness_steps", "By how many steps the memory's answers were behind, mean"),
 }
-# name: (labels besides run and method, what it says)
+# name: (labels besides run and method, its meaning)
 OTHER_GAUGES = {
     "rayssl_utterances_per_second": (("rank",), "Utterances that this rank trains on in a second"),
     "rayssl_step": ((), "Optimiser steps done"),
@@ -83,7 +83,7 @@ _NO_TERMS = {"epoch", "utterances_per_s", *(figure for figure, _ in (RANK_STEP |
 
 
 def exported() -> set[str]:
-    """Names of all series that Prometheus sees."""
+    """The names of all series that Prometheus can see."""
     gauges = [*RANK_STEP, *RUN_STEP, *RUN_EPOCH, *OTHER_GAUGES]
     parts = [f"{name}_{part}" for name in HISTOGRAMS for part in ("bucket", "count", "sum")]
     return {f"ray_{name}" for name in (*gauges, *parts, *(f"{name}_total" for name in COUNTERS))}
@@ -91,7 +91,7 @@ def exported() -> set[str]:
 
 @dataclass(frozen=True)
 class _Made:
-    """Ray's own objects, by name."""
+    """Ray's metric objects, by name."""
 
     gauges: Mapping[str, Any]
     histograms: Mapping[str, Any]
@@ -114,9 +114,10 @@ def _make() -> _Made:
 
 
 class RayMetrics(Tracker):
-    """The figures of one rank of ``run``; every rank gives its own, and rank 0 those of the run.
+    """Gives the figures of one rank of ``run`` to Ray; rank 0 also gives those of the whole run.
 
-    A gauge that is not finite is left out. Gauges go away some 20 s after their worker; histograms and counters stay.
+    A gauge whose value is not finite is left out. Gauges disappear about 20 s after their worker ends; histograms and
+    counters stay.
     """
 
     def __init__(self, run: str, method: str, rank: int, world: int) -> None:
@@ -144,19 +145,19 @@ class RayMetrics(Tracker):
         self._progress()
 
     def observe(self, name: str, seconds: Sequence[float]) -> None:
-        """Into ``rayssl_<name>_seconds``."""
+        """Adds ``seconds`` to the histogram ``rayssl_<name>_seconds``."""
         for each in seconds:
             self._made.histograms[f"rayssl_{name}_seconds"].observe(each, self._rank_tags)
         self._progress()
 
     def close(self, *, failed: bool = False) -> None:
-        """Gauges are not repeated any more."""
+        """Stops setting the gauges again."""
         self._closed.set()
         self._thread.join()
 
     def _step(self, step: int, values: dict[str, Any]) -> None:
         self._take(RANK_STEP, values, self._rank_tags)
-        if "utterances_per_s" in values:  # of the global batch, of which every rank has the same share
+        if "utterances_per_s" in values:  # that of the global batch; every rank has the same share of it
             share = values["utterances_per_s"] / self._world
             self._set("rayssl_utterances_per_second", share, self._rank_tags)
         if self._rank != 0:
@@ -223,8 +224,7 @@ class RayMetrics(Tracker):
 def open_log(
     experiment: Experiment, *, rank: int, world: int, resume_step: int | None, say: Callable[[str], None]
 ) -> Tracker:
-    """Everything that takes the figures of this rank: Ray's metrics, on rank 0 after the run's own file and before the
-    trackers of the configuration.
+    """The tracker of this rank: Ray's metrics. On rank 0: the run's own file, Ray's metrics, the configured trackers.
 
     Raises `ConfigError` for a tracker whose package is missing on this node.
     """

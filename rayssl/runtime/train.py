@@ -1,7 +1,7 @@
-"""`rayssl train`: a TorchTrainer around the loop, resumed from the last checkpoint of the run's folder.
+"""`rayssl train`: a TorchTrainer around the loop, which resumes from the last checkpoint in the run's folder.
 
-rayssl keeps its checkpoints itself, in the run's folder, and reports only figures to Ray Train: one format with and
-without Ray, consistent with the memory, and readable by every other verb.
+rayssl writes its checkpoints itself, in the run's folder, and gives Ray Train only figures. So there is one format with
+and without Ray, it is consistent with the memory, and every other verb can read it.
 """
 
 from __future__ import annotations
@@ -31,22 +31,33 @@ from rayssl.training.context import ClassClient, MemoryClient
 from rayssl.training.stopping import Stopping
 from rayssl.training.trackers.base import Tracker
 
-_AHEAD_BYTES = 256 << 20  # decoded batches that wait in the object store for one rank
+_AHEAD_BYTES = 256 << 20  # the most bytes of decoded batches in the object store for one rank
 
 
 def train(job: Job, until: int | None = None) -> dict[str, Any]:
-    """Trains the run of ``job``, or resumes it; returns the last epoch's metrics.
+    """Trains the run of ``job``, or resumes it. For a finished run it does nothing.
 
-    Calling it again for a finished run does nothing. ``until``: stops after so many epochs, all of them of a training
-    of ``training.epochs``; called with more, it resumes as if it had not stopped. Raises `UserError` for what a user
-    can fix; anything else restarts the workers from the last checkpoint, at most ``ray.max_failures`` times.
+    If anything but a `UserError` goes wrong, the workers restart from the last checkpoint, at most ``ray.max_failures``
+    times.
+
+    Args:
+        job: what to train, from `rayssl.experiment.job.resolve`.
+        until: the epoch to stop after (default, and at most: ``training.epochs``). Schedules still end with
+            ``training.epochs``: a later call with a higher value resumes as if the run had not stopped.
+
+    Returns:
+        The metrics of the last epoch.
+
+    Raises:
+        UserError: the user can fix it; the message is one line.
+        Stopped: a signal stopped the training, and a checkpoint was saved.
     """
     experiment, memory = job.experiment, job.experiment.memory
     until = min(until or experiment.training.epochs, experiment.training.epochs)
     check_start(job)
     if position(job).epoch >= until:
         meta = checkpoint.read_meta(checkpoint.locate(job.run, "last"))
-        print(f"{job.run}: already trained to epoch {meta.epoch}; raise training.epochs to go on", flush=True)
+        print(f"{job.run}: already trained to epoch {meta.epoch}; raise training.epochs to train more", flush=True)
         return meta.metrics
     cluster.connect(cpus=experiment.ray.workers * experiment.ray.cpus_per_worker + memory.actors * memory.cpus)
     if job.utterances is not None or job.classes is not None:
@@ -63,12 +74,12 @@ def train(job: Job, until: int | None = None) -> dict[str, Any]:
                 raise mistake from None
             if attempt == experiment.ray.max_failures:
                 raise
-            print(f"{job.run}: {_first_line(error)}; going on from the last checkpoint", flush=True)
+            print(f"{job.run}: {_first_line(error)}; resumes from the last checkpoint", flush=True)
     raise AssertionError("unreachable")
 
 
 def user_error(error: BaseException) -> UserError | None:
-    """The `UserError` somewhere behind an error that Ray wrapped, or None."""
+    """The `UserError` inside an error that Ray wrapped, or None."""
     seen: set[int] = set()
     queue: list[Any] = [error]
     while queue:
@@ -76,9 +87,9 @@ def user_error(error: BaseException) -> UserError | None:
         if current is None or id(current) in seen:
             continue
         seen.add(id(current))
-        inner = getattr(current, "cause", None)  # Ray's own error, which poses as a subclass of the one it wraps
+        inner = getattr(current, "cause", None)  # of Ray's error, whose type is a subclass of the one that it wraps
         if isinstance(current, UserError) and inner is None:
-            return type(current)(_first_line(current))  # Ray Data appends advice of its own
+            return type(current)(_first_line(current))  # Ray Data appends its own advice
         queue += [inner, current.__cause__, current.__context__]
         failures = getattr(current, "worker_failures", None)
         queue += list(failures.values()) if isinstance(failures, dict) else []
@@ -94,9 +105,9 @@ def _fit(job: Job, until: int) -> dict[str, Any]:
     gpu = _use_gpu(experiment)
     options = ExecutionOptions()
     options.preserve_order = True
-    # without a bound Ray Data reads epochs ahead, and its tasks take the cores that the first ones train on
+    # without a limit Ray Data reads epochs in advance, and its tasks take cores from the training
     options.resource_limits = options.resource_limits.copy(object_store_memory=_AHEAD_BYTES * experiment.ray.workers)
-    scratch = tempfile.TemporaryDirectory(prefix="rayssl-train-")  # Ray Train's own notes, no checkpoints
+    scratch = tempfile.TemporaryDirectory(prefix="rayssl-train-")  # for Ray Train's own files; no checkpoints
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"job": job, "until": until},
@@ -112,18 +123,18 @@ def _fit(job: Job, until: int) -> dict[str, Any]:
             logging_config=LoggingConfig(log_level="WARNING"),
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
         ),
-        # evaluated anew at each start: the plan of what remains
+        # called at each start, to plan the batches that remain
         datasets={name: partial(_dataset, job, name, until) for name in job.streams},
-        dataset_config=DataConfig(execution_options=options),  # Train's own would drop those of the dataset
+        dataset_config=DataConfig(execution_options=options),  # Ray Train ignores the options of the dataset itself
     )
     with scratch:
         _run_gracefully(trainer, job)
-    # Ray Train keeps no figures without a checkpoint of its own
+    # Ray Train returns no figures for a run without its own checkpoints
     return checkpoint.read_meta(checkpoint.locate(job.run, "last")).metrics
 
 
 def _run_gracefully(trainer: Any, job: Job) -> None:
-    """Fits; a signal makes all ranks save and leave at the same step, and raises `Stopped` once they have."""
+    """Trains. After a signal all ranks save and stop at the same step; then this raises `Stopped`."""
     from rayssl.runtime import signals
 
     why = ""
@@ -137,12 +148,12 @@ def _run_gracefully(trainer: Any, job: Job) -> None:
             why = f" ({_first_line(error)})"
     if shutdown.received is not None and position(job).epoch < job.experiment.training.epochs:
         known = checkpoint.steps(job.run)
-        at = f"step {known[-1]}" if known else "its beginning, nothing was saved"
-        raise Stopped(f"{job.run}: stopped at {at}{why}; the same command goes on", shutdown.received)
+        at = f"step {known[-1]}" if known else "the beginning, nothing was saved"
+        raise Stopped(f"{job.run}: stopped at {at}{why}; the same command resumes", shutdown.received)
 
 
 def _check_actors(experiment: Experiment) -> None:
-    """An actor for which no node has enough would wait for ever."""
+    """Raises `ConfigError` if the cluster has too little for the memory's actors: they would wait for ever."""
     import ray
 
     config, cluster_has = experiment.memory, ray.cluster_resources()
@@ -162,8 +173,8 @@ def _use_gpu(experiment: Experiment) -> bool:
     wanted = experiment.ray.gpu
     if wanted is True and available < experiment.ray.workers:
         raise ConfigError(
-            f"ray.gpu=true: {experiment.ray.workers} workers need as many GPUs and the cluster has {available:g} for "
-            "them; set ray.gpu=false or ray.workers lower"
+            f"ray.gpu=true: {experiment.ray.workers} workers need as many GPUs and the cluster has only {available:g} "
+            "for them; set ray.gpu=false, or set ray.workers lower"
         )
     return available >= experiment.ray.workers if wanted == "auto" else wanted
 
@@ -186,13 +197,13 @@ class RayContext:
         self._job = job
 
     def report(self, metrics: dict[str, Any]) -> None:
-        """To Ray Train, for its dashboard and for Tune."""
+        """Gives ``metrics`` to Ray Train, for its dashboard and for Tune."""
         import ray.train
 
         ray.train.report(metrics)
 
     def say(self, line: str) -> None:
-        """To the worker's output, which Ray forwards to the driver's terminal."""
+        """Prints ``line`` to the worker's output, which Ray shows on the driver's terminal."""
         print(line, flush=True)
 
     def wrap(self, method: Method) -> nn.Module:
@@ -200,19 +211,19 @@ class RayContext:
         return collectives.replicated(method, self.device)
 
     def utterance_memory(self, settings: MemorySettings) -> MemoryClient:
-        """A client of the job's actors."""
+        """A client of the actors that hold the memory of utterances."""
         from rayssl.runtime.memory.client import connect
 
         return connect(settings, self._job.experiment.memory, self._job.run)
 
     def class_memory(self, settings: ClassSettings) -> ClassClient:
-        """A client of the job's actors."""
+        """A client of the actors that hold the memory of classes."""
         from rayssl.runtime.memory.classes import ActorClasses
 
         return ActorClasses(settings, self._job.experiment.memory, self._job.run)
 
     def open_log(self, resume_step: int | None) -> Tracker:
-        """Ray's metrics and, on rank 0, the run's own file and the trackers."""
+        """The trackers of this rank: Ray's metrics and, on rank 0, the run's own file and the configured trackers."""
         from rayssl.runtime.telemetry import open_log
 
         experiment = self._job.experiment
@@ -225,7 +236,7 @@ def _worker(config: dict[str, Any]) -> None:
     from rayssl.runtime import ingest, signals
 
     logging.getLogger().setLevel(logging.WARNING)  # parts of Ray Train log each report to the root
-    logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # what is raised here the driver prints, once
+    logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # the driver prints what is raised here, once
     job: Job = config["job"]
     torch.set_num_threads(max(1, int(job.experiment.ray.cpus_per_worker)))
     context = RayContext(job)
@@ -238,7 +249,7 @@ def _worker(config: dict[str, Any]) -> None:
     try:
         loop.fit(joined(rows[0], rows[1] if len(rows) > 1 else None), config["until"])
     except BaseException:
-        with suppress(Exception):  # what went wrong first is what is told
+        with suppress(Exception):  # the first error is the one to report
             log.close(failed=True)
         raise
     log.close()

@@ -1,1 +1,1 @@
-"""The loop and what it keeps: knows torch, not Ray."""
+"""The training loop, its state and its checkpoints. This package uses torch, not Ray."""

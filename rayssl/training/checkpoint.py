@@ -1,10 +1,10 @@
-"""Checkpoints: everything a run needs to go on as if it had not stopped, in one folder.
+"""Checkpoints: everything that a run needs to resume as if it had not stopped, in one folder.
 
 ``checkpoints/step-0000001234/`` holds ``state.pt`` (model, optimiser, random states; read with ``weights_only=True``),
-``memory-*.npz`` (the memory, see `rayssl.training.pieces`; read with ``allow_pickle=False``) and, written last,
-``meta.json`` with the cursor and the size and SHA-256 of the others. A folder without a valid ``meta.json`` is not a
-checkpoint: what a crash leaves behind is never taken for one. Object stores have no rename, so the order of writing is
-the commit protocol.
+``memory-*.npz`` (the memory, see `rayssl.training.pieces`; read with ``allow_pickle=False``) and ``meta.json``, which
+is written last. ``meta.json`` has the cursor, and the size and SHA-256 of the other files. A folder without a valid
+``meta.json`` is not a checkpoint: nobody takes what a crash leaves behind for one. Object stores have no rename, so
+the order of writing is the commit protocol.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ from rayssl.training import pieces
 from rayssl.training.pieces import Records
 
 _STATE, _META = "state.pt", "meta.json"
-_FORMER = "memory.npz"  # the whole memory, as rayssl wrote it once
+_FORMER = "memory.npz"  # the whole memory in one file, as an earlier rayssl wrote it
 
 
 class CheckpointConfig(Config):
-    """``every_steps`` between checkpoints inside an epoch (0: only at epoch ends, where there always is one);
-    ``keep`` the last so many; ``best``: also the one with the lowest epoch mean of this metric; ``milestones``: also
-    those at the end of these epochs (counted from 1), for ever.
+    """When checkpoints are written, and which ones stay.
+
+    ``every_steps``: steps between checkpoints inside an epoch; 0 for none. The end of an epoch always has one.
+    ``keep``: how many of the last ones stay. ``best``: the one with the lowest epoch mean of this metric stays too.
+    ``milestones``: those at the end of these epochs (counted from 1) stay for ever.
     """
 
     every_steps: int = Field(0, ge=0)
@@ -43,7 +45,11 @@ class CheckpointConfig(Config):
 
 @dataclass(frozen=True)
 class Meta:
-    """``step``: optimiser steps done; ``epoch``, ``epoch_step``: the next batch; ``metrics`` of the last epoch."""
+    """What ``meta.json`` holds.
+
+    ``step``: optimiser steps done. ``epoch``, ``epoch_step``: the cursor of the next batch. ``metrics``: those of the
+    last epoch. ``files``: the records of the other files.
+    """
 
     step: int
     epoch: int
@@ -55,7 +61,7 @@ class Meta:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A checkpoint read back: ``state`` as `save` took it. The memory is left where it is, to be read by its stores."""
+    """A checkpoint read back, with ``state`` as `save` was given it. The memory's files are not read: its stores do."""
 
     uri: str
     meta: Meta
@@ -63,19 +69,23 @@ class Loaded:
 
     @property
     def memory(self) -> Records:
-        """The records of the memory's files, none where there was no memory."""
+        """The records of the memory's files; empty for a run without a memory.
+
+        Raises `CheckpointError` for a checkpoint of an earlier rayssl, which had the memory in one file.
+        """
         if _FORMER in self.meta.files:
             raise CheckpointError(
-                f"{self.uri}/{_FORMER}: a memory in one file, as rayssl wrote it before, cannot be gone on with; use "
-                "another run folder, with method.start_from to begin with these weights"
+                f"{self.uri}/{_FORMER}: an earlier rayssl wrote the memory into one file, and a run cannot resume from "
+                "it; use another run folder, with method.start_from to begin with these weights"
             )
         return {name: record for name, record in self.meta.files.items() if name.startswith(pieces.PREFIX)}
 
 
 def save(run: str, meta: Meta, state: dict[str, Any], memory: Callable[[str], Records] | None) -> str:
-    """Writes one checkpoint below the run's folder and returns its URI; complete once this returns.
+    """Writes one checkpoint below the run's folder ``run`` and returns its URI. It is complete when this returns.
 
-    ``memory`` writes the memory's own files into the folder it is given, and returns their records.
+    ``state`` goes into ``state.pt``. ``memory`` writes the memory's own files into the folder that it is given and
+    returns their records; None for a run without a memory. Raises `StorageError`.
     """
     uri = storage.join(run, "checkpoints", f"step-{meta.step:010d}")
     written = {_STATE: pieces.recorded(uri, _STATE, _torch_bytes(state))}
@@ -87,7 +97,7 @@ def save(run: str, meta: Meta, state: dict[str, Any], memory: Callable[[str], Re
 
 
 def steps(run: str) -> list[int]:
-    """Steps of the complete checkpoints of a run, ascending."""
+    """The steps of the complete checkpoints of a run, in ascending order; empty where there is none."""
     found = []
     for uri in storage.list_files(storage.join(run, "checkpoints"), suffixes=(_META,)):
         step = _step_of(uri.rpartition("/")[0])
@@ -97,9 +107,15 @@ def steps(run: str) -> list[int]:
 
 
 def locate(run: str, which: str, best: str | None = "loss") -> str:
-    """The URI of a run's checkpoint: ``last``, ``best``, ``epoch-N`` (the end of epoch N, from 1) or ``step-N``.
+    """The URI of the checkpoint ``which`` of a run.
 
-    Raises `CheckpointError` naming the run and what it has instead.
+    Args:
+        run: folder or URI of the run.
+        which: ``last``, ``best``, ``epoch-N`` (the end of epoch N, counted from 1) or ``step-N``.
+        best: the metric that ``best`` is the lowest of, at the end of an epoch.
+
+    Raises:
+        CheckpointError: there is no such checkpoint. The message names the run and the checkpoints that it has.
     """
     known = steps(run)
     if not known:
@@ -122,13 +138,13 @@ def locate(run: str, which: str, best: str | None = "loss") -> str:
     return _uri(run, chosen)
 
 
-def kept(run: str) -> list[str]:
-    """The URIs of all complete checkpoints of a run, in order."""
+def all_uris(run: str) -> list[str]:
+    """The URIs of all complete checkpoints of a run, in the order of their steps."""
     return [_uri(run, step) for step in steps(run)]
 
 
 def read_meta(uri: str) -> Meta:
-    """The meta data of the checkpoint at ``uri``."""
+    """The meta data of the checkpoint at ``uri``. Raises `CheckpointError` if they cannot be read as such."""
     text = storage.read_text(storage.join(uri, _META))
     try:
         return Meta(**json.loads(text))
@@ -137,10 +153,10 @@ def read_meta(uri: str) -> Meta:
 
 
 def load(uri: str) -> Loaded:
-    """Reads a checkpoint and verifies it; raises `CheckpointError` naming the damaged file."""
+    """Reads the checkpoint at ``uri`` and verifies it. Raises `CheckpointError` naming the damaged file."""
     meta = read_meta(uri)
     if _STATE not in meta.files:
-        raise CheckpointError(f"{uri}/{_META}: names no {_STATE}; delete this folder and resume")
+        raise CheckpointError(f"{uri}/{_META}: does not list {_STATE}; delete this folder and resume")
     data = pieces.verified(uri, _STATE, meta.files[_STATE])
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -150,10 +166,10 @@ def load(uri: str) -> Loaded:
 
 
 def take_over(source: str, run: str) -> str:
-    """Makes the last checkpoint of the run ``source`` the last one of ``run``, with everything in it; its new URI.
+    """Copies the last checkpoint of the run ``source`` into ``run``, where it becomes the last one; returns its URI.
 
-    Later ones of ``run``, and its own of the same step, are removed. Raises `CheckpointError` where ``source`` has
-    none, or a damaged one; ``run`` is as it was then.
+    The checkpoints of ``run`` at the same step and later are removed. Raises `CheckpointError` if ``source`` has no
+    checkpoint, or a damaged one; ``run`` is unchanged then.
     """
     uri = locate(source, "last")
     meta = read_meta(uri)
@@ -169,14 +185,25 @@ def take_over(source: str, run: str) -> str:
 
 
 def find_weights(source: str) -> str:
-    """The URI of the checkpoint ``source``, or of a run's last one; raises `CheckpointError` where there is none."""
+    """``source`` itself if it is the URI of a checkpoint, else the URI of the last checkpoint of the run ``source``.
+
+    Raises `CheckpointError` if there is none.
+    """
     return source if storage.exists(storage.join(source, _META)) else locate(source, "last")
 
 
 def load_weights(module: torch.nn.Module, source: str, architecture: str) -> str:
-    """Gives ``module`` the weights of a checkpoint, or of a run's last one; returns the checkpoint's URI.
+    """Gives ``module`` the weights of a checkpoint, or of a run's last one. Returns the checkpoint's URI.
 
-    What SSPS wraps is taken out of a run of SSPS. Raises `CheckpointError` where there is none or it does not fit.
+    Of a run of SSPS, the weights of the method inside are taken.
+
+    Args:
+        module: what receives the weights.
+        source: URI of a checkpoint, or of a run.
+        architecture: the model in one line, for the message.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or its weights do not fit ``module``.
     """
     uri = find_weights(source)
     state = load(uri).state["method"]
@@ -187,7 +214,7 @@ def load_weights(module: torch.nn.Module, source: str, architecture: str) -> str
 
 
 def load_module(module: torch.nn.Module, state: dict[str, torch.Tensor], uri: str, architecture: str) -> None:
-    """Strictly; ``state`` is of the checkpoint at ``uri``.
+    """Gives ``module`` exactly the weights of ``state``, which is of the checkpoint at ``uri``.
 
     Raises `CheckpointError` naming the first parameter that does not fit, and both architectures.
     """
@@ -211,7 +238,8 @@ def load_module(module: torch.nn.Module, state: dict[str, torch.Tensor], uri: st
 def prune(run: str, config: CheckpointConfig) -> None:
     """Removes the checkpoints that ``config`` does not keep, and what an interrupted `save` or `prune` left behind.
 
-    ``meta.json`` goes first, so that none is half there. To be called by the run's only writer, after `save`.
+    ``meta.json`` is removed first, so that no checkpoint is half there. Only the run's one writer calls this, after
+    `save`.
     """
     known = steps(run)
     written = storage.list_files(storage.join(run, "checkpoints"), suffixes=(_STATE, ".npz"))
@@ -219,20 +247,20 @@ def prune(run: str, config: CheckpointConfig) -> None:
         step = _step_of(folder)
         if step is not None and step not in known:
             storage.remove(folder, recursive=True)
-    kept = set(known[-config.keep :])
+    wanted = set(known[-config.keep :])
     metas = {step: read_meta(_uri(run, step)) for step in known}
     ends = {step: meta for step, meta in metas.items() if meta.epoch_step == 0}
-    kept |= {step for step, meta in ends.items() if meta.epoch in config.milestones}
+    wanted |= {step for step, meta in ends.items() if meta.epoch in config.milestones}
     scored = {step: meta.metrics[config.best] for step, meta in ends.items() if config.best in meta.metrics}
     if scored:
-        kept.add(min(scored, key=lambda step: scored[step]))
-    for step in set(known) - kept:
+        wanted.add(min(scored, key=lambda step: scored[step]))
+    for step in set(known) - wanted:
         storage.remove(storage.join(_uri(run, step), _META))
         storage.remove(_uri(run, step), recursive=True)
 
 
 def _step_of(folder: str) -> int | None:
-    """The step that a checkpoint's folder is named after, None for any other folder."""
+    """The step in the name of a checkpoint's folder; None for any other folder."""
     name = folder.rpartition("/")[2]
     return int(name[5:]) if name.startswith("step-") and name[5:].isdigit() else None
 

@@ -1,4 +1,7 @@
-"""What the loop needs from where it runs. `rayssl.experiment.local` has it without Ray, `rayssl.runtime.train` with."""
+"""What the loop needs from the process it runs in.
+
+`rayssl.experiment.local` implements it without Ray, `rayssl.runtime.train` with Ray.
+"""
 
 from __future__ import annotations
 
@@ -24,47 +27,50 @@ Answer: TypeAlias = "Future[RecallArrays | None]"
 
 
 class Context(Protocol):
-    """Where a loop runs. ``report`` is called equally often on every rank, at each end of an epoch."""
+    """The process that a loop runs in: its ``rank`` of ``world`` ranks, and its ``device``."""
 
     rank: int
     world: int
     device: torch.device
 
     def report(self, metrics: dict[str, Any]) -> None:
-        """Tells the runtime about an epoch."""
+        """Gives the runtime the metrics of an epoch. Every rank calls this at the end of each epoch."""
 
     def say(self, line: str) -> None:
-        """One line of progress for a person."""
+        """Prints one line of progress for a person."""
 
     def wrap(self, method: Method) -> nn.Module:
-        """What the loop calls in a step: ``method`` with its gradients averaged over the ranks."""
+        """The module that the loop calls in a step: ``method`` with its gradients averaged over the ranks."""
 
     def utterance_memory(self, settings: MemorySettings) -> MemoryClient:
-        """This rank's client of the one memory of utterances; called on all ranks."""
+        """This rank's client of the run's one memory of utterances. Every rank must call this."""
 
     def class_memory(self, settings: ClassSettings) -> ClassClient:
-        """This rank's client of the one memory of classes; called on all ranks."""
+        """This rank's client of the run's one memory of classes. Every rank must call this."""
 
     def open_log(self, resume_step: int | None) -> Tracker | None:
-        """What takes this rank's figures, None where nothing does; ``resume_step``: of the checkpoint it resumes."""
+        """The tracker that takes this rank's figures, or None.
+
+        ``resume_step`` is the step of the checkpoint that the run resumes from, None for a new run.
+        """
 
 
 class Checkpointable(Protocol):
-    """What the loop measures, saves and restores of a memory, whatever it remembers."""
+    """How the loop measures, saves and restores a memory of either kind."""
 
     def metrics(self) -> dict[str, float]:
-        """What was counted since the last call; to be called on rank 0 only."""
+        """The counts since the last call. Only rank 0 calls this."""
 
     def save(self, folder: str) -> Records:
-        """Writes the whole memory into the folder of a checkpoint; to be called on rank 0 only, between steps.
+        """Writes the whole memory into the folder of a checkpoint. Only rank 0 calls this, between steps.
 
-        Returns the records of the files. Waits for a clustering that is under way, whose result belongs to it.
+        Returns the records of the files. Waits for a clustering under way: its result is part of the checkpoint.
         """
 
     def load(self, folder: str, records: Records) -> None:
-        """Restores the memory from what `save` wrote; to be called on every rank.
+        """Restores the memory from what `save` wrote. Every rank must call this.
 
-        Raises ValueError on all of them, with nothing changed, where it does not fit.
+        Raises ValueError on all ranks if it does not fit; the memory is unchanged then.
         """
 
 
@@ -72,28 +78,32 @@ class MemoryClient(Checkpointable, Protocol):
     """The loop's side of the memory of utterances. Every rank makes the same calls in the same order."""
 
     def exchange(self, remember: RememberArrays | None, ids: np.ndarray | None, epoch: int) -> Answer:
-        """Gives what this rank remembers of a step and asks for the recall of ``ids``, without waiting for it.
+        """Gives the memory what this rank remembers of a step and asks for the recall of ``ids``. Does not wait.
 
         The memory answers after it has applied what every rank gave in the same call (strict), or at once (ahead).
+        ``remember`` None gives nothing; ``ids`` None asks for nothing.
         """
 
     def refresh(self, epoch: int) -> dict[str, float]:
-        """One clustering for the whole job; returns on every rank when the new assignment is in use."""
+        """Clusters once for the whole job. Returns on every rank when the new assignment is in use."""
 
 
 class ClassClient(Checkpointable, Protocol):
     """The loop's side of the memory of classes. Every rank makes the same calls in the same order."""
 
     def exchange(self, remember: ClassRememberArrays, step: int | None) -> Future[ClassRecallArrays | None]:
-        """Gives what this rank has found and asks for the prototypes as ``step`` shall see them; None asks nothing.
+        """Gives the memory what this rank has found and asks for the prototypes for ``step``. Does not wait.
 
-        Strict: what every rank gave in this call is in the answer, as in the published step. Ahead: the answer is that
-        to the call before, which has come meanwhile.
+        Strict: the answer includes what every rank gave in this call, as in the published step. Ahead: the answer is
+        the one to the call before, which has arrived meanwhile. ``step`` None asks for nothing.
         """
 
 
 class InProcessMemory:
-    """A replica in every process, kept equal by exchanging what all ranks remember: exact, and without Ray."""
+    """A memory of utterances in every process, without Ray.
+
+    Every process applies what all ranks remember, in the same order, so that all replicas are exactly equal.
+    """
 
     def __init__(self, memory: UtteranceMemory) -> None:
         self.memory = memory
@@ -106,12 +116,12 @@ class InProcessMemory:
         answer: Future[RecallArrays | None] = Future()
         everyone = collectives.gather_objects(ids)
         recalls = [None if part is None else self.memory.recall(part, epoch=epoch) for part in everyone]
-        # all are computed, so that every replica counts the same metrics
+        # every replica computes the recalls of all ranks, so that all count the same metrics
         answer.set_result(recalls[collectives.rank()])
         return answer
 
     def refresh(self, epoch: int) -> dict[str, float]:
-        """See `MemoryClient.refresh`; computed by every replica, with the same result."""
+        """See `MemoryClient.refresh`. Every replica computes it, with the same result."""
         return self.memory.refresh(epoch)
 
     def metrics(self) -> dict[str, float]:
@@ -128,7 +138,10 @@ class InProcessMemory:
 
 
 class InProcessClasses:
-    """A replica in every process, kept equal by exchanging what all ranks remember: exact, and without Ray."""
+    """A memory of classes in every process, without Ray.
+
+    Every process applies what all ranks remember, in the same order, so that all replicas are exactly equal.
+    """
 
     def __init__(self, memory: ClassMemory) -> None:
         self.memory = memory

@@ -1,4 +1,4 @@
-"""From a batch as the data tasks make it to what the method sees on the device, and back to what the memory keeps."""
+"""Turns a batch of the data tasks into the method's inputs on the device, and its outputs into memory writes."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from rayssl.random import draws, draws_torch
 from rayssl.views.recipes import Segment
 
 Raw: TypeAlias = dict[str, Any]  # see `rayssl.views.reading.read`
-_VIEW = 17  # purpose of the draws made for distorting and augmenting views
+_VIEW = 17  # the purpose of random draws for distorting and augmenting views
 
 
 def make_views(
     raw: Raw, segments: Sequence[Segment], recipes: nn.ModuleDict, *, seed: int, device: torch.device, first: int = 0
 ) -> Views:
-    """The segments of a batch on the device, each through its recipe's module, under keys of (seed, epoch, id).
+    """The segments of a batch on the device, each after its recipe's module, which draws by keys of (seed, epoch, id).
 
-    Those of recipe ``none`` stay as they are and have no keys. An utterance's later turns in an epoch have other keys,
-    and so has each segment, by its number from ``first`` on.
+    Segments with the recipe ``none`` stay unchanged and have no keys. If an utterance comes several times in an epoch,
+    each turn has keys of its own. Each segment has keys of its own too: they depend on its number, counted from
+    ``first``.
     """
     ids = torch.tensor(raw["id"] + (raw["turn"].astype(np.int64) << TURN_BIT)).to(device)
     views = {}
@@ -41,14 +42,14 @@ def make_views(
 
 
 def batch_of(raw: Raw, device: torch.device, step: int) -> Batch:
-    """Ids and labels of the batch that is trained on after ``step`` others."""
+    """The ids and labels of the batch of ``step`` (counted from 0) on the device."""
     names = ("id", "speaker", "recording", "label", "truth")
     ids, speakers, recordings, labels, truth = (torch.tensor(raw[name]).to(device).long() for name in names)
     return Batch(ids, speakers, recordings, labels, raw["epoch"], truth, step)
 
 
 def to_memory(remember: Remember, raw: Raw) -> exchange.RememberArrays:
-    """What a method wants remembered of the batch, as the memory takes it: NumPy, with ids and labels."""
+    """What the method remembers of the batch, as the memory of utterances takes it: NumPy, with ids and labels."""
     references, positives = (
         None if rows is None else rows.detach().float().cpu().numpy()
         for rows in (remember.references, remember.positives)
@@ -63,7 +64,7 @@ def to_memory(remember: Remember, raw: Raw) -> exchange.RememberArrays:
 
 
 def to_classes(remember: ClassRemember, step: int) -> memory.ClassRememberArrays:
-    """What a method wants remembered of the classes in ``step``, as the memory takes it."""
+    """What the method remembers of the classes in ``step``, as the memory of classes takes it: NumPy."""
     features, labels, counts = remember.features, remember.labels, remember.counts
     return memory.ClassRememberArrays(
         step=step,

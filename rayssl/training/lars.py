@@ -1,6 +1,6 @@
-"""Optimisers whose step in each layer is in proportion to the layer's own length.
+"""Optimisers whose step in each layer is in proportion to the length (L2 norm) of the layer's weights.
 
-A group of parameters whose ``trust`` is None takes no part in that: biases and normalisation weights, whose lengths say
+A group of parameters with ``trust`` None is excluded. These are the biases and normalisation weights: their lengths say
 nothing about the size of a good step.
 """
 
@@ -17,9 +17,9 @@ class Lars(torch.optim.Optimizer):
     """SGD with momentum m and layer-wise rates (You, Gitman and Ginsburg, 2017, Algorithm 1).
 
     For each parameter ``w`` with gradient ``g`` and decay ``b``: ``r = trust * |w| / (|g| + b * |w|)``,
-    ``v <- m * v + lr * r * (g + b * w)``, ``w <- w - v``; r = 1 in groups without ``trust``, and where ``w`` is all
-    zeros, which would otherwise stay so. As in the paper the rate is inside ``v``: a change of it moves later steps
-    only, where in `torch.optim.SGD` it rescales past ones as well.
+    ``v <- m * v + lr * r * (g + b * w)``, ``w <- w - v``. In groups without ``trust``, r = 1. Where ``w`` is all zeros,
+    r = 1 too: otherwise ``w`` would stay zero. As in the paper, the rate ``lr`` is inside ``v``: a change of ``lr``
+    affects later steps only. In `torch.optim.SGD` it rescales past steps as well.
     """
 
     def __init__(
@@ -57,12 +57,12 @@ class AdamLars(torch.optim.Optimizer):
     """Adam's direction at layer-wise rates: what CLAR calls Adam with LARS, in LAMB's form (You et al., ICLR 2020).
 
     With Adam's corrected moments ``m`` and ``s`` and decay ``b``: ``u = m / (sqrt(s) + eps) + b * w``,
-    ``w <- w - lr * |w| / |u| * u``; the ratio is 1 in groups without ``trust``, which is then Adam with decoupled
-    decay, and where ``w`` or ``u`` is all zeros. ``lr`` is thus the share of its length by which a layer moves.
+    ``w <- w - lr * |w| / |u| * u``. In groups without ``trust`` the ratio is 1: this is Adam with decoupled decay. It
+    is 1 as well where ``w`` or ``u`` is all zeros. So ``lr`` is the share of its own length by which a layer moves.
 
-    Public code scales the gradients by LARS's ratio and gives them to Adam. That does nothing: ``m`` and ``sqrt(s)``
-    are both in proportion to the gradients, so that a factor cancels, and one that changes from step to step merely
-    weights the past.
+    Public code scales the gradients by LARS's ratio and gives them to Adam. This has no effect: ``m`` and ``sqrt(s)``
+    are both in proportion to the gradients, so that a constant factor cancels. A factor that changes from step to step
+    only changes the weights of past gradients.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class AdamLars(torch.optim.Optimizer):
         return loss
 
     def _adam(self, p: Tensor, group: dict[str, Any]) -> Tensor:
-        """Adam's direction for ``p`` in a tensor of its own; moves the moments."""
+        """Adam's direction for ``p``, in a new tensor. Updates the moments."""
         assert p.grad is not None
         (first, second), state = group["betas"], self.state[p]
         if not state:
@@ -119,5 +119,5 @@ def _length(x: Tensor) -> Tensor:
 
 
 def _ratio(of: Tensor, to: Tensor) -> Tensor:
-    """``of / to``, 1 where either is 0; on the device, so that no step waits for it."""
+    """``of / to``, and 1 where either is 0. It stays on the device, so that no step waits for it."""
     return torch.where((of > 0) & (to > 0), of / to, 1.0)

@@ -1,8 +1,8 @@
 """The training loop: one class for every method, on one rank or many, with or without Ray.
 
-Order inside a step: forward, loss, hand over what is to be remembered together with the ids of the *next* batch, then
-backward and optimiser step, while the memory works. Where a checkpoint follows, the next recall is asked for only after
-the memory has been saved, so that a resumed run repeats it exactly once.
+Order inside a step: forward; loss; one request that gives the memory what to remember and asks for the ids of the
+*next* batch; then backward and optimiser step, while the memory works. If a checkpoint follows, the loop asks for the
+next recall only after the memory has been saved. A resumed run then repeats this recall exactly once.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _LABELLED = 100  # number of the first segment of the labelled stream, for its d
 
 
 class Loop:
-    """Trains ``state.method`` over batches; `restore` first when there is a checkpoint."""
+    """Trains ``state.method`` over batches. If there is a checkpoint, call `restore` before `fit`."""
 
     def __init__(self, state: TrainState) -> None:
         self.state = state
@@ -53,13 +53,13 @@ class Loop:
         self.stopped = False  # all ranks have agreed to leave before the last epoch, see `Stopping`
         self.cursor = Cursor()
         self._asked: Future[exchange.RecallArrays | None] | None = None
-        self._told: Future[Any] | None = None  # what the memory of classes was given last
+        self._sent: Future[Any] | None = None  # the last write request to the memory of classes
         self._refreshed: dict[str, float] = {}  # figures of this epoch's clustering
         self._metrics: dict[str, float] = {}  # of the last epoch
         self._window, self._epoch = MetricAccumulator(), MetricAccumulator()
 
     def restore(self, loaded: checkpoint.Loaded) -> None:
-        """Goes back to where ``loaded`` was saved; raises `CheckpointError` where it does not fit this run."""
+        """Restores the state that ``loaded`` holds. Raises `CheckpointError` if it does not fit this run."""
         state, meta = self.state, loaded.meta
         checkpoint.load_module(state.method, loaded.state["method"], loaded.uri, state.architecture)
         if meta.step != meta.epoch * state.steps_per_epoch + meta.epoch_step:
@@ -69,11 +69,11 @@ class Loop:
             )
         self._restore_optimiser(loaded)
         states = loaded.state["rng"]
-        if len(states) == collectives.world():  # another number of ranks has no states to go back to
+        if len(states) == collectives.world():  # with another number of ranks there are no states to restore
             torch.set_rng_state(states[collectives.rank()])
-        if state.keeper is not None and loaded.memory:
+        if state.checkpointable is not None and loaded.memory:
             try:
-                state.keeper.load(loaded.uri, loaded.memory)
+                state.checkpointable.load(loaded.uri, loaded.memory)
             except UserError:
                 raise
             except ValueError as error:
@@ -82,10 +82,10 @@ class Loop:
                     "another run folder"
                 ) from error
         self._epoch = MetricAccumulator(steps=meta.epoch_step, restored=meta.epoch_step)
-        if meta.epoch_step:  # else they are those of the epoch that had ended
+        if meta.epoch_step:  # at 0 the saved sums are those of the epoch that has ended
             device, first = state.context.device, state.context.rank == 0
             self._epoch.terms = {name: value.to(device) for name, value in loaded.state["epoch"].items()}
-            # already of all ranks
+            # the saved counts are sums over all ranks, so rank 0 alone takes them
             counts = {name: value.to(device) for name, value in loaded.state.get("counts", {}).items()}
             self._epoch.counts = counts if first else {name: value * 0 for name, value in counts.items()}
         self._refreshed, self._metrics = dict(loaded.state["refreshed"]), dict(meta.metrics)
@@ -93,19 +93,20 @@ class Loop:
         self.cursor = Cursor(meta.epoch, meta.epoch_step)
 
     def _restore_optimiser(self, loaded: checkpoint.Loaded) -> None:
-        """The saved moments, under this run's own settings: a changed weight decay holds from here on."""
+        """Loads the saved moments and keeps this run's own settings: a changed weight decay holds from here on."""
         saved, groups = loaded.state["optimiser"], self.optimiser.state_dict()["param_groups"]
         if saved["param_groups"] and saved["param_groups"][0].keys() != groups[0].keys():
             raise CheckpointError(
-                f"{loaded.uri}: the state of another optimiser than {self.state.config.optimiser.name}; change "
+                f"{loaded.uri}: holds the state of another optimiser than {self.state.config.optimiser.name}; change "
                 "training.optimiser.name back or use another run folder"
             )
         self.optimiser.load_state_dict({"state": saved["state"], "param_groups": groups})
 
     def fit(self, batches: Iterator[Raw], last: int | None = None) -> dict[str, float]:
-        """Trains to the end of ``batches``, which start at the cursor, and returns the metrics of the last epoch.
+        """Trains to the end of ``batches`` and returns the metrics of the last epoch that has ended.
 
-        That must be epoch ``last``, by default the one that the schedules end with.
+        ``batches`` start at the cursor and end with epoch ``last`` (default: ``training.epochs``). `stopped` is True
+        afterwards if all ranks agreed to leave earlier. Raises `UserError` when the training diverges.
         """
         last = self.state.config.epochs if last is None else last
         batches = iter(batches)
@@ -116,7 +117,7 @@ class Loop:
                 raw = self._fill(raw, batches)
                 if self.stopped:
                     return self._metrics
-            # before the step, so that nothing is asked of the memory ahead of the checkpoint that follows
+            # decided before the step: if a checkpoint follows, the step must not ask the memory for the next recall
             self.stopped = self.state.stopping.agreed()
             if self.cursor.step == 0:
                 self._begin_epoch()
@@ -138,7 +139,7 @@ class Loop:
         return self._metrics
 
     def _next(self, batches: Iterator[Raw]) -> Raw | None:
-        """The next batch, its time counted as waiting for data."""
+        """The next batch. The time it takes counts as waiting for data."""
         began = time.perf_counter()
         raw = next(batches, None)
         for window in (self._window, self._epoch):
@@ -147,7 +148,7 @@ class Loop:
 
     @torch.no_grad()
     def _fill(self, raw: Raw, batches: Iterator[Raw]) -> Raw:
-        """Remembers what one pass of inference over the corpus finds; returns the first batch to train on."""
+        """Fills the memory by one pass of inference over the corpus; returns the first batch to train on."""
         state, epoch, began, done = self.state, self.cursor.epoch, time.perf_counter(), 0
         ticks = MetricAccumulator()
         if state.memory is None or self.cursor.step != 0:
@@ -155,7 +156,7 @@ class Loop:
         training = [module for module in state.method.modules() if module.training]
         state.method.eval()
         while raw["fill"] and not self.stopped:
-            # the checkpoint before is as good as one that knows half of a pass
+            # no checkpoint inside a pass: the one before the pass is as good as one with half of it
             self.stopped = state.stopping.agreed()
             remember = state.method.fill(self._views(raw, state.segments.fill[epoch]))
             state.memory.exchange(to_memory(remember, raw), None, epoch).result()
@@ -166,7 +167,7 @@ class Loop:
                 ticks = MetricAccumulator()
             if state.context.rank == 0 and done % (10 * state.config.log_every) == 0:
                 state.context.say(f"epoch {epoch + 1}: filling the memory, {done * state.config.batch} utterances")
-        for module in training:  # one by one: a part that was frozen in eval mode stays so
+        for module in training:  # one by one: a part that is frozen in eval mode stays in it
             module.training = True
         if state.context.rank == 0:
             state.context.say(f"epoch {epoch + 1}: filled the memory in {time.perf_counter() - began:.1f} s")
@@ -182,7 +183,7 @@ class Loop:
         return make_views(raw, segments, state.recipes, seed=state.seed, device=state.context.device, first=first)
 
     def _inputs(self, raw: Raw) -> tuple[Views, Batch]:
-        """What the method is given of a step: the views of its own stream and of the labelled one, and who they are."""
+        """The method's inputs of this step: the views of its own and of the labelled stream, with ids and labels."""
         state, epoch = self.state, self.cursor.epoch
         self._check_place(raw, state.pass_steps or state.steps_per_epoch)
         views = self._views(raw, state.segments.own[epoch])
@@ -196,7 +197,7 @@ class Loop:
         return views, replace(batch, labelled=batch_of(raw["labelled"], state.context.device, self.step))
 
     def _check_place(self, raw: Raw, steps: int) -> None:
-        """Whether a batch is that of this step, in a stream of ``steps`` a pass."""
+        """Raises RuntimeError if ``raw`` is not the batch of this step in a stream of ``steps`` steps a pass."""
         expected = cycle_position(self.step, steps)
         if Cursor(raw["epoch"], raw["step"]) != expected:
             raise RuntimeError(f"expected the batch of {expected}, got epoch {raw['epoch']} step {raw['step']}")
@@ -209,7 +210,7 @@ class Loop:
         began = time.perf_counter()
         metrics = state.memory.refresh(epoch)
         if state.log is not None:
-            # of the step that comes: a run that goes on from the checkpoint before it clusters, and logs, once more
+            # logged at the next step: a run that resumes from the checkpoint before clusters again and logs it again
             state.log.write("refresh", self.step + 1, epoch=epoch + 1, **metrics)
         if state.context.rank == 0:
             state.context.say(f"epoch {epoch + 1}: clustered the memory in {time.perf_counter() - began:.1f} s")
@@ -243,21 +244,21 @@ class Loop:
             self._log(lr, epoch)
 
     def _consulted(self, out: Outputs, batch: Batch, prototypes: ClassClient) -> Recalled:
-        """What the memory of classes makes of the step's labelled features and those before, of all ranks."""
+        """What the memory of classes answers, after it has the labelled features of all ranks up to this step."""
         answer = prototypes.exchange(to_classes(self.state.method.consult(out, batch), self.step), self.step).result()
         assert answer is not None
         device = self.state.context.device
         arrays = (answer.prototypes, answer.present, answer.histogram)
         return ClassRecall(*(torch.tensor(array).to(device) for array in arrays))
 
-    def _tell(self, remember: ClassRemember, prototypes: ClassClient) -> None:
-        """Gives the memory of classes what a step has found; waits where a checkpoint looks at it next."""
-        if self._told is not None:
-            self._told.result()
-        self._told = prototypes.exchange(to_classes(remember, self.step), None)
+    def _send(self, remember: ClassRemember, prototypes: ClassClient) -> None:
+        """Gives the memory of classes what a step remembers; waits until it is applied if a checkpoint follows."""
+        if self._sent is not None:
+            self._sent.result()
+        self._sent = prototypes.exchange(to_classes(remember, self.step), None)
         if self._checkpoint_due(self.cursor.step + 1):
-            self._told.result()
-            self._told = None
+            self._sent.result()
+            self._sent = None
 
     def _recalled(self) -> Recall | None:
         answer = None if self._asked is None else self._asked.result()
@@ -271,16 +272,16 @@ class Loop:
         self._asked = None
         if isinstance(remember, ClassRemember):
             assert state.prototypes is not None
-            self._tell(remember, state.prototypes)
+            self._send(remember, state.prototypes)
             return
         if state.memory is None or not state.method.config.remembers(epoch):
             return
         ask = state.method.config.recalls(epoch) and not self._checkpoint_due(self.cursor.step + 1)
         ids = following["id"] if ask and following is not None else None
-        kept = None if remember is None else to_memory(remember, raw)
-        answer = state.memory.exchange(kept, ids, epoch)
+        written = None if remember is None else to_memory(remember, raw)
+        answer = state.memory.exchange(written, ids, epoch)
         if ids is None:
-            answer.result()  # applied before a checkpoint or a clustering looks at the memory
+            answer.result()  # the write must be applied before a checkpoint or a clustering reads the memory
         else:
             self._asked = answer
 
@@ -337,7 +338,7 @@ class Loop:
             self.state.log.write("event", self.step, event="diverged")
 
     def _finite_sums(self) -> dict[str, Tensor]:
-        """The epoch's sums so far; raises `UserError` on every rank rather than let a diverged run be saved."""
+        """The epoch's sums so far. Raises `UserError` on every rank if the run has diverged: it is not saved then."""
         sums = self._epoch.sums()
         weights = nn.utils.get_total_norm([p.detach() for p in self.state.method.parameters()])
         if not torch.isfinite(weights) or not all(torch.isfinite(value) for value in sums.values()):
@@ -353,19 +354,19 @@ class Loop:
         states = collectives.gather_objects(torch.get_rng_state())
         if state.context.rank == 0:
             if state.log is not None:
-                state.log.flush()  # first: lines up to a checkpoint are never written again
+                state.log.flush()  # before the save: a resumed run never writes the lines before its checkpoint again
             content = {
                 "method": state.method.state_dict(),
                 "encoder_prefix": state.method.encoder_prefix,
                 "head_prefix": state.method.head_prefix,
                 "optimiser": self.optimiser.state_dict(),
                 "rng": states,
-                # sums, so that the mean of an interrupted epoch is the mean of all of it
+                # sums, not means: the mean of an interrupted epoch is then the mean over the whole epoch
                 "epoch": sums,
                 "counts": counts,
                 "refreshed": self._refreshed,
             }
-            memory = state.keeper.save if state.keeper is not None else None
+            memory = state.checkpointable.save if state.checkpointable is not None else None
             meta = checkpoint.Meta(self.step, self.cursor.epoch, self.cursor.step, state.architecture, self._metrics)
             checkpoint.save(state.run, meta, content, memory)
             checkpoint.prune(state.run, state.config.checkpoints)
@@ -391,7 +392,7 @@ class Loop:
         return self.cursor.step + 1 == self.state.steps_per_epoch
 
     def _checkpoint_due(self, step: int | None = None) -> bool:
-        """Whether a checkpoint follows when ``step`` batches of the epoch are done."""
+        """Whether a checkpoint follows once ``step`` batches of the epoch are done (None: those done so far)."""
         every = self.state.config.checkpoints.every_steps
         done = self.cursor.step if step is None else step
         return self.stopped or done == self.state.steps_per_epoch or (every > 0 and done % every == 0)

@@ -1,4 +1,4 @@
-"""What is counted between two log lines or over an epoch, and how much of it a person is shown."""
+"""The sums of the terms and counts of steps, between two log lines or over an epoch; and what is printed of them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ SHOWN = (
 
 @dataclass
 class MetricAccumulator:
-    """Sums since the last log line; tensors stay on the device until it is written."""
+    """Sums over steps: of one log line, or of an epoch. Tensors stay on the device until `sums` fetches them."""
 
     terms: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, Tensor] = field(default_factory=dict)
     steps: int = 0
-    restored: int = 0  # of these steps, those that an earlier process timed
+    restored: int = 0  # how many of these steps an earlier process did, and timed
     waited: float = 0.0
     since: float = field(default_factory=time.perf_counter)
     durations: list[float] = field(default_factory=list)  # seconds of each step, from the end of the one before
@@ -43,18 +43,18 @@ class MetricAccumulator:
         self.steps += 1
 
     def tick(self) -> None:
-        """A step has ended: with the waiting for its data, and with a checkpoint that came before it."""
+        """Takes the time of a step that has ended. It includes the wait for its data and a checkpoint before it."""
         now = time.perf_counter()
         self.durations.append(now - self._mark)
         self._mark = now
 
     def leave_out(self, seconds: float) -> None:
-        """Time that was spent on something else than training."""
+        """Leaves out ``seconds`` that were spent on something else than training."""
         self.since += seconds
         self._mark += seconds
 
     def sums(self) -> dict[str, Tensor]:
-        """Sums over steps of the means over ranks, on the CPU; every rank must call this."""
+        """Sums over steps of the means over ranks, on the CPU. Every rank must call this."""
         if not self.terms:
             return {}
         names = sorted(self.terms)
@@ -62,20 +62,20 @@ class MetricAccumulator:
         return dict(zip(names, (total / collectives.world()).cpu().unbind(), strict=True))
 
     def total_counts(self) -> dict[str, Tensor]:
-        """Sums of the counts over steps and ranks, on the CPU; every rank must call this."""
+        """Sums of the counts over steps and ranks, on the CPU. Every rank must call this."""
         names = sorted(self.counts)
         return {name: collectives.sum_over_ranks(self.counts[name]).cpu() for name in names}
 
     def means(self) -> dict[str, float]:
-        """Means over steps and ranks; every rank must call this."""
+        """Means over steps and ranks. Every rank must call this."""
         return self.of_sums(self.sums())
 
     def of_sums(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        """Means from `sums`."""
+        """The means that belong to what `sums` returned."""
         return {name: (value / self.steps).item() for name, value in sums.items()}
 
     def speed(self, batch: int) -> dict[str, float]:
-        """Utterances a second, and the share of the time spent waiting for data."""
+        """Utterances per second, and the share of the time that was spent waiting for data."""
         elapsed = time.perf_counter() - self.since
         return {
             "utterances_per_s": (self.steps - self.restored) * batch / elapsed,
@@ -84,7 +84,10 @@ class MetricAccumulator:
 
 
 def device_memory(device: torch.device) -> dict[str, float]:
-    """Bytes of a GPU: in tensors now and at the most since the last call, held by torch, there in all; else nothing."""
+    """Bytes of a GPU; empty for a CPU.
+
+    Allocated in tensors now, the peak of that since the last call, reserved by torch, and in total.
+    """
     if device.type != "cuda":
         return {}
     figures = {
@@ -98,6 +101,6 @@ def device_memory(device: torch.device) -> dict[str, float]:
 
 
 def duration(seconds: float) -> str:
-    """Hours and minutes, or minutes and seconds."""
+    """``seconds`` as text: hours and minutes, or minutes and seconds."""
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{rest:02d}s"

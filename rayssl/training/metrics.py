@@ -1,7 +1,7 @@
-"""A run's `metrics.jsonl`, one JSON object a line, and its mirror for TensorBoard, at any URI.
+"""A run's `metrics.jsonl`, with one JSON object a line, and a copy of its numbers for TensorBoard; at any URI.
 
-Every line has ``kind`` ("step", "epoch", "event"), ``step`` and ``time`` (Unix seconds). A local file is appended to
-line by line; object stores cannot append, so for them lines are kept and the whole object is put again at each flush.
+Every line has ``kind`` ("step", "epoch", "event"), ``step`` and ``time`` (Unix seconds). To a local file each line is
+appended. Object stores cannot append: there all lines stay in RAM, and each flush writes the whole object again.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ _log = logging.getLogger(__name__)
 
 
 def read_metrics(uri: str) -> list[Record]:
-    """The records of the ``metrics.jsonl`` at ``uri``, in order; a torn last line (a killed writer) is left out.
+    """The records of the ``metrics.jsonl`` at ``uri``, in order.
 
-    Raises `StorageError` naming the line when another one is no JSON object, or when there is no such file.
+    The last line is left out if it is incomplete: its writer was killed. Raises `StorageError` if there is no such
+    file, and names the line if any other line is not a JSON object.
     """
     lines = storage.read_bytes(uri).split(b"\n")
     records: list[Record] = []
@@ -49,12 +50,12 @@ def read_metrics(uri: str) -> list[Record]:
 
 
 class RunLog(Tracker):
-    """Writes the metrics of the run at ``uri``; one process (rank 0) at a time.
+    """Writes the metrics of the run at ``uri``. Only one process (rank 0) may do so at a time.
 
-    ``resume_step`` is the step of the checkpoint that the run goes on from: later lines, which that checkpoint knows
-    nothing of, are dropped. None starts afresh, and drops all. With ``tensorboard`` the numbers are mirrored as
-    scalars ``<kind>/<name>`` to ``<uri>/tensorboard/``. For remote runs, `flush` uploads; `write` does so itself when
-    the last upload is ``upload_every_s`` seconds past, and then only warns when the store cannot be reached.
+    ``resume_step`` is the step of the checkpoint that the run resumes from: lines of later steps are dropped. None is
+    a new run: all lines are dropped. With ``tensorboard`` the numbers are also written as scalars ``<kind>/<name>`` to
+    ``<uri>/tensorboard/``. For runs in object storage `flush` uploads. `write` uploads too if the last upload is
+    ``upload_every_s`` seconds ago; it only warns if the store cannot be reached.
     """
 
     def __init__(
@@ -84,10 +85,10 @@ class RunLog(Tracker):
             self._events = self._open_events(path, resume_step)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Appends one line; numbers may be 0-dim tensors, which become Python numbers only here (one transfer).
+        """Appends one line. Numbers may be 0-dim tensors: they become Python numbers here, in one transfer.
 
-        NaN and infinities, which JSON does not have, are written as null. Raises `ValueError` for a tensor of more
-        than one element and `TypeError` for what JSON cannot hold.
+        NaN and infinities are written as null, since JSON does not have them. Raises `ValueError` for a tensor of more
+        than one element and `TypeError` for a value that JSON cannot hold.
         """
         record: Record = {"kind": kind, "step": int(step), "time": round(time.time(), 3), **_plain(values)}
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
@@ -105,12 +106,12 @@ class RunLog(Tracker):
             try:
                 self.flush()
             except StorageError as error:
-                # training goes on: the lines are kept, and the checkpoint's own flush tells when it matters
+                # training continues: the lines stay here, and the flush before a checkpoint raises if it fails too
                 self._uploaded_at = self._clock()
                 _log.warning("metrics not uploaded, will try again: %s", error)
 
     def flush(self) -> None:
-        """Everything written so far is at the URI when this returns; raises `StorageError` when it cannot be."""
+        """Puts everything that was written so far at the URI. Raises `StorageError` if that fails."""
         if self._events is not None:
             self._events.flush()
         if self._local or not self._changed:
@@ -122,7 +123,7 @@ class RunLog(Tracker):
         self._uploaded_at, self._changed = self._clock(), False
 
     def close(self, *, failed: bool = False) -> None:
-        """Flushes and frees what is held; a second call does nothing."""
+        """Flushes and closes files. A second call does nothing."""
         try:
             self.flush()
         finally:
@@ -147,20 +148,20 @@ class RunLog(Tracker):
         return [json.dumps(record).encode() + b"\n" for record in kept]
 
     def _open_events(self, path: str, resume_step: int | None) -> Any:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only this wants it
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and needed only here
 
         if self._local:
             folder = str(Path(path) / "tensorboard")
         else:
             self._scratch = tempfile.TemporaryDirectory(prefix="rayssl-tensorboard-")
             folder = self._scratch.name
-        # earlier event files stay; TensorBoard hides their events from purge_step on
+        # earlier event files stay; TensorBoard hides their events from step purge_step on
         first = 0 if resume_step is None else resume_step + 1
         return SummaryWriter(folder, purge_step=first)
 
 
 def _plain(values: Record) -> Record:
-    """The values as JSON has them, with all tensors of a device fetched at once."""
+    """The values as JSON can hold them. All tensors are fetched from the device at once."""
     plain = dict(values)
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     if tensors:

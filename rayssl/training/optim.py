@@ -1,4 +1,4 @@
-"""Optimisers by name, with weight decay and layer-wise rates kept off biases and normalisation weights."""
+"""Optimisers by name. Biases and normalisation weights get no weight decay and no layer-wise rates."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rayssl.training.schedules import ScheduleConfig
 
 
 class OptimiserConfig(Config):
-    """``lr`` is the rate at the configured global batch: it is never rescaled behind the user's back.
+    """``lr`` is the rate at the configured global batch. It is never rescaled by the batch size.
 
-    ``lars`` and ``adam_lars`` step in proportion to each layer's own length, see `rayssl.training.lars`; the rates of
-    ``sgd`` and ``adam`` do not carry over. ``momentum`` is that of ``sgd`` and ``lars``, ``trust`` the factor of
-    ``lars``: a layer moves by ``lr * trust`` of its length a step, before momentum.
+    The steps of ``lars`` and ``adam_lars`` are in proportion to the length of each layer's weights, see
+    `rayssl.training.lars`. They need other rates than ``sgd`` and ``adam``. ``momentum`` is for ``sgd`` and ``lars``.
+    ``trust`` is the factor of ``lars``: in one step a layer moves by ``lr * trust`` of its length, before momentum.
     """
 
     name: Literal["adam", "adamw", "sgd", "lars", "adam_lars"] = "adam"

@@ -1,8 +1,9 @@
-"""A memory's state in the folder of a checkpoint: one ``.npz`` for each piece, written by whoever holds its rows.
+"""A memory's state in the folder of a checkpoint: one ``.npz`` for each piece.
 
-``memory-index.npz``, ``memory-references-0007.npz``, ``memory-positives-0007.npz``. The pieces do not depend on how
-many stores the memory has, so that any number can read what any other has written. The record of each file, its size,
-its SHA-256 and its rows ``first`` to ``end - 1``, goes into the checkpoint's ``meta.json``, which is written last.
+``memory-index.npz``, ``memory-references-0007.npz``, ``memory-positives-0007.npz``. The process that holds the rows of
+a piece writes it. The pieces do not depend on the number of stores that the memory has: any number of stores can read
+what any other number has written. Each file has a record: its size, its SHA-256, and its rows ``first`` to
+``end - 1``. The records go into the checkpoint's ``meta.json``, which is written last.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from rayssl import storage
 from rayssl.errors import CheckpointError
 from rayssl.memory.pieces import Kind, Piece, Read
 
-Records: TypeAlias = dict[str, dict[str, Any]]  # of files, by name
+Records: TypeAlias = dict[str, dict[str, Any]]  # the records of files, by file name
 
 PREFIX = "memory-"
 _INDEX = "memory-index.npz"
-_AT_ONCE = 2  # pieces that are written at the same time: each is in memory once more meanwhile
+_AT_ONCE = 2  # pieces written at the same time: meanwhile each is in RAM a second time
 
 
 def write(folder: str, pieces: Iterable[Piece]) -> Records:
@@ -33,14 +34,14 @@ def write(folder: str, pieces: Iterable[Piece]) -> Records:
 
 
 def read_index(folder: str, records: Records) -> dict[str, np.ndarray]:
-    """The arrays of the piece "index"; raises `CheckpointError` where there is none, or it is damaged."""
+    """The arrays of the piece "index". Raises `CheckpointError` if there is none, or if it is damaged."""
     if _INDEX not in records:
-        raise CheckpointError(f"{folder}: names no {_INDEX}; delete this folder and resume")
+        raise CheckpointError(f"{folder}: meta.json does not list {_INDEX}; delete this folder and resume")
     return _read(folder, _INDEX, records[_INDEX])
 
 
 def reader(folder: str, records: Records) -> Read:
-    """Reads the pieces of ``records`` that are asked for, one at a time; each raises `CheckpointError` if damaged."""
+    """A function that reads pieces of ``records`` one at a time. It raises `CheckpointError` for a damaged piece."""
 
     def read(kind: Kind, first: int, end: int) -> Iterator[Piece]:
         names = sorted(name for name in records if name.startswith(f"{PREFIX}{kind}-"))
@@ -53,7 +54,7 @@ def reader(folder: str, records: Records) -> Read:
 
 
 def verified(folder: str, name: str, record: dict[str, Any]) -> bytes:
-    """The content of a file; raises `CheckpointError` where it is not what ``record`` says, or `StorageError`."""
+    """The content of a file. Raises `CheckpointError` if its hash is not that of ``record``, or `StorageError`."""
     data = storage.read_bytes(storage.join(folder, name))
     if hashlib.sha256(data).hexdigest() != record["sha256"]:
         raise CheckpointError(
@@ -63,13 +64,13 @@ def verified(folder: str, name: str, record: dict[str, Any]) -> bytes:
 
 
 def recorded(folder: str, name: str, data: bytes) -> dict[str, Any]:
-    """Writes a file; its record."""
+    """Writes a file and returns its record."""
     storage.write_bytes(storage.join(folder, name), data)
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def foreign(folder: str, name: str) -> CheckpointError:
-    """The error that says that rayssl has not written a file."""
+    """The error for a file that rayssl has not written."""
     return CheckpointError(
         f"{folder}/{name}: not written by rayssl (it holds more than numbers and text); delete this folder and resume"
     )

@@ -1,4 +1,4 @@
-"""Learning-rate schedules as functions of the step alone: nothing to save, nothing to restore."""
+"""Learning-rate schedules. They are functions of the step alone: there is no state to save or restore."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from rayssl.schema import Config
 
 
 class ScheduleConfig(Config):
-    """``step``: the rate times ``factor`` every ``every_epochs`` (0.95 every 5 in the SSPS paper); ``cosine``: down to
-    ``final_lr`` at the last step; ``constant``. ``warmup_epochs`` rise linearly from zero before any of them.
+    """How the learning rate changes.
+
+    ``step``: it is multiplied by ``factor`` every ``every_epochs`` epochs (0.95 every 5 in the SSPS paper).
+    ``cosine``: it falls to ``final_lr`` at the last step. ``constant``: it stays. Before each of them it rises linearly
+    from zero for ``warmup_epochs`` epochs.
     """
 
     name: Literal["step", "cosine", "constant"] = "step"
@@ -23,7 +26,7 @@ class ScheduleConfig(Config):
 
 
 def learning_rate(config: ScheduleConfig, base: float, *, step: int, steps_per_epoch: int, epochs: int) -> float:
-    """The learning rate of global ``step`` (from 0) out of ``steps_per_epoch * epochs``."""
+    """The learning rate of the global ``step``, counted from 0, out of ``steps_per_epoch * epochs`` steps."""
     warmup = config.warmup_epochs * steps_per_epoch
     if step < warmup:
         return base * (step + 1) / warmup

@@ -1,4 +1,4 @@
-"""What a training is made of: its settings, and the objects that the loop puts together."""
+"""The settings of the training, and the objects that the loop works with."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from rayssl.views.recipes import SegmentPlan
 
 
 class TrainingConfig(Config):
-    """``batch`` is global: the same figure on any number of ranks, which must divide it.
+    """``batch`` is global: it stays the same for any number of ranks, and that number must divide it.
 
-    ``epoch_steps``: how many steps make an epoch, 0 for a pass over the stream. What an epoch ends with, a checkpoint
-    and its metrics, costs seconds, and a few labelled clips are passed over in less. ``trackers``: where figures go
-    besides the run's folder and Ray's metrics.
+    ``epoch_steps``: the number of steps of an epoch; 0 for one pass over the stream. Each epoch ends with a checkpoint
+    and its metrics, which cost seconds; a pass over a few labelled clips is shorter than that. ``trackers``: where
+    figures go besides the run's folder and Ray's metrics.
     """
 
     epochs: int = Field(100, ge=1)
@@ -40,11 +40,12 @@ class TrainingConfig(Config):
 
 @dataclass
 class TrainState:
-    """What a run is made of. ``log`` takes its figures, None for a rank that has none to give; ``memory`` is None for
-    methods without one, and so ``prototypes``, the memory of classes.
+    """What one rank trains with.
 
-    ``pass_steps``: the steps of a pass over the stream, where an epoch is not one; ``labelled_steps``: of a pass over
-    the labelled stream.
+    ``log`` takes the figures; None on a rank that has none to give. ``memory`` is the memory of utterances and
+    ``prototypes`` the memory of classes; each is None for a method without it. ``pass_steps``: the steps of a pass
+    over the stream, if an epoch is not exactly one pass. ``labelled_steps``: the steps of a pass over the labelled
+    stream.
     """
 
     config: TrainingConfig
@@ -65,6 +66,6 @@ class TrainState:
     stopping: Stopping = field(default_factory=Stopping)
 
     @property
-    def keeper(self) -> MemoryClient | ClassClient | None:
-        """The memory, of either kind, as what is saved, restored and measured."""
+    def checkpointable(self) -> MemoryClient | ClassClient | None:
+        """The memory of either kind, for saving, restoring and its metrics; None for a method without one."""
         return self.memory if self.prototypes is None else self.prototypes

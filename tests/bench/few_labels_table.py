@@ -6,7 +6,7 @@ digits of `configs/digits_prepare.yaml`.
     python -m tests.bench.few_labels_table augmentations [--seeds 0]
 
 Trains and evaluates what is missing, by the commands a user would type, and prints one Markdown row for each; a run
-that was interrupted goes on where it stopped. Each seed of the first table has its own draw of the split. ``--here``
+that was interrupted resumes. Each seed of the first table has its own draw of the split. ``--here``
 trains without Ray, in one process of one thread, so that two of these commands may run side by side on two cores.
 """
 

@@ -18,7 +18,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 def result(
     run: str, config: str, seed: int, overrides: Sequence[str] = (), which: str = "last", *, here: bool = False
 ) -> Any:
-    """What `rayssl evaluate` wrote of the checkpoint ``which``; a run that was interrupted goes on where it stopped.
+    """What `rayssl evaluate` wrote of the checkpoint ``which``; a run that was interrupted resumes.
 
     ``here``: trained by `tests.bench.train_here` in place of `rayssl train`.
     """

@@ -4,7 +4,7 @@ other bases with SSPS.
     python -m tests.bench.verification_table [--seeds 0 1 2] [--rows simclr ssps supervised dino ssps_dino ...]
 
 Trains and evaluates what is missing, by the commands a user would type, and prints one Markdown row for each; a run
-that was interrupted goes on where it stopped. Needs the corpora of `configs/gsc_prepare.yaml` and access to them.
+that was interrupted resumes. Needs the corpora of `configs/gsc_prepare.yaml` and access to them.
 """
 
 from __future__ import annotations

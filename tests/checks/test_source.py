@@ -100,7 +100,7 @@ FAULTS = {
         "        tones: int = 4\n",
         "        tones: int = 4\n        def located(self): return self.model_copy(update={'tones': self.tones + 1})\n",
         "settings can be located",
-        "located() changes what it gave: ",
+        "located() changes what it returned before: ",
     ),
     "needs the driver": (
         READ,

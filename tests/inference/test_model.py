@@ -107,7 +107,7 @@ def test_what_cannot_be_embedded(model: rayssl.Model, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "short.wav", tone(0, 0, 100), 16000)
     with pytest.raises(AudioError, match=r"text\.wav: unreadable: .*; give an audio file"):
         model.embed_file(str(tmp_path / "text.wav"))
-    with pytest.raises(AudioError, match=r"short\.wav: 100 samples at 16000 Hz, .*run needs 640 at least; give longer"):
+    with pytest.raises(AudioError, match=r"short\.wav: 100 samples at 16000 Hz, .*run needs at least 640; give longer"):
         model.score(str(tmp_path / "short.wav"), str(tmp_path / "short.wav"))
     with pytest.raises(StorageError, match=r"absent\.wav: no such file"):
         model.embed_file(str(tmp_path / "absent.wav"))

@@ -19,8 +19,8 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["env", "/tmp/no-stack"], "stack: /tmp/no-stack holds no stack: start one with 'up'"),
-        (["up", "/tmp/" + 50 * "x"], f"stack: /tmp/{50 * 'x'}: a path of more than 43 characters, too long for Ray's"),
+        (["env", "/tmp/no-stack"], "stack: /tmp/no-stack has no stack: start one with 'up'"),
+        (["up", "/tmp/" + 50 * "x"], f"stack: /tmp/{50 * 'x'}: more than 43 characters are too long for Ray's sockets"),
     ],
 )
 def test_what_cannot_be_is_one_line(words: list[str], line: str) -> None:

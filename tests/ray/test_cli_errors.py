@@ -28,7 +28,7 @@ def keep_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_damaged_audio_met_in_training(ray_cluster: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One line, at once: the workers are not started again for what no restart mends."""
+    """One line, at once: the workers do not start again, since a restart would not help."""
     uri = str(tmp_path / "corpus")
     write_corpus(uri, 64, damaged=37)
     config = write_config(tmp_path / "experiment.yaml", tree(str(tmp_path)))
@@ -37,7 +37,7 @@ def test_damaged_audio_met_in_training(ray_cluster: Any, tmp_path: Path, capsys:
     assert printed.err.count("\n") == 1, printed.err
     assert printed.err.startswith(f"rayssl train: {uri}/shards/00002.parquet: utterance 's5/r0/037': damaged audio")
     assert printed.err.endswith("run rayssl prepare --verify\n")
-    assert "going on" not in printed.out
+    assert "resumes" not in printed.out
 
 
 def test_gpus_that_the_cluster_lacks(ray_cluster: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,7 +105,7 @@ def test_everything_in_the_object_store(
     assert rows["embedding"].type.list_size == rayssl.load(f"{home}/run").dim
     printed = capfd.readouterr()
     assert f"{home}/run (last): EER " in printed.out
-    assert f"{home}/embeddings: 64 embeddings [16] of " in printed.out and "(all there already)" in printed.out
+    assert f"{home}/embeddings: 64 embeddings [16] of " in printed.out and "(all were there before)" in printed.out
     written = storage.list_files(f"{home}/run")
     wanted = ["config.yaml", "origin.json", "metrics.jsonl", "report.html", "evaluation/result.json"]
     wanted += ["exported/step-0000000008.pt2"]

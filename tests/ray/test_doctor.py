@@ -33,7 +33,7 @@ def test_another_token_and_none(ray_cluster: Any, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setenv("RAY_AUTH_MODE", mode)
         monkeypatch.setenv("RAY_AUTH_TOKEN", token)
         (finding,) = doctor.cluster(address_of(ray_cluster))
-        assert finding.state == "FAIL" and "demands a token" in finding.found and "RAY_AUTH_TOKEN" in finding.mend
+        assert finding.state == "FAIL" and "demands a token" in finding.found and "RAY_AUTH_TOKEN" in finding.fix
         assert own not in str(finding) and "not-the-token" not in str(finding)
 
 

@@ -1,4 +1,4 @@
-"""`rayssl embed` on actors: stopped by damaged audio, gone on with, and the same as evaluation's embeddings."""
+"""`rayssl embed` on actors: stopped by damaged audio, resumed, and the same as evaluation's embeddings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DASO through the verbs, on two workers: gone on with, other shards, and judged by its classifier and by probes."""
+"""DASO through the verbs, on two workers: resumed, with other shards, and judged by its classifier and by probes."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def run(cluster: Cluster) -> str:
     assert "Job 'prepare' succeeded" in said
     said = cluster.submit("train", *training(cluster, "run"), "training.epochs=2")
     assert "Job 'train' succeeded" in said
-    assert f"{cluster.folder}/run: trained to epoch 2, loss " in said and "going on" not in said
+    assert f"{cluster.folder}/run: trained to epoch 2, loss " in said and "resumes" not in said
     return f"{cluster.folder}/run"
 
 
@@ -186,7 +186,7 @@ def test_a_stopped_job_has_saved_and_goes_on(cluster: Cluster, run: str) -> None
         assert time.monotonic() < until, cluster.ray("job", "logs", "stopped")
     assert "was stopped" in cluster.ray("job", "stop", "stopped")
     logs = cluster.ray("job", "logs", "stopped")
-    (step,) = re.findall(rf"^rayssl train: {place}: stopped at step (\d+); the same command goes on$", logs, re.M)
+    (step,) = re.findall(rf"^rayssl train: {place}: stopped at step (\d+); the same command resumes$", logs, re.M)
     meta = checkpoint.read_meta(checkpoint.locate(place, "last"))
     assert meta.step == int(step) and "Traceback" not in logs
     epochs = f"training.epochs={meta.epoch + 2}"

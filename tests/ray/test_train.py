@@ -135,7 +135,7 @@ def test_a_finished_run_is_not_trained_again(
 ) -> None:
     before = storage.read_bytes(checkpoint.locate(uninterrupted, "last") + "/meta.json")
     train(folder, "uninterrupted")
-    assert "already trained to epoch 3; raise training.epochs to go on" in capsys.readouterr().out
+    assert "already trained to epoch 3; raise training.epochs to train more" in capsys.readouterr().out
     assert storage.read_bytes(checkpoint.locate(uninterrupted, "last") + "/meta.json") == before
 
 
@@ -155,7 +155,7 @@ def test_a_killed_worker_changes_nothing(uninterrupted: str, folder: Path, capsy
     train(folder, "killed")
     killer.join(1)
     assert killed and killed[0][1] < STEPS, "the run had ended before a worker was killed"
-    assert "going on from the last checkpoint" in capsys.readouterr().out
+    assert "resumes from the last checkpoint" in capsys.readouterr().out
     assert differences(last(run), last(uninterrupted)) == []
     records = read_metrics(storage.join(run, "metrics.jsonl"))
     assert [record["step"] for record in records if record["kind"] == "epoch"] == [6, 12, 18]
@@ -183,8 +183,8 @@ def test_terminated_it_saves_and_goes_on(ray_cluster: Any, uninterrupted: str, f
         driver.kill()
     step = last(uri).meta.step
     assert driver.returncode == 143 and 0 < step < STEPS, err
-    assert f"rayssl train: {uri}: stopped at step {step}; the same command goes on" in err.splitlines()
-    assert "SIGTERM: saving after the step under way, then leaving; once more leaves at once" in out.splitlines()
+    assert f"rayssl train: {uri}: stopped at step {step}; the same command resumes" in err.splitlines()
+    assert "SIGTERM: saves after the current step and then stops; a second signal stops at once" in out.splitlines()
     train(folder, "terminated")
     assert differences(last(uri), last(uninterrupted)) == []
 

@@ -72,7 +72,7 @@ def metric_lines(
 def pseudo_counts(
     draw: np.random.Generator, counts: np.ndarray, rank: np.ndarray, progress: float
 ) -> dict[str, list[int]]:
-    """Rows of the tail are taken for those of the head, less so as training goes on."""
+    """Rows of the tail are taken for those of the head, less so later in the training."""
     truth = 3 * counts + 20
     recall = np.clip(0.97 - (0.95 - 0.6 * progress) * rank - 0.3 * (1 - progress), 0, 1)
     right = draw.binomial(truth, recall)

@@ -17,7 +17,7 @@ SPACE = {
 
 
 def trials(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Temperature and clusters matter; a third goes on at epochs 2 and 5 of 12, one trial fails."""
+    """Temperature and clusters matter; a third continues after epochs 2 and 5 of 12, one trial fails."""
     draw = np.random.default_rng(seed)
     made = []
     for index in range(count):

@@ -49,7 +49,7 @@ def test_a_run_without_trials_is_told_nothing_of_trials_or_speakers(class_page: 
     for text in (text_of(class_page), told):
         assert "Classification" in text
         assert not re.search(r"Speaker verification|scored trials|no map", text)
-    assert f"This run has not been evaluated yet; rayssl evaluate {bare} does it." in told
+    assert f"This run has not been evaluated yet; rayssl evaluate {bare} does that." in told
 
 
 def test_a_run_of_trials_has_no_word_of_classification(small_run: Path, page: str) -> None:

@@ -204,7 +204,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
             ' \'notes=<b> it\'"\'"\'s\'') in told  # fmt: skip
     assert ("run has not been evaluated", f"rayssl evaluate {folder}") in told
     assert [text for text, _ in told if text.startswith("bare")] == [
-        "bare has no usable config.yaml: what it differs in is not known",
+        "bare has no usable config.yaml: how it differs is not known",
         "bare has no usable origin.json: commit and number of ranks are not known",
         "bare has logged no training steps (metrics.jsonl)",
         "bare has not been evaluated",

@@ -100,7 +100,7 @@ def test_every_field_is_escaped() -> None:
 def test_report_without_evaluation(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", epochs=2, steps=5, ssps=False, evaluated=False)
     text = text_of(render(read_run(str(folder))))
-    assert f"This run has not been evaluated yet; rayssl evaluate {folder} does it." in text
+    assert f"This run has not been evaluated yet; rayssl evaluate {folder} does that." in text
     assert "Sampled positives" not in text and "EER" not in text
 
 

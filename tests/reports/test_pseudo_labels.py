@@ -106,7 +106,7 @@ def test_empty_classes_and_epochs_are_drawn_without_a_warning() -> None:
         assert pseudo_curves(pseudo) and pseudo_map(pseudo) and "1/32" in words(bias_picture(pseudo))
 
 
-def test_one_epoch_has_no_course() -> None:
+def test_one_epoch_has_no_learning_curves() -> None:
     assert pseudo_curves(counts(5, 1)) is None and pseudo_map(counts(5, 1)) is None
 
 

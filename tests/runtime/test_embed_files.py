@@ -1,4 +1,4 @@
-"""A folder of embeddings: what is in it, going on after an interruption, and what it refuses. Without Ray."""
+"""A folder of embeddings: what is in it, how it resumes after an interruption, and what it refuses. Without Ray."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_goes_on_to_identical_files(
     assert shards_done == [2] and content(out)["00002.parquet"] == whole["00002.parquet"]
     shards_done.clear()
     assert embed(folder, out) == 0
-    assert shards_done == [] and "(all there already)" in capsys.readouterr().out
+    assert shards_done == [] and "(all were there before)" in capsys.readouterr().out
 
 
 def test_killed_in_the_middle(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,9 +163,9 @@ def test_folders_of_something_else(folder: Path, tmp_path: Path, capsys: pytest.
     assert told.endswith("with another 'encoder' section; give another folder, or delete this one")
     assert content(out) == before
     (out / "_embeddings.json").write_text("{}")
-    assert refused(capsys, run, corpus, out).startswith(f"{out}/_embeddings.json: damaged, or of another version")
+    assert refused(capsys, run, corpus, out).startswith(f"{out}/_embeddings.json: damaged, or from another version")
     (out / "_embeddings.json").unlink()
-    assert "holds Parquet files that are no embeddings of rayssl" in refused(capsys, run, corpus, out)
+    assert "holds Parquet files that rayssl embed has not written" in refused(capsys, run, corpus, out)
 
 
 def test_mistakes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -195,12 +195,12 @@ def test_audio_that_cannot_be_embedded(folder: Path, tmp_path: Path, capsys: pyt
     shards.write_manifest(str(tmp_path / "short"), parts, format="flac", names=names, rejected=0, settings={})
     told = refused(capsys, folder / "run", tmp_path / "short", tmp_path / "out2")
     assert told.startswith(
-        f"{tmp_path}/short/shards/00000.parquet: utterance 'a': 99 samples, this run's encoder needs"
+        f"{tmp_path}/short/shards/00000.parquet: utterance 'a': 99 samples, but this run's encoder needs"
     )
-    assert told.endswith("640 at least; prepare the corpus again with min_s=0.04 or more")
+    assert told.endswith("at least 640; prepare the corpus again with min_s=0.04 or more")
 
 
 def test_a_number_of_actors(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         embed(folder, tmp_path, "--actors", "0")
-    assert "a whole number from 1 on, got '0'" in capsys.readouterr().err
+    assert "must be an integer of at least 1, got '0'" in capsys.readouterr().err

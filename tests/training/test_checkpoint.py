@@ -135,7 +135,7 @@ def test_meta_without_a_state_is_named(tmp_path: Path) -> None:
     text = (Path(uri) / "meta.json").read_text()
     (Path(uri) / "meta.json").write_text(text.replace("state.pt", "state.bin"))
     (Path(uri) / "state.pt").rename(Path(uri) / "state.bin")
-    with pytest.raises(CheckpointError, match=r"names no state\.pt"):
+    with pytest.raises(CheckpointError, match=r"does not list state\.pt"):
         checkpoint.load(uri)
 
 

@@ -147,7 +147,7 @@ def test_a_slow_server_holds_nothing_up() -> None:
     for step in range(20):
         tracker.write("step", step, loss=1.0)
     assert time.monotonic() - began < 0.3
-    assert len(said) == 1 and "does not keep up; figures are missing there from step" in said[0]
+    assert len(said) == 1 and "the server is too slow; figures are missing there from step" in said[0]
     tracker.close()
     assert time.monotonic() - began < 5
     server.ready.set()
@@ -215,7 +215,7 @@ def test_a_run_is_found_again_at_the_same_place_alone(tmp_path: Path) -> None:
 
 
 def two_lives(run: Path, tracker: dict[str, Any], said: list[str]) -> str:
-    """A run that fails after step 2 and goes on to step 4, by the configured tracker; what its folder keeps of it."""
+    """A run that fails after step 2 and resumes to step 4, with the configured tracker; returns what its folder has."""
     config, settings = settings_of(tracker).trackers, {"seed": 3, "training": {"batch": 8}}
     for resumed, steps in ((False, (1, 2)), (True, (2, 3, 4))):
         (opened,) = open_all(config, Identity(str(run), settings, resumed), said.append)

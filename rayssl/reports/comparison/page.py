@@ -1,4 +1,4 @@
-"""Several runs to one HTML page that needs nothing else, and to a few lines for a terminal."""
+"""Compares several runs on one self-contained HTML page, and in a few lines for a terminal."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from rayssl.reports.document import document
 from rayssl.reports.drawing import framed
 from rayssl.reports.run.reading import Record, Run, is_number
 
-_WIDE = 8  # groups whose settings stand in columns; of more, and few keys, the table is turned
-_LONG = 40  # differing keys, of which the table is shut at first
-_UNPAIRED = "* No seed in common: the difference of the means."
-_TERMINAL = 44  # characters of a name
+_WIDE = 8  # the most groups whose settings are in columns; with more groups and few keys the table is transposed
+_LONG = 40  # the table of differing keys is closed at first if it has more keys
+_UNPAIRED = "* No common seed: the difference of the means."
+_TERMINAL = 44  # the most characters of a name
 _CAPTIONS = {
-    "courses": "Metrics that several runs have, as running means; left over steps, right over the time since the run's "
-    "start, without pauses between restarts. Curves of one colour and line are the same run with other seeds. Losses "
-    "of different methods, or of different temperatures and batches, say nothing about each other. Same speaker and "
-    "same recording are shares of sampled positives; useful ones are of the same speaker in another recording.",
-    "verification": "Points are final figures, bars the 95 % interval of the EER, resampled over the test set's "
-    "speakers; it does not hold what another seed would change. A dotted line is the mean of runs that differ in the "
-    "seed alone. Further left is better.",
-    "classification": "Points are final figures, bars the 95 % interval of the balanced accuracy, resampled over the "
-    "test set; it does not hold what another seed would change. A dotted line is the mean of runs that differ in the "
-    "seed alone. Further right is better.",
-    "recall": "Share of each class's test rows that were found, in percent: the mean over seeds. Classes are in the "
-    "order of their labelled training rows, most on the left, where those are known.",
+    "learning_curves": "Metrics that several runs have, as running means. Left: over steps. Right: over the time since "
+    "the run's start, without pauses between restarts. Curves with the same colour and line differ only in the seed. "
+    "Losses of different methods, temperatures or batches cannot be compared. Same speaker and same recording are "
+    "shares of sampled positives; useful positives are of the same speaker in another recording.",
+    "verification": "Points are final figures. Bars are the 95 % interval of the EER, resampled over the test set's "
+    "speakers; it does not include the effect of the seed. A dotted line is the mean of runs that differ only in the "
+    "seed. Further left is better.",
+    "classification": "Points are final figures. Bars are the 95 % interval of the balanced accuracy, resampled over "
+    "the test set; it does not include the effect of the seed. A dotted line is the mean of runs that differ only in "
+    "the seed. Further right is better.",
+    "recall": "The share of each class's test rows that were found, in percent, as the mean over seeds. If the numbers "
+    "of labelled training rows are known, the class with the most is on the left.",
 }
 
 
 def write_comparison(uris: Sequence[str], out: str) -> str:
-    """Writes the page about the runs at ``uris`` to the file or URI ``out``; returns what a terminal should show.
+    """Writes the page about the runs at ``uris`` to the file or URI ``out``. Returns a summary for the terminal.
 
-    Raises `StorageError` for a folder that is no run, or a page that cannot be written.
+    Raises `StorageError` for a folder that is not a run, or if the page cannot be written.
     """
     comparison = reading.read_comparison(uris)
     storage.write_text(out, render(comparison))
@@ -47,7 +47,7 @@ def render(comparison: Comparison) -> str:
     """The whole page as HTML text. All text that comes from the runs is escaped."""
     title = f"{len(comparison.runs)} runs compared"
     groups = len(comparison.groups)
-    said = f"in {groups} groups; runs of a group differ in the seed alone" if groups < len(comparison.runs) else ""
+    said = f"in {groups} groups; runs of a group differ only in the seed" if groups < len(comparison.runs) else ""
     sections = [
         f"<h1>{title}</h1>" + (f'<p class="soft">{said}</p>' if said else ""),
         _runs(comparison),
@@ -55,13 +55,13 @@ def render(comparison: Comparison) -> str:
         _verification(comparison),
         _classification(comparison),
         _differences(comparison),
-        _courses(comparison),
+        _learning_curves(comparison),
     ]
     return document(f"{title} - rayssl report", sections)
 
 
 def summary(comparison: Comparison) -> str:
-    """The final figures as lines of plain text, and what is missing."""
+    """The final figures, and what is missing, as lines of plain text."""
     lines = []
     for title, figures, of in _final_tables(comparison):
         groups = [group for group in comparison.groups if any(of(run) for run in group.runs)]
@@ -75,8 +75,8 @@ def summary(comparison: Comparison) -> str:
                 cells.append("-" if found is None else found.text(_decimals(key)) + interval)
             lead, (_, scale) = next(iter(figures.items()))
             gap = reading.difference(group, groups[0], _value(of, lead, scale))
-            told = "" if gap is None or group is groups[0] else gap.difference(_decimals(lead))
-            rows.append([f"{group.number} {_cut(group.label)}", *cells, str(len(had)), told])
+            said = "" if gap is None or group is groups[0] else gap.difference(_decimals(lead))
+            rows.append([f"{group.number} {_cut(group.label)}", *cells, str(len(had)), said])
         lines += [title, *_aligned(rows)]
         if any(row[-1].endswith("*") for row in rows):
             lines.append(f"  {_UNPAIRED}")
@@ -102,9 +102,9 @@ def _runs(comparison: Comparison) -> str:
     heads = ["Run", "Seed", "Commit", "Ranks", "Epochs", "Steps", "Time", "Loss at the end"]
     notes = []
     if len(commits) > 1:
-        notes.append(f"They come from {len(commits)} commits: what the code changed differs too.")
+        notes.append(f"They come from {len(commits)} commits: the code differs too.")
     if any(str(commit).endswith("+changes") for commit in commits):
-        notes.append("A commit with + had changes that were not committed.")
+        notes.append("A commit with + had uncommitted changes.")
     if len(versions) > 1:
         notes.append("Versions of packages differ between them (origin.json).")
     return "<h2>Runs</h2>\n" + _table([_text(heads[0]), *map(_number, heads[1:])], rows) + _note(notes)
@@ -157,7 +157,7 @@ def _classification(comparison: Comparison) -> str:
 
 
 def _every_classifier(comparison: Comparison, every: list[tuple[str, float | None]]) -> str:
-    """Balanced accuracy of all classifiers, groups in rows."""
+    """The balanced accuracy of all classifiers, with a row for each group."""
     heads = [_text("Group"), *(_number(reading.classifier_name(which)) for which in every)]
     rows = []
     for group in comparison.groups:
@@ -165,12 +165,12 @@ def _every_classifier(comparison: Comparison, every: list[tuple[str, float | Non
         if any(found):
             cells = [_number("-" if each is None else each.text(1)) for each in found]
             rows.append([f'<td class="value">{_swatch(group)}{escape(group.label)}</td>', *cells])
-    title = "<p>Balanced accuracy in % of every classifier that was tried, mean ± standard deviation over seeds:</p>"
+    title = "<p>Balanced accuracy in % of every classifier, mean ± standard deviation over seeds:</p>"
     return title + _table(heads, rows)
 
 
 def _final(comparison: Comparison, figures: dict[str, Any], of: Any, extra: tuple[str, ...]) -> list[str]:
-    """The table of runs, with differences to the first; where some differ in the seed alone, these in one of groups."""
+    """The table of runs, with differences from the first. If some group has several runs, a second table has them."""
     names, rows = comparison.names(), []
     groups = [group for group in comparison.groups if any(of(run) for run in group.runs)]
     single = 1 < len(groups) == sum(len(group.runs) for group in groups)
@@ -214,7 +214,7 @@ def _group_table(groups: list[Group], figures: dict[str, Any], of: Any) -> str:
             unpaired = unpaired or (gap is not None and not gap.paired)
             cells.append(_number("" if gap is None else gap.difference(_decimals(key))))
         rows.append([f'<td class="value">{_swatch(group)}{escape(group.label)}</td>', *cells])
-    notes = ["Mean ± standard deviation over seeds; differences to the first group are of n runs with the same seed."]
+    notes = ["Mean ± standard deviation over seeds. Differences from the first group are over n pairs of equal seed."]
     if unpaired:
         notes.append(_UNPAIRED)
     return _table(heads, rows) + _note(notes)
@@ -225,7 +225,7 @@ def _differences(comparison: Comparison) -> str:
     title = "<h2>Configuration: what differs</h2>"
     if not found:
         return f"{title}\n<p>Nothing but seeds.</p>" if len(comparison.runs) > 1 else ""
-    said = '<p class="soft">Seeds and the runs\' folders are left out; - where the key does not exist.</p>'
+    said = '<p class="soft">Seeds and the runs\' folders are left out. - means that the key does not exist.</p>'
     turned = len(comparison.groups) > _WIDE and len(found) < len(comparison.groups)
     heads = [f'<th class="group">{_swatch(group)}{escape(group.label)}</th>' for group in comparison.groups]
     if turned:
@@ -249,14 +249,14 @@ def _differences(comparison: Comparison) -> str:
     return f"{title}\n{said}{table}"
 
 
-def _courses(comparison: Comparison) -> str:
-    picture = pictures.courses(comparison)
-    told = framed(picture, _CAPTIONS["courses"]) if picture else "<p>No two runs have a metric in common.</p>"
-    return f"<h2>Training</h2>\n{told}"
+def _learning_curves(comparison: Comparison) -> str:
+    picture = pictures.learning_curves(comparison)
+    shown = framed(picture, _CAPTIONS["learning_curves"]) if picture else "<p>No two runs have a metric in common.</p>"
+    return f"<h2>Training</h2>\n{shown}"
 
 
 def _final_tables(comparison: Comparison) -> list[tuple[str, dict[str, Any], Callable[[Run], Record]]]:
-    """Title, figures and where a run has them, of verification and of each classifier that tells of further runs."""
+    """The title, the figures and a function that finds a run's results, for verification and each chosen classifier."""
     tables: list[tuple[str, dict[str, Any], Callable[[Run], Record]]] = []
     if any(run.verified for run in comparison.runs):
         tables.append(("Speaker verification", VERIFICATION, reading.verification))
@@ -301,7 +301,7 @@ def _evaluated_on(run: Run) -> Any:
 
 
 def _swatch(group: Group) -> str:
-    """The group's line and number."""
+    """The group's line and number, as HTML."""
     dashes = {"-": "", "--": "6 3", ":": "2 3", "-.": "7 3 2 3"}[group.line]
     line = f'<line x1="1" y1="6" x2="25" y2="6" stroke="{group.colour}" stroke-width="4" stroke-dasharray="{dashes}"/>'
     return f'<svg class="swatch" viewBox="0 0 26 12" role="img">{line}</svg><b>{group.number}</b>&nbsp; '

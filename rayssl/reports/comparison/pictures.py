@@ -1,6 +1,6 @@
-"""The pictures of a comparison: courses laid over each other, final figures with intervals, recall by class.
+"""The pictures of a comparison: learning curves in one picture, final figures with intervals, recall by class.
 
-A group of runs has one colour and line in all of them; runs of a group that differ in the seed alone share it.
+A group is the runs that differ only in the seed. It has the same colour and line in all pictures.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rayssl.reports.run.reading import Record, is_number
 
 Floats = NDArray[np.float64]
 
-_POINTS = 300  # of one curve, of which there may be dozens
+_POINTS = 300  # the most points of a curve; there may be dozens of curves
 _SHARES = {
     "coverage": "Coverage", "speaker_accuracy": "Same speaker", "recording_accuracy": "Same recording",
     "useful_rate": "Useful positives", "train_accuracy": "Training accuracy",
@@ -39,14 +39,14 @@ _NAMES = {
     "loss": "Training loss", "utterances_per_s": "Utterances per second", "nmi_speaker": "NMI with speakers",
     "nmi_recording": "NMI with recordings", **_SHARES,
 }  # fmt: skip
-_BARS = (6, 120)  # of recall: of one class and in all, that can be told apart
-_HATCHES = {"-": "", "--": "////", ":": "....", "-.": "xxxx"}  # of bars, in place of lines
-_ROW = 0.3  # inches, of one run in a picture that lists runs
+_BARS = (6, 120)  # the most bars of recall for one class, and in total, that can be distinguished
+_HATCHES = {"-": "", "--": "////", ":": "....", "-.": "xxxx"}  # hatches of bars, for each line style
+_ROW = 0.3  # inches: the height of one run in a picture that lists runs
 
 
 @rc_context(STYLE)
-def courses(comparison: Comparison) -> str | None:
-    """Metrics that several runs have, one a row, over steps and over the time of training; None without any."""
+def learning_curves(comparison: Comparison) -> str | None:
+    """The metrics that several runs have, one in each row, over steps and over training time; None without any."""
     names = common_metrics(comparison)
     if not names:
         return None
@@ -80,19 +80,19 @@ def courses(comparison: Comparison) -> str | None:
         elif name == "utterances_per_s":
             left.set_ylim(bottom=0)
     _legend(figure, drawn, "outside upper center")
-    return svg_text(figure, "courses")
+    return svg_text(figure, "learning_curves")
 
 
 @rc_context(STYLE)
 def verification_picture(comparison: Comparison) -> str | None:
-    """EER with its interval, and the cost at p = 0.01, one run a row; None without results on trials."""
+    """The EER with its interval, and minDCF at p = 0.01, with a row for each run; None without such results."""
     figures = [("eer", "Equal error rate", True), ("min_dcf_001", "minDCF at p = 0.01", False)]
     return _final(comparison, [(key, text, share, verification) for key, text, share in figures], "verification")
 
 
 @rc_context(STYLE)
 def classification_picture(comparison: Comparison, which: tuple[str, float | None]) -> str | None:
-    """Balanced accuracy with its interval, geometric mean and macro F1 of one classifier, one run a row."""
+    """Balanced accuracy with its interval, geometric mean and macro F1 of one classifier, with a row for each run."""
     figures = {"balanced_accuracy": "Balanced accuracy", "geometric_mean": "Geometric mean", "macro_f1": "Macro F1"}
     wanted = [(key, text, True, lambda run: classification(run, which)) for key, text in figures.items()]
     return _final(comparison, wanted, "classification")
@@ -100,9 +100,10 @@ def classification_picture(comparison: Comparison, which: tuple[str, float | Non
 
 @rc_context(STYLE)
 def recall_picture(comparison: Comparison, which: tuple[str, float | None]) -> str | None:
-    """Recall of every class, the groups side by side (means over their runs); None without figures by class.
+    """The recall of every class in each group (the mean over its runs); None without figures by class.
 
-    Bars while they can be told apart, else one row of cells a group. Only runs with the first's classes are drawn.
+    It draws bars if they can be distinguished, otherwise a row of cells for each group. Runs whose classes differ from
+    the first run's are left out.
     """
     found = {
         group.number: [rows for run in group.runs if (rows := class_rows(classification(run, which)))]
@@ -156,7 +157,7 @@ def _recall_cells(groups: list[Group], table: Floats, names: list[str]) -> str:
 
 
 def _final(comparison: Comparison, figures: list[tuple[str, str, bool, Any]], salt: str) -> str | None:
-    """One panel a figure and one row a run: its value, its 95 % interval where it has one, the mean of its group."""
+    """A panel for each figure, a row for each run: its value, its 95 % interval if it has one, its group's mean."""
     rows = [(group, run) for group in comparison.groups for run in group.runs]
     rows = [(group, run) for group, run in rows if any(is_number(of(run).get(key)) for key, _, _, of in figures)]
     if not rows:
@@ -201,7 +202,7 @@ def _recalls(rows: list[Record], names: list[str]) -> Floats | None:
 
 
 def _smooth(values: Floats) -> Floats:
-    """The running mean over a 60th of the course, as the page of one run has it."""
+    """The running mean over a 60th of the values, as on the page of one run."""
     width = max(1, len(values) // 60)
     if width < 3:
         return values
@@ -210,12 +211,12 @@ def _smooth(values: Floats) -> Floats:
 
 
 def _thin(x: Floats, y: Floats) -> tuple[Floats, Floats]:
-    kept = np.unique(np.linspace(0, len(x) - 1, min(len(x), _POINTS)).round().astype(int))
-    return x[kept], y[kept]
+    chosen = np.unique(np.linspace(0, len(x) - 1, min(len(x), _POINTS)).round().astype(int))
+    return x[chosen], y[chosen]
 
 
 def _legend(figure: Any, groups: Sequence[Group], place: str, squares: bool = False) -> None:
-    """One entry a group."""
+    """Adds a legend with an entry for each group."""
     if squares:
         marks: list[Any] = [Patch(facecolor=g.colour, hatch=_HATCHES[g.line]) for g in groups]
     else:
@@ -245,7 +246,7 @@ def _row_name(group: Group, run: Any) -> str:
 
 
 def _short(text: str, most: int) -> str:
-    """At most ``most`` characters, the middle left out: names of a sweep differ at their ends; and no formula."""
+    """``text`` cut in its middle to ``most`` characters: names of a sweep differ at their ends. ``$`` is escaped."""
     if len(text) > most:
         text = f"{text[: most // 2 - 1]}…{text[-(most - most // 2) :]}"
     return text.replace("$", r"\$")

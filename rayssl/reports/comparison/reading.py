@@ -1,6 +1,6 @@
-"""Several runs side by side: which are the same but for the seed, what differs between the others, and by how much.
+"""Compares several runs: which differ only in the seed, which settings differ between the others, and by how much.
 
-Everything here is data; `compare_page` makes the page of it and `compare_pictures` the pictures.
+This module has the data; `page` makes the HTML page from it, and `pictures` the pictures.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ CLASSIFICATION = {
 }
 _LINES = ("-", "--", ":", "-.")
 _FIRST = ("loss", "utterances_per_s", "coverage", "speaker_accuracy", "useful_rate")
-# a schedule that was asked for, a share of the throughput, a count of refreshes
-_PASSED_OVER = {"lr", "data_wait", "seconds", "version"}
+# not drawn: the schedule is known, data_wait belongs to the throughput, and the others describe refreshes
+_LEFT_OUT = {"lr", "data_wait", "seconds", "version"}
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that are the same but for the seed; ``number`` counts from 1, colour and line are its own everywhere."""
+    """Runs that differ only in the seed. ``number`` counts from 1. The group has its own colour and line everywhere."""
 
     number: int
     label: str
@@ -47,7 +47,7 @@ class Group:
 
     @property
     def colour(self) -> str:
-        """One of `COLOURS`; beyond those the line tells groups apart."""
+        """One of `COLOURS`. Groups with the same colour have different lines."""
         return COLOURS[(self.number - 1) % len(COLOURS)]
 
     @property
@@ -68,13 +68,13 @@ class Comparison:
         return [run for group in self.groups for run in group.runs]
 
     def names(self) -> dict[str, str]:
-        """By URI the shortest end of it that no other run has; the whole URI where there is none."""
+        """For each URI its shortest end that no other run has; the whole URI if there is no such end."""
         return _short_names([run.uri for run in self.runs])
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure over the runs of a group: how many have it, their mean and (of two or more) sample deviation."""
+    """A figure over the runs of a group: how many have it, their mean, and for two or more their sample deviation."""
 
     count: int
     mean: float
@@ -82,25 +82,28 @@ class Spread:
     paired: bool = True
 
     def text(self, decimals: int, sign: str = "") -> str:
-        """``mean ± sd``, the sd where there is one."""
+        """``mean ± sd``, or the mean alone without a deviation."""
         said = f"{self.mean:{sign}.{decimals}f}"
         return said if self.deviation is None else f"{said} ± {self.deviation:.{decimals}f}"
 
     def difference(self, decimals: int) -> str:
-        """As a difference: with its sign and over how many pairs it goes, or ``*`` for none."""
+        """The text of a difference: with its sign, and with the number of pairs or ``*`` for no pairs."""
         return f"{self.text(decimals, '+')} {f'(n={self.count})' if self.paired else '*'}"
 
 
 def read_comparison(uris: Sequence[str]) -> Comparison:
     """The runs at ``uris``, each once, without their scores and embeddings.
 
-    Raises `StorageError` with one line for a folder that is no run.
+    Raises `StorageError` for a folder that is not a run.
     """
     return grouped([read_run(uri, drawn=False) for uri in dict.fromkeys(uri.rstrip("/") for uri in uris)])
 
 
 def grouped(runs: Sequence[Run]) -> Comparison:
-    """The runs in groups of equal configuration but for seeds and the run's folder; one without any stands alone."""
+    """Groups the runs whose configurations differ only in seeds and the run's folder.
+
+    A run without a configuration is a group of its own.
+    """
     found: dict[str, list[Run]] = {}
     for run in runs:
         key = run.uri if run.config is None else json.dumps(settings(run), sort_keys=True, default=str)
@@ -117,9 +120,10 @@ def grouped(runs: Sequence[Run]) -> Comparison:
 
 
 def settings(run: Run) -> dict[str, Any]:
-    """The run's dotted keys, without seeds and its own folder; ``seed3`` in a value of the run of seed 3 is ``seed*``.
+    """The run's dotted keys, without seeds and without its own folder.
 
-    So runs that go on from others, each from that of its seed, are the same but for the seed.
+    In the values of a run with seed 3, ``seed3`` becomes ``seed*``. So runs that start from another run of the same
+    seed still differ only in the seed.
     """
     leaves = flatten(run.config or {})
     own = re.compile(rf"(?i)(?<=seed)([-_=]?){re.escape(str(seed(run)))}(?!\d)")
@@ -131,9 +135,9 @@ def settings(run: Run) -> dict[str, Any]:
 
 
 def differences(groups: Sequence[Group]) -> dict[str, list[Any]]:
-    """Keys of the configuration whose values differ, with the value in each group, `ABSENT` where it has none.
+    """The keys of the configuration whose values differ, with the value of each group (`ABSENT` if it has none).
 
-    Keys stand by their sections, in the order of the first configuration that has them.
+    Keys are grouped by sections, in the order of the first configuration that has them.
     """
     trees = [settings(group.runs[0]) for group in groups if group.runs[0].config is not None]
     known = [settings(group.runs[0]) if group.runs[0].config is not None else None for group in groups]
@@ -148,21 +152,21 @@ def differences(groups: Sequence[Group]) -> dict[str, list[Any]]:
 
 
 def seed(run: Run) -> Any:
-    """The run's seed; None where neither its configuration nor its origin tells."""
+    """The run's seed; None if neither its configuration nor its origin has it."""
     own = (run.config or {}).get("seed")
     return run.origin.get("seed") if own is None else own
 
 
 def spread(group: Group, value: Any) -> Spread | None:
-    """A figure over the group's runs, ``value(run)`` being a number or None; None where no run has it."""
+    """A figure over the group's runs. ``value(run)`` is a number or None. None if no run has the figure."""
     found = [value(run) for run in group.runs]
     return _spread([float(v) for v in found if is_number(v)])
 
 
 def difference(group: Group, base: Group, value: Any) -> Spread | None:
-    """How much the figure is above ``base``'s: run minus run of the same seed; of the means where none is shared.
+    """The figure of ``group`` minus that of ``base``, over pairs of runs with the same seed.
 
-    Of several runs with one seed it is their mean that is paired.
+    For several runs with one seed, their mean is used. If the groups share no seed, it is the difference of the means.
     """
     mine, theirs = ({key: float(np.mean(v)) for key, v in _by_seed(each, value).items()} for each in (group, base))
     pairs = [mine[key] - theirs[key] for key in mine if key in theirs]
@@ -173,43 +177,43 @@ def difference(group: Group, base: Group, value: Any) -> Spread | None:
 
 
 def verification(run: Run) -> Record:
-    """The run's first result on trials; empty without one."""
+    """The run's first result of speaker verification; empty without one."""
     return run.verified[0] if run.verified else {}
 
 
 def classification(run: Run, which: tuple[str, float | None]) -> Record:
-    """The run's result by that classifier from that share of the labels; empty without one."""
+    """The run's result with this classifier and this share of the labels; empty without one."""
     return next((result for result in run.classified if _classifier(result) == which), {})
 
 
 def classifiers(comparison: Comparison) -> list[tuple[str, float | None]]:
-    """Heads and shares of labels with results, those of most runs first, then as `Run.classified` has them."""
+    """All heads with shares of labels that have results: those of most runs first, then in `Run.classified`'s order."""
     counts = Counter(which for run in comparison.runs for which in {_classifier(result) for result in run.classified})
     place = {head: index for index, head in enumerate(HEADS)}
     return sorted(counts, key=lambda w: (-counts[w], place.get(w[0], len(place)), -(1.0 if w[1] is None else w[1])))
 
 
 def chosen_classifiers(comparison: Comparison) -> list[tuple[str, float | None]]:
-    """Of `classifiers`, as few as it takes that every evaluated run has one."""
-    chosen, told = [], set[str]()
+    """The first of `classifiers` that are needed so that every evaluated run has a result of one of them."""
+    chosen, covered = [], set[str]()
     for which in classifiers(comparison):
         having = {run.uri for run in comparison.runs if classification(run, which)}
-        if having - told:
+        if having - covered:
             chosen.append(which)
-            told |= having
+            covered |= having
     return chosen
 
 
 def classifier_name(which: tuple[str, float | None]) -> str:
-    """For people: whose predictions, from which share of the labels."""
+    """The name for people: the classifier, and its share of the labels."""
     head, share = which
     return HEADS.get(head, head) + (f", {100 * share:g} % of labels" if share is not None else "")
 
 
 def curve(run: Run, name: str) -> tuple[Floats, Floats, Floats]:
-    """Steps, seconds since the start and values ``[k]`` of a metric, from the lines of steps, else those of epochs.
+    """The steps, the seconds since the start and the values ``[k]`` of a metric, from lines of steps or else of epochs.
 
-    Where the run was started again, the time in which it did not run is left out.
+    Time in which the run did not run, before a restart, is left out.
     """
     for kind in ("step", "epoch"):
         lines = [r for r in run.metrics if r.get("kind") == kind and is_number(r.get(name))]
@@ -224,9 +228,9 @@ def curve(run: Run, name: str) -> tuple[Floats, Floats, Floats]:
 
 
 def common_metrics(comparison: Comparison, most: int = 10) -> list[str]:
-    """Metrics with a course in two runs or more, at most ``most``: loss, its terms, throughput, those of epochs.
+    """Metrics with learning curves in two or more runs, at most ``most``: loss, its terms, throughput, then of epochs.
 
-    What never changes in any run is left out, and a term that is all of the loss.
+    Metrics that never change in any run are left out, and so is a term that equals the loss.
     """
     counts, steps, values = Counter[str](), set[str](), dict[str, set[float]]()
     for run in comparison.runs:
@@ -237,7 +241,7 @@ def common_metrics(comparison: Comparison, most: int = 10) -> list[str]:
             counts[name] += len(found) > 0
             values.setdefault(name, set()).update(found.tolist())
     wanted = [name for name, count in counts.most_common() if count > 1 and len(values[name]) > 1]
-    wanted = [name for name in wanted if name not in _PASSED_OVER and not _only_the_loss(comparison, name)]
+    wanted = [name for name in wanted if name not in _LEFT_OUT and not _only_the_loss(comparison, name)]
     chosen = [name for name in _FIRST if name in wanted]
     chosen += sorted((name for name in wanted if name not in _FIRST), key=lambda name: name not in steps)
     order = {"loss": 0, "utterances_per_s": 2}
@@ -245,7 +249,7 @@ def common_metrics(comparison: Comparison, most: int = 10) -> list[str]:
 
 
 def facts(run: Run) -> Record:
-    """Where the run came from and how far it went: seed, commit, ranks, epochs of how many, steps, seconds, loss."""
+    """The run's origin and progress: seed, commit, ranks, epochs done and planned, steps, seconds, last loss."""
     epochs = (run.config or {}).get("training")
     steps, seconds, losses = curve(run, "loss")
     done = [int(r["epoch"]) for r in run.metrics if r.get("kind") == "epoch" and is_number(r.get("epoch"))]
@@ -262,13 +266,13 @@ def facts(run: Run) -> Record:
 
 
 def missing(comparison: Comparison) -> list[tuple[str, str | None]]:
-    """Sentences about what a run lacks, each with the command that makes it, or None."""
+    """Sentences about what runs lack, each with the command that makes it, or None."""
     found: list[tuple[str, str | None]] = []
     for run, name in ((run, comparison.names()[run.uri]) for run in comparison.runs):
         known = facts(run)
         found += [(f"{name}: {problem}", None) for problem in run.problems]
         if run.config is None:
-            found.append((f"{name} has no usable config.yaml: what it differs in is not known", None))
+            found.append((f"{name} has no usable config.yaml: how it differs is not known", None))
         if not run.origin:
             found.append((f"{name} has no usable origin.json: commit and number of ranks are not known", None))
         again = shlex.join(["rayssl", *map(str, run.origin.get("argv", [])[1:])]) if run.origin.get("argv") else None
@@ -292,7 +296,7 @@ def _by_seed(group: Group, value: Any) -> dict[Any, list[float]]:
 
 
 def _only_the_loss(comparison: Comparison, name: str) -> bool:
-    """Whether a metric is the loss's only term in every run."""
+    """Whether a metric is the only term of the loss in every run."""
     if name == "loss":
         return False
     pairs = [(curve(run, name)[2], curve(run, "loss")[2]) for run in comparison.runs]
@@ -311,7 +315,7 @@ def _classifier(result: Record) -> tuple[str, float | None]:
 
 
 def _running_time(run: Run, times: Floats) -> Floats:
-    """Seconds ``[k]`` since the last start before the first line, without the pauses before later starts."""
+    """The seconds ``[k]`` since the last start before the first line, without the pauses before later starts."""
     starts = run.origin.get("starts")
     given = (
         [_unix(start.get("time")) for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
@@ -350,7 +354,7 @@ def _short_names(uris: Sequence[str]) -> dict[str, str]:
 
 
 def _group_label(names: list[str]) -> str:
-    """The name of one run; of several what their names begin with, without a trailing "seed"."""
+    """The name of a single run; for several, the common beginning of their names without a trailing "seed"."""
     if len(names) == 1:
         return names[0]
     same = next((at for at, letters in enumerate(zip(*names, strict=False)) if len(set(letters)) > 1), len(names[0]))

@@ -1,6 +1,6 @@
 """The pictures of classification results: figures by class, confusions, shares of labels, accuracy over time.
 
-Classes stand everywhere in the same order, by falling number of labelled training rows where that is known.
+Classes have the same order in all pictures: by falling number of labelled training rows, if that is known.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from rayssl.reports.run.reading import HEADS, Record, Run, is_number
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-NAMED = 60  # classes; more cannot be told by name
-_WITH_NUMBERS = 12  # classes whose confusion matrix has room for numbers
-_FAINTEST = 0.005  # share of a row that can be seen
-_LEVELS = 50  # strengths of colour
+NAMED = 60  # the most classes whose names have room
+_WITH_NUMBERS = 12  # the most classes whose confusion matrix has room for numbers
+_FAINTEST = 0.005  # a smaller share of a row cannot be seen
+_LEVELS = 50  # the number of strengths of a colour
 _CELL = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5], [-0.5, -0.5]])
 _CELL_CODES = np.array([Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY])
-_LISTED = 12  # most frequent confusions
+_LISTED = 12  # how many of the most frequent confusions are listed
 _HEAD_STYLES = {"model": (VERMILION, "D"), "linear": (BLUE, "o"), "finetune": (GREEN, "s"), "knn": (ORANGE, "^")}
 
 
 def class_rows(result: Record) -> list[Record]:
-    """The result's figures by class, by falling training count where every class has one; empty if unusable."""
+    """The result's figures of each class, by falling training count if every class has one; empty if unusable."""
     rows = _rows(result)
     return [rows[c] for c in by_count([row.get("train_count") for row in rows])]
 
 
 def train_counts(result: Record) -> dict[str, int]:
-    """Labelled training rows by class name; empty unless known for every class."""
+    """The labelled training rows of each class name; empty unless they are known for every class."""
     rows = class_rows(result)
     known = all(is_number(row.get("train_count")) for row in rows)
     return {str(row["name"]): int(row["train_count"]) for row in rows} if known else {}
@@ -47,7 +47,7 @@ def train_counts(result: Record) -> dict[str, int]:
 
 @rc_context(STYLE)
 def class_bars(result: Record) -> str | None:
-    """Recall and precision of every class, below its number of training rows; None without figures by class."""
+    """Recall and precision of every class, and above them its number of training rows; None without such figures."""
     rows = class_rows(result)
     if not rows:
         return None
@@ -72,7 +72,7 @@ def class_bars(result: Record) -> str | None:
     axes.grid(False, axis="x")
     name_classes(axes, [str(row["name"]) for row in rows])
     _mark_thirds(axes, result, len(rows))
-    # in the upper panel, whose bars fall away from it
+    # the legend is on the right of the upper panel, where its bars are low
     handles, texts = axes.get_legend_handles_labels()
     place_of: Any = {"loc": "upper right"} if counts else {"loc": "lower right", "bbox_to_anchor": (1, 1.0)}
     np.ravel(all_axes)[0].legend(handles, texts, ncols=2, **place_of)
@@ -80,7 +80,7 @@ def class_bars(result: Record) -> str | None:
 
 
 def _mark_thirds(axes: Any, result: Record, classes: int) -> None:
-    """The mean recall of each third above its classes, and lines between the thirds."""
+    """Writes the mean recall of each third above its classes, and draws lines between the thirds."""
     for index, part in enumerate(np.array_split(np.arange(classes), 3)):
         name = ("many", "medium", "few")[index]
         if not is_number(result.get(name)) or not len(part):
@@ -107,7 +107,7 @@ def confusion_picture(result: Record) -> str | None:
     figure, (axes, right) = new_figure(WIDTH, 4.9 if few else 6.3, columns=2)
     axes.get_gridspec().set_width_ratios([1.75, 1] if few else [2.6, 1])
     diagonal = np.eye(len(names), dtype=bool)
-    # by the root: errors of a few percent are what one looks for
+    # the colour follows the square root, so that errors of a few percent can be seen
     draw_cells(axes, np.where(shares >= _FAINTEST, np.sqrt(shares), np.nan), np.where(diagonal, BLUE, VERMILION))
     axes.set(xlim=(-0.5, len(names) - 0.5), ylim=(len(names) - 0.5, -0.5), aspect="equal", ylabel="True class")
     axes.set_xlabel("Predicted class")
@@ -123,7 +123,7 @@ def confusion_picture(result: Record) -> str | None:
 
 
 def _frequent_confusions(axes: Any, shares: Floats, names: Sequence[str]) -> None:
-    """Bars of the largest ``shares [C, C]`` of a class's rows that were taken for another, largest on top."""
+    """Bars of the largest ``shares [C, C]`` of a true class's rows predicted as another class, the largest on top."""
     order = np.argsort(-shares, axis=None, kind="stable")[:_LISTED]
     pairs = [divmod(int(cell), len(names)) for cell in order if shares.flat[cell] > 0]
     values = [float(shares[pair]) for pair in pairs]
@@ -140,7 +140,7 @@ def _frequent_confusions(axes: Any, shares: Floats, names: Sequence[str]) -> Non
 
 @rc_context(STYLE)
 def efficiency_curve(results: list[Record], width: float = WIDTH) -> str | None:
-    """Balanced accuracy over the share of labels, one curve a head; None unless some head has two shares."""
+    """Balanced accuracy over the share of labels, one curve for each head; None unless some head has two shares."""
     usable = [r for r in results if is_number(r.get("share")) and r["share"] > 0 and is_number(r["balanced_accuracy"])]
     curves = {head: [r for r in usable if r.get("head") == head] for head in _HEAD_STYLES}
     curves = {head: sorted(records, key=lambda r: float(r["share"])) for head, records in curves.items() if records}
@@ -149,7 +149,7 @@ def efficiency_curve(results: list[Record], width: float = WIDTH) -> str | None:
     figure, axes = new_figure(width, 3.9)
     for index, (head, records) in enumerate(curves.items()):
         colour, marker = _HEAD_STYLES[head]
-        # beside each other, so that one interval does not hide another
+        # shifted a little, so that one interval does not hide another
         x = np.array([float(r["share"]) for r in records]) * 1.04 ** (index - (len(curves) - 1) / 2)
         y = np.array([float(r["balanced_accuracy"]) for r in records])
         axes.plot(x, y, marker=marker, color=colour, markersize=5, label=HEADS[head])
@@ -169,7 +169,7 @@ def efficiency_curve(results: list[Record], width: float = WIDTH) -> str | None:
 
 @rc_context(STYLE)
 def accuracy_over_time(run: Run, width: float = WIDTH) -> str | None:
-    """Accuracy and balanced accuracy of probes made during training, over hours, minutes or seconds of it."""
+    """Accuracy and balanced accuracy of probes during training, over its hours, minutes or seconds."""
     named = {"balanced_accuracy": ("Balanced accuracy", BLUE, "-"), "accuracy": ("Accuracy", ORANGE, "--")}
     curves = [(*style, *run.timed(name)) for name, style in named.items()]
     curves = [curve for curve in curves if len(curve[3]) > 1]
@@ -187,14 +187,14 @@ def accuracy_over_time(run: Run, width: float = WIDTH) -> str | None:
 
 
 def by_count(counts: Sequence[Any]) -> Ints:
-    """Places of the classes by falling ``counts [C]``, ties as they come; all as they come unless all are numbers."""
+    """The order of the classes by falling ``counts [C]``, with ties as given. Unless all are numbers: as given."""
     if not all(is_number(count) for count in counts):
         return np.arange(len(counts))
     return np.argsort(-np.array(counts, np.float64), kind="stable")
 
 
 def name_classes(axes: Any, names: Sequence[str], vertical: bool = False) -> None:
-    """Class names along the x axis, or the y axis, turned and small as their number asks; none beyond `NAMED`."""
+    """Writes class names along the x axis, or the y axis; with many, turned and small, and none beyond `NAMED`."""
     axis = axes.yaxis if vertical else axes.xaxis
     if len(names) > NAMED:
         axis.set_ticks([])
@@ -208,10 +208,10 @@ def name_classes(axes: Any, names: Sequence[str], vertical: bool = False) -> Non
 
 
 def draw_cells(axes: Any, values: Floats, colours: str | NDArray[np.str_], undefined: str | None = None) -> None:
-    """``values [R, K]`` in [0, 1] as unit cells around whole coordinates, as strong in colour as they are large.
+    """Draws ``values [R, K]`` in [0, 1] as unit cells around integer coordinates. A larger value has a stronger colour.
 
-    ``colours`` is one for all or one of each cell. Cells that are NaN get the colour ``undefined`` faintly, or are left
-    out. Cells of one colour and strength, in steps of `_LEVELS`, are one path: thousands would make a heavy page.
+    ``colours`` is one colour for all cells, or one for each. NaN cells get a faint ``undefined``, or are left out. All
+    cells of one colour and strength (of `_LEVELS`) are one path, since thousands of paths would make a heavy page.
     """
     defined = np.isfinite(values)
     strengths = np.where(defined, np.round(np.nan_to_num(values) * _LEVELS) / _LEVELS, 0.3 if undefined else 0)
@@ -233,7 +233,7 @@ def _rows(result: Record) -> list[Record]:
 
 
 def _matrix(values: Any, classes: int) -> Ints | None:
-    """``values`` as counts ``[classes, classes]``, or None where they are no such table."""
+    """``values`` as counts ``[classes, classes]``, or None if they are not such a table."""
     whole = isinstance(values, list) and all(isinstance(row, list) and len(row) == classes for row in values)
     if not whole or len(values) != classes or not all(type(v) is int and v >= 0 for row in values for v in row):
         return None
@@ -241,5 +241,5 @@ def _matrix(values: Any, classes: int) -> Ints | None:
 
 
 def _short(text: str, most: int) -> str:
-    """At most ``most`` characters, and no formula."""
+    """``text`` cut to ``most`` characters, with ``$`` escaped: otherwise matplotlib reads a formula."""
     return (text if len(text) <= most else f"{text[: most - 1]}…").replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""The part of a report that is about classification: cards, the table of results, pictures and how to read them."""
+"""The section of a report about classification: cards, the table of results, and pictures with captions."""
 
 from __future__ import annotations
 
@@ -18,39 +18,43 @@ from rayssl.reports.run.pseudo_labels import bias_picture, pseudo_curves, pseudo
 from rayssl.reports.run.reading import HEADS, Record, Run, is_number
 
 _CAPTIONS = {
-    "classes": "Every class of the test set, those with most labelled training rows (grey, logarithmic) on the left. "
-    "Recall is the share of a class's rows that were found, precision the share of its predictions that are right. "
-    "A model that follows the imbalance has high recall and low precision on the left and the reverse on the right. "
-    "A cross marks what has no value: the recall of a class without test rows, or the precision of one that was "
-    "neither there nor predicted. Dotted lines part the head, middle and tail third.",
-    "confusion": "Each row is a true class and sums to 100 %: the deeper the colour (it goes with the root), the "
-    "larger the share that was predicted as the column's class. The blue diagonal should be deep and everything else "
-    "empty. Vermilion in a column is a class that takes the rows of others; classes are in the order of their labelled "
-    "training rows, so vermilion in the lower left is rare classes taken for frequent ones.",
-    "efficiency": "Balanced accuracy when only a share of the training labels may be used, with 95 % intervals. A good "
-    "representation is already high on the left; where curves meet on the right, labels make up for it.",
-    "over_time": "Probes made during training, over its wall time. A method that converges quickly rises steeply at "
-    "the left. Balanced accuracy below accuracy means that rare classes fare worse than frequent ones.",
-    "pseudo": "Pseudo-labels of the unlabelled rows in each epoch; thick lines are means over the third of classes "
-    "with many, medium and few labels, faint lines single classes. Precision: of the rows given a class, the share "
-    "that are of it. Recall: of the rows of a class, the share that were given it. Above the threshold: of the rows "
-    "given a class, the share confident enough to be trained on. Few labels far below many is the bias to be mended.",
-    "sources": "The same recall had the linear classifier, or the similarity to prototypes, been believed alone, and "
-    "of the labels in use. Blending pays for the third of classes where prototypes lie above linear; where they lie "
-    "below, method.blend_temperature, align and queue are to be changed, or fixmatch is the better method here.",
-    "pseudo_map": "The same by class, most labelled on top, epochs from left to right: blank is 0, full colour 100 %, "
-    "the number beside is the last epoch's. Grey: no row was given this class, so that there is no precision. More "
-    "than 60 classes are pooled with their neighbours and numbered by their place.",
-    "bias": "How often each class is given as pseudo-label, against how often it is there (grey bars), classes with "
-    "most labels on the left. Below, the ratio of the two: on the line at 1 the pseudo-labels are unbiased, above it a "
-    "class is given too often, below it too rarely, at the lowest edge (1/32 or less) hardly ever. Later epochs should "
-    "be nearer to 1.",
+    "classes": "Every class of the test set; classes with the most labelled training rows (grey, logarithmic) are on "
+    "the left. Recall is the share of a class's rows that were found. Precision is the share of its predictions that "
+    "are right. A model that follows the imbalance has high recall and low precision on the left, and the opposite on "
+    "the right. A cross means that there is no value: the recall of a class without test rows, or the precision of a "
+    "class that has no test rows and is never predicted. Dotted lines separate the head, middle and tail third.",
+    "confusion": "Each row is a true class and sums to 100 %. A stronger colour is a larger share that was predicted "
+    "as the column's class (the colour follows the square root). The blue diagonal should be strong and everything "
+    "else empty. A column with much vermilion is a class that takes the rows of others. Classes are in the order of "
+    "their labelled training rows: vermilion in the lower left means that rare classes are taken for frequent ones.",
+    "efficiency": "Balanced accuracy with only a share of the training labels, with 95 % intervals. A good "
+    "representation is already high on the left. Where curves meet on the right, more labels make up the difference.",
+    "over_time": "Probes during training, over its wall time. A method that converges quickly rises steeply on the "
+    "left. If balanced accuracy is below accuracy, rare classes are recognised less well than frequent ones.",
+    "pseudo": "Pseudo-labels of the unlabelled rows in each epoch. Thick lines are means over the third of classes "
+    "with many, medium and few labels; faint lines are single classes. Precision: of the rows that got the class as "
+    "pseudo-label, the share that belongs to it. Recall: of the rows of a class, the share that got it. Above the "
+    "threshold: of the rows that got the class, the share that is confident enough for training. If few labels are far "
+    "below many, the pseudo-labels are biased.",
+    "sources": "The recall of the labels in use, and the recall that the linear classifier alone, or the similarity to "
+    "prototypes alone, would have. Blending helps a third of classes if prototypes are above linear there. If they are "
+    "below, change method.blend_temperature, align and queue, or use fixmatch.",
+    "pseudo_map": "The same by class, with the most labelled class on top and epochs from left to right. Blank is 0, "
+    "full colour is 100 %, and the number on the right is the last epoch's. Grey: no row got this class, so it has no "
+    "precision. More than 60 classes are pooled with their neighbours and numbered by their place.",
+    "bias": "How often each class is given as pseudo-label, and how often it occurs (grey bars). Classes with the most "
+    "labels are on the left. Below is the ratio of the two: at 1 the pseudo-labels are unbiased. Above 1 a class is "
+    "given too often, below 1 too rarely; at the lowest edge (1/32 or less) almost never. Later epochs should be "
+    "closer to 1.",
 }
-_BARE = "How often each class is given as pseudo-label, classes with most labels on the left; the truth is not known."
+_BARE = (
+    "How often each class is given as pseudo-label. Classes with the most labels are on the left. The truth is not "
+    "known."
+)
 
 
 def is_classification(run: Run) -> bool:
-    """Whether the run has figures of classes, logged ones of them, or is evaluated without trials."""
+    """Whether the run has classification results or logged figures of classes, or is evaluated without trials."""
     settings = (run.config or {}).get("evaluation")
     without_trials = isinstance(settings, dict) and not settings.get("trials")
     logged = any(record.get("kind") in ("classes", "probe") for record in run.metrics)
@@ -58,11 +62,11 @@ def is_classification(run: Run) -> bool:
 
 
 def class_pictures(run: Run) -> dict[str, str]:
-    """Every picture of classification that the run's folder has the data for, by name."""
+    """The pictures of classification for which the run's folder has data, by name."""
     main: Record = run.classified[0] if run.classified else {}
     drawn: dict[str, str | None] = {"classes": class_bars(main), "confusion": confusion_picture(main)}
     pair = {"efficiency": efficiency_curve(run.classified), "over_time": accuracy_over_time(run)}
-    if all(pair.values()):  # then they stand side by side
+    if all(pair.values()):  # then they are side by side
         width = WIDTH / 2
         pair = {"efficiency": efficiency_curve(run.classified, width), "over_time": accuracy_over_time(run, width)}
     drawn |= pair
@@ -75,7 +79,7 @@ def class_pictures(run: Run) -> dict[str, str]:
 
 
 def cards(run: Run) -> list[tuple[str, str]]:
-    """Value and text of the figures that the run is judged by; those of the first result."""
+    """The value and text of each main figure, from the first result."""
     if not run.classified:
         return []
     result = run.classified[0]
@@ -92,7 +96,7 @@ def cards(run: Run) -> list[tuple[str, str]]:
 
 
 def section(run: Run, drawn: dict[str, str]) -> str:
-    """The section as HTML; empty for a run that is about something else."""
+    """The section as HTML; empty for a run without classification."""
     if not is_classification(run):
         return ""
     parts = ["<h2>Classification</h2>"]
@@ -102,7 +106,7 @@ def section(run: Run, drawn: dict[str, str]) -> str:
             parts.append(f"<p>The next pictures show the first row: {escape(_head(run.classified[0]))}.</p>")
     elif not run.results:
         command = escape(f"rayssl evaluate {shlex.quote(run.uri)}")
-        parts.append(f"<p>This run has not been evaluated yet; <code>{command}</code> does it.</p>")
+        parts.append(f"<p>This run has not been evaluated yet; <code>{command}</code> does that.</p>")
     parts += [_figure(name, drawn) for name in ("classes", "confusion") if name in drawn]
     pair = [_figure(name, drawn) for name in ("efficiency", "over_time") if name in drawn]
     parts.append(f'<div class="pair">{"".join(pair)}</div>' if len(pair) == 2 else "".join(pair))
@@ -118,7 +122,7 @@ def _figure(name: str, drawn: dict[str, str]) -> str:
 
 
 def _results_table(results: list[Record]) -> str:
-    """The table, without columns that tell nothing."""
+    """The table of results, without columns that have no information."""
     thirds = any(is_number(result.get(name)) for result in results for name in ("many", "medium", "few"))
     several = len({str(result.get("checkpoint")) for result in results}) > 1
     keys = ["geometric_mean", "macro_f1", "accuracy", *(("many", "medium", "few") if thirds else ())]
@@ -141,11 +145,11 @@ def _results_table(results: list[Record]) -> str:
     heads += ["Accuracy", *(("Many", "Medium", "Few") if thirds else ()), "Test<br>rows"]
     head = "<th>Classifier</th>" + ("<th>Checkpoint</th>" if several else "")
     head += "".join(f'<th class="number">{h}</th>' for h in heads)
-    # figures that break within a line cannot be compared; a narrow page scrolls
+    # no line breaks inside figures, which would be hard to compare; a narrow page scrolls
     opening = '<div class="scroll"><table style="white-space: nowrap">'
     notes = ["All figures in percent."]
     if thirds:
-        notes.append("Many, medium and few: mean recall of the third of classes with most, middling and fewest labels.")
+        notes.append("Many, medium, few: mean recall of the third of classes with the most, medium, and fewest labels.")
     if not several and results[0].get("checkpoint"):
         notes.append(f"Checkpoint {results[0]['checkpoint']}.")
     note = f'<p class="soft">{escape(" ".join(notes))}</p>'
@@ -153,7 +157,7 @@ def _results_table(results: list[Record]) -> str:
 
 
 def _head(result: Record) -> str:
-    """Whose predictions, and from which share of the labels."""
+    """The name of the classifier, and its share of the labels."""
     name = str(result.get("head") or "unknown classifier")
     share: Any = result.get("share")
     text = HEADS.get(name, name).lower() if name != "model" else "the model's own classifier"

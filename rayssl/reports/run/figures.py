@@ -32,7 +32,7 @@ from rayssl.reports.run.reading import EmbeddingSample, Run, Scores, is_number
 
 Floats = NDArray[np.float64]
 
-_POINTS = 900  # of one curve; more cannot be seen
+_POINTS = 900  # the most points of a curve; more cannot be seen
 _GPU = ("gpu_allocated_bytes", "gpu_peak_bytes", "gpu_reserved_bytes", "gpu_total_bytes")
 _SPECIAL = ("loss", "lr", "utterances_per_s", *_GPU)
 _POSITIVES = {
@@ -47,7 +47,7 @@ _DET_TICKS = np.array([0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 
 
 @rc_context(STYLE)
 def loss_curve(run: Run) -> str | None:
-    """The training loss over steps: every logged value faintly, their running mean on top."""
+    """The training loss over steps: faint logged values, and their running mean on top; None for fewer than two."""
     steps, values = run.series("step", "loss")
     if len(steps) < 2:
         return None
@@ -60,7 +60,7 @@ def loss_curve(run: Run) -> str | None:
 
 @rc_context(STYLE)
 def schedule_curves(run: Run) -> str | None:
-    """Learning rate and throughput over steps, side by side; None where neither was logged."""
+    """Learning rate and throughput over steps, side by side; None if neither was logged."""
     panels = [("lr", "Learning rate", ORANGE), ("utterances_per_s", "Utterances per second", PURPLE)]
     found = [(label, colour, *run.series("step", name)) for name, label, colour in panels]
     found = [panel for panel in found if len(panel[2]) > 1]
@@ -79,7 +79,7 @@ def schedule_curves(run: Run) -> str | None:
 
 @rc_context(STYLE)
 def other_curves(run: Run, most: int = 9) -> str | None:
-    """Small multiples of the remaining numbers that change during the run, at most ``most``; None without any."""
+    """One small picture for each other number that changes during the run, at most ``most``; None without any."""
     drawn = {*_SPECIAL, *_POSITIVES, *_CLUSTERS}
     panels: dict[str, tuple[Floats, Floats]] = {}
     for kind in ("step", "epoch"):
@@ -105,7 +105,10 @@ def other_curves(run: Run, most: int = 9) -> str | None:
 
 @rc_context(STYLE)
 def positives_curves(run: Run) -> str | None:
-    """What the sampled positives are, and what the clusters follow, over epochs; None without SSPS."""
+    """What the sampled positives are, and how clusters agree with speakers and recordings, over epochs.
+
+    None without SSPS.
+    """
     groups = [("Share of anchors or positives", _POSITIVES), ("Normalised mutual information", _CLUSTERS)]
     found = []
     for label, curves in groups:
@@ -130,12 +133,12 @@ def positives_curves(run: Run) -> str | None:
 
 @rc_context(STYLE)
 def det_picture(scores: Scores, eer: float | None) -> str:
-    """Miss rate against false alarm rate on probit axes, with the EER and the two detection cost minima."""
+    """The miss rate over the false alarm rate on probit axes, with the EER and the minima of two detection costs."""
     false_alarm, miss, _ = det_curve(scores.label, scores.score)
     figure, axes = new_figure(WIDTH / 2, 4.6)
     low, high = _det_range(eer if eer else float(np.maximum(false_alarm, miss).min()))
     ends = norm.ppf([low, high])
-    # rates of exactly 0 and 1 are infinitely far out on a probit axis
+    # on a probit axis, rates of exactly 0 and 1 are at infinity
     x, y = norm.ppf(np.clip(false_alarm, 1e-6, 1 - 1e-6)), norm.ppf(np.clip(miss, 1e-6, 1 - 1e-6))
     axes.plot(*_thin_path(x, y), color=BLUE, drawstyle="default", clip_on=True)
     for p_target, marker, colour in ((0.01, "D", VERMILION), (0.05, "s", ORANGE)):
@@ -156,7 +159,7 @@ def det_picture(scores: Scores, eer: float | None) -> str:
 
 
 def _det_range(eer: float) -> tuple[float, float]:
-    """Ticks between which the curve around the EER is seen."""
+    """The ticks that limit the axes, around the EER."""
     low = _DET_TICKS[max(eer / 12, _DET_TICKS[0]) >= _DET_TICKS][-1]
     high = _DET_TICKS[min(max(8 * eer, 0.02), _DET_TICKS[-1]) <= _DET_TICKS][0]
     return float(low), float(high)
@@ -164,7 +167,7 @@ def _det_range(eer: float) -> tuple[float, float]:
 
 @rc_context(STYLE)
 def score_histogram(scores: Scores) -> str:
-    """Densities of the target and the non-target scores, with the threshold at which both error rates are equal."""
+    """The densities of target and non-target scores, with the threshold at which both error rates are equal."""
     figure, axes = new_figure(WIDTH / 2, 4.6)
     edges = np.histogram_bin_edges(scores.score, bins=70)
     for label, text, colour in ((0, "Non-target: two speakers", VERMILION), (1, "Target: one speaker", BLUE)):
@@ -185,13 +188,16 @@ def score_histogram(scores: Scores) -> str:
 
 @rc_context(STYLE)
 def embedding_map(sample: EmbeddingSample, seed: int = 0) -> str | None:
-    """t-SNE by cosine distance, once coloured by speaker and once by the recording's number within its speaker."""
+    """t-SNE by cosine distance, coloured by speaker, and again by the recording's number within its speaker.
+
+    None for fewer than 8 utterances.
+    """
     if len(sample.embedding) < 8:
         return None
     perplexity = min(30.0, (len(sample.embedding) - 1) / 3)
     lengths = np.linalg.norm(sample.embedding, axis=1, keepdims=True)
     unit = sample.embedding / np.where(lengths > 0, lengths, 1)
-    # on unit rows, squared Euclidean distance orders pairs as cosine distance does
+    # for unit rows, squared Euclidean distance and cosine distance order pairs in the same way
     points = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(unit)
     speakers, who = np.unique(sample.speaker, return_inverse=True)
     within = np.zeros(len(who), np.int64)
@@ -214,7 +220,7 @@ def embedding_map(sample: EmbeddingSample, seed: int = 0) -> str | None:
 
 
 def _curve(axes: Any, steps: Floats, values: Floats, colour: str) -> None:
-    """Values faintly and their running mean, so that noise neither hides the course nor is hidden."""
+    """Draws faint values and their running mean, so that both the noise and the trend can be seen."""
     width = max(1, len(values) // 60)
     if width < 3:
         axes.plot(*_thin(steps, values), color=colour)
@@ -247,22 +253,22 @@ def _by_epoch(run: Run, name: str) -> tuple[list[float], list[float]]:
 
 
 def _thin(steps: Floats, values: Floats) -> tuple[Floats, Floats]:
-    """At most `_POINTS` of the points, evenly by number, the last one included."""
+    """At most `_POINTS` of the points, evenly spaced by their number; the last one is among them."""
     if len(steps) <= _POINTS:
         return steps, values
-    kept = np.unique(np.linspace(0, len(steps) - 1, _POINTS).round().astype(int))
-    return steps[kept], values[kept]
+    chosen = np.unique(np.linspace(0, len(steps) - 1, _POINTS).round().astype(int))
+    return steps[chosen], values[chosen]
 
 
 def _thin_path(x: Floats, y: Floats) -> tuple[Floats, Floats]:
-    """Points of a path at least a line's breadth apart."""
+    """Points of a path that are about equally far apart along it, at most ``4 * _POINTS``."""
     travelled = np.concatenate([[0.0], np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y)))])
-    kept = np.unique(np.searchsorted(travelled, np.linspace(0, travelled[-1], 4 * _POINTS)).clip(0, len(x) - 1))
-    return x[kept], y[kept]
+    chosen = np.unique(np.searchsorted(travelled, np.linspace(0, travelled[-1], 4 * _POINTS)).clip(0, len(x) - 1))
+    return x[chosen], y[chosen]
 
 
 def pictures(run: Run, seed: int = 0) -> dict[str, str]:
-    """Every picture of training and verification that the run's folder has the data for, by name."""
+    """The pictures of training and verification for which the run's folder has data, by name."""
     eer = next((r["eer"] for r in run.results if is_number(r.get("eer"))), None)
     drawn: Sequence[tuple[str, str | None]] = (
         ("loss", loss_curve(run)),
@@ -271,7 +277,7 @@ def pictures(run: Run, seed: int = 0) -> dict[str, str]:
         ("positives", positives_curves(run)),
         ("det", det_picture(run.scores, eer) if run.scores else None),
         ("histogram", score_histogram(run.scores) if run.scores else None),
-        # it shows speakers, which say nothing of a run that only tells other classes apart
+        # the map shows speakers, which are no use for a run that only classifies something else
         ("map", embedding_map(run.sample, seed) if run.sample and (run.verified or not run.classified) else None),
     )
     return {name: picture for name, picture in drawn if picture}

@@ -1,4 +1,4 @@
-"""A run's folder to one HTML page that needs nothing else: styles and pictures are inside, and there is no script."""
+"""Makes one self-contained HTML page from a run's folder: styles and pictures are inside, and there is no script."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from rayssl.reports.run.reading import Record, Run, is_number, read_run
 from rayssl.schema import flatten
 
 _JUMP = (
-    " Where sampled positives come in (dashed line) it may jump: positives from other recordings are harder than those "
+    " It may jump where sampled positives begin (dashed line): positives from other recordings are harder than those "
     "from the same one."
 )
 _CAPTIONS = {
-    "loss": "Each logged value faintly, the running mean on top. It should fall and level off.",
-    "schedule": "Learning rate and throughput as logged. Throughput should be flat: dips are waits for data, for other "
-    "ranks or for clustering.",
-    "others": "Every other number logged that changed during the run.",
-    "positives": "What the sampled positives are. Good sampling has many positives of the same speaker and few of the "
-    "same recording; the useful ones are of the same speaker and another recording. Coverage is the share of anchors "
-    "that found a positive; the others kept their own. Clusters should follow speakers more than recordings.",
-    "det": "Detection error trade-off on probit axes: nearer to the lower left is better, a straight line means "
-    "normally distributed scores. Diamond and square are where the two normalised costs are least.",
-    "histogram": "Scores of both kinds of trial. The less they overlap, the lower the error; the dotted line is the "
+    "loss": "Logged values (faint) and their running mean. It should fall and level off.",
+    "schedule": "Learning rate and throughput as logged. Throughput should be flat: in a dip, training waited for "
+    "data, for other ranks or for clustering.",
+    "others": "All other logged numbers that changed during the run.",
+    "positives": "What the sampled positives are. Good sampling gives many positives of the same speaker and few of "
+    "the same recording. Useful positives are of the same speaker in another recording. Coverage is the share of "
+    "anchors for which a positive was found; the others use their own. Clusters should follow speakers more than "
+    "recordings.",
+    "det": "Detection error trade-off on probit axes. Closer to the lower left is better; a straight line means "
+    "normally distributed scores. The diamond and the square mark the minima of the two normalised costs.",
+    "histogram": "Scores of both kinds of trial. The less they overlap, the lower the error. The dotted line is the "
     "threshold at which both error rates are equal.",
-    "map": "A sample of utterances in two dimensions by t-SNE. Left, each speaker (colour and marker) should be one "
-    "island of its own. Right, the same points: within an island colours should mix; separate patches of one colour "
-    "mean that the embedding tells recordings apart, not only speakers. Distances between islands mean nothing.",
+    "map": "A sample of utterances in two dimensions by t-SNE. Left: each speaker (colour and marker) should be a "
+    "separate island. Right: the same points; inside an island colours should mix. Separate patches of one colour mean "
+    "that the embedding separates recordings, not only speakers. Distances between islands have no meaning.",
 }
 
 
 def write_report(uri: str, out: str | None = None, *, seed: int = 0) -> str:
-    """Writes the page about the run at ``uri`` to ``out``, or ``report.html`` in its folder, and returns where it is.
+    """Writes the page about the run at ``uri`` and returns its path.
 
-    ``seed`` is that of the t-SNE map.
-
-    Raises `StorageError` when there is no run, or the page cannot be written.
+    ``out`` is the file or URI (default: ``report.html`` in the run's folder). ``seed`` is that of the t-SNE map. Raises
+    `StorageError` if there is no run, or if the page cannot be written.
     """
     page = out or storage.join(uri, "report.html")
     storage.write_text(page, render(read_run(uri, seed=seed), seed=seed))
@@ -121,7 +121,7 @@ def _verification(run: Run, drawn: dict[str, str]) -> str:
         if classification.is_classification(run):
             return ""
         command = escape(f"rayssl evaluate {shlex.quote(run.uri)}")
-        return f"{title}\n<p>This run has not been evaluated yet; <code>{command}</code> does it.</p>"
+        return f"{title}\n<p>This run has not been evaluated yet; <code>{command}</code> does that.</p>"
     parts = [title]
     if run.verified:
         parts.append(_results_table(run.verified))
@@ -193,9 +193,9 @@ def _reproduce(run: Run) -> str:
         (f"on {world} rank" + ("s" if world != 1 else "")) if world else "",
     ]
     said = ", ".join(fact for fact in facts if fact)
-    again = "The same command again goes on with an unfinished run."
-    told = f"Run {said}. {again}" if said else again
-    return f'<h2>How to reproduce</h2>\n<pre>{escape(command)}</pre>\n<p class="soft">{escape(told)}</p>'
+    again = "The same command resumes an unfinished run."
+    note = f"Run {said}. {again}" if said else again
+    return f'<h2>How to reproduce</h2>\n<pre>{escape(command)}</pre>\n<p class="soft">{escape(note)}</p>'
 
 
 def _configuration(run: Run) -> str:
@@ -213,7 +213,7 @@ def _configuration(run: Run) -> str:
         where.append(f"<tr{mark}>{cells}</tr>")
     parts = ["<h2>Configuration</h2>"]
     if given:
-        parts.append("<p>Values from the file, and (shaded) from the command line, which win over the file.</p>")
+        parts.append("<p>Values from the file and (shaded) from the command line, which overrides the file.</p>")
         parts.append(_settings_table(given))
     if defaults:
         parts.append(f"<details><summary>{len(defaults)} values left at their default</summary>")

@@ -1,4 +1,4 @@
-"""The pictures of pseudo-labels over training: right and found by class, and which classes are given too often."""
+"""The pictures of pseudo-labels during training: precision and recall by class, and the bias towards classes."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from rayssl.reports.run.reading import PseudoLabels
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_COLUMNS = 48  # epochs of a map
-_FURTHEST = 32.0  # times too often or too rare; beyond, the bias is not drawn further
+_COLUMNS = 48  # the most epochs of a map
+_FURTHEST = 32.0  # the largest ratio in the bias picture: larger ones are drawn at this edge
 _THIRDS = (("many", BLUE, "-"), ("medium", ORANGE, "--"), ("few", VERMILION, "-."))
 _EPOCHS = ((SKY, ":", "^"), (ORANGE, "--", "s"), (BLUE, "-", "o"))
 
 
 def sorted_classes(pseudo: PseudoLabels, labelled: Mapping[str, int]) -> PseudoLabels:
-    """The same counts with classes by falling ``labelled`` rows; by true rows of the last epoch where those are not
-    known for every class."""
+    """The same counts with the classes sorted by falling ``labelled`` rows.
+
+    If these are not known for every class, the true rows of the last epoch decide.
+    """
     counts = [labelled.get(name) for name in pseudo.names]
     order = by_count(counts if None not in counts else pseudo.truth[-1].tolist())
     parts = (pseudo.predicted, pseudo.confident, pseudo.right, pseudo.truth, pseudo.linear, pseudo.semantic)
@@ -35,7 +37,7 @@ def sorted_classes(pseudo: PseudoLabels, labelled: Mapping[str, int]) -> PseudoL
 
 @rc_context(STYLE)
 def pseudo_curves(pseudo: PseudoLabels) -> str | None:
-    """Precision, recall and the share above the threshold over epochs: each class faintly, the mean of each third.
+    """Precision, recall and the share above the threshold over epochs: faint classes, and the mean of each third.
 
     None for fewer than two epochs.
     """
@@ -61,9 +63,9 @@ def pseudo_curves(pseudo: PseudoLabels) -> str | None:
 
 @rc_context(STYLE)
 def source_curves(pseudo: PseudoLabels) -> str | None:
-    """Recall over epochs of the linear classifier's labels, the prototypes' and their blend, for each third of classes.
+    """Recall over epochs of the labels of the linear classifier, of the prototypes and of their blend, in each third.
 
-    None where a method does not blend, the truth is not known, or there are fewer than two epochs.
+    None if the method does not blend, if the truth is not known, or for fewer than two epochs.
     """
     if len(pseudo.epoch) < 2 or pseudo.linear is None or pseudo.semantic is None or not pseudo.truth.any():
         return None
@@ -80,9 +82,10 @@ def source_curves(pseudo: PseudoLabels) -> str | None:
 
 @rc_context(STYLE)
 def pseudo_map(pseudo: PseudoLabels) -> str | None:
-    """Precision and recall of the pseudo-labels, classes by epochs, the last values written beside; None without truth.
+    """Precision and recall of the pseudo-labels: a row for each class, a column for each epoch, and the last values.
 
-    More classes than `NAMED` are pooled with their neighbours, in as many rows.
+    More classes than `NAMED` are pooled with their neighbours into `NAMED` rows. None if the truth is not known, or for
+    fewer than two epochs.
     """
     if len(pseudo.epoch) < 2 or not pseudo.truth.any():
         return None
@@ -112,9 +115,9 @@ def pseudo_map(pseudo: PseudoLabels) -> str | None:
 
 @rc_context(STYLE)
 def bias_picture(pseudo: PseudoLabels) -> str:
-    """Shares of the pseudo-labels given to each class in the first, middle and last epoch, and of the true rows.
+    """The share of each class among the pseudo-labels of the first, middle and last epoch, and among the true rows.
 
-    Below, where the truth is known, their ratio: above 1 a class is given too often.
+    If the truth is known, their ratio is drawn below: above 1 a class is given too often.
     """
     last = len(pseudo.epoch) - 1
     chosen = sorted({0, last // 2, last})
@@ -144,7 +147,7 @@ def bias_picture(pseudo: PseudoLabels) -> str:
 
 
 def _shares_over_epochs(all_axes: Any, titles: list[str], label: str) -> None:
-    """Axes of shares side by side, each under its title; the last one has the legend."""
+    """Formats axes of shares that are side by side. Each has a title; the last one has the legend."""
     for axes, title in zip(np.ravel(all_axes), titles, strict=True):
         axes.set(title=title, xlabel="Epoch", ylim=(-0.02, 1.02))
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -154,7 +157,7 @@ def _shares_over_epochs(all_axes: Any, titles: list[str], label: str) -> None:
 
 
 def _thirds(pseudo: PseudoLabels) -> tuple[list[Ints], list[str]]:
-    """The classes with many, medium and few labels, and what they are called; of one or two classes each its own."""
+    """The classes with many, medium and few labels, and the names of these groups. One or two classes: each alone."""
     classes = len(pseudo.names)
     if classes < 3:
         return [np.array([c]) for c in range(classes)], [name.replace("$", r"\$") for name in pseudo.names]
@@ -172,12 +175,12 @@ def _ratio_axis(axes: Any, classes: int) -> None:
 
 
 def _shares(counts: Ints) -> Floats:
-    """Each row ``[E, C]`` over its sum; 0 where that is 0."""
+    """Each row of ``counts [E, C]`` divided by its sum; 0 where the sum is 0."""
     return np.asarray(counts / np.maximum(1, counts.sum(axis=1, keepdims=True)))
 
 
 def _ratio(part: Ints, whole: Ints) -> Floats:
-    """``part / whole``, NaN where nothing is there, at most 1."""
+    """``part / whole``, at most 1; NaN where ``whole`` is 0."""
     return np.minimum(_divide(part, whole), 1.0)
 
 
@@ -186,6 +189,6 @@ def _divide(above: NDArray[Any], below: NDArray[Any]) -> Floats:
 
 
 def _mean(values: Floats) -> Floats:
-    """Mean over classes ``[E]`` of what is defined of ``values [E, c]``; NaN where nothing is."""
+    """The mean ``[E]`` over classes of the defined ``values [E, c]``; NaN where none is defined."""
     known = np.isfinite(values)
     return _divide(np.where(known, values, 0).sum(axis=1), known.sum(axis=1))

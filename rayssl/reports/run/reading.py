@@ -1,4 +1,4 @@
-"""Everything a report says of a run, gathered from its folder; whatever is missing or damaged is said, not fatal."""
+"""Reads from a run's folder everything that a report shows. Missing or damaged parts are reported and are not fatal."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class EmbeddingSample:
-    """Embeddings few enough to be seen: ``embedding [m, D]`` with the ``speaker [m]`` and ``recording [m]`` of each."""
+    """A sample of the embeddings: ``embedding [m, D]``, with the ``speaker [m]`` and the ``recording [m]`` of each."""
 
     embedding: Floats
     speaker: Ints
@@ -46,11 +46,11 @@ class EmbeddingSample:
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """Counts of an epoch's unlabelled rows by class, each ``[E, C]``, at epochs ``epoch [E]``.
+    """Counts of unlabelled rows by epoch and class, each ``[E, C]``, at the epochs ``epoch [E]``.
 
-    ``predicted`` rows were given the class as pseudo-label, ``confident`` of them above the threshold, ``right`` of
-    them rightly; ``truth`` rows are of the class (0 everywhere where the truth is not known). ``linear`` and
-    ``semantic``: what `right` would be if the one or the other of the classifiers that DASO blends had been believed.
+    ``predicted``: rows that got the class as pseudo-label. ``confident``: those of them above the threshold.
+    ``right``: those of ``predicted`` that are right. ``truth``: rows of the class (all 0 if the truth is not known).
+    ``linear``, ``semantic``: what ``right`` would be with only one of the two classifiers that DASO blends.
     """
 
     names: list[str]
@@ -65,7 +65,7 @@ class PseudoLabels:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run's folder holds. ``problems`` are sentences about parts that are there but cannot be used."""
+    """What a run's folder has. ``problems`` are sentences about files that exist but cannot be used."""
 
     uri: str
     config: Record | None = None
@@ -83,7 +83,7 @@ class Run:
 
     @property
     def verified(self) -> list[Record]:
-        """The results of trials."""
+        """The results of speaker verification."""
         return [result for result in self.results if "balanced_accuracy" not in result]
 
     @property
@@ -94,9 +94,9 @@ class Run:
         return sorted(found, key=lambda r: (place.get(str(r.get("head")), len(place)), -_share(r)))
 
     def pseudo_labels(self) -> PseudoLabels | None:
-        """The counts by class that were logged (lines of kind "classes"); None without any that can be used.
+        """The logged counts by class (lines of kind "classes"); None without usable ones.
 
-        Lines whose lists do not fit the first's are passed over; without names the classes are numbered.
+        Lines whose number of classes differs from the first line's are left out. Classes without names are numbered.
         """
         lines = [r for r in self.metrics if r.get("kind") == "classes"]
         usable = [(r, counts) for r in lines if (counts := _class_counts(r)) is not None]
@@ -114,14 +114,14 @@ class Run:
         return PseudoLabels(names, np.array(epochs, np.int64), *parts)
 
     def timed(self, name: str) -> tuple[Floats, Floats]:
-        """Seconds of training and values ``[k]`` of one figure of the checkpoints on the way (kind "probe")."""
+        """Seconds of training and values ``[k]`` of one figure of evaluated checkpoints (lines of kind "probe")."""
         lines = [r for r in self.metrics if r.get("kind") == "probe"]
         pairs = [(r["seconds"], r[name]) for r in lines if is_number(r.get("seconds")) and is_number(r.get(name))]
         table = np.array(pairs, np.float64).reshape(-1, 2)
         return table[:, 0], table[:, 1]
 
     def series(self, kind: str, name: str) -> tuple[Floats, Floats]:
-        """Steps and values ``[k]`` of one metric, where it was written as a number."""
+        """Steps and values ``[k]`` of one metric, from the lines in which it is a number."""
         lines = [
             r for r in self.metrics if r.get("kind") == kind and is_number(r.get("step")) and is_number(r.get(name))
         ]
@@ -129,15 +129,15 @@ class Run:
         return pairs[:, 0], pairs[:, 1]
 
     def names(self, kind: str) -> list[str]:
-        """The metrics that lines of this kind hold as numbers, in order of appearance."""
+        """The metrics that are numbers in lines of this kind, in the order in which they appear."""
         lines = (r for r in self.metrics if r.get("kind") == kind)
         seen = dict.fromkeys(name for record in lines for name, value in record.items() if is_number(value))
         return [name for name in seen if name not in ("step", "time", "epoch")]
 
     def ssps_start(self) -> float | None:
-        """The step at which sampled positives come in; None without them, 0 where they are there from the start.
+        """The step at which sampled positives begin; None without them, 0 if they are used from the start.
 
-        An event whose name holds "ssps" tells it; otherwise the beginning of the first epoch with coverage.
+        It is that of an event with "ssps" in its name, or else the beginning of the first epoch with coverage.
         """
         for record in self.metrics:
             if record.get("kind") == "event" and "ssps" in str(record.get("event")) and is_number(record.get("step")):
@@ -152,16 +152,15 @@ class Run:
 
 
 def is_number(value: Any) -> bool:
-    """Whether ``value`` is a finite number and no truth value."""
+    """Whether ``value`` is a finite number and not a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def read_run(uri: str, *, speakers: int = 15, utterances: int = 600, seed: int = 0, drawn: bool = True) -> Run:
-    """Reads the run folder at ``uri``; of its embeddings, a sample of at most that many speakers and utterances.
+    """Reads the run's folder at ``uri``, and a sample of its embeddings: at most so many speakers and utterances.
 
-    Without ``drawn``, scores and embeddings are left out: they are by far the largest, and only pictures need them.
-
-    Raises `StorageError` when the folder holds neither ``config.yaml`` nor ``metrics.jsonl``, or is out of reach.
+    Without ``drawn`` it skips scores and embeddings, which are by far the largest files: only pictures need them.
+    Raises `StorageError` if the folder has neither ``config.yaml`` nor ``metrics.jsonl``, or cannot be reached.
     """
     if not any(storage.exists(storage.join(uri, name)) for name in ("config.yaml", "metrics.jsonl")):
         raise StorageError(f"{uri}: no run here (neither config.yaml nor metrics.jsonl); give the folder of a run")
@@ -194,9 +193,9 @@ def read_run(uri: str, *, speakers: int = 15, utterances: int = 600, seed: int =
 
 
 def choose(speaker: Ints, recording: Ints, speakers: int, utterances: int, seed: int) -> Ints:
-    """Sorted rows of a sample: whole speakers at random, those with several recordings first, evenly many of each.
+    """The sorted rows of a random sample, with equally many rows from each chosen speaker.
 
-    Rows of unknown speakers (negative) are left out.
+    Speakers with several recordings are chosen first. Rows of unknown speakers (negative) are left out.
     """
     draw = np.random.default_rng([seed, len(speaker)])
     known = np.unique(speaker[speaker >= 0])
@@ -212,13 +211,13 @@ def _share(result: Record) -> float:
 
 
 def _class_counts(line: Record) -> Ints | None:
-    """Predicted, confident, right and true counts ``[4, C]`` of a line; None where they are no such lists."""
+    """The predicted, confident, right and true counts ``[4, C]`` of a line; None if they are not such lists."""
     first = line.get("predicted")
     return _lists(line, ("predicted", "confident", "right", "truth"), len(first) if isinstance(first, list) else 0)
 
 
 def _lists(line: Record, names: tuple[str, ...], classes: int) -> Ints | None:
-    """Counts ``[n, classes]`` by these names in a line; None where one is no list of as many."""
+    """The counts ``[n, classes]`` of a line under ``names``; None if one is not a list of ``classes`` counts."""
     lists = [line.get(name) for name in names]
     whole = all(isinstance(values, list) and all(type(v) is int and v >= 0 for v in values) for values in lists)
     if not classes or not whole or any(len(values) != classes for values in lists if values is not None):
@@ -242,7 +241,7 @@ def _read_results(where: str) -> list[Record]:
 
 
 def _read_lines(where: str) -> list[Record]:
-    """The run's metrics. Lines that are no JSON objects are passed over: a report of a live run may see half a line."""
+    """The run's metrics. Lines that are not JSON objects are left out: while a run is live, the last may be half."""
     records = []
     for line in storage.read_bytes(where).splitlines():
         try:
@@ -266,7 +265,7 @@ def _read_scores(where: str) -> Scores:
 
 
 def _read_sample(where: str, speakers: int, utterances: int, seed: int) -> EmbeddingSample | None:
-    """A sample of the embeddings, or None where no speaker is known; only the row groups it needs stay in memory."""
+    """A sample of the embeddings, or None if no speaker is known. It reads only the row groups that it needs."""
     with storage.open_read(where) as stream:
         file = pq.ParquetFile(stream)
         labels = file.read(columns=["speaker", "recording"])

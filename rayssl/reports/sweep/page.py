@@ -1,4 +1,4 @@
-"""A sweep's folder to one HTML page: which keys matter, who won, how each trial went, and what to run next."""
+"""Makes one HTML page from a sweep's folder: which keys matter, the best trial, all trials, and what to run next."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from rayssl.reports.sweep.pictures import Importance, importance, importance_bar
 
 _RESULTS, _BEST = "results.json", "best.yaml"
 _PARALLEL = (
-    "Each line is a trial: its value of every key, and on the right the metric it came to. Blue lines are "
-    "the best of those that trained longest, the thick one the best of all; grey dashed ones trained less, and are to "
-    "be compared with care. Where blue lines meet on an axis lies a good value; where they are spread over it the key "
-    "matters little."
+    "Each line is a trial: its value of every key and, on the right, its metric. Blue lines are the best of the trials "
+    "that trained longest; the thick one is the best of all. Grey dashed trials trained less: compare them with care. "
+    "Where blue lines meet on an axis, the value is good. Where they are spread over an axis, the key matters little."
 )
 _CURVES = (
-    "The metric each time a trial was judged, over the epochs it had trained. A cross is where a trial was stopped. "
-    "Stopping was right if the lines that go on seldom cross: a late riser would have been thrown away."
+    "The metric of a trial each time it was judged, over its epochs of training. A cross is where a trial was stopped. "
+    "If the lines of the other trials seldom cross later, stopping was right. If they often cross, a trial that "
+    "improves late may have been lost."
 )
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What ``results.json`` of a sweep's folder holds; ``trials`` best first, ``best_yaml`` the file of the best."""
+    """The content of a sweep's ``results.json``. ``trials``: best first. ``best_yaml``: the text of ``best.yaml``."""
 
     uri: str
     metric: str
@@ -48,17 +48,17 @@ class Sweep:
 
     @property
     def judged(self) -> list[Record]:
-        """The trials that came to anything, best first."""
+        """The trials that were judged at least once, the best first."""
         return [trial for trial in self.trials if trial["rungs"]]
 
 
 def is_sweep(uri: str) -> bool:
-    """Whether the folder at ``uri`` is one of a sweep."""
+    """Whether the folder at ``uri`` is that of a sweep."""
     return storage.exists(storage.join(uri, _RESULTS))
 
 
 def read_sweep(uri: str) -> Sweep:
-    """The sweep in the folder ``uri``; raises `StorageError` where there is none, or its results are damaged."""
+    """The sweep in the folder ``uri``. Raises `StorageError` if there is none, or if its results are damaged."""
     where = storage.join(uri, _RESULTS)
     try:
         tree = json.loads(storage.read_text(where))
@@ -66,16 +66,14 @@ def read_sweep(uri: str) -> Sweep:
         for trial in known["trials"]:
             assert {"index", "point", "state", "rungs", "epochs"} <= trial.keys()
     except (ValueError, KeyError, AttributeError, TypeError, AssertionError) as error:
-        raise StorageError(
-            f"{where}: not the results of a sweep; run 'rayssl sweep' again, which writes them"
-        ) from error
+        raise StorageError(f"{where}: not the results of a sweep; run 'rayssl sweep' again to write them") from error
     best = storage.join(uri, _BEST)
     text = storage.read_text(best) if known["best"] is not None and storage.exists(best) else ""
     return Sweep(uri=uri, best_yaml=text, facts=tree, **known)
 
 
 def write_sweep_report(uri: str) -> str:
-    """Writes ``report.html`` into the sweep's folder and returns its URI; raises `StorageError` as `read_sweep`."""
+    """Writes ``report.html`` into the sweep's folder and returns its URI. Raises `StorageError` as `read_sweep`."""
     page = storage.join(uri, "report.html")
     storage.write_text(page, render_sweep(read_sweep(uri)))
     return page
@@ -83,7 +81,7 @@ def write_sweep_report(uri: str) -> str:
 
 def render_sweep(sweep: Sweep) -> str:
     """The whole page as HTML text. All text that comes from the sweep is escaped."""
-    sections = [_header(sweep), _cards(sweep), _keys(sweep), _course(sweep), _table(sweep), _failures(sweep)]
+    sections = [_header(sweep), _cards(sweep), _keys(sweep), _curves(sweep), _table(sweep), _failures(sweep)]
     sections += [_best(sweep), _how(sweep)]
     return document(f"{sweep.name} - rayssl sweep", sections)
 
@@ -135,21 +133,21 @@ def _keys(sweep: Sweep) -> str:
 
 def _explained(found: Importance, metric: str) -> str:
     judged = (
-        "which is little: take the order of the bars as a guess"
+        "which is little: the order of the bars is only a guess"
         if found.explained < 0.3
-        else "so the order of the bars is worth a look, though not more than that with so few trials"
+        else "so the order of the bars is a useful hint, but not more with so few trials"
     )
     return (
-        f"By how much a forest of regression trees, fitted to {metric} at {found.rows} rungs of all trials, worsens "
-        "when the values of one key are shuffled, as a share of all keys; thin lines are one standard deviation over "
-        f"shuffles. On trials it has not seen the forest explains {100 * max(0.0, found.explained):.0f} % of the "
-        f"variance, {judged}. Epochs of training are known to the forest and not shown."
+        f"A forest of regression trees is fitted to {metric} at {found.rows} rungs of all trials. A bar shows how much "
+        "worse it gets when the values of one key are shuffled, as a share of all keys. Thin lines are one standard "
+        f"deviation over shuffles. The forest explains {100 * max(0.0, found.explained):.0f} % of the variance of "
+        f"trials that it has not seen, {judged}. It also knows the epochs of training, which are not shown."
     )
 
 
-def _course(sweep: Sweep) -> str:
+def _curves(sweep: Sweep) -> str:
     picture = learning_curves(sweep.judged, sweep.metric, sweep.mode, sweep.best)
-    return f"<h2>How trials went</h2>\n{framed(picture, _CURVES)}" if picture else ""
+    return f"<h2>Learning curves</h2>\n{framed(picture, _CURVES)}" if picture else ""
 
 
 def _table(sweep: Sweep) -> str:
@@ -171,7 +169,7 @@ def _table(sweep: Sweep) -> str:
         rows.append(f"<tr{mark}>{numbers}<td>{escape(said)}</td></tr>")
     body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
     return (
-        "<h2>All trials</h2>\n<p>Those that trained longer come first, of these the better; failed ones last.</p>\n"
+        "<h2>All trials</h2>\n<p>Trials that trained longer come first, then better ones; failed trials are last.</p>\n"
         f'<div class="scroll"><table class="trials">{body}</table></div>'
     )
 
@@ -186,7 +184,7 @@ def _failures(sweep: Sweep) -> str:
         f"{escape(str(trial.get('reason') or 'the reason is not known'))}</p>"
         for trial in failed
     )
-    return f"<h2>Failures</h2>\n{lines}\n<p>--retry-failed tries them once more.</p>"
+    return f"<h2>Failures</h2>\n{lines}\n<p>--retry-failed runs them again.</p>"
 
 
 def _best(sweep: Sweep) -> str:
@@ -195,7 +193,7 @@ def _best(sweep: Sweep) -> str:
     file = storage.join(sweep.uri, _BEST)
     command = escape(f"rayssl train {shlex.quote(file)}")
     return (
-        f"<h2>Best configuration</h2>\n<p><code>{command}</code> trains it anew, in a folder of its own.</p>\n"
+        f"<h2>Best configuration</h2>\n<p><code>{command}</code> trains it again, in a new folder.</p>\n"
         f"<details><summary>The whole file</summary><pre>{escape(sweep.best_yaml)}</pre></details>"
     )
 
@@ -210,7 +208,7 @@ def _how(sweep: Sweep) -> str:
     said = f"At commit {commit}. " if commit else ""
     return (
         f"<h2>How to reproduce</h2>\n<pre>{escape(shlex.join(words))}</pre>\n"
-        f'<p class="soft">{escape(said)}The same command again goes on with an unfinished sweep.</p>'
+        f'<p class="soft">{escape(said)}The same command resumes an unfinished sweep.</p>'
     )
 
 

@@ -1,4 +1,4 @@
-"""The pictures of a sweep, as inline SVG, and which keys a forest finds to matter."""
+"""The pictures of a sweep, as inline SVG, and the importance of keys by a random forest."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ from rayssl.reports.run.reading import Record, is_number
 
 Floats = NDArray[np.float64]
 
-_LEAST_TRIALS = 8  # below which a forest says nothing
-_PAPER = "#070809"  # stands for the page's ground, behind labels that lines would run through
+_LEAST_TRIALS = 8  # with fewer trials a forest says nothing
+_PAPER = "#070809"  # placeholder for the page's background, behind labels that lines would cross
 _BEHIND = {"facecolor": _PAPER, "edgecolor": "none", "pad": 1, "alpha": 0.85}
-_MOST_LABELS = 6  # ticks of an axis of choices that are numbers
+_MOST_LABELS = 6  # limits the labels of an axis of choices: at most twice as many
 
 
 @dataclass(frozen=True)
 class Importance:
-    """``share [k]`` of each of ``keys`` and its standard deviation ``spread [k]``; ``explained``: R² out of the bag."""
+    """The ``share [k]`` of each of ``keys`` and its standard deviation ``spread [k]``.
+
+    ``explained``: the out-of-bag R² of the forest. ``rows``: the number of rungs that it was fitted to.
+    """
 
     keys: list[str]
     share: Floats
@@ -39,7 +42,7 @@ class Importance:
 
 @dataclass(frozen=True)
 class _Axis:
-    """Where values of a key lie on a vertical line from 0 to 1, and what is written beside it."""
+    """A vertical axis from 0 to 1 for the values of a key: ``scale`` gives a value's height; ``ticks`` have labels."""
 
     key: str
     ticks: list[tuple[float, str]]
@@ -50,14 +53,14 @@ class _Axis:
 
 
 def short(key: str, keys: Sequence[str]) -> str:
-    """The last part of a dotted key, or all of it where another one ends alike."""
+    """The last part of a dotted key, or the whole key if another one has the same last part."""
     last = key.rpartition(".")[2]
     return last if sum(each.rpartition(".")[2] == last for each in keys) == 1 else key
 
 
 @rc_context(STYLE)
 def parallel(space: Record, trials: Sequence[Record], metric: str, mode: str, best: int | None) -> str | None:
-    """Parallel coordinates of judged ``trials``, best first; None of fewer than two."""
+    """Parallel coordinates of the judged ``trials``, which are sorted best first; None for fewer than two."""
     if len(trials) < 2:
         return None
     longest = max(trial["epochs"] for trial in trials)
@@ -67,7 +70,7 @@ def parallel(space: Record, trials: Sequence[Record], metric: str, mode: str, be
     full = [trial for trial in trials if trial["epochs"] == longest]
     good = {trial["index"] for trial in full[: max(1, math.ceil(len(full) / 3))]}
     jitter = np.random.default_rng(0).uniform(-0.012, 0.012, (len(trials), len(axes_of)))
-    jitter[:, -1] = 0  # of keys with few values, so that lines do not hide each other
+    jitter[:, -1] = 0  # jitter is for keys with few values, whose lines would hide each other; not for the metric
     for row, trial in reversed(list(enumerate(trials))):
         values = [*(trial["point"].get(key) for key in space), trial["value"]]
         heights = [axis.at(value) for axis, value in zip(axes_of, values, strict=True)] + jitter[row]
@@ -102,7 +105,7 @@ def parallel(space: Record, trials: Sequence[Record], metric: str, mode: str, be
 
 @rc_context(STYLE)
 def learning_curves(trials: Sequence[Record], metric: str, mode: str, best: int | None) -> str | None:
-    """The metric over epochs of each of the judged ``trials``; None where every one was judged only once."""
+    """The metric of each of the judged ``trials`` over epochs; None if every trial was judged only once."""
     if not any(len(trial["rungs"]) > 1 for trial in trials):
         return None
     figure, axes = new_figure(WIDTH, 3.8)
@@ -129,13 +132,13 @@ def learning_curves(trials: Sequence[Record], metric: str, mode: str, best: int 
 
 
 def importance(space: Record, trials: Sequence[Record], seed: int = 0) -> Importance | str:
-    """What each key explains of the metric, by permutation in a random forest; a sentence where that says nothing."""
+    """How much each key explains of the metric, by permutation in a random forest; a sentence if that says nothing."""
     keys = [key for key in space if len({json.dumps(trial["point"].get(key)) for trial in trials}) > 1]
     least = max(_LEAST_TRIALS, 3 * len(space))
     if len(trials) < least or not keys:
         return (
-            f"{len(trials)} judged trials over {len(space)} keys are too few to tell which of them matter; "
-            f"{least} are the least."
+            f"{len(trials)} judged trials over {len(space)} keys are too few to see which keys matter; {least} or more "
+            "are needed."
         )
     rows = [(trial, rung) for trial in trials for rung in trial["rungs"]]
     columns = [_numbers(space[key], [trial["point"].get(key) for trial, _ in rows]) for key in keys]
@@ -157,7 +160,7 @@ def importance(space: Record, trials: Sequence[Record], seed: int = 0) -> Import
 
 @rc_context(STYLE)
 def importance_bars(found: Importance) -> str:
-    """The shares as bars, largest on top."""
+    """The shares as bars, with the largest on top."""
     figure, axes = new_figure(WIDTH, 0.9 + 0.38 * len(found.keys))
     places = np.arange(len(found.keys))[::-1]
     axes.barh(places, 100 * found.share, 0.62, color=BLUE, xerr=100 * found.spread, ecolor=INK, error_kw={"lw": 0.9})
@@ -169,7 +172,7 @@ def importance_bars(found: Importance) -> str:
 
 
 def _numbers(domain: Any, values: Sequence[Any]) -> Floats:
-    """The values of a key as numbers in an order that means something: by size, or by their place among the choices."""
+    """The values of a key as numbers: as they are, or else their place among the choices (-1 if they are not there)."""
     if all(is_number(value) for value in values):
         return np.array(values, np.float64)
     choices = [json.dumps(each) for each in domain.get("choices", [])]
@@ -194,7 +197,7 @@ def _axis(key: str, domain: Any, trials: Sequence[Record]) -> _Axis:
 
 
 def _metric_axis(metric: str, trials: Sequence[Record], mode: str) -> _Axis:
-    """The best on top."""
+    """The axis of the metric, with the best value on top."""
     values = [float(trial["value"]) for trial in trials]
     low, high = min(values), max(values)
     ends = (high, low) if mode == "min" else (low, high)
@@ -208,5 +211,5 @@ def _line(start: float, end: float, of: Any = float) -> Any:
 
 
 def _plain(text: str) -> str:
-    """Without the sign that would begin a formula."""
+    """``text`` with ``$`` escaped: otherwise matplotlib reads a formula."""
     return text.replace("$", r"\$")

@@ -1,1 +1,1 @@
-"""A corpus to embeddings by Ray Data."""
+"""Embeds a corpus with Ray Data."""

@@ -1,4 +1,4 @@
-"""A corpus to embeddings by Ray Data: actors that each hold the frozen encoder and take shard after shard."""
+"""Embeds a corpus with Ray Data: each actor holds the frozen encoder and embeds one shard after another."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ _COLUMNS = ("name", "speaker", "recording", "label")
 
 @dataclass(frozen=True)
 class EmbeddingTask:
-    """What every actor knows: a run's ``experiment``, its checkpoint and the corpus, both as URIs.
+    """What every actor needs: a run's ``experiment``, the URI of its checkpoint, and the URI of the corpus.
 
-    ``normalise``: embeddings of unit length. ``actors`` 0: a GPU's worth each where the cluster has GPUs, otherwise as
-    many as the run's ``evaluation.actors``. ``local``: by this process alone, without Ray.
+    ``normalise``: scale embeddings to length 1. ``actors``: how many there are; with 0 it is the run's
+    ``evaluation.actors``, or one for each GPU if the run has no such key (one without GPUs). An actor takes a GPU if
+    the cluster has any. ``local``: embed in this process alone, without Ray.
     """
 
     experiment: Experiment
@@ -42,12 +43,12 @@ class EmbeddingTask:
 
     @property
     def batch(self) -> int:
-        """Utterances of one forward pass."""
+        """The most utterances of one forward pass."""
         return self.experiment.evaluation.batch if self.experiment.evaluation else 64
 
     @property
     def asked_actors(self) -> int:
-        """How many actors were asked for, 0 where nobody did."""
+        """The number of actors that the caller or the configuration names; 0 if neither does."""
         settings = self.experiment.evaluation
         return self.actors or (settings.actors if settings else 0)
 
@@ -61,12 +62,13 @@ def embed(
     normalise: bool = True,
     local: bool = False,
 ) -> pa.Table:
-    """Embeddings of the utterances of a corpus: ``name``, ``embedding``, ``speaker``, ``recording``, ``label``.
+    """A table of the utterances of a corpus: ``name``, ``embedding``, ``speaker``, ``recording``, ``label``.
 
-    ``limit``: only the first so many. ``normalise``: of unit length. The order is that of the corpus.
+    The order is that of the corpus. ``limit``: only the first so many utterances. ``normalise``: scale embeddings to
+    length 1. ``local``: in this process, without Ray. Raises `UserError` naming what cannot be used.
     """
     job = EmbeddingTask(experiment, checkpoint_uri, corpus, read_corpus(corpus), normalise, local=local)
-    load_encoder(experiment, checkpoint_uri, job.manifest.rate)  # what does not fit is refused here, not in an actor
+    load_encoder(experiment, checkpoint_uri, job.manifest.rate)  # if it does not fit, raises before any actor starts
     count = len(job.manifest.shards)
     if limit is not None:
         whole = (k + 1 for k, shard in enumerate(job.manifest.shards) if shard.first_id + shard.rows >= limit)
@@ -77,7 +79,7 @@ def embed(
 
 
 def read_corpus(uri: str) -> Manifest:
-    """The manifest of a prepared corpus; raises `CorpusError` naming it where there is none, or nothing in it."""
+    """The manifest of a prepared corpus. Raises `CorpusError` naming the corpus if there is none, or if it is empty."""
     manifest = shards.read_manifest(uri)
     if not manifest.shards:
         raise CorpusError(f"{uri}: the corpus has no utterances; prepare it again")
@@ -85,26 +87,26 @@ def read_corpus(uri: str) -> Manifest:
 
 
 def over_shards(job: EmbeddingTask, which: Sequence[int], embedder: type[Embedder], *extra: Any) -> Iterator[bytes]:
-    """What `Embedder.answer` says of each of the shards ``which``, in their order; ``extra`` goes to its constructor.
+    """The answers of ``embedder`` (see `Embedder.answer`) for the shards ``which``, in their order.
 
-    A `UserError` in an actor is raised here.
+    ``extra`` are further arguments of its constructor. A `UserError` in an actor is raised here.
     """
     if job.local:
         alone = embedder(job, *extra)
         yield from (alone.answer(index) for index in which)
         return
     asked = job.asked_actors
-    cluster.connect(cpus=asked or 1)  # before ray is imported, which reads its environment
+    cluster.connect(cpus=asked or 1)  # before ray is imported: ray reads the environment then
     import ray.data
 
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
-    # Without bars Ray Data would say that there are none; as log lines they are below the level of cluster.connect.
+    # If bars are disabled, Ray Data prints that they are. As log lines they are below the level of cluster.connect.
     context.enable_progress_bars, context.use_ray_tqdm = True, False
     source = ray.data.from_items([{"shard": k} for k in which], override_num_blocks=len(which))
     gpus = int(ray.cluster_resources().get("GPU", 0)) if job.experiment.ray.gpu is not False else 0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of the way in which max_restarts has to be given
+        warnings.simplefilter("ignore", DeprecationWarning)  # about how max_restarts is given; there is no other way
         answers = source.map_batches(
             embedder,
             fn_constructor_args=(job, *extra),
@@ -112,7 +114,7 @@ def over_shards(job: EmbeddingTask, which: Sequence[int], embedder: type[Embedde
             compute=ray.data.ActorPoolStrategy(size=min(len(which), asked or max(1, gpus))),
             num_cpus=1,
             num_gpus=1 if gpus else 0,
-            # Nodes of a cluster may go away; on this machine alone Ray would only complain that a restart could fail.
+            # Nodes of a cluster may fail. On a single machine Ray would only warn that a restart could fail.
             max_restarts=-1 if cluster.joins() else 0,
         )
     for batch in answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
@@ -123,7 +125,7 @@ def over_shards(job: EmbeddingTask, which: Sequence[int], embedder: type[Embedde
 
 
 class Embedder:
-    """A Ray Data actor: loads the encoder once, then embeds shard after shard."""
+    """A Ray Data actor. It loads the encoder once and then embeds one shard after another."""
 
     def __init__(self, job: EmbeddingTask) -> None:
         self.job = job
@@ -134,11 +136,11 @@ class Embedder:
     def __call__(self, items: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         try:
             return {"answer": [self.answer(int(items["shard"][0]))], "error": [""], "message": [""]}
-        except errors.UserError as error:  # as values: exceptions bring tracebacks of every process that they pass
+        except errors.UserError as error:  # sent as a row: an exception would print the traceback of every process
             return {"answer": [b""], "error": [type(error).__name__], "message": [str(error)]}
 
     def answer(self, index: int) -> bytes:
-        """What becomes of shard ``index``: here its `table` as an Arrow stream."""
+        """The answer for shard ``index``: its `table` as an Arrow stream."""
         result = self.table(index)
         sink = io.BytesIO()
         with pa.ipc.new_stream(sink, result.schema) as writer:
@@ -146,7 +148,7 @@ class Embedder:
         return sink.getvalue()
 
     def table(self, index: int) -> pa.Table:
-        """Shard ``index`` with its embeddings in place of its audio; raises `CorpusError` naming what cannot be."""
+        """Shard ``index``, with embeddings instead of audio. Raises `CorpusError` naming what cannot be embedded."""
         job, shard = self.job, self.job.manifest.shards[index]
         place = storage.join(job.corpus, shard.path)
         table = shards.read_shard(job.corpus, shard, columns=["name", "audio", *_COLUMNS[1:]])
@@ -156,7 +158,7 @@ class Embedder:
         try:
             rows = embed_utterances(self.encoder, waves, self.device, job.batch, normalise=job.normalise)
         except ValueError as error:
-            raise CorpusError(f"{place}: {error}; is {job.checkpoint_uri} of a run that diverged?") from None
+            raise CorpusError(f"{place}: {error}; did the run of {job.checkpoint_uri} diverge?") from None
         values = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
         return table.drop_columns(["audio"]).add_column(1, "embedding", values)
 
@@ -169,13 +171,13 @@ class Embedder:
         least = self.encoder.minimum_samples
         if len(wave) < least:
             raise CorpusError(
-                f"{utterance}: {len(wave)} samples, this run's encoder needs {least} at least; prepare the corpus "
+                f"{utterance}: {len(wave)} samples, but this run's encoder needs at least {least}; prepare the corpus "
                 f"again with min_s={least / self.job.manifest.rate:g} or more"
             )
         return wave
 
 
 def matrix(table: pa.Table) -> np.ndarray:
-    """The embeddings of a table of `embed`: float32 ``[n, D]``."""
+    """The embeddings in a table of `embed`, as float32 ``[n, D]``."""
     column = table.column("embedding").combine_chunks()
     return np.asarray(column.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(table.num_rows, -1)

@@ -1,11 +1,11 @@
-"""`rayssl embed`: a corpus to embeddings on storage, a Parquet file for each of its shards.
+"""`rayssl embed`: embeds a corpus and writes a Parquet file for each of its shards.
 
     <out>/_embeddings.json      run, checkpoint, corpus; "complete" once every file is there
     <out>/00000.parquet ...     name, id, speaker, recording, label, embedding: the rows of the corpus's shard 0, ...
 
-An actor writes the file of a shard as soon as it is embedded, at once and whole: nothing passes through the driver, and
-memory holds one shard an actor. The same command again embeds what is missing. A file says in its own metadata what it
-was made from, and counts only where that is right.
+An actor writes the whole file of a shard as soon as the shard is embedded. Nothing passes through the driver, and each
+actor holds one shard in RAM. If the same command runs again, it embeds the shards whose file is missing. The metadata
+of a file say what it was made from; a file that was made from something else counts as missing.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from rayssl.runs.reading import RunCheckpoint, find
 from rayssl.runtime.embedding.actors import Embedder, EmbeddingTask, over_shards, read_corpus
 from rayssl.schema import Config
 
-RECORD = "_embeddings.json"  # readers of a folder of Parquet pass over names that begin so
+RECORD = "_embeddings.json"  # readers of a Parquet folder ignore names that begin with _
 _VERSION = 1
 _MADE_FROM = b"rayssl"
 _LOOK_AT_ONCE = 8
@@ -40,10 +40,10 @@ _SAY_EVERY_S = 10.0
 
 
 class EmbeddingRecord(Config):
-    """What a folder of embeddings is: ``dim`` float32 numbers for each of ``rows`` utterances, not normalised.
+    """Describes a folder of embeddings: ``dim`` float32 numbers for each of ``rows`` utterances, not normalised.
 
-    ``digest`` is the SHA-256 of the checkpoint's weights, ``fingerprint`` that of the corpus's content: those and
-    ``encoder`` decide whether embeddings may stand beside each other. ``files`` are in the order of the corpus.
+    ``digest`` is the SHA-256 of the checkpoint's weights, ``fingerprint`` that of the corpus's content. Embeddings may
+    be in one folder only if these two and ``encoder`` are equal. ``files`` are in the order of the corpus.
     """
 
     version: int = _VERSION
@@ -63,14 +63,14 @@ class EmbeddingRecord(Config):
 
     @property
     def made_from(self) -> str:
-        """One name for what decides the numbers."""
+        """A hash of everything that determines the embeddings."""
         parts = [self.version, self.digest, self.fingerprint, self.encoder.model_dump(mode="json")]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """What `embed_corpus` did: the ``record`` in the folder, and how many of its files it made."""
+    """What `embed_corpus` did: the ``record`` in the folder, and the number of files that it ``made``."""
 
     record: EmbeddingRecord
     made: int
@@ -87,11 +87,11 @@ def embed_corpus(
     actors: int = 0,
     say: Callable[[str], None] = lambda line: None,
 ) -> Embedded:
-    """Embeds the prepared corpus at ``corpus`` into the folder ``out`` by a checkpoint of ``run``; all may be URIs.
+    """Embeds the prepared corpus at ``corpus`` into the folder ``out`` with a checkpoint of ``run``; all may be URIs.
 
-    ``actors`` embed at once (0: see `EmbeddingTask`); ``say`` gets a line of progress now and then. Existing files
-    stay as they are. Raises `UserError` for a run, checkpoint or corpus that cannot be used, and for an ``out`` that
-    holds something else.
+    ``actors`` is the number of actors (0: see `EmbeddingTask`). ``say`` receives a line of progress now and then.
+    Existing files do not change. Raises `UserError` if the run, the checkpoint or the corpus cannot be used, or if
+    ``out`` holds something else.
     """
     started = time.monotonic()
     source = find(run, which, overrides)
@@ -101,7 +101,7 @@ def embed_corpus(
     _check_out(out, record)
     missing = _missing(out, record, manifest)
     if missing:
-        load_encoder(source.experiment, source.uri, manifest.rate)  # what does not fit is refused before it is begun
+        load_encoder(source.experiment, source.uri, manifest.rate)  # raises here, before any actor starts
         _write_record(out, record)
         job = EmbeddingTask(source.experiment, source.uri, corpus, manifest, normalise=False, actors=actors)
         rows = [shard.rows for shard in manifest.shards]
@@ -113,14 +113,14 @@ def embed_corpus(
 
 
 class FileWriter(Embedder):
-    """The actor that writes what it embeds into the folder ``out``."""
+    """An actor that writes its embeddings into the folder ``out``."""
 
     def __init__(self, job: EmbeddingTask, out: str, made_from: str) -> None:
         super().__init__(job)
         self.out, self.made_from = out, made_from
 
     def answer(self, index: int) -> bytes:
-        """Writes the file of shard ``index``; says which."""
+        """Writes the file of shard ``index``; the answer is the index."""
         table, shard = self.table(index), self.job.manifest.shards[index]
         ids = pa.array(range(shard.first_id, shard.first_id + shard.rows), pa.int64())
         columns = {"name": table["name"], "id": ids, **{k: table[k] for k in ("speaker", "recording", "label")}}
@@ -133,7 +133,7 @@ class FileWriter(Embedder):
 
 
 class _Progress:
-    """Lines on how far it is, at most one in ten seconds, and one at the end."""
+    """Lines of progress: at most one in ten seconds, and one at the end."""
 
     def __init__(self, shards: int, rows: Sequence[int], missing: set[int], say: Callable[[str], None]) -> None:
         self.shards, self.rows, self.say = shards, rows, say
@@ -144,13 +144,13 @@ class _Progress:
             say(f"{shards - len(missing)} of {shards} shards were embedded before")
 
     def done(self, index: int) -> None:
-        """Shard ``index`` has its file."""
+        """Counts shard ``index``, whose file has been written."""
         self.left, self.fresh = self.left - 1, self.fresh + self.rows[index]
         now = time.monotonic()
         if self.left and now - self.said < _SAY_EVERY_S:
             return
         self.said = now
-        pace = self.fresh / max(now - self.started, 1e-3)  # starting Ray and its actors included
+        pace = self.fresh / max(now - self.started, 1e-3)  # includes the start of Ray and its actors
         whole = sum(self.rows)
         line = f"{self.shards - self.left} of {self.shards} shards, {self.before + self.fresh} of {whole} utterances, "
         line += f"{pace:.0f} utterances/s"
@@ -177,7 +177,7 @@ def _record(source: RunCheckpoint, corpus: str, manifest: Manifest) -> Embedding
 
 
 def _check_out(out: str, record: EmbeddingRecord) -> None:
-    """Raises `ConfigError` or `CorpusError` where the folder ``out`` is not one for these embeddings."""
+    """Raises `ConfigError` or `CorpusError` if the folder ``out`` holds anything but these embeddings."""
     way_out = "give another folder, or delete this one"
     there = _read_record(out)
     if there is None:
@@ -185,7 +185,7 @@ def _check_out(out: str, record: EmbeddingRecord) -> None:
             if storage.exists(storage.join(out, name)):
                 raise ConfigError(f"{out}: is {what}, not a folder for embeddings; give another folder")
         if storage.list_files(out, suffixes=(".parquet",)):
-            raise ConfigError(f"{out}: holds Parquet files that are no embeddings of rayssl; {way_out}")
+            raise ConfigError(f"{out}: holds Parquet files that rayssl embed has not written; {way_out}")
         return
     if there.fingerprint != record.fingerprint:
         raise ConfigError(
@@ -207,7 +207,7 @@ def _read_record(out: str) -> EmbeddingRecord | None:
             return None
         raise
     except ValidationError:
-        message = f"{place}: damaged, or of another version of rayssl; give another folder, or delete this one"
+        message = f"{place}: damaged, or from another version of rayssl; give another folder, or delete this one"
         raise CorpusError(message) from None
 
 
@@ -218,7 +218,7 @@ def _write_record(out: str, record: EmbeddingRecord) -> None:
 
 
 def _missing(out: str, record: EmbeddingRecord, manifest: Manifest) -> list[int]:
-    """The shards whose file is absent, or not a whole one of these embeddings."""
+    """The shards whose file is absent, incomplete, or of other embeddings."""
     present = {uri.rsplit("/", 1)[-1] for uri in storage.list_files(out, suffixes=(".parquet",))}
     wanted = [(index, _file(index), shard) for index, shard in enumerate(manifest.shards)]
 

@@ -1,1 +1,1 @@
-"""The figures of a run on its test corpus."""
+"""Evaluates a run on its test corpus."""

@@ -1,4 +1,4 @@
-"""Classification of a run's test corpus: by the method's own classifier, by probes, and by fine-tuning."""
+"""Classifies a run's test corpus: with the method's own classifier, with probes, and after fine-tuning."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ from rayssl.training import checkpoint
 
 @dataclass(frozen=True)
 class Material:
-    """Embeddings ``[n, D]``, not normalised, and classes ``[n]`` of clips for training probes and for testing."""
+    """The clips for training probes and for testing.
+
+    ``train_rows`` and ``test_rows`` are embeddings ``[n, D]``, not normalised; ``train`` and ``test`` are classes
+    ``[n]``; ``train_ids`` are the utterances of the training clips; ``groups`` are the speakers of the test clips.
+    """
 
     names: list[str]
     train_rows: np.ndarray
@@ -36,24 +40,24 @@ class Material:
 
     @property
     def counts(self) -> list[int]:
-        """Clips of each class for training."""
+        """The number of training clips of each class."""
         return np.bincount(self.train, minlength=len(self.names)).tolist()  # type: ignore[no-any-return]
 
 
 def classify(
     experiment: Experiment, settings: ClassificationConfig, uri: str, *, local: bool = False
 ) -> tuple[list[ClassificationResult], pa.Table]:
-    """The figures of the checkpoint at ``uri``, those of the method's own classifier first, and the test embeddings.
+    """The figures of the checkpoint at ``uri`` and the test embeddings. The method's own classifier is the first.
 
-    Test clips of classes that the training corpus (or its split) does not know are left out. Raises `UserError` naming
-    the corpus or the key that cannot be used.
+    Test clips are left out if their class does not occur in the training corpus (or in its split). Raises `UserError`
+    naming the corpus or the key that cannot be used.
     """
     manifest, test = shards.read_manifest(experiment.corpus.uri), shards.read_manifest(settings.corpus)
     names, ids, labels = labelled_clips(experiment, manifest)
     table = embed(experiment, uri, settings.corpus, normalise=False, local=local)
     known = {name: k for k, name in enumerate(names)}
     test_names = shards.read_labels(settings.corpus)["label"]
-    mapped = np.array([*(known.get(name, -1) for name in test_names), -1])  # the last is that of label -1
+    mapped = np.array([*(known.get(name, -1) for name in test_names), -1])  # the last one is for label -1
     classes = mapped[np.asarray(table["label"].to_numpy())]
     tested = np.flatnonzero(classes >= 0)
     if not len(tested):
@@ -83,7 +87,7 @@ def classify(
 
 
 def labelled_clips(experiment: Experiment, manifest: Manifest) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names of the classes, and ids ``[n]`` and classes ``[n]`` of the training clips whose labels may be used."""
+    """The names of the classes, and the ids ``[n]`` and classes ``[n]`` of training clips whose labels may be used."""
     uri = experiment.corpus.uri
     if experiment.labels is not None:
         chosen = selection(manifest, uri, experiment.labels.split, "labelled")
@@ -100,7 +104,7 @@ def labelled_clips(experiment: Experiment, manifest: Manifest) -> tuple[list[str
 def own_classifier(
     experiment: Experiment, settings: ClassificationConfig, uri: str, material: Material
 ) -> list[ClassificationResult]:
-    """What the classifier says that was trained with the encoder; nothing without one."""
+    """The figures of the classifier that was trained with the encoder; an empty list if there is none."""
     loaded = checkpoint.load(uri)
     prefix = loaded.state.get("head_prefix")
     if prefix is None:
@@ -119,7 +123,7 @@ def _probed(
     chosen: np.ndarray,
     corpora: tuple[Manifest, Manifest, np.ndarray],
 ) -> np.ndarray:
-    """Predicted classes ``[m]`` of the test clips, learnt from the training clips ``chosen``."""
+    """The classes ``[m]`` of the test clips that ``probe`` predicts, trained on the training clips ``chosen``."""
     labels = material.train[chosen]
     if probe == "linear":
         return probes.linear_probe(material.train_rows[chosen], labels, material.test_rows, seed=experiment.seed)

@@ -1,4 +1,4 @@
-"""`rayssl evaluate`: whole-utterance embeddings by Ray Data, trials or classes, figures in the run's folder."""
+"""`rayssl evaluate`: embeds the test corpus with Ray Data, scores trials or classes, and writes the figures."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Figures: TypeAlias = "Result | list[ClassificationResult]"
 
 
 def evaluate(run: str, which: str = "last", overrides: list[str] | None = None, *, local: bool = False) -> Figures:
-    """Evaluates a checkpoint of a run on its trials or classes and returns the figures, which `report` shows.
+    """Evaluates a checkpoint of a run on its trials or classes and returns the figures. `rayssl report` shows them.
 
-    Writes ``evaluation/embeddings.parquet``, ``scores.parquet`` (of trials) and ``result.json`` for the last
-    checkpoint, the same below ``evaluation/<which>/`` for another. ``local``: in this process, without Ray.
-    Raises `UserError` naming the run, corpus or trials that cannot be used.
+    Writes ``embeddings.parquet``, ``scores.parquet`` (of trials) and ``result.json``: for the last checkpoint into
+    ``evaluation/`` in the run's folder, for another one into ``evaluation/<which>/``. ``local``: in this process,
+    without Ray. Raises `UserError` naming the run, corpus or trials that cannot be used.
     """
     experiment = read_run(run, overrides or [])
     settings = experiment.evaluation
@@ -46,7 +46,7 @@ def evaluate(run: str, which: str = "last", overrides: list[str] | None = None, 
     uri = checkpoint.locate(storage.absolute(run), which, experiment.training.checkpoints.best)
     folder = storage.join(run, "evaluation") if which == "last" else storage.join(run, "evaluation", which)
     if isinstance(settings, ClassificationConfig):
-        from rayssl.runtime.evaluation.classify import classify  # brings scikit-learn, which trials do without
+        from rayssl.runtime.evaluation.classify import classify  # imports scikit-learn, which trials do not need
 
         results, table = classify(experiment, settings, uri, local=local)
         _write_table(folder, "embeddings", table)
@@ -56,14 +56,14 @@ def evaluate(run: str, which: str = "last", overrides: list[str] | None = None, 
 
 
 def over_time(run: str, overrides: list[str] | None = None, *, local: bool = False) -> Iterator[tuple[str, Figures]]:
-    """`evaluate` of each checkpoint that ended an epoch and has been kept (``training.checkpoints.milestones``).
+    """Evaluates every checkpoint at the end of an epoch that is still there (see ``training.checkpoints.milestones``).
 
-    Yields which it was, and its figures. Then ``evaluation/over_time.jsonl`` has a line for each, with the seconds that
-    training had taken until then: those of interruptions, of filling a memory and of clustering left out.
+    Yields the name of each checkpoint and its figures. At the end it writes ``evaluation/over_time.jsonl`` with a line
+    for each, which includes the seconds of training until then, without interruptions, filling and clustering.
     """
     experiment = read_run(run, overrides or [])
     lines = [line for line in read_metrics(storage.join(run, "metrics.jsonl")) if line["kind"] == "epoch"]
-    metas = [checkpoint.read_meta(uri) for uri in checkpoint.kept(storage.absolute(run))]
+    metas = [checkpoint.read_meta(uri) for uri in checkpoint.all_uris(storage.absolute(run))]
     written = []
     for meta in (meta for meta in metas if meta.epoch_step == 0):
         which = f"epoch-{meta.epoch}"
@@ -79,8 +79,8 @@ def over_time(run: str, overrides: list[str] | None = None, *, local: bool = Fal
     storage.write_text(storage.join(run, "evaluation", "over_time.jsonl"), text)
 
 
-def told(result: Result | ClassificationResult) -> str:
-    """The figures on one line."""
+def summary_line(result: Result | ClassificationResult) -> str:
+    """The figures in one line."""
     return _classified(result) if isinstance(result, ClassificationResult) else _verified(result)
 
 
@@ -104,7 +104,7 @@ def _classified(result: ClassificationResult) -> str:
 
 
 def _verify(experiment: Experiment, settings: VerificationConfig, uri: str, folder: str, local: bool) -> Result:
-    """Scores the trials by the checkpoint at ``uri``."""
+    """Scores the trials with the checkpoint at ``uri`` and writes the results into ``folder``."""
     listed = _read_trials(settings.trials, settings.corpus)
     table = embed(experiment, uri, settings.corpus, local=local)
     names = table.column("name").to_pylist()
@@ -143,12 +143,15 @@ def _verify(experiment: Experiment, settings: VerificationConfig, uri: str, fold
 
 
 def _read_trials(uri: str, corpus: str) -> list[trials.Trial]:
-    """The trials, sure to be of both kinds and over utterances of ``corpus``: found out before anything is embedded."""
+    """The trials of the list at ``uri``. Raises `CorpusError`, before anything is embedded, if they cannot be used.
+
+    There must be both kinds of trials, and ``corpus`` must have their utterances.
+    """
     listed = trials.read(uri)
     targets = sum(trial.label for trial in listed)
     if targets in (0, len(listed)):
         kind = "target" if targets else "non-target"
-        raise CorpusError(f"{uri}: holds only {kind} trials; an error rate needs labels 1 and 0")
+        raise CorpusError(f"{uri}: has only {kind} trials; an error rate needs both labels 1 and 0")
     manifest = shards.read_manifest(corpus)
     tables = [shards.read_shard(corpus, shard, ["name"]) for shard in manifest.shards]
     trials.check(listed, (name for table in tables for name in table["name"].to_pylist()), uri, corpus)

@@ -1,1 +1,1 @@
-"""Where a run's figures go."""
+"""Trackers: they take a run's figures."""

@@ -1,4 +1,4 @@
-"""A tracker in a thread of its own."""
+"""A tracker that runs in its own thread."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 
 from rayssl.training.trackers.base import Tracker
 
-_WAITING = 10_000  # records kept for a server that does not answer
+_WAITING = 10_000  # the most records that wait for a server
 
 
 class Background(Tracker):
-    """A tracker whose server may be slow or gone: training never waits for it, and never ends because of it.
+    """A tracker whose server may be slow or gone. Training never waits for it, and never ends because of it.
 
-    ``start`` opens it in the thread that then serves it. Only numbers are passed on, with their ``time`` (Unix
-    seconds). An error is reported once through ``say``, and ends it. More than ``waiting`` records do not wait:
-    the others are left out, which is reported once too.
+    ``start`` opens the tracker in its own thread. Only numbers are passed to it, with their ``time`` (Unix seconds).
+    An error is reported once through ``say``, and the tracker ends. At most ``waiting`` records wait for the server;
+    further ones are dropped, and this is reported once too.
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class Background(Tracker):
             self._records.put_nowait((kind, step, {"time": time.time(), **numbers}))
         except Full:
             if not self._lost:
-                self._say(f"{self._name}: does not keep up; figures are missing there from step {step} on")
+                self._say(f"{self._name}: the server is too slow; figures are missing there from step {step} on")
             self._lost = True
 
     def close(self, *, failed: bool = False) -> None:
-        """Waits until everything is passed on, at most ``patience_s`` seconds."""
+        """Waits until the server has every record, at most ``patience_s`` seconds."""
         if self._over:
             return
         self._over = True
@@ -63,7 +63,7 @@ class Background(Tracker):
             return
         self._thread.join(self._patience_s)
         if self._thread.is_alive():
-            self._say(f"{self._name}: has not taken everything in {self._patience_s:g} s; its last figures are missing")
+            self._say(f"{self._name}: not all was sent in {self._patience_s:g} s; the last figures are missing there")
 
     def _serve(self) -> None:
         try:

@@ -1,8 +1,8 @@
-"""Where a run's figures go: one interface, `Tracker`, and what is common to those who implement it.
+"""The interface `Tracker`, which takes a run's figures, and what its implementations share.
 
 Implementations: `rayssl.training.metrics.RunLog` (the run's own file), `rayssl.runtime.telemetry.RayMetrics` (for
-Prometheus, through Ray), and the optional `MlflowTracker` and `WandbTracker` beside this file, which a configuration
-names and `rayssl.training.trackers.opening` opens.
+Prometheus, through Ray), and the optional `MlflowTracker` and `WandbTracker` in this folder. A configuration names the
+optional ones, and `rayssl.training.trackers.opening` opens them.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from rayssl.schema import Config
 
 
 class Tracker:
-    """Takes the figures of the loop and ignores those it has no use for. Ranks other than 0 have few trackers.
+    """Takes the figures of the loop, and ignores those that it does not need. Ranks other than 0 have few trackers.
 
     Kinds of records: "step" (means since the last one), "refresh" (a clustering), "epoch", "classes" (counts by class),
-    "event". Figures are Python numbers by the time they come here, so that no tracker waits for a device.
+    "event". Figures are already Python numbers here, so that no tracker waits for a device.
     """
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """The figures of ``step``."""
+        """Takes the figures of ``step``."""
 
     def observe(self, name: str, seconds: Sequence[float]) -> None:
-        """How long each of several events took, such as the last ten steps; for trackers that keep histograms."""
+        """Takes the durations of several events, such as the last ten steps; for trackers with histograms."""
 
     def flush(self) -> None:
-        """Called before a checkpoint: a run that resumes from it does not write the same figures again."""
+        """Sends what waits. Called before a checkpoint: a run that resumes there does not write these figures again."""
 
     def close(self, *, failed: bool = False) -> None:
-        """The run ends, or its process does; a second call does nothing."""
+        """Called when the run or its process ends. A second call does nothing."""
 
 
 class Several(Tracker):
-    """Hands everything to each of ``trackers``, in order."""
+    """Passes every call to each of ``trackers``, in order."""
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self.trackers = tuple(trackers)
@@ -63,14 +63,16 @@ class Several(Tracker):
             tracker.flush()
 
     def close(self, *, failed: bool = False) -> None:
-        """Closes all, the last one first: the run's own file, which may raise, is the first."""
+        """Closes all, the last one first. The run's own file is the first tracker and may raise: it is closed last."""
         for tracker in reversed(self.trackers):
             tracker.close(failed=failed)
 
 
 class MlflowConfig(Config):
-    """A run on an MLflow server, or in an absolute ``sqlite:////...``. The account comes from the environment of the
-    workers: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN.
+    """A run on an MLflow server, or in an SQLite file with an absolute path, ``sqlite:////...``.
+
+    The account comes from the workers' environment: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or
+    MLFLOW_TRACKING_TOKEN.
     """
 
     name: Literal["mlflow"]
@@ -79,26 +81,27 @@ class MlflowConfig(Config):
 
     @property
     def place(self) -> str:
-        """Two configurations of the same place continue the same tracked run."""
+        """Where the tracked run is. Two configurations with the same place continue the same tracked run."""
         return f"{self.uri} {self.experiment}"
 
-    @model_validator(mode="after")  # of the model: an error of a field would show the value
+    @model_validator(mode="after")  # not a field validator: its error would print the value
     def _without_account(self) -> MlflowConfig:
         if "@" in urlsplit(self.uri).netloc:
             raise ValueError(
-                "its uri holds an account, and configurations are stored; leave it out and set "
+                "its uri holds an account, which would be stored with the run; leave it out and set "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
             )
         if ":" not in self.uri:
             raise ValueError(
-                f"its uri '{self.uri}' is no address; give http://HOST:PORT or sqlite:////ABSOLUTE/PATH.db"
+                f"its uri '{self.uri}' is not an address; give http://HOST:PORT or sqlite:////ABSOLUTE/PATH.db"
             )
         return self
 
 
 class WandbConfig(Config):
-    """A run of Weights & Biases. ``mode: offline`` keeps it in the run's folder for `wandb sync`. The key comes from
-    WANDB_API_KEY in the environment of the workers, another server from WANDB_BASE_URL.
+    """A run at Weights & Biases. With ``mode: offline`` it stays in the run's folder for `wandb sync`.
+
+    The key comes from WANDB_API_KEY in the workers' environment. WANDB_BASE_URL names another server.
     """
 
     name: Literal["wandb"]
@@ -108,7 +111,7 @@ class WandbConfig(Config):
 
     @property
     def place(self) -> str:
-        """Two configurations of the same place continue the same tracked run."""
+        """Where the tracked run is. Two configurations with the same place continue the same tracked run."""
         return f"{self.entity} {self.project}"
 
 
@@ -130,7 +133,7 @@ class Identity:
 
 
 def known_id(config: MlflowConfig | WandbConfig, of: Identity) -> str | None:
-    """The identifier that an earlier process of the run had at this place; None for a run that begins."""
+    """The identifier that an earlier process of the run had at this place; None for a new run."""
     if not of.resumed:
         return None
     try:
@@ -151,7 +154,7 @@ def _file(config: MlflowConfig | WandbConfig, of: Identity) -> str:
 
 
 def local_path(uri: str) -> str | None:
-    """The folder of a local ``uri``, None for one in object storage."""
+    """The folder that a local ``uri`` names; None for a URI in object storage."""
     filesystem, path = storage.filesystem(uri)
     protocols = (filesystem.protocol,) if isinstance(filesystem.protocol, str) else filesystem.protocol
     return path if "file" in protocols else None

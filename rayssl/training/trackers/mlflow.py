@@ -1,4 +1,4 @@
-"""A run's figures on an MLflow server; needs the package `mlflow-skinny` (or `mlflow`)."""
+"""Sends a run's figures to an MLflow server. Needs the package `mlflow-skinny` (or `mlflow`)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _PARAMETERS_A_CALL = 100  # MLflow's limit
 
 
 class MlflowTracker(Tracker):
-    """Metrics ``<kind>/<name>`` and the configuration as parameters. Resumes the tracked run of an earlier process.
+    """Writes metrics ``<kind>/<name>``, and the configuration as parameters. Resumes an earlier process's tracked run.
 
-    After a restart the steps since the last checkpoint are there twice: MLflow can take nothing back.
+    After a restart the steps since the last checkpoint appear twice: MLflow cannot delete what it has.
     """
 
     def __init__(self, config: MlflowConfig, of: Identity) -> None:
@@ -44,5 +44,5 @@ class MlflowTracker(Tracker):
         self._client.log_batch(self._run, metrics=metrics)
 
     def close(self, *, failed: bool = False) -> None:
-        """Says how the run ended."""
+        """Marks the tracked run as finished or failed."""
         self._client.set_terminated(self._run, "FAILED" if failed else "FINISHED")

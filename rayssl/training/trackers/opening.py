@@ -1,4 +1,4 @@
-"""From the trackers that a configuration names to trackers at work, each in a thread of its own."""
+"""Opens the trackers that a configuration names, each in its own thread."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def check(configs: Sequence[MlflowConfig | WandbConfig], run: str) -> None:
             )
         if isinstance(config, WandbConfig) and config.mode == "offline" and local_path(run) is None:
             raise ConfigError(
-                f"training.trackers.{index}.mode=offline: wandb keeps such files in a local folder, and {run} is none; "
+                f"training.trackers.{index}.mode=offline: wandb writes to a local folder, and {run} is not local; "
                 "set mode=online"
             )
 
 
 def open_all(configs: Sequence[MlflowConfig | WandbConfig], of: Identity, say: Callable[[str], None]) -> list[Tracker]:
-    """The configured trackers, each in a thread of its own. Raises `ConfigError` as `check` does."""
+    """The configured trackers, each in its own thread. Raises `ConfigError` as `check` does."""
     check(configs, of.run)
     return [Background(config.name, _opening(config, of), say) for config in configs]
 

@@ -1,4 +1,4 @@
-"""A run's figures at Weights & Biases; needs the package `wandb`."""
+"""Sends a run's figures to Weights & Biases. Needs the package `wandb`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from rayssl.training.trackers.base import Identity, Tracker, WandbConfig, keep_i
 
 
 class WandbTracker(Tracker):
-    """Figures ``<kind>/<name>`` over ``step``, and the configuration. Resumes the tracked run of an earlier process.
+    """Writes figures ``<kind>/<name>`` over ``step``, and the configuration. Resumes an earlier process's tracked run.
 
-    After a restart the steps since the last checkpoint are there twice. Neither code nor output is sent.
+    After a restart the steps since the last checkpoint appear twice. Neither code nor console output is sent.
     """
 
     def __init__(self, config: WandbConfig, of: Identity) -> None:
@@ -33,17 +33,17 @@ class WandbTracker(Tracker):
         )
         if known is None:
             keep_id(config, of, self._run.id)
-        # W&B's own count of steps only rises, and a run that resumes from a checkpoint goes back
+        # W&B's own step never decreases, but ours does when a run resumes from a checkpoint
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """One record of W&B."""
+        """Writes one record."""
         values.pop("time")  # W&B has its own
         self._run.log({"step": step, **{f"{kind}/{name}": value for name, value in values.items()}})
 
     def close(self, *, failed: bool = False) -> None:
-        """Waits until all is sent, or written."""
+        """Waits until everything is sent, or written to the run's folder."""
         self._run.finish(exit_code=1 if failed else 0)
         if self._scratch is not None:
             self._scratch.cleanup()
