@@ -169,6 +169,7 @@ def test_show_says_where_each_value_is_from(folder: Path, capsys: pytest.Capture
     assert rows["training.precision"] == ['"fp32"', "default"]
 
 
+@pytest.mark.long
 def test_no_word_of_ray_before_it_is_needed(folder: Path) -> None:
     """The verb in a process of its own: a mistake is told without starting, or even importing, Ray."""
     code = (

@@ -54,6 +54,7 @@ def test_all_verbs_without_ray(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
 def test_what_a_configuration_may_be(folder: Path) -> None:
     """A file, a mapping or settings, each with changes on top; the run's folder has what was trained."""
     path = folder / "experiment.yaml"
@@ -73,6 +74,7 @@ def test_what_a_configuration_may_be(folder: Path) -> None:
         rayssl.prepare({})
 
 
+@pytest.mark.long
 def test_a_finished_run_is_not_trained_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(folder / "twice")
     first = rayssl.train(folder / "experiment.yaml", local=True, run=run, training={"epochs": 2})
@@ -97,7 +99,7 @@ def test_a_signal_saves_and_the_same_command_resumes(folder: Path, capsys: pytes
     printed = capsys.readouterr()
     step = checkpoint.steps(str(run))[-1]
     assert f"{run}: stopped at step {step}; the same command resumes" in printed.err
-    assert "SIGTERM: saving after the step under way" in printed.out
+    assert "SIGTERM: saves after the current step" in printed.out
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL and step < 40 * 6
     epoch = step // 6 + 1
     assert main([*argv[:-1], f"training.epochs={epoch}"]) == 0

@@ -133,6 +133,7 @@ def test_settings_made_in_python_have_a_name() -> None:
     assert settings.name == "tests.own_components:Tunes" and BACKBONES.find(settings.name) is Tunes.Config
 
 
+@pytest.mark.long
 def test_another_process_needs_no_file(tmp_path: Path, method: str) -> None:
     """The settings take the text of their file along; the class is the same whatever came first."""
     settings = METHODS.read({"name": method, "temperature": 0.125})

@@ -223,7 +223,7 @@ def test_a_memory_that_cannot_be_shared_or_overlap(tmp_path: Path) -> None:
     from tests.runs import write_corpus
 
     write_corpus(tmp_path, (6, 5))
-    with pytest.raises(ConfigError, match=r"^memory\.shards=5: .* 11 utterances has 4 pieces .* memory\.shards to 4"):
+    with pytest.raises(ConfigError, match=r"^memory\.shards=5: .* 11 utterances has only 4 pieces; .* to 4"):
         resolve(experiment(tmp_path, tmp_path, "memory.shards=5"))
     settings = experiment(tmp_path, tmp_path, "memory.shards=4", "memory.half=true", "memory.gpus=0.5")
     job = resolve(settings)

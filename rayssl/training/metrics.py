@@ -155,6 +155,9 @@ class RunLog(Tracker):
         else:
             self._scratch = tempfile.TemporaryDirectory(prefix="rayssl-tensorboard-")
             folder = self._scratch.name
+        # TensorBoard reads files in the order of their names, which within one second is not the order of their making
+        while any(Path(folder).glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
+            time.sleep(0.05)
         # earlier event files stay; TensorBoard hides their events from step purge_step on
         first = 0 if resume_step is None else resume_step + 1
         return SummaryWriter(folder, purge_step=first)

@@ -33,6 +33,7 @@ def failed(config: SourceConfig) -> dict[str, str]:
     return {one.name: one.detail for one in check_source(config) if not one.passed}
 
 
+@pytest.mark.long
 def test_good_sources_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for k in range(6):
         files = {f"s{k}/r/{n}.flac": data for n, data in enumerate(clips(3).values())}

@@ -70,7 +70,7 @@ def _same(a: Clusters, b: Clusters) -> None:
 
 
 @pytest.mark.parametrize("mode", ["exact", "fast"])
-@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize("warm", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_the_same_for_any_number_of_parts(mode: Mode, warm: bool) -> None:
     x, _ = points(KMeansCase(5260, 32, 260))
     initial = unit_rows(x[:260]) if warm else None

@@ -73,6 +73,7 @@ def errors_within_and_across(channel: float) -> tuple[float, float]:
     return equal_error(scores[within], same[within]), equal_error(scores[across], same[across])
 
 
+@pytest.mark.long
 def test_the_recording_is_a_confound_and_speakers_differ_without_it() -> None:
     within, across = errors_within_and_across(channel=SyntheticConfig().channel)
     assert within < 0.2

@@ -96,6 +96,7 @@ def test_noise_where_the_corpus_is_gone(tmp_path: Path) -> None:
     assert {len(clip) for clip in clips} == {32000, 24640, 16000, 640}
 
 
+@pytest.mark.long
 def test_no_file_where_it_differs_from_the_run(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def other(data: bytes) -> Any:
         module = torch.export.load(io.BytesIO(data)).module()

@@ -139,6 +139,7 @@ def test_the_random_state_is_left_alone(run: Path) -> None:
     assert torch.equal(torch.rand(3), wanted)
 
 
+@pytest.mark.long
 def test_neither_ray_nor_at_first_torch(run: Path) -> None:
     code = (
         "import sys, rayssl\nassert 'torch' not in sys.modules\n"

@@ -8,6 +8,8 @@ import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import pytest
+
 from rayssl.reports.run import classification
 from rayssl.reports.run.page import render
 from rayssl.reports.run.reading import Run, read_run
@@ -17,6 +19,7 @@ from tests.reports.test_page import Elements, text_of
 PICTURES = ["classes", "confusion", "efficiency", "over_time", "pseudo", "pseudo_map", "bias"]
 
 
+@pytest.mark.long
 def test_page_needs_nothing_else_and_has_every_picture_with_its_caption(class_page: str) -> None:
     elements = Elements(class_page).elements
     assert not {"script", "link", "iframe", "img", "image", "object"} & {tag for tag, _ in elements}
@@ -52,6 +55,7 @@ def test_a_run_without_trials_is_told_nothing_of_trials_or_speakers(class_page: 
     assert f"This run has not been evaluated yet; rayssl evaluate {bare} does that." in told
 
 
+@pytest.mark.long
 def test_a_run_of_trials_has_no_word_of_classification(small_run: Path, page: str) -> None:
     run = read_run(str(small_run))
     assert not classification.is_classification(run)
@@ -59,6 +63,7 @@ def test_a_run_of_trials_has_no_word_of_classification(small_run: Path, page: st
     assert classification.section(run, {}) == "" and "Classification" not in page
 
 
+@pytest.mark.long
 def test_results_of_both_kinds_share_a_page(small_run: Path, class_run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(small_run, folder)
@@ -94,6 +99,7 @@ def test_records_that_hold_little_are_shown_as_far_as_they_go() -> None:
     assert "25.0" in text and "Classification" in text and "next pictures" not in text
 
 
+@pytest.mark.long
 def test_pictures_have_ids_of_their_own_and_are_repeatable(class_run: Path, class_page: str) -> None:
     drawn = classification.class_pictures(read_run(str(class_run)))
     assert list(drawn) == PICTURES

@@ -60,6 +60,7 @@ def test_sources_are_drawn_where_a_method_blends(classes: int, titles: list[str]
     assert source_curves(replace(blended, truth=blended.truth * 0)) is None
 
 
+@pytest.mark.long
 def test_many_classes_are_pooled_and_many_epochs_thinned() -> None:
     found = words(str(pseudo_map(counts(150, 200))))
     assert "1 to 3" in found and "149 to 150" in found and "k0" not in found
@@ -93,6 +94,7 @@ def test_without_truth_only_what_was_given_is_drawn() -> None:
     assert "True share" not in words(bias_picture(blind)) and "Given / true" not in words(bias_picture(blind))
 
 
+@pytest.mark.long
 def test_empty_classes_and_epochs_are_drawn_without_a_warning() -> None:
     pseudo = counts(5, 4)
     for part in (pseudo.predicted, pseudo.confident, pseudo.right):

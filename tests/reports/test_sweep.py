@@ -45,6 +45,7 @@ def test_page_shows_every_trial_and_the_best_configuration(page: str) -> None:
     assert "<script>" not in page and "<nan>" not in page and "gsc_<b>" not in page
 
 
+@pytest.mark.long
 def test_the_report_verb_knows_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_sweep(tmp_path / "small", count=3)  # too few for a forest
     assert is_sweep(str(folder)) and not is_sweep(str(folder.parent))
@@ -71,6 +72,7 @@ def test_damaged_results_are_named(tmp_path: Path, damage: str) -> None:
         read_sweep(str(tmp_path))
 
 
+@pytest.mark.long
 def test_a_forest_finds_the_keys_that_matter() -> None:
     judged = [trial for trial in trials(60) if trial["rungs"]]
     found = importance(SPACE, judged)

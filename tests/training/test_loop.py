@@ -70,7 +70,7 @@ def images(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, 
     return made
 
 
-@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("every", [1, pytest.param(2, marks=pytest.mark.long)])
 @pytest.mark.parametrize("at", range(STEPS + 1))
 def test_resumed_equals_uninterrupted(
     corpus: Path, whole: tuple[Experiment, dict[str, Any]], images: dict[int, list[Path]], every: int, at: int

@@ -229,6 +229,7 @@ def two_lives(run: Path, tracker: dict[str, Any], said: list[str]) -> str:
     return str(found["id"])
 
 
+@pytest.mark.long
 def test_mlflow_has_one_run_of_two_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """MLflow itself, with a store of files."""
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")

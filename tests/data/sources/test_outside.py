@@ -128,6 +128,7 @@ def test_a_child_of_ours_has_settings_of_its_own(tmp_path: Path) -> None:
     assert SOURCES.read(json.loads(config.model_dump_json())) == config
 
 
+@pytest.mark.long
 def test_the_example_of_the_guide_is_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     guide = (ROOT / "rayssl/methods/README.md").read_text()
     section = guide.partition("## Source\n")[2].partition("\n## ")[0]
