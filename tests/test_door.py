@@ -97,7 +97,7 @@ def test_a_signal_saves_and_the_same_command_resumes(folder: Path, capsys: pytes
     printed = capsys.readouterr()
     step = checkpoint.steps(str(run))[-1]
     assert f"{run}: stopped at step {step}; the same command resumes" in printed.err
-    assert "SIGTERM: saving after the step under way" in printed.out
+    assert "SIGTERM: saves after the current step and then stops" in printed.out
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL and step < 40 * 6
     epoch = step // 6 + 1
     assert main([*argv[:-1], f"training.epochs={epoch}"]) == 0
