@@ -41,7 +41,7 @@ def test_an_embedding_of_another_size(tmp_path: Path) -> None:
 
 
 def test_what_has_no_such_name() -> None:
-    with pytest.raises(ConfigError, match=r"'simcler': no component has this name; choose one of .*, file\.py:Class"):
+    with pytest.raises(ConfigError, match=r"'simcler': no component has this name; choose one of .* or file\.py:Class"):
         list(check("simcler"))
     with pytest.raises(ConfigError, match=r"unknown key 'method\.temprature'; did you mean 'temperature'"):
         list(check("simclr", ["temprature=1"]))
