@@ -41,9 +41,7 @@ def test_an_embedding_of_another_size(tmp_path: Path) -> None:
 
 
 def test_what_has_no_such_name() -> None:
-    with pytest.raises(
-        ConfigError, match=r"'simcler': no component has this name; choose one of simclr, .* file\.py:Class"
-    ):
+    with pytest.raises(ConfigError, match=r"'simcler': no component has this name; choose one of .* or file\.py:Class"):
         list(check("simcler"))
     with pytest.raises(ConfigError, match=r"unknown key 'method\.temprature'; did you mean 'temperature'"):
         list(check("simclr", ["temprature=1"]))
@@ -90,15 +88,15 @@ class TestTraining:
         assert main(["check", f"{file}:Detached"]) == 1
         lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAIL")]
         assert len(lines) == 1
-        assert "one rank = two ranks: the loss agrees and the gradient does not" in lines[0]
+        assert "one rank = two ranks: the loss is the same, but the gradient of '" in lines[0]
         assert "gathered without gradient; gather with rayssl.collectives.gather" in lines[0]
 
     @pytest.mark.parametrize(
         ("name", "rule", "why"),
         [
-            ("Alone", "one rank = two ranks", "the loss of the first step is .* must see the rows of all ranks"),
+            ("Alone", "one rank = two ranks", "the loss of the first step is .* needs the rows of all ranks"),
             ("Forgetful", "6 steps = 3 + resume + 3", "registered buffers or parameters"),
-            ("Unseeded", "the same bits twice", "draws must come from the keys of a view"),
+            ("Unseeded", "the same bits twice", "draw from the keys of a view"),
             ("Broken", "it trains", "KeyError at own.py:.*temprature"),
         ],
     )
