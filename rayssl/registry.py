@@ -207,9 +207,21 @@ class Registry(Choice, Generic[C]):
             raise ValueError(f"{name!r}: its Config has the built-in name {taken!r}; add to it: name: str = ''")
 
 
-def outside_files() -> dict[str, str]:
-    """The SHA-256 of every file that a component was imported from, by path. It records which code ran."""
-    return {path: hashlib.sha256(text.encode()).hexdigest() for path, text in _SOURCES.values()}
+def outside_files(settings: BaseModel) -> dict[str, str]:
+    """The files from which the components in ``settings`` were imported: what exactly ran.
+
+    Returns:
+        The SHA-256 of each file, by its path.
+    """
+    found: dict[str, str] = {}
+    if type(settings).__module__ in _SOURCES:
+        path, text = _SOURCES[type(settings).__module__]
+        found[path] = hashlib.sha256(text.encode()).hexdigest()
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, BaseModel):
+            found |= outside_files(value)
+    return found
 
 
 def _attribute(place: str) -> Any:

@@ -54,7 +54,8 @@ def test_from_a_file(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert parse(Experiment, load_yaml(settings.model_dump_json(), "again"), "again") == settings
     assert located(settings).method.name == method
     assert settings.architecture.startswith("Contrast over ecapa")
-    assert set(outside_files()) >= {str(tmp_path / "own.py")}
+    assert set(outside_files(settings)) == {str(tmp_path / "own.py")}
+    assert outside_files(parse(Experiment, tree({"name": "simclr"}), "x.yaml")) == {}
 
 
 def test_the_keys_of_its_config_are_known(method: str) -> None:

@@ -38,7 +38,7 @@ def record(experiment: Experiment, where: dict[str, str]) -> None:
         "seed": experiment.seed,
         "world_size": experiment.ray.workers,
         "versions": versions(),
-        "components": outside_files(),
+        "components": outside_files(experiment),
         "origins": where,
         "starts": starts,
     }
