@@ -19,7 +19,7 @@ from rayssl.memory.utterances.settings import MemorySettings, bytes_needed
 from rayssl.methods.base import Classes, JobFacts
 from rayssl.training import checkpoint
 from rayssl.training.trackers import opening as trackers
-from rayssl.views.recipes import SegmentPlan
+from rayssl.views.recipes import Segment, SegmentPlan
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Job:
         """The streams by the names under which they reach the ranks."""
         return {"train": self.own} | ({} if self.labelled is None else {"labelled": self.labelled})
 
-    def segments_of(self, name: str, epoch: int, *, fill: bool = False) -> Any:
+    def segments_of(self, name: str, epoch: int, *, fill: bool = False) -> tuple[Segment, ...]:
         """The segments that are cut from the utterances of the stream ``name`` in a unit of ``epoch``.
 
         If the stream cycles, ``epoch`` counts its own passes. ``fill``: those of the pass that fills the memory before
