@@ -85,6 +85,7 @@ def test_a_finished_run_is_not_trained_again(folder: Path, capsys: pytest.Captur
     assert checkpoint.read_meta(checkpoint.locate(run, "last")).epoch == 3
 
 
+@pytest.mark.long
 def test_a_signal_saves_and_the_same_command_resumes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = folder / "stopped"
     argv = ["train", "--local", str(folder / "experiment.yaml"), f"run={run}", "training.epochs=40"]

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -29,10 +30,15 @@ def imported(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def files_importing(package: str) -> set[str]:
     found = set()
     for path in SOURCES:
-        names = imported(ast.parse(path.read_text()))
+        names = imported(parsed(path))
         if any(name == package or name.startswith(package + ".") for name in names):
             found.add(str(path.relative_to(ROOT / "rayssl")))
     return found
@@ -58,7 +64,7 @@ def test_torch_distributed_only_where_ranks_are_known() -> None:
     uses = {
         str(path.relative_to(ROOT / "rayssl"))
         for path in SOURCES
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.Attribute) and node.attr == "distributed"
     }
     assert uses <= {"collectives.py"}
@@ -167,7 +173,7 @@ def test_circles_are_seen() -> None:
 def test_nothing_happens_at_import(path: Path) -> None:
     """At module and class level there is no bare call, nothing is printed, read or seeded, no variable looked up."""
     acts = []
-    for node in at_import(ast.parse(path.read_text())):
+    for node in at_import(parsed(path)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
             acts.append(node.lineno)
         elif isinstance(node, ast.Call):

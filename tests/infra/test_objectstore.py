@@ -58,6 +58,7 @@ def test_bucket_of_the_session_server(s3_server) -> None:
         wrong.cat_file(f"{uri}/a")
 
 
+@pytest.mark.long
 def test_a_monitor_that_just_started_is_asked_again(
     object_store_launcher: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,7 @@ def test_page_needs_nothing_else_and_has_every_picture_with_its_caption(class_pa
     assert class_page.count("<svg") == class_page.count("<figcaption>") == len(PICTURES) + 2  # loss and rate
 
 
+@pytest.mark.long
 def test_page_shows_the_figures_of_the_first_head(class_page: str, class_run: Path) -> None:
     records = json.loads((class_run / "evaluation/result.json").read_text())
     model, text = records[0], text_of(class_page)
@@ -46,6 +47,7 @@ def test_page_shows_the_figures_of_the_first_head(class_page: str, class_run: Pa
     assert "Checkpoint step-400." in text
 
 
+@pytest.mark.long
 def test_a_run_without_trials_is_told_nothing_of_trials_or_speakers(class_page: str, tmp_path: Path) -> None:
     bare = write_class_run(tmp_path / "run", classes=3, epochs=2, steps=2, evaluated=False)
     told = text_of(render(read_run(str(bare))))

@@ -29,10 +29,12 @@ def page(folder: Path) -> str:
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.long
 def test_page_stands_alone(page: str) -> None:
     needs_nothing_else(page)
 
 
+@pytest.mark.long
 def test_page_shows_every_trial_and_the_best_configuration(page: str) -> None:
     text = text_of(page)
     for trial in trials(18):

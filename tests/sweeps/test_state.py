@@ -65,7 +65,7 @@ def test_asha_stops_the_worse(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("search", ["random", "optuna"])
-@pytest.mark.parametrize("steps", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("steps", [3, *(pytest.param(count, marks=pytest.mark.long) for count in (1, 2, 5, 8))])
 def test_a_driver_that_ends_changes_nothing(tmp_path: Path, search: str, steps: int) -> None:
     """After any number of rungs the next driver finds the same points, and lets the same trials continue."""
     whole, parts = Drivers(tmp_path / "a", search=search, trials=6), Drivers(tmp_path / "b", search=search, trials=6)

@@ -141,6 +141,7 @@ def test_figures_of_speed_count_only_what_was_timed(corpus: Path, tmp_path: Path
     assert loop.step == loop._epoch.steps == 1 and loop._epoch.speed(8)["utterances_per_s"] == 0
 
 
+@pytest.mark.long
 def test_waiting_for_data_is_a_share_of_the_time(corpus: Path, tmp_path: Path) -> None:
     """Also at the start of an epoch, where batches come late and the memory is clustered."""
     settings = experiment(tmp_path, corpus)

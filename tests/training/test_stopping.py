@@ -51,7 +51,7 @@ def stopping_after(calls: int) -> Stopping:
     return Stopping(lambda: next(asked) == calls, every_s=0.0)
 
 
-@pytest.mark.parametrize("calls", [1, 3, 5, 8])
+@pytest.mark.parametrize("calls", [3, *(pytest.param(count, marks=pytest.mark.long) for count in (1, 5, 8))])
 def test_stopped_and_resumed_equals_uninterrupted(
     whole: tuple[Callable[[Path], Experiment], Experiment, dict[str, Any]], tmp_path: Path, calls: int
 ) -> None:
