@@ -6,6 +6,9 @@ rayssl and keeps its traceback.
 
 from __future__ import annotations
 
+import os
+import traceback
+
 
 class UserError(Exception):
     """A mistake in what the user gave; ``str(error)`` is one readable line."""
@@ -37,3 +40,13 @@ class AudioError(UserError, ValueError):
 
 class CheckpointError(UserError, ValueError):
     """A checkpoint that cannot be used: it has another architecture than the run, or it is incomplete or damaged."""
+
+
+def described(error: BaseException) -> str:
+    """An error of somebody's code in one line, with the file and the line that raised it."""
+    if isinstance(error, SyntaxError):
+        return f"line {error.lineno}: {error.msg}"
+    text = (str(error).strip().splitlines() or [""])[0]
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" on line {frames[-1].lineno} of {os.path.basename(frames[-1].filename)}" if frames else ""
+    return f"{type(error).__name__}{where}: {text}"

@@ -29,7 +29,6 @@ import importlib.metadata
 import linecache
 import os
 import sys
-import traceback
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, ClassVar, Generic, TypeVar, get_args
@@ -37,6 +36,7 @@ from typing import Any, ClassVar, Generic, TypeVar, get_args
 from pydantic import BaseModel, GetCoreSchemaHandler, model_validator
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from rayssl.errors import described
 from rayssl.schema import Choice, Config
 
 _OUTSIDE = "rayssl_outside_"  # the names of modules that were imported from files begin with this
@@ -247,7 +247,7 @@ def _from_package(path: str, place: str) -> ModuleType:
             f"{place!r}: no module '{error.name}' is installed here; install it, or name a file as file.py:Class"
         ) from None
     except Exception as error:
-        raise ValueError(f"{place!r}: {_where(error)}") from error
+        raise ValueError(f"{place!r}: {described(error)}") from error
 
 
 def _from_file(path: str) -> ModuleType:
@@ -261,7 +261,7 @@ def _from_file(path: str) -> ModuleType:
         with open(whole, encoding="utf-8") as file:
             return _run(name, whole, file.read())
     except Exception as error:
-        raise ValueError(f"{path}: {_where(error)}") from error
+        raise ValueError(f"{path}: {described(error)}") from error
 
 
 def _run(name: str, path: str, text: str) -> ModuleType:
@@ -285,14 +285,6 @@ def _revive(module: str, path: str, text: str, qualname: str) -> Any:
     for part in qualname.split("."):
         found = getattr(found, part)
     return found.__new__(found)
-
-
-def _where(error: Exception) -> str:
-    """Describes an error that was raised while a module was imported, with the line."""
-    if isinstance(error, SyntaxError):
-        return f"line {error.lineno}: {error.msg}"
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__} on line {last.lineno} of {os.path.basename(last.filename)}: {error}"
 
 
 def _reference(model: type[ComponentConfig]) -> str:

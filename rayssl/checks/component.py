@@ -60,13 +60,14 @@ def check(name: str, assignments: Sequence[str] = ()) -> Iterator[Outcome]:
     Raises:
         ConfigError: there is no such component, or its settings are wrong.
     """
-    if not name.endswith((".yaml", ".yml")) and _registry(name) is SOURCES:
+    registry = None if name.endswith((".yaml", ".yml")) else _registry(name)
+    if registry is SOURCES:
         component = override({**SOURCES.find(name).trial_settings(), "name": name}, list(assignments))
         yield from check_source(parse(_Source, {"source": component}, name).source)
         return
     tree = _experiment(name, list(assignments))
     settings = parse(Experiment, tree, name)
-    if settings.method.name == METHOD["name"] or name.endswith((".yaml", ".yml")):
+    if registry is not METHODS:
         yield from check_encoder(settings.encoder)
     with tempfile.TemporaryDirectory(prefix="rayssl-check-") as folder:
         yield from check_training(SmallJob(folder, tree))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rayssl.errors import UserError
+from rayssl.errors import UserError, described
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,3 @@ def attempt(name: str, check: Callable[[], tuple[bool, str]]) -> Outcome:
         return Outcome(name, False, str(error))
     except Exception as error:
         return Outcome(name, False, described(error))
-
-
-def described(error: BaseException) -> str:
-    """The error in one line, with the file and line that raised it."""
-    place, last = "", error.__traceback__
-    while last is not None:
-        place = f"{last.tb_frame.f_code.co_filename.rpartition('/')[2]}:{last.tb_lineno}"
-        last = last.tb_next
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__} at {place}: {lines[0]}" if place else f"{type(error).__name__}: {lines[0]}"

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from rayssl import collectives
-from rayssl.checks.outcome import described
 from rayssl.data import decode, labels, shards
 from rayssl.data.labels import SplitConfig
+from rayssl.errors import described
 from rayssl.experiment.build import build_loop
 from rayssl.experiment.config import Experiment
 from rayssl.experiment.job import resolve

@@ -47,6 +47,7 @@ def pretrain(job: Job, method: Method) -> str | None:
 def check_start(job: Job) -> None:
     """Checks the checkpoint that the job starts from, before any worker starts. Raises `CheckpointError`.
 
+    Call this once before `train` of `rayssl.runtime.train` or `rayssl.experiment.local`: it reads the whole checkpoint.
     It builds a network only if the checkpoint says that it has another architecture.
     """
     position(job)

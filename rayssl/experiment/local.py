@@ -18,7 +18,7 @@ from rayssl import collectives
 from rayssl.batches.plan import Cursor
 from rayssl.batches.streams import joined
 from rayssl.errors import Stopped
-from rayssl.experiment.build import build_loop, check_start
+from rayssl.experiment.build import build_loop
 from rayssl.experiment.job import Job, position
 from rayssl.memory.classes.memory import ClassMemory
 from rayssl.memory.classes.settings import ClassSettings
@@ -105,7 +105,6 @@ def train(job: Job, until: int | None = None, *, device: str | None = None, say:
     experiment = job.experiment
     until = min(until or experiment.training.epochs, experiment.training.epochs)
     say = say if say is not None else partial(print, flush=True)
-    check_start(job)
     start = position(job)
     if start.epoch >= until:
         meta = checkpoint.read_meta(checkpoint.locate(job.run, "last"))

@@ -19,7 +19,7 @@ from torch import nn
 from rayssl import collectives
 from rayssl.batches.streams import joined
 from rayssl.errors import ConfigError, Stopped, UserError
-from rayssl.experiment.build import build_loop, check_start
+from rayssl.experiment.build import build_loop
 from rayssl.experiment.config import Experiment
 from rayssl.experiment.job import Job, position
 from rayssl.memory.classes.settings import ClassSettings
@@ -54,7 +54,6 @@ def train(job: Job, until: int | None = None) -> dict[str, Any]:
     """
     experiment, memory = job.experiment, job.experiment.memory
     until = min(until or experiment.training.epochs, experiment.training.epochs)
-    check_start(job)
     if position(job).epoch >= until:
         meta = checkpoint.read_meta(checkpoint.locate(job.run, "last"))
         print(f"{job.run}: already trained to epoch {meta.epoch}; raise training.epochs to train more", flush=True)

@@ -97,7 +97,7 @@ class TestTraining:
             ("Alone", "one rank = two ranks", "the loss of the first step is .* needs the rows of all ranks"),
             ("Forgetful", "6 steps = 3 + resume + 3", "registered buffers or parameters"),
             ("Unseeded", "the same bits twice", "draw from the keys of a view"),
-            ("Broken", "it trains", "KeyError at own.py:.*temprature"),
+            ("Broken", "it trains", "KeyError on line .* of own.py: .*temprature"),
         ],
     )
     def test_other_faults(self, name: str, rule: str, why: str, tmp_path: Path) -> None:

@@ -169,6 +169,12 @@ def test_circles_are_seen() -> None:
     assert circles(import_graph(sources)) == [["a.b", "a.c", "a.d", "a.d.e"]]
 
 
+def test_the_tasks_of_ingest_start_without_torch() -> None:
+    """Ray's own modules are there; what they read with needs no network."""
+    done = run("import sys, rayssl.runtime.ingest\nprint('torch' in sys.modules)")
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=module)
 def test_nothing_happens_at_import(path: Path) -> None:
     """At module and class level there is no bare call, nothing is printed, read or seeded, no variable looked up."""

@@ -264,7 +264,7 @@ def test_an_mlflow_server_that_is_not_there_is_said_once(tmp_path: Path, monkeyp
 
 
 def test_wandb_keeps_two_lives_of_one_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb", reason="wandb is not installed: an optional tracker, in no extra")
+    pytest.importorskip("wandb", reason="wandb is not installed: it is in the extra of its name, and not in test")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     (tmp_path / "run").mkdir()
     said: list[str] = []

@@ -10,6 +10,7 @@ from typing import Any
 
 from rayssl import storage
 from rayssl.errors import UserError
+from rayssl.experiment.build import check_start
 from rayssl.experiment.config import Experiment
 from rayssl.experiment.job import resolve
 from rayssl.sweeps.records import Rung
@@ -79,7 +80,9 @@ def _figures_at(experiment: Experiment, epoch: int, evaluated: bool) -> dict[str
     """Trains to the end of ``epoch``; the figures of training and, with ``evaluated``, of evaluation, which win."""
     from rayssl.runtime import train as training
 
-    figures = dict(training.train(resolve(experiment), until=epoch))
+    job = resolve(experiment)
+    check_start(job)
+    figures = dict(training.train(job, until=epoch))
     if evaluated:
         figures |= evaluate_with_retries(experiment)
     return {name: float(value) for name, value in figures.items() if type(value) in (int, float)}
