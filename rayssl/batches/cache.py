@@ -7,28 +7,31 @@ It never drops its oldest rows: the stream needs those rows last, so such a cach
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Hashable
 
-import pyarrow as pa
+from rayssl.data.row_groups import ShardRows
 
 _MOST = 128 << 20  # bytes per process
 
 
 class ShardCache:
-    """Tables by key, with at most ``most`` bytes in all."""
+    """Rows by key, with at most ``most`` bytes of audio in all. Several threads may use it."""
 
     def __init__(self, most: int = _MOST) -> None:
         self._left = most
-        self._tables: dict[Hashable, pa.Table] = {}
+        self._held: dict[Hashable, ShardRows] = {}
+        self._lock = threading.Lock()
 
-    def table(self, key: Hashable, make: Callable[[], pa.Table]) -> pa.Table:
-        """The table of ``key``. If it is not in the cache, ``make`` makes it; it is kept if there is room for it."""
-        if key in self._tables:
-            return self._tables[key]
+    def rows(self, key: Hashable, make: Callable[[], ShardRows]) -> ShardRows:
+        """The rows of ``key``. If they are not in the cache, ``make`` makes them; they are kept if there is room."""
+        if key in self._held:
+            return self._held[key]
         made = make()
-        if made.nbytes <= self._left:
-            self._left -= made.nbytes
-            self._tables[key] = made
+        with self._lock:
+            if key not in self._held and made.nbytes <= self._left:
+                self._left -= made.nbytes
+                self._held[key] = made
         return made
 
 

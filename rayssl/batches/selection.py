@@ -8,18 +8,17 @@ Class-aware sampling: in an epoch of the labelled stream an utterance of class c
 in [0, 1) is drawn for (seed, epoch, id), and ``r_c = (n_max / n_c) ** power`` for n_c labelled utterances of class c.
 With power 1 the expected number of rows is n_max for every class; with power 0 every utterance comes once. Because
 r_c >= 1, every utterance is in the order of every epoch. Planning an epoch draws once for every labelled utterance, to
-count the rows of each shard (half a second for a million utterances in 2000 shards). Reading a shard draws only for the
-utterances in it.
+count the entries of each row group (half a second for a million utterances in 2000 shards). Reading a shard draws only
+for the utterances in it.
 
-A shard is read whole, even for a few selected rows. So a stream of few utterances reads all shards that contain one of
-them, in every pass (`rayssl.batches.cache` avoids this for labelled streams).
+A row group is read whole, even for one selected row. So a stream of few utterances reads most of the corpus in every
+pass (`rayssl.batches.cache` avoids this for labelled streams).
 
 This file must not import torch or ray, see `rayssl.batches.plan`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -92,11 +91,17 @@ class Selection:
         ids = np.flatnonzero(roles & _MASKS[self.roles])
         return ids, classes[ids].astype(np.int64)
 
-    def epoch_counts(self, seed: int, epoch: int) -> Sequence[int]:
-        """The number of rows of each shard in ``epoch``. With class-aware sampling it differs from epoch to epoch."""
-        if not self.rates:
-            return self.counts
-        return [int(self.times(k, self.rows_of(k), seed, epoch).sum()) if n else 0 for k, n in enumerate(self.counts)]
+    def entries(self, shard: int, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The entries of ``shard`` in ``epoch``: each selected row as often as it comes, in the order of the file.
+
+        Returns int64 ``[n]`` each: the rows, which turn of its row an entry is (from 0), and the number of the row's
+        turns.
+        """
+        once = self.rows_of(shard)
+        times = self.times(shard, once, seed, epoch)
+        rows = np.repeat(once, times)
+        turns = np.arange(len(rows)) - np.repeat(np.cumsum(times) - times, times)
+        return rows, turns, np.repeat(times, times)
 
     def times(self, shard: int, rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
         """How often each of the ``rows [n]`` of ``shard`` comes in ``epoch``, int64 ``[n]``."""

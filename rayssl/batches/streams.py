@@ -41,11 +41,13 @@ class Stream:
         start: Cursor,
         epoch_count: int,
         unit_rows: int,
+        shuffle_shards: int,
+        ranks: int,
         fills: Collection[int] = (),
     ) -> Iterator[ReadUnit]:
         """The units of all batches from ``start`` to the end; ``start`` counts epochs and steps of the training."""
-        how: dict[str, Any] = {"seed": seed, "batch": self.batch, "unit_rows": unit_rows}
-        how |= {"selection": self.selection, "wrap": self.wrap}
+        how: dict[str, Any] = {"seed": seed, "batch": self.batch, "unit_rows": unit_rows, "ranks": ranks}
+        how |= {"shuffle_shards": shuffle_shards, "selection": self.selection, "wrap": self.wrap}
         if not self.cycles:
             return plan.plan(manifest, epochs=epoch_count, start=start, fills=fills, **how)
         done = start.epoch * self.epoch_steps + start.step

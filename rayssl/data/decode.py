@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
@@ -25,6 +27,8 @@ Format = Literal["flac", "pcm16"]
 Channels = Literal["reject_above_2", "mean", "first"]
 
 _FULL_SCALE = 32768
+_SEEK_COSTS = 8192  # samples that decode as fast as FLAC seeks
+_INCOMPLETE = "damaged audio in a shard: not complete mono FLAC at 16 kHz; run rayssl prepare --verify"
 _RIFF_OPEN_SIZES = (0, 0xFFFFFFFF, 0x7FFFFFFF)  # written by streaming writers, which cannot correct the header later
 
 
@@ -86,20 +90,71 @@ def encode(samples: np.ndarray, format: Format) -> bytes:
     return buffer.getvalue()
 
 
-def pcm(audio: bytes, format: Format) -> np.ndarray:
+def pcm(audio: bytes | memoryview, format: Format) -> np.ndarray:
     """The audio of a shard as mono int16 ``[T]`` at `RATE`; raises `CorpusError` if it is damaged."""
     if format == "pcm16":
         if len(audio) % 2:
             raise CorpusError("damaged audio in a shard: an odd number of bytes; run rayssl prepare --verify")
         return np.frombuffer(audio, dtype="<i2").astype(np.int16, copy=False)
+    with _flac(audio) as file:
+        samples = file.read(dtype="int16")
+        if len(samples) != file.frames:
+            raise CorpusError(_INCOMPLETE)
+    return np.asarray(samples)
+
+
+def pcm_parts(
+    audio: bytes | memoryview, format: Format, samples: int, parts: Sequence[tuple[int, int]], out: np.ndarray
+) -> None:
+    """Parts of the audio of a shard, one after the other: the same samples as those of `pcm`.
+
+    FLAC is decoded from the frame in which a part begins: what comes before it costs nothing, and is not checked.
+
+    Args:
+        audio: the encoded audio.
+        format: its format.
+        samples: its length, as the shard says.
+        parts: start and stop of each part, in samples; ascending and apart.
+        out: int16, as long as all parts together; it is filled.
+
+    Raises:
+        CorpusError: the audio is damaged or has another length.
+    """
+    if format == "pcm16":
+        if len(audio) != 2 * samples:
+            raise CorpusError("damaged audio in a shard: not as long as its row says; run rayssl prepare --verify")
+        whole = np.frombuffer(audio, dtype="<i2")
+        at = 0
+        for start, stop in parts:
+            out[at : at + stop - start] = whole[start:stop]
+            at += stop - start
+        return
+    with _flac(audio) as file:
+        if file.frames != samples:
+            raise CorpusError(_INCOMPLETE)
+        at = place = 0
+        for start, stop in parts:
+            if 0 < start - place <= _SEEK_COSTS:
+                file.read(start - place, dtype="int16")
+            elif start != place:
+                file.seek(start)
+            if len(file.read(dtype="int16", out=out[at : at + stop - start])) != stop - start:
+                raise CorpusError(_INCOMPLETE)
+            at, place = at + stop - start, stop
+
+
+@contextmanager
+def _flac(audio: bytes | memoryview) -> Iterator[soundfile.SoundFile]:
+    """The open FLAC of a shard. If it is damaged, this or a read inside raises `CorpusError`."""
     try:
         with soundfile.SoundFile(io.BytesIO(audio)) as file:
-            samples, frames, rate, channels = file.read(dtype="int16"), file.frames, file.samplerate, file.channels
+            if file.samplerate != RATE or file.channels != 1:
+                raise CorpusError(_INCOMPLETE)
+            yield file
+    except CorpusError:
+        raise
     except (soundfile.SoundFileError, RuntimeError, ValueError):
         raise CorpusError("damaged audio in a shard: not FLAC; run rayssl prepare --verify") from None
-    if rate != RATE or channels != 1 or len(samples) != frames:
-        raise CorpusError("damaged audio in a shard: not complete mono FLAC at 16 kHz; run rayssl prepare --verify")
-    return np.asarray(samples)
 
 
 def _read(data: bytes) -> tuple[np.ndarray, int]:

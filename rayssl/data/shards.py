@@ -36,6 +36,7 @@ from rayssl.errors import CorpusError, StorageError
 from rayssl.schema import Config
 
 VERSION = 1
+GROUP_ROWS = 32  # utterances in a row group of a shard: the least that is read at once
 MANIFEST, LABELS, REJECTS, SHARDS = "manifest.json", "labels.parquet", "rejects.parquet", "shards"
 KINDS: tuple[str, ...] = ("speaker", "recording", "label")
 
@@ -66,8 +67,10 @@ class Manifest(Config):
     """What a corpus contains.
 
     ``rows`` counts utterances; ``speakers``, ``recordings`` and ``labels`` count names; ``rejected`` counts rejects.
-    ``rate`` is in Hz. ``fingerprint`` identifies the content of the shards. ``splits``, by name, say what utterances
-    are used for; the fingerprint does not depend on them.
+    ``rate`` is in Hz. ``group_rows`` is the number of utterances in a row group of a shard (its last group may have
+    fewer); 0 if each shard is one group, as in corpora from before there were groups. ``fingerprint`` identifies the
+    content of the shards. ``splits``, by name, say what utterances are used for; the fingerprint does not depend on
+    them.
     """
 
     version: int
@@ -82,6 +85,7 @@ class Manifest(Config):
     shards: list[Shard]
     settings: dict[str, Any]
     fingerprint: str
+    group_rows: int = Field(default=0, ge=0)
     splits: dict[str, Split] = {}
 
 
@@ -186,7 +190,7 @@ def write_shard(uri: str, index: int, columns: Mapping[str, Sequence[Any]], rate
         The shard's entry for the manifest. Its `first_id` is 0; `number` sets it.
     """
     table = pa.table({field.name: pa.array(columns[field.name], field.type) for field in SCHEMA}, schema=SCHEMA)
-    data = _parquet(table, plain=["audio"])
+    data = _parquet(table, plain=["audio"], group_rows=GROUP_ROWS)
     path = f"{SHARDS}/{index:05d}.parquet"
     storage.write_bytes(storage.join(uri, path), data)
     return Shard(
@@ -255,6 +259,7 @@ def write_manifest(
         shards=shards,
         settings=settings,
         fingerprint=fingerprint(shards),
+        group_rows=GROUP_ROWS,
         splits=dict(splits or {}),
     )
     _write(uri, manifest)
@@ -368,8 +373,11 @@ def _rows_table(rows: Sequence[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
     )
 
 
-def _parquet(table: pa.Table, plain: Sequence[str] = ()) -> bytes:
-    """``table`` as Parquet with one row group. Columns in ``plain`` are not compressed: they hold encoded audio."""
+def _parquet(table: pa.Table, plain: Sequence[str] = (), group_rows: int | None = None) -> bytes:
+    """``table`` as Parquet, with one row group or groups of ``group_rows``.
+
+    Columns in ``plain`` are not compressed: they hold encoded audio.
+    """
     buffer = io.BytesIO()
     compression = {name: "none" if name in plain else "zstd" for name in table.column_names}
     dictionary = [name for name in table.column_names if name not in plain]
@@ -379,7 +387,7 @@ def _parquet(table: pa.Table, plain: Sequence[str] = ()) -> bytes:
         compression=compression,
         use_dictionary=dictionary,
         write_statistics=dictionary,
-        row_group_size=max(1, table.num_rows),
+        row_group_size=group_rows or max(1, table.num_rows),
     )
     return buffer.getvalue()
 

@@ -5,11 +5,12 @@ The ``name`` in `Experiment.method`, and in each part of `Experiment.encoder`, c
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from rayssl import storage
+from rayssl.batches.plan import SHUFFLE_SHARDS, UNIT_ROWS
 from rayssl.evaluation.settings import AnyEvaluation
 from rayssl.methods.registry import AnyMethod
 from rayssl.models.encoder import EncoderConfig
@@ -21,13 +22,16 @@ from rayssl.views.recipes import ViewsConfig
 class CorpusConfig(Config):
     """The corpus to train on.
 
-    ``uri``: a prepared corpus. ``unit_rows``: the least number of utterances that one data task reads and decodes.
-    ``readers``: the number of data tasks at once; 0 for as many as there are ranks.
+    ``uri``: a prepared corpus. ``shuffle_shards``: the number of shards whose utterances are mixed; all, if the corpus
+    has fewer. ``unit_rows``: the number of utterances that one data task reads and mixes; a large batch has several
+    such pools side by side. These two decide which utterances form a batch: keep them when a run resumes. ``readers``:
+    the number of data tasks at once; ``auto``: as many as the cores that training leaves free, at least one a rank.
     """
 
     uri: str
-    unit_rows: int = Field(1024, ge=1)
-    readers: int = Field(0, ge=0)
+    shuffle_shards: int = Field(SHUFFLE_SHARDS, ge=1)
+    unit_rows: int = Field(UNIT_ROWS, ge=1)
+    readers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
 
 
 class LabelsConfig(Config):

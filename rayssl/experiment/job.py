@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rayssl.batches.plan import Cursor
+from rayssl.batches.plan import Cursor, ReadUnit
 from rayssl.batches.selection import split_of
 from rayssl.batches.streams import Stream, labelled_stream, own_stream
 from rayssl.data import shards
@@ -19,6 +19,7 @@ from rayssl.memory.utterances.settings import MemorySettings, bytes_needed
 from rayssl.methods.base import Classes, JobFacts
 from rayssl.training import checkpoint
 from rayssl.training.trackers import opening as trackers
+from rayssl.views.reading import ReadSettings
 from rayssl.views.recipes import Segment, SegmentPlan
 
 
@@ -70,6 +71,27 @@ class Job:
     def fills(self, name: str) -> Collection[int]:
         """The epochs before which a pass of the stream ``name`` fills the memory."""
         return () if name == "labelled" else self.segments.fills
+
+    def read_settings(self, name: str, ranks: int) -> ReadSettings:
+        """What a process needs that reads batches of the stream ``name`` for ``ranks`` ranks."""
+        experiment, stream = self.experiment, self.streams[name]
+        return ReadSettings(
+            experiment.corpus.uri, self.manifest, experiment.seed, stream.batch, ranks, stream.selection
+        )
+
+    def units(self, name: str, start: Cursor, until: int, ranks: int) -> Iterator[ReadUnit]:
+        """The units of the stream ``name`` from ``start`` to the end of epoch ``until``."""
+        config = self.experiment.corpus
+        return self.streams[name].units(
+            self.manifest,
+            seed=self.experiment.seed,
+            start=start,
+            epoch_count=until,
+            unit_rows=config.unit_rows,
+            shuffle_shards=config.shuffle_shards,
+            ranks=ranks,
+            fills=self.fills(name),
+        )
 
     def memory_line(self) -> str | None:
         """One line with the bytes that the actors of the memory of utterances need; None without such a memory."""

@@ -141,28 +141,11 @@ def batches(
 
 
 def _stream(job: Job, name: str, start: Cursor, until: int | None, rank: int, world: int) -> Iterator[dict[str, Any]]:
-    experiment, stream = job.experiment, job.streams[name]
-    units = stream.units(
-        job.manifest,
-        seed=experiment.seed,
-        start=start,
-        epoch_count=experiment.training.epochs if until is None else until,
-        unit_rows=experiment.corpus.unit_rows,
-        fills=job.fills(name),
-    )
-    for unit in units:
-        for raw in reading.read(
-            unit,
-            experiment.corpus.uri,
-            job.manifest,
-            seed=experiment.seed,
-            batch=stream.batch,
-            ranks=world,
-            segments=job.segments_of(name, unit.epoch, fill=unit.fill),
-            selection=stream.selection,
-        ):
-            if raw["rank"] == rank:
-                yield raw
+    experiment = job.experiment
+    settings = job.read_settings(name, world)
+    for unit in job.units(name, start, experiment.training.epochs if until is None else until, world):
+        for packed in reading.read(unit, settings, job.segments_of(name, unit.epoch, fill=unit.fill), only=rank):
+            yield from packed.batches()
 
 
 class _ReadAhead:

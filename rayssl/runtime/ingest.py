@@ -1,41 +1,116 @@
-"""Ray Data streams shards from object storage to the ranks: one task reads, decodes and cuts a unit of an epoch.
+"""Ray Data streams shards from object storage to the ranks: one task reads, decodes and packs a unit of an epoch.
 
-A row of the dataset is a whole batch of one rank, in its own block. The order is preserved, and the splitter gives the
-ranks one block each in turn. So rank `r` gets batch `r` of every step, and `rayssl.batches.plan` alone decides what a
-rank sees. Each row names its rank and step: if the splitter did something else, `batches` would raise at once. All
-remaining epochs are one dataset. There is no barrier at an epoch's end, and the next epoch is read while this one
-trains.
+A row of the dataset holds a few batches of one rank (`rayssl.views.packed`), in its own block. The order is preserved,
+and the splitter gives the ranks one block each in turn. So `rayssl.batches.plan` alone decides what a rank sees. Each
+row names its rank and steps: if the splitter did something else, `batches` would raise at once. All remaining epochs
+are one dataset. There is no barrier at an epoch's end, and the next epoch is read while this one trains.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import ray.data
-from ray.data import DataContext
+import pyarrow as pa
 
 from rayssl import errors
-from rayssl.batches.plan import Cursor, ReadUnit, ShardRange
+from rayssl.batches.order import ShardRange
+from rayssl.batches.plan import Cursor, ReadUnit, parts_of, unit_steps
 from rayssl.views import reading
+from rayssl.views.packed import Packed
 
-if TYPE_CHECKING:  # a data task imports this module and must start without torch
-    from rayssl.experiment.job import Job
+if TYPE_CHECKING:
+    import ray.data  # not at run time: before `cluster.connect`, importing ray would fix how it authenticates
 
-_AHEAD = 2  # the number of batches that a rank fetches in advance
+    from rayssl.experiment.job import Job  # a data task imports this module and must start without torch
+
+_AHEAD = 2  # the number of blocks that a rank fetches in advance
+_LEAST_BYTES = 256 << 20  # read ahead for each rank at least, if the object store has room
+_STORE_SHARE = 0.4  # of the object store, the most that may be read ahead
+_PAUSE_S = 0.01
 
 
-def dataset(job: Job, name: str, *, start: Cursor, epoch_count: int) -> ray.data.Dataset:
+class Placement:
+    """Puts data tasks on the nodes of the ranks that they serve, in turn. ``nodes``: that of each rank.
+
+    Ray Data calls it before each task, in the order of units. A wrong turn after a task's failure costs a copy between
+    nodes and nothing else. With one node for all ranks, Ray decides where tasks run.
+    """
+
+    def __init__(self, nodes: Sequence[str] = (), lanes: int = 1) -> None:
+        self.nodes: list[str] = []
+        self._calls = 0
+        if len(set(nodes)) > 1:
+            served = [nodes[lane * len(nodes) // lanes] for lane in range(lanes)]
+            self.nodes = served if lanes > 1 else list(dict.fromkeys(nodes))  # with one lane a task serves all ranks
+
+    def __call__(self) -> dict[str, Any]:
+        """Ray's arguments for the next task."""
+        if not self.nodes:
+            return {}
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        node = self.nodes[self._calls % len(self.nodes)]
+        self._calls += 1
+        return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)}
+
+
+def reader_count(job: Job) -> int:
+    """The number of data tasks that may run at once. Call it on the driver, before the workers start.
+
+    ``auto``: the cores that neither the ranks nor the memory's actors take, less one for Ray Data itself, and at least
+    one for each rank.
+    """
+    import ray
+
+    from rayssl.runtime import cluster
+
+    config = job.experiment
+    if config.corpus.readers != "auto":
+        return config.corpus.readers
+    held = config.ray.workers * config.ray.cpus_per_worker + config.memory.actors * config.memory.cpus
+    free = ray.available_resources().get("CPU", 0.0) - held
+    if not cluster.joins():  # a local cluster has more logical CPUs than cores, see `cluster.connect`
+        free -= max(0.0, ray.cluster_resources().get("CPU", 0.0) - (os.cpu_count() or 1))
+    return max(config.ray.workers, int(free) - 1)
+
+
+def ahead_bytes(job: Job, name: str, readers: int) -> float:
+    """The most bytes of finished blocks of the stream ``name`` in the object store: a unit for each reader and more."""
+    import ray
+
+    stream, ranks = job.streams[name], job.experiment.ray.workers
+    segments = max((job.segments_of(name, epoch) for epoch in range(job.experiment.training.epochs)), key=_seconds)
+    rows = unit_steps(stream.batch, job.experiment.corpus.unit_rows) * stream.batch
+    wanted = (readers + 2) * rows * reading.utterance_bytes(job.manifest, segments)
+    share = _STORE_SHARE * ray.cluster_resources().get("object_store_memory", 0.0) / len(job.streams)
+    return float(max(_LEAST_BYTES, min(max(wanted, _LEAST_BYTES * ranks), share)))
+
+
+def dataset(
+    job: Job,
+    name: str,
+    *,
+    start: Cursor,
+    epoch_count: int,
+    readers: int = 1,
+    placement: Placement | None = None,
+) -> ray.data.Dataset:
     """The batches of the job's stream ``name`` from ``start`` to the end of epoch ``epoch_count``.
 
     It is a lazy dataset, to be split over the ranks. The executor must preserve the order (Ray Train takes this from
-    its DataConfig). At most ``corpus.readers`` tasks (0: as many as ranks) read at once. RAM is bounded: a task holds
-    one unit, finished batches wait in the object store, and Ray Data starts no task when their share of it is full.
+    its DataConfig). At most ``readers`` tasks read at once. RAM is bounded: a task holds the encoded audio of one unit
+    and one block, finished blocks wait in the object store, and Ray Data starts no task when their share of it is full.
     """
+    import ray.data
+    from ray.data import DataContext
+
     context = DataContext.get_current()
     context.target_max_block_size = 1  # each row becomes its own block, see above
     # If bars are disabled, Ray Data prints that they are. As log lines they are below the level of cluster.connect.
@@ -43,44 +118,80 @@ def dataset(job: Job, name: str, *, start: Cursor, epoch_count: int) -> ray.data
     # every 30 s they would print many lines that advise to reserve memory for the task that lists the units
     context.issue_detectors_config.detectors = []
     context.custom_execution_callback_classes = [_SchedulerThrottle]
-    config = job.experiment
-    pool = ray.data.TaskPoolStrategy(size=config.corpus.readers or config.ray.workers)
     # If all units were listed first, each would cost a block before anything is read: 100 epochs of VoxCeleb2 have
     # 100,000 units, and 10,000 took over a minute. This task lists units only as fast as the readers take them.
     whole = ray.data.from_items([{"whole": True}])
     units = whole.map_batches(_Planner(job, name, start, epoch_count), batch_size=1, num_cpus=0.01)
-    return units.map_batches(_Reader(job, name), batch_size=1, num_cpus=0.5, compute=pool)
+    return units.map_batches(
+        _Reader(job, name),
+        batch_size=1,
+        num_cpus=0.5,
+        compute=ray.data.TaskPoolStrategy(size=readers),
+        ray_remote_args_fn=placement,
+    )
 
 
-def batches(iterator: ray.data.DataIterator, rank: int) -> Iterator[dict[str, Any]]:
-    """This rank's batches, as `rayssl.views.reading.read` makes them.
+def for_train(job: Job, until: int) -> tuple[dict[str, Callable[[], ray.data.Dataset]], Any]:
+    """The datasets of a TorchTrainer, by stream, and its DataConfig. Ray Train ignores options of the datasets.
 
-    If a data task could not make a batch, its `UserError` is raised here.
+    A dataset is made at each start of the workers, to plan the batches that remain to the end of epoch ``until``.
     """
-    for row in iterator.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=_AHEAD):
-        raw = {name: column[0] for name, column in row.items()}
-        if "error" in raw:
-            raise getattr(errors, str(raw["error"]))(str(raw["message"]))
-        for name in ("epoch", "step", "rank"):
-            raw[name] = int(raw[name])
-        raw["fill"] = bool(raw["fill"])
-        if raw["rank"] != rank:
-            raise RuntimeError(
-                f"the batch of rank {raw['rank']} (epoch {raw['epoch']}, step {raw['step']}) came to {rank}"
-            )
-        yield raw
+    from ray.data import ExecutionOptions
+    from ray.train import DataConfig
+
+    from rayssl.experiment.job import position
+
+    readers, ranks = reader_count(job), job.experiment.ray.workers
+    options = {}
+    for name in job.streams:
+        options[name] = ExecutionOptions(preserve_order=True)
+        # without a limit Ray Data reads epochs in advance, and its tasks take cores from the training
+        limits = options[name].resource_limits.copy(object_store_memory=ahead_bytes(job, name, readers))
+        options[name].resource_limits = limits
+
+    def made(name: str, nodes: Sequence[str] = ()) -> ray.data.Dataset:
+        lanes = math.gcd(parts_of(job.streams[name].batch), ranks)
+        placement = Placement(nodes, lanes)
+        return dataset(job, name, start=position(job), epoch_count=until, readers=readers, placement=placement)
+
+    class Placed(DataConfig):  # type: ignore[misc]
+        """Knows where the ranks are. If they are on several nodes, data tasks run there too."""
+
+        def configure(self, datasets: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+            nodes = kwargs.get("worker_node_ids") or []
+            if len(set(nodes)) > 1:
+                datasets = {name: made(name, nodes) for name in datasets}
+            return super().configure(datasets, *args, **kwargs)
+
+    return {name: partial(made, name) for name in job.streams}, Placed(execution_options=options)
+
+
+def packed(iterator: ray.data.DataIterator, rank: int) -> Iterator[Packed]:
+    """This rank's batches, packed as `rayssl.views.reading.read` makes them; views of the object store.
+
+    If a data task could not make a block, its `UserError` is raised here.
+    """
+    for table in iterator.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=_AHEAD):
+        if "error" in table.column_names:
+            kind, message = (table.column(name)[0].as_py() for name in ("error", "message"))
+            raise getattr(errors, kind)(message)
+        found = Packed.of(table)
+        if found.rank != rank:
+            where = f"epoch {found.epoch}, step {found.first_step}"
+            raise RuntimeError(f"the batch of rank {found.rank} ({where}) came to {rank}")
+        yield found
 
 
 class _SchedulerThrottle:
     """Adds a pause to each turn of Ray Data's scheduling loop.
 
-    While finished batches wait for the ranks, the loop runs without a pause and takes a third of a core from training.
-    Fewer turns are enough, since each batch is requested well before its step.
+    While finished blocks wait for the ranks, the loop runs without a pause and takes a third of a core from training.
+    Fewer turns are enough: a turn takes all blocks that are finished, and each is requested well before its step.
     """
 
     def on_execution_step(self, executor: object) -> None:
         """Waits. Ray Data calls this after each turn."""
-        time.sleep(0.02)
+        time.sleep(_PAUSE_S)
 
     def before_execution_starts(self, executor: object) -> None:
         """Does nothing."""
@@ -101,13 +212,15 @@ class _Planner:
         self.how: dict[str, Any] = {
             "seed": experiment.seed,
             "unit_rows": experiment.corpus.unit_rows,
+            "shuffle_shards": experiment.corpus.shuffle_shards,
+            "ranks": experiment.ray.workers,
             "fills": job.fills(name),
         }
         self.how |= {"start": start, "epoch_count": epoch_count}
 
-    def __call__(self, _: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    def __call__(self, _: Any) -> Iterator[dict[str, Any]]:
         for unit in self.stream.units(self.manifest, **self.how):
-            yield {"unit": [json.dumps(asdict(unit))]}
+            yield {"unit": [_written(unit)]}
 
 
 class _Reader:
@@ -117,36 +230,41 @@ class _Reader:
     """
 
     def __init__(self, job: Job, name: str) -> None:
-        experiment = job.experiment
-        self.manifest, self.uri, self.stream = job.manifest, experiment.corpus.uri, job.streams[name]
-        self.seed, self.ranks = experiment.seed, experiment.ray.workers
+        self.settings = job.read_settings(name, job.experiment.ray.workers)
+        self.cycles = job.streams[name].cycles
         plan = job.segments
         self.segments = (plan.labelled,) if name == "labelled" else plan.own
         self.fill_segments = () if name == "labelled" else plan.fill
 
-    def __call__(self, items: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    def __call__(self, items: dict[str, Any]) -> Iterator[pa.Table]:
         for text in items["unit"]:
-            fields = json.loads(str(text))
-            unit = ReadUnit(**{**fields, "pieces": tuple(ShardRange(**piece) for piece in fields["pieces"])})
+            unit = _unit(str(text))
+            segments = (self.fill_segments if unit.fill else self.segments)[0 if self.cycles else unit.epoch]
             done = 0
             try:
-                for row in self._read(unit):
+                for made in reading.read(unit, self.settings, segments):
+                    yield made.table()
                     done += 1
-                    yield {name: np.asarray(value)[None] for name, value in row.items()}
             except errors.UserError as error:
-                # The error becomes a row in place of each missing batch, so that every rank gets one. An exception
+                # The error becomes a row in place of each missing block, so that every rank gets one. An exception
                 # would print the traceback of every process on its way.
-                failed = {"error": np.asarray([type(error).__name__]), "message": np.asarray([str(error)])}
-                yield from [failed] * (unit.steps * self.ranks - done)
+                failed = pa.table({"error": [type(error).__name__], "message": [str(error)]})
+                blocks = -(-unit.steps // reading.block_steps(unit, self.settings, segments))
+                for _ in range(blocks * self.settings.ranks // unit.lanes - done):
+                    yield failed
 
-    def _read(self, unit: ReadUnit) -> Iterator[dict[str, Any]]:
-        return reading.read(
-            unit,
-            self.uri,
-            self.manifest,
-            seed=self.seed,
-            batch=self.stream.batch,
-            ranks=self.ranks,
-            segments=(self.fill_segments if unit.fill else self.segments)[0 if self.stream.cycles else unit.epoch],
-            selection=self.stream.selection,
-        )
+
+def _written(unit: ReadUnit) -> str:
+    fields = asdict(unit)
+    fields["pools"] = [[(p.shard, p.start, p.stop, p.lap) for p in pool] for pool in unit.pools]
+    return json.dumps(fields)
+
+
+def _unit(text: str) -> ReadUnit:
+    fields = json.loads(text)
+    pools = tuple(tuple(ShardRange(*piece) for piece in pool) for pool in fields.pop("pools"))
+    return ReadUnit(pools=pools, **fields)
+
+
+def _seconds(segments: Sequence[Any]) -> float:
+    return float(sum(segment.seconds for segment in segments))

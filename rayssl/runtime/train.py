@@ -28,10 +28,9 @@ from rayssl.methods.base import Method
 from rayssl.runtime import cluster
 from rayssl.training import checkpoint
 from rayssl.training.context import ClassClient, MemoryClient
+from rayssl.training.feed import placed
 from rayssl.training.stopping import Stopping
 from rayssl.training.trackers.base import Tracker
-
-_AHEAD_BYTES = 256 << 20  # the most bytes of decoded batches in the object store for one rank
 
 
 def train(job: Job, until: int | None = None) -> dict[str, Any]:
@@ -96,16 +95,14 @@ def user_error(error: BaseException) -> UserError | None:
 
 
 def _fit(job: Job, until: int) -> dict[str, Any]:
-    from ray.data import ExecutionOptions
-    from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+
+    from rayssl.runtime import ingest
 
     experiment = job.experiment
     gpu = _use_gpu(experiment)
-    options = ExecutionOptions()
-    options.preserve_order = True
-    # without a limit Ray Data reads epochs in advance, and its tasks take cores from the training
-    options.resource_limits = options.resource_limits.copy(object_store_memory=_AHEAD_BYTES * experiment.ray.workers)
+    datasets, data_config = ingest.for_train(job, until)
     scratch = tempfile.TemporaryDirectory(prefix="rayssl-train-")  # for Ray Train's own files; no checkpoints
     trainer = TorchTrainer(
         _worker,
@@ -122,9 +119,8 @@ def _fit(job: Job, until: int) -> dict[str, Any]:
             logging_config=LoggingConfig(log_level="WARNING"),
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
         ),
-        # called at each start, to plan the batches that remain
-        datasets={name: partial(_dataset, job, name, until) for name in job.streams},
-        dataset_config=DataConfig(execution_options=options),  # Ray Train ignores the options of the dataset itself
+        datasets=datasets,
+        dataset_config=data_config,
     )
     with scratch:
         _run_gracefully(trainer, job)
@@ -176,12 +172,6 @@ def _use_gpu(experiment: Experiment) -> bool:
             "for them; set ray.gpu=false, or set ray.workers lower"
         )
     return available >= experiment.ray.workers if wanted == "auto" else wanted
-
-
-def _dataset(job: Job, name: str, until: int) -> Any:
-    from rayssl.runtime import ingest
-
-    return ingest.dataset(job, name, start=position(job), epoch_count=until)
 
 
 class RayContext:
@@ -242,7 +232,9 @@ def _worker(config: dict[str, Any]) -> None:
     loop = build_loop(job, context)
     heard = signals.listen(config["bell"]) if context.rank == 0 else lambda: False
     loop.state.stopping = Stopping(None if config["bell"] is None else heard)
-    rows = [ingest.batches(ray.train.get_dataset_shard(name), context.rank) for name in job.streams]
+    rows = [
+        placed(ingest.packed(ray.train.get_dataset_shard(name), context.rank), context.device) for name in job.streams
+    ]
     log = loop.state.log
     assert log is not None
     try:

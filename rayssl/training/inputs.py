@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rayssl.batches.plan import TURN_BIT
 from rayssl.memory.classes import memory
@@ -29,10 +29,10 @@ def make_views(
     each turn has keys of its own. Each segment has keys of its own too: they depend on its number, counted from
     ``first``.
     """
-    ids = torch.tensor(raw["id"] + (raw["turn"].astype(np.int64) << TURN_BIT)).to(device)
+    ids = _column(raw, "id", device) + (_column(raw, "turn", device) << TURN_BIT)
     views = {}
     for index, segment in enumerate(segments, start=first):
-        wave = torch.tensor(raw[segment.name]).to(device).float() / 32768.0
+        wave = _tensor(raw, segment.name, device).float() / 32768.0
         keys = None
         if segment.recipe != "none":
             keys = draws_torch.keys_torch(draws.fold(seed, _VIEW, raw["epoch"], index), ids)
@@ -41,10 +41,20 @@ def make_views(
     return views
 
 
+def _tensor(raw: Raw, name: str, device: torch.device) -> Tensor:
+    """An entry of the batch on the device. `rayssl.training.feed` may have copied it there already."""
+    there = raw.get("placed")
+    return there[name] if there is not None else torch.from_numpy(raw[name]).to(device)
+
+
+def _column(raw: Raw, name: str, device: torch.device) -> Tensor:
+    return _tensor(raw, name, device).long()
+
+
 def batch_of(raw: Raw, device: torch.device, step: int) -> Batch:
     """The ids and labels of the batch of ``step`` (counted from 0) on the device."""
     names = ("id", "speaker", "recording", "label", "truth")
-    ids, speakers, recordings, labels, truth = (torch.tensor(raw[name]).to(device).long() for name in names)
+    ids, speakers, recordings, labels, truth = (_column(raw, name, device) for name in names)
     return Batch(ids, speakers, recordings, labels, raw["epoch"], truth, step)
 
 

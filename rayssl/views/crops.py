@@ -32,28 +32,29 @@ def cut(pcm: NDArray[np.int16], samples: int, position: float) -> NDArray[np.int
     return np.resize(np.concatenate((pcm[start:], pcm[:start])), samples)
 
 
-def cut_segments(
-    pcm: NDArray[np.int16], segments: Sequence[Segment], key: int | np.uint64, rate: int
-) -> dict[str, NDArray[np.int16]]:
-    """Cuts all ``segments`` of an utterance: by name, each ``[segment.samples(rate)]``; ``rate`` in Hz.
+def starts(
+    lengths: NDArray[np.integer], segments: Sequence[Segment], keys: NDArray[np.uint64], rate: int
+) -> NDArray[np.int64]:
+    """Where the ``segments`` of utterances begin, in samples: int64 ``[n, segments]``.
 
-    ``key`` (64 bits) is the key of the utterance in this epoch. Segment ``j`` has its own stream of draws. So its
-    position depends neither on the other segments nor on the process that cuts it. Only the positions of disjoint
-    segments depend on each other.
+    ``lengths [n]`` in samples, at least 1; ``rate`` in Hz. ``keys [n]`` are the keys of the utterances in this epoch.
+    Segment ``j`` has its own stream of draws. So its position depends neither on the other segments nor on the process
+    that computes it. Only the positions of disjoint segments depend on each other. If an utterance is shorter than a
+    segment, the segment begins anywhere and goes on at the utterance's beginning.
     """
-    keys = np.array([key], dtype=np.uint64)
-    positions = [float(uniform_np(keys, FIRST_STREAM + j)[0]) for j in range(len(segments))]
-    cuts = {s.name: cut(pcm, s.samples(rate), position) for s, position in zip(segments, positions, strict=True)}
+    sizes = np.array([segment.samples(rate) for segment in segments], np.int64)
+    positions = np.stack([uniform_np(keys, FIRST_STREAM + j) for j in range(len(segments))], axis=1)
+    room = lengths[:, None] - sizes + 1
+    found: NDArray[np.int64] = (positions * np.where(room > 0, room, lengths[:, None])).astype(np.int64)
     apart = [j for j, segment in enumerate(segments) if segment.disjoint]
-    lengths = np.array([segments[j].samples(rate) for j in apart])
-    spare = len(pcm) - int(lengths.sum())
-    if len(apart) < 2 or spare < 0:
-        return cuts
+    spare = lengths - sizes[apart].sum()
+    fits = np.flatnonzero(spare >= 0)
+    if len(apart) < 2 or not len(fits):
+        return found
     # the order of the segments is drawn; the spare samples are divided at random before, between and after them
-    order = np.argsort([float(uniform_np(keys, _ORDER_STREAM + j)[0]) for j in apart])
-    gaps = np.floor(np.sort([positions[j] for j in apart]) * (spare + 1)).astype(int)
-    starts = gaps + np.concatenate([[0], np.cumsum(lengths[order])[:-1]])
-    for place, start in zip(order, starts, strict=True):
-        segment = segments[apart[place]]
-        cuts[segment.name] = pcm[start : start + segment.samples(rate)].copy()
-    return cuts
+    drawn = np.stack([uniform_np(keys[fits], _ORDER_STREAM + j) for j in apart], axis=1)
+    order = np.argsort(drawn, axis=1)
+    gaps = np.floor(np.sort(positions[fits][:, apart], axis=1) * (spare[fits, None] + 1)).astype(np.int64)
+    before = np.cumsum(sizes[apart][order], axis=1) - sizes[apart][order]
+    found[fits[:, None], np.array(apart)[order]] = gaps + before
+    return found

@@ -1,141 +1,208 @@
-"""The batches of a unit: reads its shards, decodes the audio, and cuts the segments of the method.
+"""The batches of a unit: reads the row groups, decodes what the segments use, and packs it for each rank.
 
 This file must not import torch or ray, see `rayssl.batches.plan`.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from rayssl.batches import cache
-from rayssl.batches.plan import ROWS, TURN_BIT, ReadUnit, ShardRange
+from rayssl.batches.plan import ROWS, TURN_BIT, ReadUnit
 from rayssl.batches.selection import Selection
-from rayssl.data import decode, shards
+from rayssl.data import decode, row_groups, shards
+from rayssl.data.row_groups import ShardRows
 from rayssl.errors import CorpusError
 from rayssl.random import draws
-from rayssl.views.crops import cut_segments
+from rayssl.views import crops
+from rayssl.views.packed import INTEGERS, Layout, Packed
 from rayssl.views.recipes import Segment
 
 _CUT = 3  # the purpose of the draws of crops; see `rayssl.batches.plan`
-_LABELS = ("speaker", "recording", "label", "truth")
+_BLOCK_BYTES = 64 << 20  # the most bytes of samples that a rank is sent at once, if a single batch is not larger
+_SHARDS_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class ReadSettings:
+    """What reading needs to know of a stream, besides the unit: plain values, which import no torch.
+
+    ``batch``: the global batch; ``ranks``: among how many it is divided.
+    """
+
+    uri: str
+    manifest: shards.Manifest
+    seed: int
+    batch: int
+    ranks: int
+    selection: Selection | None = None
 
 
 def read(
-    unit: ReadUnit,
-    uri: str,
-    manifest: shards.Manifest,
-    *,
-    seed: int,
-    batch: int,
-    ranks: int,
-    segments: Sequence[Segment],
-    selection: Selection | None = None,
-) -> Iterator[dict[str, Any]]:
-    """The batches of ``unit``: one dictionary for each step and rank, first all ranks of a step, then the next step.
+    unit: ReadUnit, stream: ReadSettings, segments: Sequence[Segment], *, only: int | None = None
+) -> Iterator[Packed]:
+    """The batches of ``unit``, packed: a few steps for each rank of the unit's lane, then the next steps.
 
-    A dictionary has the keys
+    Args:
+        unit: one of the units of the stream's plan.
+        stream: the stream.
+        segments: what is cut from each utterance.
+        only: the one rank whose batches are wanted; None for all.
 
-    - ``epoch``, ``step``, ``rank`` (int) and ``fill`` (bool);
-    - ``id`` int64 ``[B]``; ``speaker``, ``recording``, ``label`` and ``truth`` int32 ``[B]``, -1 if unknown;
-    - ``turn`` int32 ``[B]``: how often the utterance came before in this epoch. Its segments differ each time;
-    - the name of each segment, with int16 ``[B, samples]``.
+    Yields:
+        `Packed`. Its `Packed.batches` are dictionaries with the keys
 
-    A method may learn from ``label`` but not from ``truth``. Without a split both are the label of the corpus. With a
-    split both are its classes, see `Selection.labels_of`. Raises `CorpusError` or `StorageError`, which name the shard,
-    if a shard cannot be read or decoded.
+        - ``epoch``, ``step``, ``rank`` (int) and ``fill`` (bool);
+        - ``id`` int64 ``[B]``; ``speaker``, ``recording``, ``label`` and ``truth`` int32 ``[B]``, -1 if unknown;
+        - ``turn`` int32 ``[B]``: how often the utterance came before in this epoch. Its segments differ each time;
+        - the name of each segment, with int16 ``[B, samples]``.
+
+        A method may learn from ``label`` but not from ``truth``. Without a split both are the label of the corpus. With
+        a split both are its classes, see `Selection.labels_of`.
+
+    Raises:
+        CorpusError, StorageError: a shard cannot be read or decoded. The message names it.
     """
-    size = batch // ranks
-    names = [segment.name for segment in segments]
-    pending: dict[str, list[Any]] = {name: [] for name in ("id", *_LABELS, "turn", *names)}
-    ready = 0
-    for row in _rows(unit, uri, manifest, seed, segments, selection):
-        for name, value in row.items():
-            pending[name].append(value)
-        if len(pending["id"]) == size:
-            where = {"epoch": unit.epoch, "step": unit.first_step + ready // ranks, "rank": ready % ranks}
-            where["fill"] = unit.fill
-            yield {**where, **{name: _column(name, values) for name, values in pending.items()}}
-            pending = {name: [] for name in pending}
-            ready += 1
+    rows = _rows(unit, stream)
+    held = _fetched(unit, stream, rows)
+    columns, samples, audio = _columns(unit, stream, rows, held)
+    purpose = stream.selection.purpose if stream.selection is not None else ()
+    seed = draws.fold(stream.seed, _CUT, unit.epoch, *purpose)
+    keys = draws.keys_np(seed, columns["id"] + (columns["turn"].astype(np.int64) << TURN_BIT))
+    sizes = {segment.name: segment.samples(stream.manifest.rate) for segment in segments}
+    starts = crops.starts(samples, segments, keys, stream.manifest.rate)
+    served = stream.ranks // unit.lanes
+    size = stream.batch // stream.ranks
+    step = block_steps(unit, stream, segments)
+    for begin in range(0, unit.steps, step):
+        steps = range(begin, min(begin + step, unit.steps))
+        for place in range(served):
+            rank = unit.lane * served + place
+            if only is not None and rank != only:
+                continue
+            first = [(k * served + place) * size for k in steps]
+            at = np.concatenate([np.arange(k, k + size) for k in first])
+            layout = Layout.of(starts[at], list(sizes.values()), samples[at])
+            pcm = _decoded(stream, rows, audio, samples, at, layout)
+            own = {name: column[at] for name, column in columns.items()}
+            where = (unit.epoch, unit.first_step + begin, len(steps), rank, unit.fill)
+            ends = np.cumsum(layout.lengths)
+            yield Packed(*where, own, pcm, ends, sizes, layout.starts.astype(np.int32))
 
 
-def _rows(
-    unit: ReadUnit,
-    uri: str,
-    manifest: shards.Manifest,
-    seed: int,
-    segments: Sequence[Segment],
-    selection: Selection | None,
-) -> Iterator[dict[str, Any]]:
-    """The rows of the unit's pieces. A shard that has several pieces is read once. Only the rows it needs are kept."""
-    left = Counter(piece.shard for piece in unit.pieces)
-    held: dict[int, tuple[np.ndarray, pa.Table]] = {}
+def block_steps(unit: ReadUnit, stream: ReadSettings, segments: Sequence[Segment]) -> int:
+    """The number of steps that a rank is sent at once; all of the unit's if several tasks serve the ranks of a step."""
+    if unit.lanes > 1:
+        return max(1, unit.steps)
+    size = stream.batch // stream.ranks * utterance_bytes(stream.manifest, segments)
+    return min(max(1, unit.steps), max(1, int(_BLOCK_BYTES // max(1.0, size))))
+
+
+def utterance_bytes(manifest: shards.Manifest, segments: Sequence[Segment]) -> float:
+    """About how many bytes of samples an utterance of average length ships: at most the whole utterance."""
+    seconds = min(manifest.seconds / manifest.rows, sum(segment.seconds for segment in segments))
+    return max(1.0, 2 * manifest.rate * seconds)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The utterances of a unit in the order of its batches: shard, row in it, and turn in the epoch; ``[n]`` each."""
+
+    shard: np.ndarray
+    row: np.ndarray
+    turn: np.ndarray
+
+
+def _rows(unit: ReadUnit, stream: ReadSettings) -> _Rows:
+    """Permutes the rows of each pool, and takes those of the unit's steps. In a pass that fills every turn is 0."""
+    selection = stream.selection
+    if selection is not None and unit.fill:
+        selection = selection.each_once()
     purpose = selection.purpose if selection is not None else ()
-    for piece in unit.pieces:
-        rows, turns = _order(piece, unit, manifest, seed, selection)
-        own = slice(piece.start, piece.stop)
-        shard = manifest.shards[piece.shard]
-        if piece.shard not in held:
-            used = np.unique(rows if left[piece.shard] > 1 else rows[own])
-            if selection is not None and selection.roles == "labelled":
-                used = selection.rows_of(piece.shard)
-                key = (uri, shard.sha256, selection.sha256)
-                table = cache.LABELLED.table(key, partial(_read, uri, shard, used))
+    parts = []
+    known: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+    for number, pool in enumerate(unit.pools, unit.lane * len(unit.pools)):
+        found = []
+        for piece in pool:
+            if selection is None:
+                row = np.arange(piece.start, piece.stop)
+                turn = np.full(len(row), piece.lap)
             else:
-                table = _read(uri, shard, used)
-            held[piece.shard] = used, table
-        rows, turns = rows[own], turns[own]
-        left[piece.shard] -= 1
-        used, table = held[piece.shard] if left[piece.shard] else held.pop(piece.shard)
-        at = np.searchsorted(used, rows)
-        ids = shard.first_id + rows.astype(np.int64)
-        keys = draws.keys_np(draws.fold(seed, _CUT, unit.epoch, *purpose), ids + (turns << TURN_BIT))
-        labels = {name: table.column(name).to_numpy()[at] for name in ("speaker", "recording", "label")}
-        labels["truth"] = labels["label"]
-        if selection is not None:
-            labels["label"], labels["truth"] = selection.labels_of(piece.shard, rows, labels["label"])
-        names, audio = table.column("name"), table.column("audio")
-        for i, utterance in enumerate(ids):
-            try:
-                pcm = decode.pcm(audio[at[i]].as_py(), manifest.format)
-            except CorpusError as error:
-                raise CorpusError(f"{uri}/{shard.path}: utterance '{names[at[i]].as_py()}': {error}") from error
-            cuts = cut_segments(pcm, segments, keys[i], manifest.rate)
-            known = {name: column[i] for name, column in labels.items()}
-            yield {"id": utterance, **known, "turn": turns[i], **cuts}
+                if piece.shard not in known:
+                    known[piece.shard] = selection.entries(piece.shard, stream.seed, unit.epoch)
+                row, turn, times = (column[piece.start : piece.stop] for column in known[piece.shard])
+                turn = turn + piece.lap * times
+            found.append(np.stack([np.full(len(row), piece.shard), row, np.zeros_like(turn) if unit.fill else turn]))
+        rows = np.concatenate(found, axis=1)
+        order = np.random.default_rng([stream.seed, ROWS, unit.epoch, unit.begin, number, *purpose])
+        parts.append(rows[:, order.permutation(rows.shape[1])].reshape(3, unit.pool_steps, -1))
+    skip = unit.first_step - unit.begin
+    together = np.concatenate(parts, axis=2)[:, skip : skip + unit.steps].reshape(3, -1)
+    return _Rows(*together)
 
 
-def _read(uri: str, shard: shards.Shard, rows: np.ndarray) -> pa.Table:
-    columns = ["name", "audio", "speaker", "recording", "label"]
-    # a copy of these rows, so that the memory of the other rows' audio is freed
-    return shards.read_shard(uri, shard, columns).take(pa.array(rows)).combine_chunks()
+def _fetched(unit: ReadUnit, stream: ReadSettings, rows: _Rows) -> dict[int, ShardRows]:
+    """The encoded rows of each shard that the unit needs, read in parallel."""
+    needed = np.unique(rows.shard).tolist()
+    read = partial(_shard_rows, stream, rows)
+    with ThreadPoolExecutor(min(_SHARDS_AT_ONCE, len(needed))) as pool:
+        return dict(zip(needed, pool.map(read, needed), strict=True))
 
 
-def _order(
-    piece: ShardRange, unit: ReadUnit, manifest: shards.Manifest, seed: int, selection: Selection | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """All rows of the piece's shard in the order of the epoch, and the turn of each row (see `read`).
-
-    In a pass that fills the memory every turn is 0.
-    """
-    rows = np.arange(manifest.shards[piece.shard].rows)
-    purpose, turns = tuple[int, ...](), np.full(len(rows), piece.lap)
-    if selection is not None:
-        purpose, once = selection.purpose, selection.rows_of(piece.shard)
-        times = (selection.each_once() if unit.fill else selection).times(piece.shard, once, seed, unit.epoch)
-        rows = np.repeat(once, times)
-        turns = np.arange(len(rows)) - np.repeat(np.cumsum(times) - times, times) + piece.lap * np.repeat(times, times)
-    order = np.random.default_rng([seed, ROWS, unit.epoch, piece.shard, *purpose]).permutation(len(rows))
-    return rows[order], np.zeros_like(turns) if unit.fill else turns[order]
+def _shard_rows(stream: ReadSettings, rows: _Rows, number: int) -> ShardRows:
+    shard, selection, size = stream.manifest.shards[number], stream.selection, stream.manifest.group_rows
+    if selection is None or selection.roles != "labelled":
+        return row_groups.read_rows(stream.uri, shard, np.unique(rows.row[rows.shard == number]), size)
+    key = (stream.uri, shard.sha256, selection.sha256)
+    every = selection.rows_of(number)
+    return cache.LABELLED.rows(key, lambda: row_groups.read_rows(stream.uri, shard, every, size).detached())
 
 
-def _column(name: str, values: list[Any]) -> np.ndarray:
-    if name == "id":
-        return np.asarray(values, np.int64)
-    return np.asarray(values, np.int32) if name in (*_LABELS, "turn") else np.stack(values)
+def _columns(
+    unit: ReadUnit, stream: ReadSettings, rows: _Rows, held: dict[int, ShardRows]
+) -> tuple[dict[str, np.ndarray], np.ndarray, list[memoryview]]:
+    """The columns of all rows by name, their lengths in samples, and their encoded audio."""
+    count = len(rows.row)
+    columns: dict[str, np.ndarray] = {
+        "id": np.empty(count, np.int64),
+        **{name: np.empty(count, np.int32) for name in INTEGERS},
+    }
+    columns["turn"][:] = rows.turn
+    samples = np.empty(count, np.int64)
+    audio: list[memoryview] = [memoryview(b"")] * count
+    for number, found in held.items():
+        inside = np.flatnonzero(rows.shard == number)
+        row = rows.row[inside]
+        at = np.searchsorted(found.rows, row)
+        columns["id"][inside] = stream.manifest.shards[number].first_id + row
+        for name, column in found.columns.items():
+            columns[name][inside] = column[at]
+        label = truth = found.columns["label"][at]
+        if stream.selection is not None:
+            label, truth = stream.selection.labels_of(number, row, label)
+        columns["label"][inside], columns["truth"][inside] = label, truth
+        samples[inside] = found.samples[at]
+        for k, place in zip(inside.tolist(), at.tolist(), strict=True):
+            audio[k] = found.audio[place]
+    return columns, samples, audio
+
+
+def _decoded(
+    stream: ReadSettings, rows: _Rows, audio: Sequence[memoryview], samples: np.ndarray, at: np.ndarray, layout: Layout
+) -> np.ndarray:
+    """The shipped samples of the rows ``at``, one utterance after the other."""
+    pcm = np.empty(int(layout.lengths.sum()), np.int16)
+    stops = np.cumsum(layout.lengths).tolist()
+    for k, spans, stop, length in zip(at.tolist(), layout.spans, stops, layout.lengths.tolist(), strict=True):
+        try:
+            decode.pcm_parts(audio[k], stream.manifest.format, int(samples[k]), spans, pcm[stop - length : stop])
+        except CorpusError as error:
+            shard = stream.manifest.shards[int(rows.shard[k])]
+            name = shards.read_shard(stream.uri, shard, ["name"])["name"][int(rows.row[k])].as_py()
+            raise CorpusError(f"{stream.uri}/{shard.path}: utterance '{name}': {error}") from error
+    return pcm
