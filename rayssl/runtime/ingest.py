@@ -12,6 +12,7 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -122,13 +123,13 @@ def dataset(
     # 100,000 units, and 10,000 took over a minute. This task lists units only as fast as the readers take them.
     whole = ray.data.from_items([{"whole": True}])
     units = whole.map_batches(_Planner(job, name, start, epoch_count), batch_size=1, num_cpus=0.01)
-    return units.map_batches(
-        _Reader(job, name),
-        batch_size=1,
-        num_cpus=0.5,
-        compute=ray.data.TaskPoolStrategy(size=readers),
-        ray_remote_args_fn=placement,
-    )
+    how: dict[str, Any] = {"batch_size": 1, "num_cpus": 0.5, "compute": ray.data.TaskPoolStrategy(size=readers)}
+    if placement is not None and placement.nodes:
+        how["ray_remote_args_fn"] = placement
+    with warnings.catch_warnings():
+        # Ray 2.64 will remove this argument; until then nothing else places a task of Ray Data that preserves the order
+        warnings.filterwarnings("ignore", message=".*ray_remote_args_fn", category=DeprecationWarning)
+        return units.map_batches(_Reader(job, name), **how)
 
 
 def for_train(job: Job, until: int) -> tuple[dict[str, Callable[[], ray.data.Dataset]], Any]:
