@@ -27,11 +27,13 @@ from rayssl.memory.utterances.settings import MemorySettings
 from rayssl.methods.base import Method
 from rayssl.training import checkpoint
 from rayssl.training.context import ClassClient, InProcessClasses, InProcessMemory, MemoryClient
+from rayssl.training.feed import placed
 from rayssl.training.metrics import RunLog
 from rayssl.training.stopping import Stopping
 from rayssl.training.trackers.base import Identity, Several, Tracker
 from rayssl.training.trackers.opening import open_all
 from rayssl.views import reading
+from rayssl.views.packed import Packed
 
 _AHEAD = 4  # the number of batches that are read and decoded in advance
 
@@ -114,7 +116,7 @@ def train(job: Job, until: int | None = None, *, device: str | None = None, say:
     if device is None:
         device = "cuda" if experiment.ray.gpu is not False and torch.cuda.is_available() else "cpu"
     loop = build_loop(job, LocalContext(job, device, say))
-    with _Signals(say) as signals, _ReadAhead(batches(job, start, until)) as rows:
+    with _Signals(say) as signals, _ReadAhead(batches(job, start, until, device=torch.device(device))) as rows:
         if signals.listening:
             loop.state.stopping = Stopping(signals.heard)
         log = loop.state.log
@@ -133,19 +135,27 @@ def train(job: Job, until: int | None = None, *, device: str | None = None, say:
 
 
 def batches(
-    job: Job, start: Cursor, until: int | None = None, *, rank: int = 0, world: int = 1
+    job: Job,
+    start: Cursor,
+    until: int | None = None,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    device: torch.device | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """The batches of ``rank`` of ``world`` from ``start`` to the end of epoch ``until``; see `rayssl.views.reading`."""
-    streams = [_stream(job, name, start, until, rank, world) for name in job.streams]
+    """The batches of ``rank`` of ``world`` from ``start`` to the end of epoch ``until``; see `rayssl.views.reading`.
+
+    With a GPU as ``device``, they are placed there, see `rayssl.training.feed`.
+    """
+    where = torch.device("cpu") if device is None else device
+    streams = [placed(_stream(job, name, start, until, rank, world), where) for name in job.streams]
     return joined(streams[0], streams[1] if len(streams) > 1 else None)
 
 
-def _stream(job: Job, name: str, start: Cursor, until: int | None, rank: int, world: int) -> Iterator[dict[str, Any]]:
-    experiment = job.experiment
+def _stream(job: Job, name: str, start: Cursor, until: int | None, rank: int, world: int) -> Iterator[Packed]:
     settings = job.read_settings(name, world)
-    for unit in job.units(name, start, experiment.training.epochs if until is None else until, world):
-        for packed in reading.read(unit, settings, job.segments_of(name, unit.epoch, fill=unit.fill), only=rank):
-            yield from packed.batches()
+    for unit in job.units(name, start, job.experiment.training.epochs if until is None else until, world):
+        yield from reading.read(unit, settings, job.segments_of(name, unit.epoch, fill=unit.fill), only=rank)
 
 
 class _ReadAhead:
