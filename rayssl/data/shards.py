@@ -67,14 +67,16 @@ class Manifest(Config):
     """What a corpus contains.
 
     ``rows`` counts utterances; ``speakers``, ``recordings`` and ``labels`` count names; ``rejected`` counts rejects.
-    ``rate`` is in Hz. ``group_rows`` is the number of utterances in a row group of a shard (its last group may have
-    fewer); 0 if each shard is one group, as in corpora from before there were groups. ``fingerprint`` identifies the
-    content of the shards. ``splits``, by name, say what utterances are used for; the fingerprint does not depend on
-    them.
+    ``rate`` is in Hz. ``resampler`` is what source audio at other rates was resampled with: an older manifest does not
+    say it, and its corpus was made with SciPy. ``group_rows`` is the number of utterances in a row group of a shard
+    (its last group may have fewer); 0 if each shard is one group, as in corpora from before there were groups.
+    ``fingerprint`` identifies the content of the shards. ``splits``, by name, say what utterances are used for; the
+    fingerprint does not depend on them.
     """
 
     version: int
     rate: int = decode.RATE
+    resampler: str = "scipy.signal.resample_poly"
     format: decode.Format
     rows: int
     seconds: float
@@ -249,6 +251,7 @@ def write_manifest(
     shards = number(parts)
     manifest = Manifest(
         version=VERSION,
+        resampler=decode.RESAMPLER,
         format=format,
         rows=sum(shard.rows for shard in shards),
         seconds=round(sum(shard.seconds for shard in shards), 3),

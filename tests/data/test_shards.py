@@ -40,6 +40,18 @@ def test_ids_are_dense_and_audio_is_the_source(corpus: str, tmp_path: Path) -> N
         assert np.array_equal(seen[name], decode.quantise(decode.decode(data)))
 
 
+def test_a_manifest_says_what_resampled_the_audio(corpus: str) -> None:
+    manifest = shards.read_manifest(corpus)
+    assert manifest.resampler == decode.RESAMPLER
+    tree = manifest.model_dump()
+    del tree["resampler"]  # as in a corpus of an older version
+    storage.write_text(storage.join(corpus, shards.MANIFEST), json.dumps(tree))
+    older = shards.read_manifest(corpus)
+    assert older.resampler == "scipy.signal.resample_poly"
+    assert shards.verify(corpus) == []
+    assert shards.replace_splits(corpus, older, {}).resampler == older.resampler  # new splits are not new audio
+
+
 def test_columns_can_be_read_alone(corpus: str) -> None:
     shard = shards.read_manifest(corpus).shards[0]
     assert shards.read_shard(corpus, shard, ["name", "speaker"]).column_names == ["name", "speaker"]
