@@ -72,6 +72,7 @@ def build_loop(job: Job, context: Context) -> Loop:
 
     Raises:
         CheckpointError: the last checkpoint, or the one that the method starts from, does not fit the job.
+        ConfigError, CorpusError: a corpus of noises or rooms cannot be used.
     """
     experiment, training = job.experiment, job.experiment.training
     method = build_method(job).to(context.device)
@@ -95,7 +96,9 @@ def build_loop(job: Job, context: Context) -> Loop:
             architecture=job.architecture,
             method=method,
             wrapped=wrapped,
-            recipes=build_recipes(experiment.views, job.manifest.rate, experiment.seed).to(context.device),
+            recipes=build_recipes(experiment.views, job.manifest.rate, experiment.seed, context.bank).to(
+                context.device
+            ),
             segments=job.segments,
             context=context,
             memory=memory,

@@ -11,7 +11,9 @@ from queue import Empty, Full, Queue
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from rayssl import collectives
@@ -33,6 +35,7 @@ from rayssl.training.stopping import Stopping
 from rayssl.training.trackers.base import Identity, Several, Tracker
 from rayssl.training.trackers.opening import open_all
 from rayssl.views import reading
+from rayssl.views.banks import RecordedBank
 from rayssl.views.packed import Packed
 
 _AHEAD = 4  # the number of batches that are read and decoded in advance
@@ -66,6 +69,10 @@ class LocalContext:
     def wrap(self, method: Method) -> nn.Module:
         """Averages gradients over the ranks if there are several."""
         return collectives.replicated(method, self.device)
+
+    def bank(self, wanted: RecordedBank) -> NDArray[np.float32]:
+        """Reads the bank in this process."""
+        return wanted.read()
 
     def utterance_memory(self, settings: MemorySettings) -> MemoryClient:
         """A memory in this process."""

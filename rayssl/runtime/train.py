@@ -11,9 +11,11 @@ import os
 import tempfile
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from rayssl import collectives
@@ -31,6 +33,10 @@ from rayssl.training.context import ClassClient, MemoryClient
 from rayssl.training.feed import placed
 from rayssl.training.stopping import Stopping
 from rayssl.training.trackers.base import Tracker
+from rayssl.views.banks import RecordedBank, recorded
+
+if TYPE_CHECKING:  # it imports ray, and ray reads the environment then: see `rayssl.runtime.cluster.connect`
+    from rayssl.runtime.banks import BankRefs
 
 
 def train(job: Job, until: int | None = None) -> dict[str, Any]:
@@ -60,12 +66,15 @@ def train(job: Job, until: int | None = None) -> dict[str, Any]:
     cluster.connect(cpus=experiment.ray.workers * experiment.ray.cpus_per_worker + memory.actors * memory.cpus)
     if job.utterances is not None or job.classes is not None:
         _check_actors(experiment)
+    from rayssl.runtime import banks
+
+    read = banks.start(recorded(experiment.views, job.manifest.rate, experiment.seed))
     line = job.memory_line()
     if line is not None:
         print(line, flush=True)
     for attempt in range(experiment.ray.max_failures + 1):
         try:
-            return _fit(job, until)
+            return _fit(job, until, read)
         except Exception as error:
             mistake = user_error(error)
             if mistake is not None:
@@ -94,7 +103,7 @@ def user_error(error: BaseException) -> UserError | None:
     return None
 
 
-def _fit(job: Job, until: int) -> dict[str, Any]:
+def _fit(job: Job, until: int, read: BankRefs) -> dict[str, Any]:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -106,7 +115,7 @@ def _fit(job: Job, until: int) -> dict[str, Any]:
     scratch = tempfile.TemporaryDirectory(prefix="rayssl-train-")  # for Ray Train's own files; no checkpoints
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"job": job, "until": until},
+        train_loop_config={"job": job, "until": until, "banks": read},
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=experiment.ray.collective_timeout_s),
         scaling_config=ScalingConfig(
             num_workers=experiment.ray.workers,
@@ -177,13 +186,13 @@ def _use_gpu(experiment: Experiment) -> bool:
 class RayContext:
     """The loop's `Context` inside a Ray Train worker."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, read: BankRefs) -> None:
         import ray.train.torch
 
         self.rank = collectives.rank()
         self.world = collectives.world()
         self.device: torch.device = ray.train.torch.get_device()
-        self._job = job
+        self._job, self._banks = job, read
 
     def report(self, metrics: dict[str, Any]) -> None:
         """Gives ``metrics`` to Ray Train, for its dashboard and for Tune."""
@@ -198,6 +207,12 @@ class RayContext:
     def wrap(self, method: Method) -> nn.Module:
         """See `Context.wrap`."""
         return collectives.replicated(method, self.device)
+
+    def bank(self, wanted: RecordedBank) -> NDArray[np.float32]:
+        """The bank from the object store; one task reads it for all ranks."""
+        from rayssl.runtime import banks
+
+        return banks.take(self._banks, wanted)
 
     def utterance_memory(self, settings: MemorySettings) -> MemoryClient:
         """A client of the actors that hold the memory of utterances."""
@@ -228,7 +243,7 @@ def _worker(config: dict[str, Any]) -> None:
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # the driver prints what is raised here, once
     job: Job = config["job"]
     torch.set_num_threads(max(1, int(job.experiment.ray.cpus_per_worker)))
-    context = RayContext(job)
+    context = RayContext(job, config["banks"])
     loop = build_loop(job, context)
     heard = signals.listen(config["bell"]) if context.rank == 0 else lambda: False
     loop.state.stopping = Stopping(None if config["bell"] is None else heard)

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from rayssl import collectives
@@ -22,6 +23,7 @@ from rayssl.methods.base import Method
 from rayssl.training import pieces
 from rayssl.training.pieces import Records
 from rayssl.training.trackers.base import Tracker
+from rayssl.views.banks import RecordedBank
 
 Answer: TypeAlias = "Future[RecallArrays | None]"
 
@@ -41,6 +43,12 @@ class Context(Protocol):
 
     def wrap(self, method: Method) -> nn.Module:
         """The module that the loop calls in a step: ``method`` with its gradients averaged over the ranks."""
+
+    def bank(self, wanted: RecordedBank) -> NDArray[np.float32]:
+        """The bank that ``wanted`` describes. It may be read-only and shared with other ranks: copy it.
+
+        Raises `ConfigError` or `CorpusError` if its corpus cannot be used.
+        """
 
     def utterance_memory(self, settings: MemorySettings) -> MemoryClient:
         """This rank's client of the run's one memory of utterances. Every rank must call this."""

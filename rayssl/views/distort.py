@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from rayssl.random.draws import fold
-from rayssl.views import noises, rooms, rows
+from rayssl.views import banks, noises, rooms, rows
+from rayssl.views.banks import BankSource, RecordedBank
 from rayssl.views.mixing import Mixing
 from rayssl.views.recipes import DistortConfig, NoiseConfig, ReverbConfig
-from rayssl.views.recordings import read_recordings
 
 # Distortion uses the streams of draws 200..299; noise uses five of them.
 _REVERB, _ROOM, _NOISE, _GAIN, _DB = 200, 201, 202, 207, 208
@@ -21,14 +21,14 @@ _REVERB, _ROOM, _NOISE, _GAIN, _DB = 200, 201, 202, 207, 208
 _TINY = 1e-9
 
 
-def build_distort(config: DistortConfig, rate: int, seed: int) -> Distort:
+def build_distort(config: DistortConfig, rate: int, seed: int, recorded: BankSource = RecordedBank.read) -> Distort:
     """The distortion for ``rate`` Hz, with banks that are generated from ``seed``, the same on every rank.
 
-    It reads the corpora of noises and rooms that the configuration names. Raises `ConfigError` if a corpus has another
-    rate or contains no sound.
+    ``recorded`` gives the banks of the corpora of noises and rooms that the configuration names. Raises `ConfigError`
+    if a corpus has another rate or contains no sound.
     """
-    noise_banks = _noise_banks(config.noise, rate, seed) if config.noise.p > 0.0 else []
-    room_bank = _room_bank(config.reverb, rate, seed) if config.reverb.p > 0.0 else None
+    noise_banks = _noise_banks(config.noise, rate, seed, recorded) if config.noise.p > 0.0 else []
+    room_bank = _room_bank(config.reverb, rate, seed, recorded) if config.reverb.p > 0.0 else None
     return Distort(config, noise_banks, room_bank)
 
 
@@ -74,23 +74,22 @@ class Distort(nn.Module):
         return torch.where(chosen, wet, wave)
 
 
-def _noise_banks(config: NoiseConfig, rate: int, seed: int) -> list[Tensor]:
+def _noise_banks(config: NoiseConfig, rate: int, seed: int, recorded: BankSource) -> list[Tensor]:
     samples = round(config.clip_s * rate)
-    banks = []
+    made = []
     for kind in config.kinds:
         if kind == "corpus":
-            assert config.corpus is not None
-            key = "views.distort.noise.corpus"
-            recordings = read_recordings(config.corpus, key, rate, samples, fold(seed, 203))
-            banks.append(torch.from_numpy(noises.from_recordings(recordings, samples)))
+            wanted = banks.of_noise(config, rate, seed)
+            assert wanted is not None
+            made.append(torch.tensor(recorded(wanted)))  # a copy, since other ranks may share the array
         else:
-            banks.append(torch.from_numpy(noises.generate(kind, config.clips, samples, rate, fold(seed, 201))))
-    return banks
+            made.append(torch.from_numpy(noises.generate(kind, config.clips, samples, rate, fold(seed, 201))))
+    return made
 
 
-def _room_bank(config: ReverbConfig, rate: int, seed: int) -> Tensor:
+def _room_bank(config: ReverbConfig, rate: int, seed: int, recorded: BankSource) -> Tensor:
+    wanted = banks.of_reverb(config, rate, seed)
+    if wanted is not None:
+        return torch.tensor(recorded(wanted))
     samples = max(1, round(config.length_s * rate))
-    if config.corpus is not None:
-        recordings = read_recordings(config.corpus, "views.distort.reverb.corpus", rate, None, fold(seed, 204))
-        return torch.from_numpy(rooms.from_recordings(recordings, samples))
     return torch.from_numpy(rooms.generate(config.rooms, samples, rate, config.rt60_s, fold(seed, 202)))

@@ -1,11 +1,14 @@
-"""Recorded noises and room responses. They are read once from a rayssl corpus, when the distortion is built."""
+"""Recorded noises and room responses, read from a rayssl corpus."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rayssl.data import decode, shards
+from rayssl.data.shards import Shard
 from rayssl.errors import ConfigError
 from rayssl.random.draws import fold, keys_np, uniform_np
 from rayssl.views.crops import cut
@@ -33,9 +36,9 @@ def read_recordings(uri: str, key: str, rate: int, samples: int | None, seed: in
         inside = (ids >= shard.first_id) & (ids < shard.first_id + shard.rows)
         if not inside.any():
             continue
-        audio = shards.read_shard(uri, shard, ["audio"]).column("audio")
-        for row, position in zip(ids[inside] - shard.first_id, positions[inside], strict=True):
-            pcm = decode.pcm(audio[int(row)].as_py(), manifest.format)
+        encoded = _audio(uri, shard, ids[inside] - shard.first_id)
+        for audio, position in zip(encoded, positions[inside], strict=True):
+            pcm = decode.pcm(audio, manifest.format)
             if samples is not None and len(pcm):
                 pcm = cut(pcm, samples, float(position))
             if np.any(pcm):
@@ -43,3 +46,10 @@ def read_recordings(uri: str, key: str, rate: int, samples: int | None, seed: in
     if not recordings:
         raise ConfigError(f"'{key}': the corpus {uri} holds no sound; name another one")
     return recordings
+
+
+def _audio(uri: str, shard: Shard, rows: NDArray[np.int64]) -> Iterator[bytes]:
+    """The encoded audio of ``rows`` of one shard, in their order."""
+    audio = shards.read_shard(uri, shard, ["audio"]).column("audio")
+    for row in rows:
+        yield audio[int(row)].as_py()

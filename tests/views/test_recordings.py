@@ -1,5 +1,8 @@
 """Recorded noises and rooms from a real corpus on disk."""
 
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +14,10 @@ from rayssl.errors import ConfigError, CorpusError
 from rayssl.random.draws import fold
 from rayssl.random.draws_torch import keys_torch
 from rayssl.views import recordings
+from rayssl.views.banks import RecordedBank, recorded
 from rayssl.views.distort import build_distort
-from rayssl.views.recipes import DistortConfig
+from rayssl.views.modules import build_recipes
+from rayssl.views.recipes import DistortConfig, ViewsConfig
 
 RATE = 16000
 TONE = (np.sin(np.arange(24000) * 0.3) * 9000).astype(np.int16)
@@ -88,3 +93,59 @@ def test_distortion_from_corpora(tmp_path: Path) -> None:
     noise = build_distort(config, RATE, 5)(wave, keys) - wet
     frequency = torch.fft.rfft(noise).abs().argmax(dim=1) / 8000 * 2 * torch.pi
     torch.testing.assert_close(frequency, torch.full((4,), 0.3), rtol=0, atol=2e-3)
+
+
+def from_corpora(folder: Path) -> ViewsConfig:
+    """Views with noises and rooms from two corpora below ``folder``."""
+    noise = {
+        "kinds": ["white", "corpus"],
+        "clip_s": 0.1,
+        "corpus": write_corpus(f"{folder}/noises", [TONE, TONE[:900]]),
+    }
+    reverb = {"corpus": write_corpus(f"{folder}/rooms", [TONE[:3000]], [TONE[:100]])}
+    return ViewsConfig.model_validate({"distort": {"noise": noise, "reverb": reverb}})
+
+
+def test_what_is_listed_is_what_the_recipes_ask_for(tmp_path: Path) -> None:
+    views = from_corpora(tmp_path)
+    asked: list[RecordedBank] = []
+
+    def read(bank: RecordedBank) -> np.ndarray:
+        asked.append(bank)
+        return bank.read()
+
+    build_recipes(views, RATE, 5, read)
+    assert asked == recorded(views, RATE, 5)
+    assert [(bank.kind, bank.read().shape) for bank in asked] == [("noises", (2, 1600)), ("rooms", (2, 4800))]
+    off = {"noise": views.distort.noise.model_copy(update={"p": 0.0}), "reverb": {"p": 0.4}}
+    without = ViewsConfig.model_validate({"distort": off})
+    assert recorded(without, RATE, 5) == [] == recorded(ViewsConfig(), RATE, 5)
+    build_recipes(without, RATE, 5, read)
+    assert len(asked) == 2
+
+
+def test_shared_banks_are_copied_and_give_the_same_bits(tmp_path: Path) -> None:
+    """Ranks get read-only arrays of the object store, and must not keep them."""
+    views = from_corpora(tmp_path)
+    given: list[np.ndarray] = []
+
+    def shared(bank: RecordedBank) -> np.ndarray:
+        given.append(bank.read())
+        view = given[-1].view()
+        view.flags.writeable = False
+        return view
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        recipes = build_recipes(views, RATE, 5, shared)
+    own = build_recipes(views, RATE, 5)
+    for array in given:
+        array[:] = 7.0
+    mine, theirs = dict(own.named_buffers()), dict(recipes.named_buffers())
+    assert {"distort.noise.bank", "distort.room_bank"} < mine.keys() == theirs.keys()
+    assert all(torch.equal(buffer, theirs[name]) for name, buffer in mine.items())
+
+
+def test_a_task_that_reads_banks_starts_without_torch() -> None:
+    code = "import sys, rayssl.views.banks, rayssl.runtime.banks; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
