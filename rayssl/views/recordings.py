@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 
-from rayssl.data import decode, shards
-from rayssl.data.shards import Shard
+from rayssl.data import decode, row_groups, shards
 from rayssl.errors import ConfigError
 from rayssl.random.draws import fold, keys_np, uniform_np
 from rayssl.views.crops import cut
@@ -20,7 +17,8 @@ MOST = 512
 def read_recordings(uri: str, key: str, rate: int, samples: int | None, seed: int) -> list[NDArray[np.int16]]:
     """At most `MOST` recordings, evenly spaced over the corpus at ``uri``. Silent ones are left out.
 
-    With ``samples``, each is cut to that length at a position drawn from ``seed``; without, it is whole. Raises
+    With ``samples``, each is cut to that length at a position drawn from ``seed``; without, it is whole. Only the row
+    groups of these recordings are read, and of a long recording only the cut is decoded. Raises
     `ConfigError`, which names the configuration's ``key``, if the corpus has another rate than ``rate`` Hz or contains
     no sound.
     """
@@ -36,11 +34,9 @@ def read_recordings(uri: str, key: str, rate: int, samples: int | None, seed: in
         inside = (ids >= shard.first_id) & (ids < shard.first_id + shard.rows)
         if not inside.any():
             continue
-        encoded = _audio(uri, shard, ids[inside] - shard.first_id)
-        for audio, position in zip(encoded, positions[inside], strict=True):
-            pcm = decode.pcm(audio, manifest.format)
-            if samples is not None and len(pcm):
-                pcm = cut(pcm, samples, float(position))
+        read = row_groups.read_rows(uri, shard, ids[inside] - shard.first_id, manifest.group_rows)
+        for audio, length, position in zip(read.audio, read.samples, positions[inside], strict=True):
+            pcm = _decoded(audio, manifest.format, int(length), samples, float(position))
             if np.any(pcm):
                 recordings.append(pcm)
     if not recordings:
@@ -48,8 +44,14 @@ def read_recordings(uri: str, key: str, rate: int, samples: int | None, seed: in
     return recordings
 
 
-def _audio(uri: str, shard: Shard, rows: NDArray[np.int64]) -> Iterator[bytes]:
-    """The encoded audio of ``rows`` of one shard, in their order."""
-    audio = shards.read_shard(uri, shard, ["audio"]).column("audio")
-    for row in rows:
-        yield audio[int(row)].as_py()
+def _decoded(
+    audio: memoryview, format: decode.Format, length: int, samples: int | None, position: float
+) -> NDArray[np.int16]:
+    """A recording of ``length`` samples: whole, or with ``samples`` what `cut` gives of the whole."""
+    if samples is None or length <= samples:
+        pcm = decode.pcm(audio, format)
+        return pcm if samples is None or not len(pcm) else cut(pcm, samples, position)
+    start = int(position * (length - samples + 1))
+    part = np.empty(samples, dtype=np.int16)
+    decode.pcm_parts(audio, format, length, [(start, start + samples)], part)
+    return part

@@ -6,15 +6,17 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from rayssl.data import decode, shards
 from rayssl.errors import ConfigError, CorpusError
-from rayssl.random.draws import fold
+from rayssl.random.draws import fold, keys_np, uniform_np
 from rayssl.random.draws_torch import keys_torch
 from rayssl.views import recordings
 from rayssl.views.banks import RecordedBank, recorded
+from rayssl.views.crops import cut
 from rayssl.views.distort import build_distort
 from rayssl.views.modules import build_recipes
 from rayssl.views.recipes import DistortConfig, ViewsConfig
@@ -51,6 +53,30 @@ def test_recordings_of_all_shards_without_the_silent(tmp_path: Path) -> None:
     cuts = read(uri, 1000)
     assert [len(pcm) for pcm in cuts] == [1000, 1000]
     assert all(np.array_equal(a, b) for a, b in zip(cuts, read(uri, 1000), strict=True))
+
+
+def test_cuts_are_those_of_the_whole_recordings(tmp_path: Path) -> None:
+    random = np.random.default_rng(2)
+    pcms = [(random.standard_normal(length) * 3000).astype(np.int16) for length in (40000, 700, 1000, 1001, 9, 25000)]
+    uri = write_corpus(str(tmp_path), pcms[:4], pcms[4:])
+    positions = uniform_np(keys_np(fold(1), np.arange(6)), 0)
+    for found, pcm, position in zip(read(uri, 1000), pcms, positions, strict=True):
+        assert np.array_equal(found, cut(pcm, 1000, float(position)))
+
+
+def test_only_the_row_groups_of_the_recordings_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recordings, "MOST", 2)
+    pcms = [np.full(20000, k + 1, dtype=np.int16) for k in range(4 * shards.GROUP_ROWS)]
+    uri = write_corpus(str(tmp_path), pcms)
+    place = tmp_path / shards.read_manifest(uri).shards[0].path
+    whole = place.read_bytes()
+    groups = pq.ParquetFile(place).metadata
+    for middle in (1, 2):  # damaged, so that it shows if they are read
+        column = groups.row_group(middle).column(1)
+        start, size = column.data_page_offset, column.total_compressed_size
+        whole = whole[:start] + bytes(size) + whole[start + size :]
+    place.write_bytes(whole)
+    assert [int(pcm[0]) for pcm in read(uri, 500)] == [1, len(pcms)]
 
 
 def test_at_most_so_many_spaced_over_the_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
