@@ -20,20 +20,20 @@ _TYPES: dict[str, Any] = {"id": np.int64, "pcm": np.int16, "ends": np.int64, "st
 
 
 @dataclass(frozen=True)
-class Layout:
+class Spans:
     """Which samples of utterances are shipped.
 
-    ``spans[k]``: start and stop of each shipped part of utterance k, ascending and apart. ``lengths [n]``: how many
+    ``parts[k]``: start and stop of each shipped part of utterance k, ascending and apart. ``lengths [n]``: how many
     samples they have together. ``starts [n, segments]``: where each segment begins in them.
     """
 
-    spans: list[list[tuple[int, int]]]
+    parts: list[list[tuple[int, int]]]
     lengths: np.ndarray
     starts: np.ndarray
 
     @classmethod
-    def of(cls, starts: np.ndarray, sizes: Sequence[int], lengths: np.ndarray) -> Layout:
-        """The layout for segments of ``sizes`` samples that begin at ``starts [n, segments]``.
+    def of(cls, starts: np.ndarray, sizes: Sequence[int], lengths: np.ndarray) -> Spans:
+        """What is shipped for segments of ``sizes`` samples that begin at ``starts [n, segments]``.
 
         ``lengths [n]`` are those of the utterances. If one is shorter than a segment, it is shipped whole.
         """
@@ -48,19 +48,19 @@ class Layout:
         whole = lengths < segment.max()
         moved[whole] = starts[whole]
         shipped = np.where(whole, lengths, last[:, -1] - removed[:, -1])
-        spans: list[list[tuple[int, int]]] = []
+        parts: list[list[tuple[int, int]]] = []
         rows = (whole.tolist(), lengths.tolist(), first.tolist(), last.tolist(), gaps.tolist())
         for all_of_it, length, begins, stops, apart in zip(*rows, strict=True):
             if all_of_it:
-                spans.append([(0, length)])
+                parts.append([(0, length)])
                 continue
             found, begin = [], begins[0]
             for j, gap in enumerate(apart):
                 if gap > 0:
                     found.append((begin, stops[j]))
                     begin = begins[j + 1]
-            spans.append([*found, (begin, stops[-1])])
-        return cls(spans, shipped, moved)
+            parts.append([*found, (begin, stops[-1])])
+        return cls(parts, shipped, moved)
 
 
 @dataclass(frozen=True)

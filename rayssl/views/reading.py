@@ -20,7 +20,7 @@ from rayssl.data.row_groups import ShardRows
 from rayssl.errors import CorpusError
 from rayssl.random import draws
 from rayssl.views import crops
-from rayssl.views.packed import INTEGERS, Layout, Packed
+from rayssl.views.packed import INTEGERS, Spans, Packed
 from rayssl.views.recipes import Segment
 
 _CUT = 3  # the purpose of the draws of crops; see `rayssl.batches.plan`
@@ -87,12 +87,12 @@ def read(
                 continue
             first = [(k * served + place) * size for k in steps]
             at = np.concatenate([np.arange(k, k + size) for k in first])
-            layout = Layout.of(starts[at], list(sizes.values()), samples[at])
-            pcm = _decoded(stream, rows, audio, samples, at, layout)
+            spans = Spans.of(starts[at], list(sizes.values()), samples[at])
+            pcm = _decoded(stream, rows, audio, samples, at, spans)
             own = {name: column[at] for name, column in columns.items()}
             where = (unit.epoch, unit.first_step + begin, len(steps), rank, unit.fill)
-            ends = np.cumsum(layout.lengths)
-            yield Packed(*where, own, pcm, ends, sizes, layout.starts.astype(np.int32))
+            ends = np.cumsum(spans.lengths)
+            yield Packed(*where, own, pcm, ends, sizes, spans.starts.astype(np.int32))
 
 
 def block_steps(unit: ReadUnit, stream: ReadSettings, segments: Sequence[Segment]) -> int:
@@ -193,14 +193,14 @@ def _columns(
 
 
 def _decoded(
-    stream: ReadSettings, rows: _Rows, audio: Sequence[memoryview], samples: np.ndarray, at: np.ndarray, layout: Layout
+    stream: ReadSettings, rows: _Rows, audio: Sequence[memoryview], samples: np.ndarray, at: np.ndarray, spans: Spans
 ) -> np.ndarray:
     """The shipped samples of the rows ``at``, one utterance after the other."""
-    pcm = np.empty(int(layout.lengths.sum()), np.int16)
-    stops = np.cumsum(layout.lengths).tolist()
-    for k, spans, stop, length in zip(at.tolist(), layout.spans, stops, layout.lengths.tolist(), strict=True):
+    pcm = np.empty(int(spans.lengths.sum()), np.int16)
+    stops = np.cumsum(spans.lengths).tolist()
+    for k, parts, stop, length in zip(at.tolist(), spans.parts, stops, spans.lengths.tolist(), strict=True):
         try:
-            decode.pcm_parts(audio[k], stream.manifest.format, int(samples[k]), spans, pcm[stop - length : stop])
+            decode.pcm_parts(audio[k], stream.manifest.format, int(samples[k]), parts, pcm[stop - length : stop])
         except CorpusError as error:
             shard = stream.manifest.shards[int(rows.shard[k])]
             name = shards.read_shard(stream.uri, shard, ["name"])["name"][int(rows.row[k])].as_py()
