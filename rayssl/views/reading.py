@@ -20,7 +20,7 @@ from rayssl.data.row_groups import ShardRows
 from rayssl.errors import CorpusError
 from rayssl.random import draws
 from rayssl.views import crops
-from rayssl.views.packed import INTEGERS, Spans, Packed
+from rayssl.views.packed import INTEGERS, Packed, Spans
 from rayssl.views.recipes import Segment
 
 _CUT = 3  # the purpose of the draws of crops; see `rayssl.batches.plan`
