@@ -153,12 +153,12 @@ def test_a_port_where_nothing_listens(monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret")
-    monkeypatch.setattr(storage, "_FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(storage.attempts, "FIRST_WAIT_S", 0.01)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert main(["doctor", "--storage", "s3://bucket/prefix", "--storage", "gs://x/y"]) == 1
+    assert main(["doctor", "--storage", "s3://bucket/prefix", "--storage", "nope://x/y"]) == 1
     printed = capsys.readouterr()
     assert "FAIL  storage: s3://bucket/prefix: no answer from http://127.0.0.1:9 in 4 attempts" in printed.out
-    assert "FAIL  storage: gs://x/y: 'gs://' is not supported\n      -> use s3://bucket/key" in printed.out
+    assert "FAIL  storage: nope://x/y: 'nope://' is not supported\n      -> use s3://bucket/key" in printed.out
     assert "very-secret" not in printed.out + printed.err
     assert re.match(r"15 checks: [2-9] failed", printed.out.splitlines()[-1])
 

@@ -19,6 +19,10 @@ def local(tmp_path: Path) -> str:
     return str(tmp_path / "folder")
 
 
+def two_ranges(uri: str) -> list[Any]:
+    return storage.read_ranges(uri, [(0, 1), (5, 10)])
+
+
 def every_call(root: str) -> None:
     """The contract, on any storage."""
     place = storage.join(root, "a", "b.txt")
@@ -38,6 +42,13 @@ def every_call(root: str) -> None:
     assert storage.read_range(storage.join(root, "c.WAV"), 255, 3) == bytes([255, 0, 1])
     assert storage.read_range(place, 1, 100) == b"wo"
     assert storage.read_range(place, 50, 10) == b""
+    pieces = [(255, 3), (5_119_990, 20), (0, 0), (3_000_000, 1_000_000), (0, 2), (6_000_000, 5)]
+    got = storage.read_ranges(storage.join(root, "c.WAV"), pieces)
+    assert [bytes(each) for each in got] == [(bytes(range(256)) * 20000)[at : at + size] for at, size in pieces]
+    assert storage.read_ranges(place, []) == []
+    assert storage.read_bytes(storage.join(root, "c.WAV")) == bytes(range(256)) * 20000
+    storage.write_bytes(place, b"")
+    assert storage.read_bytes(place) == b"" == storage.read_range(place, 0, 5)
     with storage.open_read(storage.join(root, "c.WAV")) as file:
         file.seek(-2, os.SEEK_END)
         assert file.read() == bytes([254, 255])
@@ -48,7 +59,7 @@ def every_call(root: str) -> None:
     assert not storage.exists(place)
     storage.remove(root, recursive=True)
     assert storage.list_files(root) == []
-    for read in (storage.read_bytes, storage.read_text, storage.open_read):
+    for read in (storage.read_bytes, storage.read_text, storage.open_read, two_ranges):
         with pytest.raises(StorageError, match="no such file") as caught:
             read(place)
         assert str(caught.value).startswith(place)
@@ -61,6 +72,23 @@ def test_local_folder(local: str) -> None:
 
 def test_file_uri(tmp_path: Path) -> None:
     every_call(f"file://{tmp_path}/folder")
+
+
+def test_what_only_fsspec_knows() -> None:
+    every_call("memory://folder/below")
+
+
+@pytest.mark.parametrize("scheme", ["gs", "az"])
+def test_the_stores_of_pyarrow(scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they are asked for, here of a folder in their place: no server of theirs runs in the tests."""
+    from pyarrow import fs
+
+    place = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    monkeypatch.setattr(storage.stores, "_google", lambda *_: place)
+    monkeypatch.setattr(storage.stores, "_azure", lambda *_: place)
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    (tmp_path / "bucket/a").mkdir(parents=True)
+    every_call(f"{scheme}://bucket")
 
 
 def test_relative_paths_become_absolute_and_uris_stay() -> None:
@@ -93,9 +121,12 @@ def test_what_a_killed_writer_left_is_not_listed_but_removed(local: str) -> None
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("gs://bucket/key", "'gs://' is not supported; use s3://"),
+        ("nope://bucket/key", "'nope://' is not supported; use s3://"),
         ("file://relative/x", "absolute path, file:///"),
         ("s3://", "names no bucket"),
+        ("gs://", "names no bucket; write gs://bucket/key"),
+        ("az://container/key", "names no account; set AZURE_STORAGE_ACCOUNT_NAME"),
+        ("gdrive://folder/key", "'gdrive://' needs a package that is not installed"),
     ],
 )
 def test_uris_that_cannot_be_used(uri: str, message: str) -> None:
@@ -117,7 +148,7 @@ def test_an_endpoint_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret")
-    monkeypatch.setattr(storage, "_FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(storage.attempts, "FIRST_WAIT_S", 0.01)
     with pytest.raises(
         StorageError, match=r"s3://bucket/key: no answer from http://127\.0\.0\.1:9 in 4 attempts"
     ) as caught:

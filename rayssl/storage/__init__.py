@@ -1,0 +1,236 @@
+"""Files on a local disk or in an object store, behind one set of functions and one kind of error.
+
+A URI is ``s3://bucket/key``, ``file:///absolute/path`` or a plain local path. ``gs://bucket/key`` and
+``az://container/key`` go by pyarrow, any other scheme by fsspec if its package is installed. Addresses and keys come
+from environment variables, never from a configuration file:
+
+    s3  AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN; without keys the machine's role
+    gs  GOOGLE_APPLICATION_CREDENTIALS, STORAGE_EMULATOR_HOST; without them the machine's role
+    az  AZURE_STORAGE_ACCOUNT_NAME, and AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN or the machine's identity
+
+Every function that reads or writes raises `StorageError`: one line that names the URI and says what to do. After a
+connection reset, a stall or a server error the operation is tried again, `ATTEMPTS` times in all. No message contains
+a secret. For example::
+
+    storage.write_text("s3://bucket/run/notes.txt", "first try")
+    storage.list_files("s3://bucket/run", suffixes=[".txt"])   # ["s3://bucket/run/notes.txt"]
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import uuid
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+from rayssl.errors import StorageError
+from rayssl.storage import reading, stores
+from rayssl.storage.attempts import ABSENT, ATTEMPTS, attempt
+from rayssl.storage.stores import filesystem
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = [
+    "ABSENT", "ATTEMPTS", "absolute", "exists", "filesystem", "is_file", "join", "list_files", "open_read",
+    "read_bytes", "read_range", "read_ranges", "read_text", "remove", "write_bytes", "write_text",
+]  # fmt: skip
+
+
+def absolute(uri: str) -> str:
+    """``uri`` in a form that is valid in any working folder: a relative local path becomes absolute."""
+    return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+
+
+def join(uri: str, *parts: str) -> str:
+    """``uri`` with ``parts`` appended, with one slash between them."""
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or folder exists at ``uri``.
+
+    Raises:
+        StorageError: there is no such bucket, or access is denied. These cases never return False.
+    """
+    fs, path = filesystem(uri)
+    try:
+        attempt(uri, lambda: fs.info(path))
+    except StorageError as error:
+        if error.errno in ABSENT:
+            return False
+        raise
+    return True
+
+
+def is_file(uri: str) -> bool:
+    """Whether a file exists at ``uri``. False for a folder."""
+    fs, path = filesystem(uri)
+    return exists(uri) and bool(attempt(uri, lambda: fs.isfile(path)))
+
+
+def list_files(uri: str, suffixes: Sequence[str] = ()) -> list[str]:
+    """The full URIs of all files below the folder ``uri``, in subfolders too, sorted.
+
+    Args:
+        uri: a folder. The result is empty if it does not exist.
+        suffixes: if given, only files that end in one of these, in upper or lower case.
+    """
+    wanted = tuple(suffix.lower() for suffix in suffixes)
+    names = [name for name in _names(uri) if not _is_unfinished(name)]
+    return [join(uri, name) for name in names if not wanted or name.lower().endswith(wanted)]
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole content of the file at ``uri``, of one version of it also if it is replaced meanwhile."""
+    return reading.whole(uri)
+
+
+def read_range(uri: str, start: int, size: int) -> bytes:
+    """``size`` bytes of the file at ``uri``, from offset ``start``; fewer, or none, if the file ends earlier."""
+    return reading.ranges(uri, [(start, size)])[0]
+
+
+def read_ranges(uri: str, ranges: Sequence[tuple[int, int]]) -> list[pa.Buffer]:
+    """Several ranges of the file at ``uri``, read at the same time from an object store, at most 8 in the process.
+
+    Each range is one request, and is tried again alone. The first read of a file in this process is one request more,
+    for its size. Threads may call this at the same time.
+
+    Args:
+        uri: a file.
+        ranges: (start, size) of each range in bytes, in any order; they may overlap. A range of a few MiB makes the
+            most of a request; 8 such ranges in flight are what the memory must hold besides the result.
+
+    Returns:
+        One buffer for each range, in the order of ``ranges``. It has fewer bytes than ``size``, or none, if the file
+        ends earlier.
+
+    Raises:
+        StorageError: a range could not be read in `ATTEMPTS` attempts.
+        ValueError: a start or a size is negative.
+    """
+    import pyarrow as pa
+
+    return [pa.py_buffer(data) for data in reading.ranges(uri, ranges)]
+
+
+def read_text(uri: str) -> str:
+    """The content of the file at ``uri`` as text; raises `StorageError` if it is not UTF-8."""
+    try:
+        return read_bytes(uri).decode()
+    except UnicodeDecodeError as error:
+        raise StorageError(f"{uri}: not UTF-8 text (byte {error.start})") from None
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Writes ``data`` to the file at ``uri``, atomically: a reader sees the old content or the new one, never a part.
+
+    Missing local folders are created. A missing bucket is an error.
+    """
+    fs, path = filesystem(uri)
+    if _is_remote(uri):
+        attempt(uri, lambda: fs.pipe_file(path, data))
+    else:
+        attempt(uri, lambda: _replace(path, data))
+
+
+def write_text(uri: str, text: str) -> None:
+    """Writes ``text`` as UTF-8 to the file at ``uri``, atomically (see `write_bytes`)."""
+    write_bytes(uri, text.encode())
+
+
+def open_read(uri: str) -> BinaryIO:
+    """Opens the file at ``uri`` as a seekable binary file that is read in pieces. Reading raises `StorageError` too."""
+    return cast(BinaryIO, io.BufferedReader(_Ranges(uri, reading.size(uri)), buffer_size=1 << 20))
+
+
+def remove(uri: str, recursive: bool = False) -> None:
+    """Removes the file at ``uri``; with ``recursive`` the folder and everything below it.
+
+    It is no error if nothing exists there.
+    """
+    if recursive:
+        for name in _names(uri):
+            remove(join(uri, name))
+        if not _is_remote(uri):
+            _remove_empty_folders(filesystem(uri)[1])
+        return
+    fs, path = filesystem(uri)
+    try:
+        attempt(uri, lambda: fs.rm_file(path))
+    except StorageError as error:
+        if error.errno not in ABSENT:
+            raise
+
+
+class _Ranges(io.RawIOBase):
+    """A file that is read by ranges. Each range is read by `read_range`, with its retries and errors."""
+
+    def __init__(self, uri: str, size: int) -> None:
+        self._uri, self._size, self._position = uri, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def readall(self) -> bytes:
+        data = read_range(self._uri, self._position, max(0, self._size - self._position))
+        self._position += len(data)
+        return data
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = min(len(buffer), max(0, self._size - self._position))
+        data = read_range(self._uri, self._position, wanted) if wanted else b""
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+def _names(uri: str) -> list[str]:
+    """The paths of all files below the folder ``uri``, relative to it, sorted."""
+    fs, path = filesystem(uri)
+    found = attempt(uri, lambda: fs.find(path) if _is_remote(uri) or os.path.isdir(path) else [])
+    return sorted(str(name)[len(path.rstrip("/")) + 1 :] for name in found if str(name) != path)
+
+
+def _is_unfinished(name: str) -> bool:
+    """Whether ``name`` is a temporary file that a killed `write_bytes` left."""
+    base = name.rpartition("/")[2]
+    return base.startswith(".") and base.endswith(".part")
+
+
+def _is_remote(uri: str) -> bool:
+    return stores.scheme(uri) != "file"
+
+
+def _replace(path: str, data: bytes) -> None:
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f".{os.path.basename(path)}.{uuid.uuid4().hex[:12]}.part")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        raise
+
+
+def _remove_empty_folders(path: str) -> None:
+    for folder, _, _ in os.walk(path, topdown=False):
+        try:
+            os.rmdir(folder)
+        except OSError:
+            return

@@ -1,0 +1,109 @@
+"""A proxy before the S3 server that does harm: it resets, cuts or stalls answers, or answers with an error itself."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+
+class FaultProxy:
+    """Passes HTTP requests on to ``endpoint`` and does harm to the next `faults` answers to GET, one after the other.
+
+    A fault is ``reset`` or ``cut`` (the connection ends in the middle of the body, with or without a reset),
+    ``stall`` (half of the body comes, then nothing), or a status such as ``503``. `requests` has the method and the
+    path of each request seen, in order.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        target = urlsplit(endpoint)
+        self._target = (str(target.hostname), int(target.port or 80))
+        self.faults: list[str] = []
+        self.requests: list[str] = []
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"http://127.0.0.1:{self._server.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        """Ends the proxy: later connections are refused."""
+        self._over.set()
+        self._server.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._server.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError), client, socket.create_connection(self._target) as server:
+            while self._one(client, server):
+                pass
+
+    def _one(self, client: socket.socket, server: socket.socket) -> bool:
+        """Serves one request; False if the connection is over."""
+        head, rest = _head(client)
+        if not head:
+            return False
+        method, path = head.split()[:2]
+        fault = ""
+        with self._lock:
+            self.requests.append(f"{method.decode()} {path.decode()}")
+            if method == b"GET" and self.faults:
+                fault = self.faults.pop(0)
+        if fault.isdigit():
+            client.sendall(f"HTTP/1.1 {fault} Fault\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+            return False
+        server.sendall(head + rest)
+        for data in _pieces(client, _length(head) - len(rest)):
+            server.sendall(data)
+        answer, first = _head(server)
+        client.sendall(answer)
+        size = 0 if method == b"HEAD" else _length(answer)
+        sent = 0
+        for data in (first, *_pieces(server, size - len(first))) if not fault else [first]:
+            client.sendall(data)
+            sent += len(data)
+        if not fault:
+            return bool(answer)
+        for data in _pieces(server, size // 2 - sent):
+            client.sendall(data)
+        if fault == "stall":
+            self._over.wait()
+        if fault == "reset":
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        return False
+
+
+def _head(connection: socket.socket) -> tuple[bytes, bytes]:
+    """The head of a message, and what came of its body with it."""
+    seen = b""
+    while b"\r\n\r\n" not in seen:
+        data = connection.recv(4096)
+        if not data:
+            return b"", b""
+        seen += data
+    head, _, rest = seen.partition(b"\r\n\r\n")
+    return head + b"\r\n\r\n", rest
+
+
+def _length(head: bytes) -> int:
+    found = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
+    return int(found[1]) if found else 0
+
+
+def _pieces(connection: socket.socket, size: int) -> Iterator[bytes]:
+    while size > 0:
+        data = connection.recv(min(size, 1 << 16))
+        if not data:
+            return
+        size -= len(data)
+        yield data
