@@ -12,11 +12,11 @@ from urllib.parse import urlsplit
 
 
 class FaultProxy:
-    """Passes HTTP requests on to ``endpoint`` and does harm to the next `faults` answers to GET, one after the other.
+    """Passes HTTP requests on to ``endpoint`` and does harm to the next answers, one for each of `faults`.
 
-    A fault is ``reset`` or ``cut`` (the connection ends in the middle of the body, with or without a reset),
-    ``stall`` (half of the body comes, then nothing), or a status such as ``503``. `requests` has the method and the
-    path of each request seen, in order.
+    A fault is ``reset`` or ``cut`` (a GET's connection ends in the middle of the body, with or without a reset),
+    ``stall`` (half of a GET's body comes, then nothing), or a status such as ``503``, of any request. `requests` has
+    the method and the path of each request seen, in order.
     """
 
     def __init__(self, endpoint: str) -> None:
@@ -57,7 +57,7 @@ class FaultProxy:
         fault = ""
         with self._lock:
             self.requests.append(f"{method.decode()} {path.decode()}")
-            if method == b"GET" and self.faults:
+            if self.faults and (method == b"GET" or self.faults[0].isdigit()):
                 fault = self.faults.pop(0)
         if fault.isdigit():
             client.sendall(f"HTTP/1.1 {fault} Fault\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())

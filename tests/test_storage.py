@@ -91,6 +91,17 @@ def test_the_stores_of_pyarrow(scheme: str, tmp_path: Path, monkeypatch: pytest.
     every_call(f"{scheme}://bucket")
 
 
+def test_a_store_that_does_not_answer_is_not_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
+    monkeypatch.setattr(storage.stores, "_GCS_RETRIES_S", 0)
+    monkeypatch.setattr(storage.attempts, "FIRST_WAIT_S", 0.01)
+    for uri in ("gs://bucket/key", "http://127.0.0.1:9/key"):
+        for call in (storage.read_bytes, storage.list_files, storage.exists, two_ranges):
+            with pytest.raises(StorageError, match="is the store running and reachable") as caught:
+                call(uri)
+            assert str(caught.value).startswith(f"{uri}: ") and "\n" not in str(caught.value)
+
+
 def test_relative_paths_become_absolute_and_uris_stay() -> None:
     assert storage.absolute("runs/x") == os.path.join(os.getcwd(), "runs/x")
     assert storage.absolute("s3://bucket/x") == "s3://bucket/x"
@@ -164,7 +175,7 @@ def test_object_store(s3_server: Any) -> None:
 @pytest.mark.s3
 def test_a_missing_bucket_is_named(s3_server: Any) -> None:
     place = "s3://not-there-at-all/key"
-    calls = [storage.read_bytes, storage.exists, storage.list_files, storage.open_read, storage.remove]
+    calls = [storage.read_bytes, storage.exists, storage.list_files, storage.open_read, storage.remove, two_ranges]
     for call in (*calls, lambda uri: storage.write_bytes(uri, b"x")):
         with pytest.raises(StorageError, match="no bucket 'not-there-at-all'; create it"):
             call(place)
@@ -175,7 +186,7 @@ def test_wrong_credentials_name_the_variables_and_no_secret(s3_server: Any, monk
     place = storage.join(s3_server.bucket("secrets"), "key")
     storage.write_bytes(place, b"x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
-    calls = [storage.read_bytes, storage.exists, storage.list_files, storage.open_read, storage.remove]
+    calls = [storage.read_bytes, storage.exists, storage.list_files, storage.open_read, storage.remove, two_ranges]
     for call in (*calls, lambda uri: storage.write_bytes(uri, b"x")):
         with pytest.raises(StorageError, match="AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY") as caught:
             call(place)

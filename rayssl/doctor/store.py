@@ -150,9 +150,9 @@ def _leave_nothing(place: str, findings: list[Finding]) -> None:
 
 def _absent_folders(uri: str) -> list[str]:
     """The local folders that writing to ``uri`` will create, the deepest first."""
-    if uri.startswith("s3://"):
+    fs, path = storage.filesystem(uri)
+    if "file" not in fs.protocol:
         return []
-    _, path = storage.filesystem(uri)
     absent = []
     while not os.path.exists(path):
         absent.append(path)

@@ -89,7 +89,7 @@ def read_bytes(uri: str) -> bytes:
 
 def read_range(uri: str, start: int, size: int) -> bytes:
     """``size`` bytes of the file at ``uri``, from offset ``start``; fewer, or none, if the file ends earlier."""
-    return reading.ranges(uri, [(start, size)])[0]
+    return bytes(reading.ranges(uri, [(start, size)])[0])
 
 
 def read_ranges(uri: str, ranges: Sequence[tuple[int, int]]) -> list[pa.Buffer]:
@@ -111,9 +111,7 @@ def read_ranges(uri: str, ranges: Sequence[tuple[int, int]]) -> list[pa.Buffer]:
         StorageError: a range could not be read in `ATTEMPTS` attempts.
         ValueError: a start or a size is negative.
     """
-    import pyarrow as pa
-
-    return [pa.py_buffer(data) for data in reading.ranges(uri, ranges)]
+    return reading.ranges(uri, ranges)
 
 
 def read_text(uri: str) -> str:
@@ -197,9 +195,27 @@ class _Ranges(io.RawIOBase):
 
 def _names(uri: str) -> list[str]:
     """The paths of all files below the folder ``uri``, relative to it, sorted."""
-    fs, path = filesystem(uri)
-    found = attempt(uri, lambda: fs.find(path) if _is_remote(uri) or os.path.isdir(path) else [])
+    path = filesystem(uri)[1]
+    found = attempt(uri, lambda: _find(uri))
     return sorted(str(name)[len(path.rstrip("/")) + 1 :] for name in found if str(name) != path)
+
+
+def _find(uri: str) -> list[str]:
+    fs, path = filesystem(uri)
+    if not _is_remote(uri):
+        return list(fs.find(path)) if os.path.isdir(path) else []
+    if stores.scheme(uri) == "s3":
+        return list(fs.find(path))
+    found = stores.arrow_filesystem(uri)
+    if found is not None:
+        from pyarrow.fs import FileSelector
+
+        selector = FileSelector(found[1], recursive=True, allow_not_found=True)
+        return [info.path for info in found[0].get_file_info(selector) if info.is_file]
+    try:
+        return list(fs.find(path, on_error="raise"))  # as it is, fsspec lists nothing where it gets no answer
+    except FileNotFoundError:
+        return []
 
 
 def _is_unfinished(name: str) -> bool:

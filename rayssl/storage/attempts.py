@@ -132,6 +132,9 @@ def _explain_absent(uri: str, bucket: str) -> StorageError:
 
 def _explain_other(uri: str, error: Exception) -> StorageError:
     """The error of a store that is neither a local disk nor S3."""
+    cause = error.__cause__
+    if isinstance(error, FileNotFoundError) and isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
+        error = cause  # fsspec calls a file of http absent if the server does not answer
     kind, text = stores.scheme(uri), _line(error)
     if isinstance(error, FileNotFoundError):
         return _error(errno.ENOENT, f"{uri}: no such file")

@@ -3,7 +3,7 @@
 pyarrow needs a third of the processor's time of s3fs and reads without Python's lock. It asks for a file's size before
 the first range, which is one more request. So the open file is kept: a later range that ends before that size needs
 no such request, and one that does not asks again. The store is asked for every byte: what it holds now is read, also if
-the file was replaced in between.
+the file was replaced in between, by a longer or a shorter one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from rayssl.errors import StorageError
 from rayssl.storage import stores
 from rayssl.storage.attempts import attempt, is_passing
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 IN_FLIGHT = 8  # ranges that one process reads at the same time
 _FIRST_BYTES = 512 << 10
 _FILES_KEPT = 1024
+_UNREAD = b"\xa5"
 
 T = TypeVar("T")
 
@@ -57,24 +59,29 @@ def whole(uri: str) -> bytes:
     return attempt(uri, lambda: remote.asked(remote.whole))
 
 
-def ranges(uri: str, wanted: Sequence[tuple[int, int]]) -> list[bytes]:
+def ranges(uri: str, wanted: Sequence[tuple[int, int]]) -> list[pa.Buffer]:
     """The bytes of each (start, size) of ``wanted``, in order; fewer where the file ends earlier."""
     if any(start < 0 or size < 0 for start, size in wanted):
         raise ValueError(f"{uri}: a range has a negative start or size")
     if not wanted:
         return []
-    fs, path = stores.filesystem(uri)
-    if stores.scheme(uri) == "file":
-        return attempt(uri, lambda: _local(path, wanted))
+    import pyarrow as pa
+
     found = stores.arrow_filesystem(uri)
     if found is None:
-        return [attempt(uri, partial(_other, fs, path, start, size)) for start, size in wanted]
+        fs, path = stores.filesystem(uri)
+        if stores.scheme(uri) == "file":
+            return [pa.py_buffer(data) for data in attempt(uri, lambda: _local(path, wanted))]
+        return [pa.py_buffer(attempt(uri, partial(_other, fs, path, start, size))) for start, size in wanted]
     remote = _Remote(uri, *found)
     length = attempt(uri, lambda: remote.asked(lambda: remote.opened(max(map(sum, wanted))))).size()
     held = [(start, max(0, min(size, length - start))) for start, size in wanted]
     if len(held) == 1:
         return [remote.read(*held[0])]
-    futures = [_kept().threads.submit(remote.read, start, size) for start, size in held]
+    try:
+        futures = [_kept().threads.submit(remote.read, start, size) for start, size in held]
+    except RuntimeError:  # Python takes no new work of threads at its end
+        raise StorageError(f"{uri}: not read; this process is ending") from None
     try:
         return [future.result() for future in futures]
     finally:
@@ -84,9 +91,9 @@ def ranges(uri: str, wanted: Sequence[tuple[int, int]]) -> list[bytes]:
 
 def size(uri: str) -> int:
     """The size of the file at ``uri`` in bytes, asked anew."""
-    fs, path = stores.filesystem(uri)
     found = stores.arrow_filesystem(uri)
     if found is None:
+        fs, path = stores.filesystem(uri)
         return int(attempt(uri, lambda: fs.info(path))["size"])
     remote = _Remote(uri, *found)
     return int(attempt(uri, lambda: remote.asked(remote.open)).size())
@@ -130,27 +137,42 @@ class _Remote:
                 kept.files.popitem(last=False)
         return file
 
-    def read(self, start: int, size: int) -> bytes:
+    def read(self, start: int, size: int) -> pa.Buffer:
         """``size`` bytes from ``start``; fewer only if the file has become shorter."""
-        return attempt(self._uri, lambda: self.asked(lambda: self._read(start, size))) if size else b""
+        return attempt(self._uri, lambda: self.asked(lambda: self._read(start, size)))
 
-    def _read(self, start: int, size: int) -> bytes:
-        file = self.opened(start + size)
-        left = min(size, file.size() - start)
-        if left <= 0:
-            return b""
+    def _read(self, start: int, size: int) -> pa.Buffer:
+        import pyarrow as pa
+
+        file = self.opened(start + size) if size else None
+        left = min(size, file.size() - start) if file is not None else 0
+        if file is None or left <= 0:
+            return pa.py_buffer(b"")
+        buffer = pa.allocate_buffer(left)
+        last = memoryview(buffer).cast("B")[-1:]
+        last[:] = _UNREAD
         try:
-            return cast(bytes, file.read_at(left, start))
-        except OSError:
-            with _kept().lock:
-                _kept().files.pop(self._key, None)  # perhaps the file is shorter now: the next attempt asks
+            count = file.get_stream(start, left).readinto(buffer)
+        except OSError as error:
+            if not is_passing(error):
+                self._forget()  # perhaps the file is shorter now: the next attempt asks
             raise
+        # pyarrow does not tell that S3 sent fewer bytes, because the file has become shorter: the rest was not written
+        if count < left or (last == _UNREAD and self.open().size() < start + left):
+            self._forget()
+            raise OSError(errno.EAGAIN, "was replaced by a shorter file")
+        return buffer
+
+    def _forget(self) -> None:
+        kept = _kept()
+        with kept.lock:
+            kept.files.pop(self._key, None)
 
     def whole(self) -> bytes:
         """All bytes."""
         file = self.open()
         data = cast(bytes, file.read_at(file.size(), 0)) if file.size() else b""
-        if self._fs.get_file_info(self._path).size > len(data):
+        if self._fs.get_file_info(self._path).size != len(data):
             raise OSError(errno.EAGAIN, "was replaced while it was read")
         return data
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 30
-_GCS_RETRIES_S = 10
+_GCS_RETRIES_S = 5
 GOOGLE, AZURE = ("gs", "gcs"), ("az", "abfs", "abfss")
 
 
@@ -106,14 +106,22 @@ def _other(uri: str, kind: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def _s3() -> fsspec.AbstractFileSystem:
-    # The keys are passed explicitly so that fsspec's instance cache follows the environment. Only our own attempts
-    # count: the layers below would multiply the retries, and a refused connection would take a minute to be reported.
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL")
+    return _s3_fsspec(os.getpid(), *map(os.environ.get, names))
+
+
+@cache  # never destroyed: a forked process must not close the connections of its parent
+def _s3_fsspec(
+    process: int, key: str | None, secret: str | None, token: str | None, endpoint: str | None
+) -> fsspec.AbstractFileSystem:
+    # Only our own attempts count: the layers below would multiply the retries, and a refused connection would take a
+    # minute to be reported.
     fs = fsspec.filesystem(
         "s3",
-        key=os.environ.get("AWS_ACCESS_KEY_ID"),
-        secret=os.environ.get("AWS_SECRET_ACCESS_KEY"),
-        token=os.environ.get("AWS_SESSION_TOKEN"),
-        endpoint_url=os.environ.get("AWS_ENDPOINT_URL"),
+        key=key,
+        secret=secret,
+        token=token,
+        endpoint_url=endpoint,
         use_listings_cache=False,
         config_kwargs={
             "retries": {"max_attempts": 0},
@@ -135,11 +143,10 @@ def _s3_arrow(uri: str, bucket: str) -> pyarrow.fs.FileSystem:
     endpoint = get("AWS_ENDPOINT_URL") or ""
     if not endpoint:
         region = _region(bucket) or region
-    proxy = _proxy(endpoint or f"https://{bucket}.s3.amazonaws.com")
-    return _s3_client(os.getpid(), endpoint, key, secret, token, region, get("AWS_CA_BUNDLE") or None, proxy)
+    return _s3_client(os.getpid(), endpoint, key, secret, token, region, get("AWS_CA_BUNDLE") or None)
 
 
-@cache  # never destroyed: a forked process must not close the connections of its parent
+@cache  # never destroyed, as in `_s3_fsspec`
 def _s3_client(
     process: int,
     endpoint: str,
@@ -148,7 +155,6 @@ def _s3_client(
     token: str | None,
     region: str,
     authorities: str | None,
-    proxy: str | None,
 ) -> pyarrow.fs.FileSystem:
     from pyarrow import fs
 
@@ -162,9 +168,9 @@ def _s3_client(
         endpoint_override=(address.netloc + address.path).rstrip("/") or None,
         connect_timeout=CONNECT_TIMEOUT_S,
         request_timeout=READ_TIMEOUT_S,  # without a byte
-        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1),  # as in `_s3`
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1),  # as in `_s3_fsspec`
         tls_ca_file_path=authorities,
-        proxy_options=proxy,
+        proxy_options=_proxy(endpoint or f"https://s3.{region}.amazonaws.com"),
     )
 
 
@@ -180,7 +186,7 @@ def _region(bucket: str) -> str:
 
 
 def _proxy(endpoint: str) -> str | None:
-    """The proxy that the environment names for ``endpoint``."""
+    """The proxy that the environment names for ``endpoint``: pyarrow itself looks for none."""
     address = urlsplit(endpoint)
     if urllib.request.proxy_bypass(address.hostname or ""):
         return None

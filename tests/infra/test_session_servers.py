@@ -6,6 +6,8 @@ import os
 
 import pytest
 
+from rayssl import storage
+
 
 @pytest.mark.ray
 @pytest.mark.s3
@@ -26,6 +28,21 @@ def test_ray_tasks_reach_the_s3_server(ray_cluster, s3_server) -> None:
 
     assert endpoint == s3_server.endpoint
     assert s3fs.S3FileSystem().cat_file(f"{uri}/object") == b"from a task"
+
+
+@pytest.mark.ray
+@pytest.mark.s3
+def test_ray_tasks_read_ranges(ray_cluster, s3_server) -> None:
+    """Several at once, and a worker that has read is used again."""
+    uri = f"{s3_server.bucket('session-servers')}/ranges"
+    storage.write_bytes(uri, bytes(range(256)) * 10000)
+
+    def read(start: int) -> list[bytes]:
+        return [bytes(each) for each in storage.read_ranges(uri, [(start, 2), (start + 256, 2), (2_559_999, 9)])]
+
+    starts = [0, 7, 200, 100_000] * 3
+    found = ray_cluster.get([ray_cluster.remote(read).remote(start) for start in starts])
+    assert found == [[bytes([start % 256, start % 256 + 1])] * 2 + [b"\xff"] for start in starts]
 
 
 @pytest.mark.ray
