@@ -14,7 +14,7 @@ from tests.small_experiment import write_corpus
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # a cluster of its own
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = '''
+SCRIPT = """
 import os, sys, threading
 from pathlib import Path
 os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -58,7 +58,7 @@ threads = [threading.Thread(target=take, args=(rank,)) for rank in range(2)]
 print(*["".join(map(str, part)) for part in seen], flush=True)
 ray.shutdown(), nodes.shutdown()
 os._exit(0)  # what Ray still does at exit has another status
-'''
+"""
 
 
 @pytest.mark.parametrize("lanes", [1, 2])
