@@ -1,10 +1,11 @@
 """The order of an epoch: which utterance comes after which, before neighbours are mixed by `rayssl.batches.plan`.
 
-The shards are put in a random order and divided into windows of ``shuffle_shards`` shards. A shard is a sequence of row
-groups of a few utterances (`Manifest.group_rows`), which storage can read alone. Inside a window, all row groups are
-permuted together. So neighbours in the order come from all shards of the window, and still every part of a shard is
-read once in an epoch. The order follows from (seed, epoch) and the manifest by arithmetic: every process can compute
-it, and nothing is remembered.
+The shards are put in a random order and divided into windows: as few as possible, of at most ``shuffle_shards`` shards,
+and equal but for one shard (a last window of one shard would not be mixed). A shard is a sequence of row groups of a
+few utterances (`Manifest.group_rows`), which storage can read alone. Inside a window, all row groups are permuted
+together. So neighbours in the order come from all shards of the window, and still every part of a shard is read once in
+an epoch. The order follows from (seed, epoch) and the manifest by arithmetic: every process can compute it, and nothing
+is remembered.
 
 This file must not import torch or ray, see `rayssl.batches.plan`.
 """
@@ -71,15 +72,17 @@ def epoch_order(
 ) -> EpochOrder:
     """The order of ``epoch``, for the rows of ``selection`` or for all rows.
 
-    ``shuffle_shards``: the number of shards in a window. A shard from before row groups existed is one group.
+    ``shuffle_shards``: the most shards in a window. A shard from before row groups existed is one group.
     """
     purpose = selection.purpose if selection is not None else ()
     drawn = np.random.default_rng([seed, _ORDER, epoch, *purpose]).permutation(len(manifest.shards))
     shard, start, stop = _groups(manifest, drawn, seed, epoch, selection)
     place = np.empty(len(drawn), np.int64)
-    place[drawn[np.isin(drawn, shard)]] = np.arange(len(np.unique(shard)))  # shards without an entry fill no window
+    held = drawn[np.isin(drawn, shard)]  # shards without an entry fill no window
+    place[held] = np.arange(len(held))
+    windows = -(-len(held) // shuffle_shards)
     random = np.random.default_rng([seed, _GROUPS, epoch, *purpose]).random(len(shard))
-    order = np.lexsort((random, place[shard] // shuffle_shards))
+    order = np.lexsort((random, place[shard] * windows // len(held)))
     shard, start, stop = shard[order], start[order], stop[order]
     return EpochOrder(shard, start, stop, np.cumsum(stop - start))
 

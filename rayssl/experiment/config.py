@@ -22,7 +22,7 @@ from rayssl.views.recipes import ViewsConfig
 class CorpusConfig(Config):
     """The corpus to train on.
 
-    ``uri``: a prepared corpus. ``shuffle_shards``: the number of shards whose utterances are mixed; all, if the corpus
+    ``uri``: a prepared corpus. ``shuffle_shards``: the most shards whose utterances are mixed; all, if the corpus
     has fewer. ``unit_rows``: the number of utterances that one data task reads and mixes; a large batch has several
     such pools side by side. These two decide which utterances form a batch: keep them when a run resumes. ``readers``:
     the number of data tasks at once; ``auto``: as many as the cores that training leaves free, at least one a rank.
