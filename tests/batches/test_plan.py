@@ -1,18 +1,19 @@
-"""The order of an epoch: every batch once, the same after any restart, on any number of ranks, for any size of unit."""
+"""The order of an epoch: every batch once, the same after any restart, on any number of ranks, in blocks of any size."""
 
 from __future__ import annotations
 
-from itertools import pairwise
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from rayssl.batches.plan import Cursor, ReadUnit, plan, steps_per_epoch
+from rayssl.batches.plan import Cursor, ReadUnit, parts_of, plan, steps_per_epoch, unit_steps
 from rayssl.data.shards import Manifest, Shard
 from rayssl.errors import CorpusError
-from rayssl.views.reading import read
+from rayssl.views import reading
+from rayssl.views.reading import ReadSettings
 from rayssl.views.recipes import Segment
 from tests.runs import write_corpus
 
@@ -52,12 +53,9 @@ def stream(
     **changes: Any,
 ) -> list[dict[str, Any]]:
     uri, manifest = corpus
-    seed = changes.get("seed", 3)
-    return [
-        row
-        for unit in units_of(manifest, start, **changes)
-        for row in read(unit, uri, manifest, seed=seed, batch=8, ranks=ranks, segments=SEGMENTS)
-    ]
+    settings = ReadSettings(uri, manifest, changes.get("seed", 3), 8, ranks)
+    units = units_of(manifest, start, ranks=ranks, **changes)
+    return [row for unit in units for packed in reading.read(unit, settings, SEGMENTS) for row in packed.batches()]
 
 
 def assert_equal(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
@@ -79,8 +77,11 @@ def test_plan_covers_every_batch_once_in_order(sizes: tuple[int, ...], unit_rows
         planned = [(unit.epoch, unit.first_step + k) for unit in units for k in range(unit.steps)]
         assert planned == everything[at:]
         for unit in units:
-            assert sum(piece.stop - piece.start for piece in unit.pieces) == unit.steps * 8
-            assert all(0 <= p.start < p.stop <= sizes[p.shard] for p in unit.pieces)
+            (pool,) = unit.pools
+            assert sum(piece.stop - piece.start for piece in pool) == unit.pool_steps * 8
+            assert unit.begin <= unit.first_step and unit.first_step + unit.steps <= unit.begin + unit.pool_steps
+            assert unit.pool_steps <= max(1, unit_rows // 8)
+            assert all(0 <= p.start < p.stop <= sizes[p.shard] for p in pool)
     assert units_of(manifest, Cursor(3, 0)) == []
 
 
@@ -95,7 +96,7 @@ def test_a_pass_that_fills_a_memory_has_every_row(sizes: tuple[int, ...]) -> Non
     assert [unit for unit in units if not unit.fill] == plain
     assert units.index(fill[0]) == sum(unit.epoch == 0 for unit in plain) and {unit.epoch for unit in fill} == {1}
     assert [unit.first_step for unit in fill] == [sum(u.steps for u in fill[:k]) for k in range(len(fill))]
-    rows = [(p.shard, row) for unit in fill for p in unit.pieces for row in range(p.start, p.stop)]
+    rows = [(p.shard, row) for unit in fill for pool in unit.pools for p in pool for row in range(p.start, p.stop)]
     assert len(rows) == 8 * -(-manifest.rows // 8) == 8 * sum(unit.steps for unit in fill)
     assert len(set(rows[: manifest.rows])) == manifest.rows
     assert rows[manifest.rows :] == rows[: len(rows) - manifest.rows]
@@ -103,29 +104,30 @@ def test_a_pass_that_fills_a_memory_has_every_row(sizes: tuple[int, ...]) -> Non
     assert not any(unit.fill for unit in plan(manifest, start=Cursor(1, 1), fills=[1], **kept))
 
 
-def test_a_unit_touches_its_own_shards_and_one_more() -> None:
-    """What a task reads is bounded by ``unit_rows`` and the largest shard, whatever the corpus."""
-    manifest = manifest_of(*([20, 11, 8, 31] * 10))
-    last_step = steps_per_epoch(manifest.rows, 8) - 1
-    for unit_rows in (1, 40, 100):
-        for unit in units_of(manifest, unit_rows=unit_rows, epochs=2):
-            assert unit.steps * 8 < unit_rows + 31 + 8
-            *own, last = unit.pieces
-            assert all(piece.stop == manifest.shards[piece.shard].rows for piece in own)
-            assert all(piece.start == 0 for piece in (*own, last)[1:])
-            if last.stop < manifest.shards[last.shard].rows and unit.first_step + unit.steps <= last_step:
-                assert own and last.stop - last.start < 8  # the one more, which completes the last batch
+@pytest.mark.parametrize(
+    ("batch", "parts"), [(8, 1), (511, 1), (512, 2), (1000, 2), (1024, 4), (1536, 4), (4096, 16), (513, 1)]
+)
+def test_a_large_batch_has_parts(batch: int, parts: int) -> None:
+    """A power of two that divides it, with at least 256 rows in each; units are as long as one part needs."""
+    assert parts_of(batch) == parts
+    assert unit_steps(batch, 1024) == max(1, 1024 // (batch // parts))
 
 
-def test_shards_are_read_whole_by_few_units() -> None:
-    """Of two units at most one shard is read by both."""
-    units = units_of(manifest_of(*([20, 11, 8, 31] * 10)), epochs=1)
-    assert len(units) > 10
-    for one, following in pairwise(units):
-        assert len({p.shard for p in one.pieces} & {p.shard for p in following.pieces}) <= 1
+def test_lanes_serve_ranks_of_their_own() -> None:
+    """Each lane has its own parts of the batch; together they are what one rank reads."""
+    manifest = manifest_of(*[700] * 6)
+    whole = units_of(manifest, batch=1024, unit_rows=512)
+    for ranks, lanes in ((1, 1), (2, 2), (3, 1), (4, 4), (6, 2), (8, 4)):
+        units = units_of(manifest, batch=1024, unit_rows=512, ranks=ranks)
+        assert len(units) == lanes * len(whole) and {unit.lanes for unit in units} == {lanes}
+        for k, expected in enumerate(whole):
+            own = units[lanes * k : lanes * (k + 1)]
+            assert [unit.lane for unit in own] == list(range(lanes))
+            assert tuple(pool for unit in own for pool in unit.pools) == expected.pools
+            assert {replace(unit, lane=0, lanes=1, pools=expected.pools) for unit in own} == {expected}
 
 
-@pytest.mark.parametrize("at", range(12))
+@pytest.mark.parametrize("at", [0, 5, 11])
 def test_resumed_stream_is_the_rest_of_the_uninterrupted_one(corpus: tuple[str, Manifest], at: int) -> None:
     whole = stream(corpus)
     assert len(whole) == 12
@@ -133,8 +135,22 @@ def test_resumed_stream_is_the_rest_of_the_uninterrupted_one(corpus: tuple[str, 
     assert_equal(stream(corpus, start), whole[at:])
 
 
-def test_size_of_units_changes_nothing(corpus: tuple[str, Manifest]) -> None:
-    assert_equal(stream(corpus, unit_rows=1), stream(corpus, unit_rows=1000))
+@pytest.mark.parametrize(("ranks", "most"), [(1, 1), (2, 100_000), (2, 1 << 30)])
+def test_size_of_blocks_changes_nothing(
+    corpus: tuple[str, Manifest], monkeypatch: pytest.MonkeyPatch, ranks: int, most: int
+) -> None:
+    """A rank is sent at least one batch at once, and at most those of a unit."""
+    whole = {(row["epoch"], row["step"], row["rank"]): row for row in stream(corpus, ranks=ranks, unit_rows=32)}
+    uri, manifest = corpus
+    monkeypatch.setattr(reading, "_BLOCK_BYTES", most)
+    settings = ReadSettings(uri, manifest, 3, 8, ranks)
+    for unit in units_of(manifest, unit_rows=32):
+        blocks = list(reading.read(unit, settings, SEGMENTS))
+        each = reading.block_steps(unit, settings, SEGMENTS)
+        assert each == {1: 1, 100_000: 2, 1 << 30: 4}[most] and len(blocks) == ranks * 4 // each
+        assert [block.rank for block in blocks] == list(range(ranks)) * (4 // each)
+        found = [row for block in blocks for row in block.batches()]
+        assert_equal(found, [whole[row["epoch"], row["step"], row["rank"]] for row in found])
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
