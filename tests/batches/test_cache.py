@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pyarrow as pa
+import numpy as np
 import pytest
 
 from rayssl.batches import cache, plan
 from rayssl.batches.cache import ShardCache
 from rayssl.batches.selection import Role, selection
-from rayssl.data import shards
+from rayssl.data import row_groups
+from rayssl.data.row_groups import ShardRows
 from rayssl.views import reading
+from rayssl.views.reading import ReadSettings
 from rayssl.views.recipes import Segment
 from tests.runs import SPLITS, write_corpus
 
@@ -22,16 +24,16 @@ def test_a_shard_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, r
     uri = str(tmp_path)
     manifest = write_corpus(tmp_path, (9, 10, 6), splits=SPLITS)
     monkeypatch.setattr(cache, "LABELLED", ShardCache())
-    read, count = shards.read_shard, []
-    monkeypatch.setattr(shards, "read_shard", lambda *a, **k: count.append(a) or read(*a, **k))
+    read, count = row_groups.read_rows, []
+    monkeypatch.setattr(row_groups, "read_rows", lambda *a: (count.append(a), read(*a))[1])
     chosen = selection(manifest, uri, "few", roles)
     assert all(chosen.counts)
     how = {"seed": 1, "batch": 4, "selection": chosen}
-    found = []
+    settings, found = ReadSettings(uri, manifest, 1, 4, 1, chosen), []
     steps = 3 * plan.steps_per_epoch(0, 4, chosen, wrap=True)
     for unit in plan.plan_steps(manifest, start_step=0, steps=steps, wrap=True, unit_rows=100, **how):
-        cut = (Segment(name="clip", seconds=0.1),)
-        found += list(reading.read(unit, uri, manifest, ranks=1, segments=cut, **how))
+        for packed in reading.read(unit, settings, (Segment(name="clip", seconds=0.1),)):
+            found += packed.batches()
     assert len(count) == reads and len(found) == steps
     wanted = {int(k) for shard in range(3) for k in chosen.bounds[shard] + chosen.rows_of(shard)}
     assert {int(k) for row in found for k in row["id"]} == wanted
@@ -40,12 +42,22 @@ def test_a_shard_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, r
 def test_what_there_is_no_room_for_is_made_each_time() -> None:
     made: list[str] = []
 
-    def make(name: str) -> pa.Table:
+    def make(name: str) -> ShardRows:
         made.append(name)
-        return pa.table({"x": pa.array([0] * 10, pa.int64())})
+        return ShardRows(np.arange(2), [memoryview(bytes(30)), memoryview(bytes(50))], np.zeros(2), {})
 
-    keeps = ShardCache(170)  # two tables of 80 bytes
+    keeps = ShardCache(170)  # twice 80 bytes of audio
     for _ in range(3):
         for name in ("a", "b", "c"):
-            assert keeps.table(name, lambda name=name: make(name)).num_rows == 10
+            assert len(keeps.rows(name, lambda name=name: make(name)).audio) == 2
     assert made == ["a", "b", "c", "c", "c"]
+
+
+def test_kept_rows_do_not_keep_what_was_read_with_them(tmp_path: Path) -> None:
+    """A view of one utterance would hold its whole row group in memory, which the cache does not count."""
+    manifest = write_corpus(tmp_path, (30,))
+    found = row_groups.read_rows(str(tmp_path), manifest.shards[0], np.array([3, 7]), manifest.group_rows)
+    kept = found.detached()
+    assert kept.nbytes == found.nbytes == sum(memoryview(audio.obj).nbytes for audio in kept.audio)
+    assert sum(memoryview(audio.obj).nbytes for audio in found.audio) > 5 * kept.nbytes
+    assert [bytes(audio) for audio in kept.audio] == [bytes(audio) for audio in found.audio]

@@ -1,4 +1,4 @@
-"""Neighbours are mixed: no batch is of one shard, an utterance meets others every epoch; and what it costs is bounded."""
+"""Neighbours are mixed: no batch is of one shard, an utterance meets others every epoch; what it costs is bounded."""
 
 from __future__ import annotations
 

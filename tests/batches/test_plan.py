@@ -1,4 +1,4 @@
-"""The order of an epoch: every batch once, the same after any restart, on any number of ranks, in blocks of any size."""
+"""The order of an epoch: every batch once, the same after any restart, on any ranks, in blocks of any size."""
 
 from __future__ import annotations
 
