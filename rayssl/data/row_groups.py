@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from rayssl import storage
 from rayssl.data.shards import KINDS, Shard
-from rayssl.errors import CorpusError
+from rayssl.errors import CorpusError, StorageError
 
 _FOOTER = 1 << 15  # bytes of the file's end that are read first
 _COLUMNS = ("audio", "samples", *KINDS)
@@ -65,7 +65,9 @@ def read_rows(uri: str, shard: Shard, rows: np.ndarray, group_rows: int) -> Shar
         file = _Fetched(ranges, storage.read_ranges(place, ranges))
         read = pq.ParquetFile(file, metadata=footer)
         table = read.read_row_groups(groups.tolist(), columns=list(_COLUMNS), use_threads=False)
-    except (pa.ArrowException, EOFError) as error:
+    except StorageError:
+        raise
+    except (pa.ArrowException, OSError, EOFError) as error:
         text = str(error).strip().split("\n")[0][:120].rstrip(".")
         raise CorpusError(f"{place}: not a Parquet file ({text}); run rayssl prepare --verify") from None
     held = np.concatenate([np.arange(group * size, min((group + 1) * size, shard.rows)) for group in groups])

@@ -149,7 +149,9 @@ def read_shard(uri: str, shard: Shard, columns: Sequence[str] | None = None) -> 
         # with audio: the whole shard in one request; without: a few small columns by ranges, without the audio between
         file = io.BytesIO(storage.read_bytes(place)) if _wants_audio(columns) else storage.open_read(place)
         table = pq.ParquetFile(file).read(columns=list(columns) if columns is not None else None)
-    except (pa.ArrowException, EOFError) as error:
+    except StorageError:
+        raise
+    except (pa.ArrowException, OSError, EOFError) as error:
         raise CorpusError(f"{place}: not a Parquet file ({_first_line(error)}); run rayssl prepare --verify") from None
     if table.num_rows != shard.rows:
         message = f"{place}: holds {table.num_rows} rows, the manifest says {shard.rows}; run rayssl prepare --verify"
