@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 
-from rayssl.training import feed
 from rayssl.views.packed import INTEGERS, Packed, Shipped
 
 STEPS, BATCH = 3, 7
@@ -154,14 +152,3 @@ def test_a_batch_alone_is_a_view() -> None:
     assert all(np.shares_memory(part.pcm, made.pcm) for part in found)
     np.testing.assert_array_equal(np.concatenate([part.pcm for part in found]), made.pcm)
     assert all(part.ends[-1] == len(part.pcm) and len(part.ends) == BATCH for part in found)
-
-
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_a_device_cuts_the_same_segments(sizes: list[int]) -> None:
-    made, *_ = packed_of(np.random.default_rng(len(sizes)), sizes)
-    for part, raw in zip(made.split(), made.batches(), strict=True):
-        found = feed.on_device(part, torch.device("cpu"))
-        assert found.keys() == made.segments.keys() | made.columns.keys()
-        for name, tensor in found.items():
-            np.testing.assert_array_equal(tensor.numpy(), raw[name])
-            assert tensor.dtype == (torch.int16 if name in made.segments else torch.int64)
