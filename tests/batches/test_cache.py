@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,12 +25,12 @@ def test_a_shard_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, r
     uri = str(tmp_path)
     manifest = write_corpus(tmp_path, (9, 10, 6), splits=SPLITS)
     monkeypatch.setattr(cache, "LABELLED", ShardCache())
-    read, count = row_groups.read_rows, []
+    read, count = row_groups.read_rows, list[Any]()
     monkeypatch.setattr(row_groups, "read_rows", lambda *a: (count.append(a), read(*a))[1])
     chosen = selection(manifest, uri, "few", roles)
     assert all(chosen.counts)
-    how = {"seed": 1, "batch": 4, "selection": chosen}
-    settings, found = ReadSettings(uri, manifest, 1, 4, 1, chosen), []
+    how: dict[str, Any] = {"seed": 1, "batch": 4, "selection": chosen}
+    settings, found = ReadSettings(uri, manifest, 1, 4, 1, chosen), list[dict[str, Any]]()
     steps = 3 * plan.steps_per_epoch(0, 4, chosen, wrap=True)
     for unit in plan.plan_steps(manifest, start_step=0, steps=steps, wrap=True, unit_rows=100, **how):
         for packed in reading.read(unit, settings, (Segment(name="clip", seconds=0.1),)):

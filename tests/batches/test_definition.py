@@ -151,5 +151,5 @@ def test_another_knob_is_another_stream(corpora: dict[str, Corpus], change: dict
     """The comparisons above would see it if one of them had no effect."""
     corpus = corpora["unequal"]
     found = [definition.read(corpus, knobs, CUT[:1], Cursor(), 1) for knobs in (Knobs(), Knobs(**change))]
-    ids = [np.concatenate([batch["id"] for batch in batches]) for batches in found]
-    assert not np.array_equal(*ids)
+    one, other = (np.concatenate([batch["id"] for batch in batches]) for batches in found)
+    assert not np.array_equal(one, other)

@@ -57,7 +57,7 @@ def write(
     """A shard whose audio is noise: what it holds does not matter here. ``size``: bytes of an utterance, about."""
     random = np.random.default_rng(rows)
     audio = [random.bytes(size + int(random.integers(100))) for _ in range(rows)]
-    columns = {"name": [f"utterance-{k:04d}" for k in range(rows)], "audio": audio}
+    columns: dict[str, Any] = {"name": [f"utterance-{k:04d}" for k in range(rows)], "audio": audio}
     columns["samples"] = [len(data) for data in audio]
     columns |= {kind: random.integers(-1, 30, rows).tolist() for kind in shards.KINDS}
     with monkeypatch.context() as patch:

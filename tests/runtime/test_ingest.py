@@ -37,7 +37,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A module ``ray`` that says what ``free`` and ``whole`` hold."""
     made = SimpleNamespace(free={"CPU": 32.0}, whole={"CPU": 32.0, "object_store_memory": 10.0 * GIB})
     ray = SimpleNamespace(available_resources=lambda: made.free, cluster_resources=lambda: made.whole)
-    monkeypatch.setitem(sys.modules, "ray", ray)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setenv("RAY_ADDRESS", "somewhere:6379")
     return made
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -73,7 +74,8 @@ def test_on_a_gpu_batches_are_those_of_the_rows() -> None:
         next(taken)
     early = feed.placed(iter(rows), device)
     next(early)
-    early.close()  # ends its thread
+    del early  # ends its thread
+    assert not [thread for thread in threading.enumerate() if thread.name == "rayssl-feed"]
 
 
 def breaking(rows: list[Packed]) -> Iterator[Packed]:

@@ -24,7 +24,8 @@ def segments_at(pcm: np.ndarray, starts: np.ndarray, segments: list[Segment], ra
 
 
 def starts_of(length: int, segments: list[Segment], key: int, rate: int = 1000) -> np.ndarray:
-    return crops.starts(np.array([length]), segments, np.array([key], np.uint64), rate)[0]
+    (starts,) = crops.starts(np.array([length]), segments, np.array([key], np.uint64), rate)
+    return np.asarray(starts)
 
 
 def test_cut_is_a_copy_of_consecutive_samples() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from rayssl.views.packed import INTEGERS, Packed, Shipped
+from rayssl.views.packed import INTEGERS, Packed, Spans
 
 STEPS, BATCH = 3, 7
 ROWS = STEPS * BATCH
@@ -38,20 +38,20 @@ def drawn(random: np.random.Generator, sizes: list[int]) -> tuple[np.ndarray, np
     return lengths, starts
 
 
-def packed_of(random: np.random.Generator, sizes: list[int]) -> tuple[Packed, list[np.ndarray], np.ndarray, Shipped]:
-    """A `Packed`, the whole utterances, where segments begin in these, and the layout."""
+def packed_of(random: np.random.Generator, sizes: list[int]) -> tuple[Packed, list[np.ndarray], np.ndarray, Spans]:
+    """A `Packed`, the whole utterances, where segments begin in these, and the spans."""
     lengths, starts = drawn(random, sizes)
     whole = [random.integers(-32768, 32768, length).astype(np.int16) for length in lengths.tolist()]
-    layout = Shipped.of(starts, sizes, lengths)
-    shipped = [np.concatenate([pcm[a:b] for a, b in spans]) for pcm, spans in zip(whole, layout.spans, strict=True)]
-    assert [len(part) for part in shipped] == layout.lengths.tolist()
+    spans = Spans.of(starts, sizes, lengths)
+    shipped = [np.concatenate([pcm[a:b] for a, b in parts]) for pcm, parts in zip(whole, spans.parts, strict=True)]
+    assert [len(part) for part in shipped] == spans.lengths.tolist()
     columns: dict[str, np.ndarray] = {"id": random.integers(0, 1 << 40, ROWS)}
     columns |= {name: random.integers(-1, 99, ROWS).astype(np.int32) for name in INTEGERS}
     named = {f"s{j}": size for j, size in enumerate(sizes)}
     where = (2, 5, STEPS, 1, False)
-    ends = np.cumsum(layout.lengths)
-    made = Packed(*where, columns, np.concatenate(shipped), ends, named, layout.starts.astype(np.int32))
-    return made, whole, starts, layout
+    ends = np.cumsum(spans.lengths)
+    made = Packed(*where, columns, np.concatenate(shipped), ends, named, spans.starts.astype(np.int32))
+    return made, whole, starts, spans
 
 
 SIZES = [[40], [40, 40], [10, 40], [40, 10, 100], [20, 20, 20, 20, 80, 80], [1, 3, 2, 1, 5, 2, 1, 1]]
@@ -79,18 +79,18 @@ def test_segments_are_those_of_whole_utterances(sizes: list[int]) -> None:
 def test_what_is_shipped_is_the_union_of_the_segments(sizes: list[int]) -> None:
     """Each sample once; an utterance shorter than a segment whole."""
     random = np.random.default_rng(len(sizes))
-    parts = 0
+    most = 0
     for _ in range(6):
-        made, whole, starts, layout = packed_of(random, sizes)
-        for row, spans in enumerate(layout.spans):
-            flat = [sample for start, stop in spans for sample in range(start, stop)]
+        made, whole, starts, spans = packed_of(random, sizes)
+        for row, parts in enumerate(spans.parts):
+            flat = [sample for start, stop in parts for sample in range(start, stop)]
             used = {start + k for start, size in zip(starts[row].tolist(), sizes, strict=True) for k in range(size)}
             expected = range(len(whole[row])) if len(whole[row]) < max(sizes) else sorted(used)
             assert flat == list(expected)
-            assert all(one[1] < other[0] for one, other in pairwise(spans))  # apart
-            parts = max(parts, len(spans))
-        assert len(made.pcm) == sum(stop - start for spans in layout.spans for start, stop in spans)
-    assert parts == 1 if len(sizes) == 1 else parts >= 2
+            assert all(one[1] < other[0] for one, other in pairwise(parts))  # apart
+            most = max(most, len(parts))
+        assert len(made.pcm) == sum(stop - start for parts in spans.parts for start, stop in parts)
+    assert most == 1 if len(sizes) == 1 else most >= 2
 
 
 def test_batches_are_copies() -> None:
