@@ -147,7 +147,8 @@ def read_shard(uri: str, shard: Shard, columns: Sequence[str] | None = None) -> 
     place = storage.join(uri, shard.path)
     try:
         # with audio: the whole shard in one request; without: a few small columns by ranges, without the audio between
-        file = io.BytesIO(storage.read_bytes(place)) if _wants_audio(columns) else storage.open_read(place)
+        audio = columns is None or "audio" in columns
+        file = io.BytesIO(storage.read_bytes(place)) if audio else storage.open_read(place)
         table = pq.ParquetFile(file).read(columns=list(columns) if columns is not None else None)
     except StorageError:
         raise
@@ -362,10 +363,6 @@ def _audio_problem(audio: bytes, samples: int, format: decode.Format) -> str:
     except CorpusError:
         return "the audio does not decode"
     return "" if found == samples else f"{found} samples, the row says {samples}"
-
-
-def _wants_audio(columns: Sequence[str] | None) -> bool:
-    return columns is None or "audio" in columns
 
 
 def _read_parquet(file: io.BytesIO) -> pa.Table:
