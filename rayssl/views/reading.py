@@ -68,6 +68,9 @@ def read(
     Raises:
         CorpusError, StorageError: a shard cannot be read or decoded. The message names it.
     """
+    served = stream.ranks // unit.lanes
+    if only is not None and only // served != unit.lane:
+        return
     rows = _rows(unit, stream)
     held = _fetched(unit, stream, rows)
     columns, samples, audio = _columns(unit, stream, rows, held)
@@ -76,7 +79,6 @@ def read(
     keys = draws.keys_np(seed, columns["id"] + (columns["turn"].astype(np.int64) << TURN_BIT))
     sizes = {segment.name: segment.samples(stream.manifest.rate) for segment in segments}
     starts = crops.starts(samples, segments, keys, stream.manifest.rate)
-    served = stream.ranks // unit.lanes
     size = stream.batch // stream.ranks
     step = block_steps(unit, stream, segments)
     for begin in range(0, unit.steps, step):
