@@ -8,6 +8,7 @@ seed is the same room, microphone and noise for all speakers, and each speaker i
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,6 +74,15 @@ def chosen(config: ConditionsConfig, name: str) -> list[int]:
     keys = draws.keys_np(draws.fold(config.seed, _CHOICE, text_key(name)), np.arange(config.count))
     order = np.argsort(draws.uniform_np(keys, _CHOICE), kind="stable")
     return sorted(int(k) for k in order[: config.per_utterance])
+
+
+def chosen_many(config: ConditionsConfig, names: Sequence[str]) -> np.ndarray:
+    """What `chosen` gives for each of the B ``names``: int16 ``[B, per_utterance]``."""
+    texts = np.array([text_key(name) for name in names], np.int64)
+    starts = draws.fold_np(np.full(len(texts), draws.fold(config.seed, _CHOICE), np.uint64), texts)
+    keys = draws.fold_np(np.repeat(starts, config.count), np.tile(np.arange(config.count), len(texts)))
+    order = np.argsort(draws.uniform_np(keys, _CHOICE).reshape(len(texts), config.count), axis=1, kind="stable")
+    return np.sort(order[:, : config.per_utterance], axis=1).astype(np.int16)
 
 
 def draw(seed: list[int], strength: float = 1.0, codecs: bool = True) -> Condition:

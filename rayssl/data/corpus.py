@@ -4,33 +4,36 @@ A unit becomes one shard. It contains all that a task needs: references, the con
 and the indices of speakers, recordings and labels. A finished unit leaves a small record under ``<uri>/.work``, and a
 restarted preparation skips the unit. The manifest is written last. The corpus depends only on the settings and the
 listing; it does not depend on the number of tasks, or on how often the work was interrupted.
+
+A plan needs little memory, however large the source is. The source is listed in batches of rows (`listing`). The rows
+are sorted by a hash of their names (`sorting`), in files under ``<uri>/.work/plan`` if they are many. Names become
+indices (`naming`), and the sorted rows are cut into units (`planning`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
-import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from rayssl import storage
-from rayssl.data import conditions, labels, shards, splits
+from rayssl.data import labels, listing, naming, planning, shards, sorting, splits
 from rayssl.data.labels import SplitConfig
+from rayssl.data.naming import Names
 from rayssl.data.shards import Manifest, Reject
-from rayssl.data.sources.base import Reference
 from rayssl.data.sources.checked import CheckedSource
 from rayssl.data.trials import TrialsConfig
-from rayssl.data.units import CLEAN, WORK, ContentConfig, Done, PrepareUnit, Rendering, recording_name
+from rayssl.data.units import PLAN, WORK, ContentConfig, Done, PrepareUnit, PrepareWork
 from rayssl.errors import CorpusError
 from rayssl.schema import Config
 
-_ORDER = 21
 SplitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # it becomes the name of a file
-_RECIPE = 1  # raise it if the same settings begin to give other samples: finished work is then done again
+_RECIPE = 2  # raise it if the same settings begin to give other samples: finished work is then done again
 
 
 class PreparedCorpusConfig(ContentConfig):
@@ -62,78 +65,80 @@ class PrepareConfig(Config):
     corpora: dict[str, PreparedCorpusConfig] = Field(min_length=1)
 
 
-class PreparePlan(Config):
-    """A whole preparation: its units, the names of speakers, recordings and labels in the order of their indices, the
-    number of source utterances, and a hash over all units.
+@dataclass(frozen=True)
+class PreparePlan:
+    """A whole preparation: its units, and what they have in common.
+
+    ``names`` are those of each kind in the order of their indices, ``sources`` is the number of source utterances, and
+    ``digest`` is a hash over all units.
     """
 
+    work: PrepareWork
     units: list[PrepareUnit]
-    names: dict[str, list[str]]
+    names: dict[str, Names]
     sources: int
     digest: str
 
-
-def list_references(settings: PreparedCorpusConfig) -> list[Reference]:
-    """All utterances of the source, checked. A caller that lists parts in parallel uses `check_references` directly."""
-    source = CheckedSource(settings.source.located())
-    found = [reference for part in source.parts() for reference in source.list_part(part)]
-    return check_references(settings, found)
+    def count(self) -> int:
+        """The number of utterances that the units make, before joining."""
+        return sum(unit.utterances for unit in self.units)
 
 
-def check_references(settings: PreparedCorpusConfig, found: list[Reference]) -> list[Reference]:
-    """``found`` sorted by name.
-
-    Raises `CorpusError` if there are no references, if two have the same name, if a name contains '#c' although
-    conditions are simulated, or if clips are to be joined and one has no recording.
-    """
-    where = settings.source.describe()
-    if not found:
-        raise CorpusError(f"{where}: no utterances found; correct the keys of the source")
-    found = sorted(found, key=lambda reference: reference.name)
-    for first, second in itertools.pairwise(found):
-        if first.name == second.name:
-            message = f"{where}: two utterances are named '{first.name}'; names must be unique"
-            raise CorpusError(message)
-        if "#c" in first.name and settings.conditions is not None:
-            raise CorpusError(f"{where}: '{first.name}': '#c' is reserved for the names of conditions; rename it")
-    if settings.join is not None:
-        unknown = [reference.name for reference in found if reference.recording is None]
-        if unknown:
-            message = f"{where}: join needs recordings, and {len(unknown)} utterances have none (first '{unknown[0]}')"
-            raise CorpusError(f"{message}; name the source's recording or leave join out")
-    return found
-
-
-def plan(settings: PreparedCorpusConfig, references: Sequence[Reference], seed: int) -> PreparePlan:
+def plan(
+    settings: PreparedCorpusConfig,
+    seed: int,
+    listed: Iterable[pa.RecordBatch] | None = None,
+    tell: Callable[[str, int], None] = lambda what, utterances: None,
+    run_bytes: int | None = None,
+) -> PreparePlan:
     """Divides the work into units. Renderings are shuffled among the units.
 
     With ``join``, the renderings of a recording under one condition stay together. The renderings of a clip usually
-    get into different units, so that a shard rarely contains the same words twice. Raises `CorpusError` if a split does
-    not fit the labels.
+    get into different units, so that a shard rarely contains the same words twice.
+
+    Args:
+        settings: the corpus.
+        seed: shuffles.
+        listed: what `listing.list_rows` gives for all parts, in any order; None lists here.
+        tell: is called again and again with what is done (``listed`` or ``planned``), and to how many utterances.
+        run_bytes: how many bytes of rows to hold. More rows are sorted in files. The plan does not depend on it.
+
+    Raises:
+        CorpusError: there are no references, two have the same name, a name contains '#c' although conditions are
+            simulated, clips are to be joined and one has no recording, or a split does not fit the labels.
     """
-    jobs = [(k, c) for k, reference in enumerate(references) for c in _conditions(settings, reference)]
-    recording = {job: recording_name(references[job[0]], job[1]) for job in jobs}
-    names = {
-        "speaker": _sorted_names(reference.speaker for reference in references),
-        "recording": _sorted_names(recording.values()),
-        "label": _sorted_names(reference.label for reference in references),
-    }
-    labels.check(settings.splits, names["label"], settings.out)
-    indices: dict[str, dict[str | None, int]] = {
-        kind: {name: index for index, name in enumerate(known)} | {None: -1} for kind, known in names.items()
-    }
-    groups: dict[Any, list[Rendering]] = {}
-    for job in jobs:
-        key = recording[job] if settings.join is not None else job
-        groups.setdefault(key, []).append((*job, indices["recording"][recording[job]]))
-    ordered = list(groups.values())
-    order = np.random.default_rng([seed, _ORDER]).permutation(len(ordered))
-    units = [
-        _unit(number, seed, settings, references, indices, [ordered[k] for k in chunk])
-        for number, chunk in enumerate(_chunks(order, [len(group) for group in ordered], settings.shard_utterances))
-    ]
+    work = prepare_work(settings, seed)
+    if listed is None:
+        parts = CheckedSource(work.settings.source).parts()
+        listed = (batch for part in parts for batch in listing.list_rows(work.settings, seed, part))
+    folder = storage.join(settings.out, PLAN)
+    sorter = sorting.Sorter(folder, settings.join is not None, run_bytes)
+    per = 1 if settings.conditions is None else settings.conditions.per_utterance
+    head = [shards.VERSION, _RECIPE, content_settings(settings), seed]
+    how = planning.Cut(settings.shard_utterances, settings.join is not None, head)
+    try:
+        count = 0
+        for batch in _checked(settings, listed):
+            sorter.add(batch)
+            count += len(batch)
+            tell("listed", count // per)
+        rows = sorter.finish()
+        if settings.splits:
+            labels.check(settings.splits, rows.names["label"].texts(), settings.out)
+        units = planning.cut(rows, how, sorter.spilled, lambda done: tell("planned", done // per))
+    except naming.RepeatedName as error:
+        name = str(error) if settings.join is None else str(error).rpartition("#c")[0]
+        what = f"two utterances are named '{name}'; names must be unique"
+        raise CorpusError(f"{settings.source.describe()}: {what}") from None
     digest = hashlib.sha256("\n".join(unit.digest for unit in units).encode()).hexdigest()[:16]
-    return PreparePlan(units=units, names=names, sources=len(references), digest=digest)
+    return PreparePlan(work=work, units=units, names=rows.names, sources=count // per, digest=digest)
+
+
+def prepare_work(settings: PreparedCorpusConfig, seed: int) -> PrepareWork:
+    """What tasks need to know of ``settings``, with absolute paths."""
+    made = {key: getattr(settings, key) for key in ContentConfig.model_fields}
+    located = ContentConfig(**{**made, "source": settings.source.located()})
+    return PrepareWork(out=storage.absolute(settings.out), seed=seed, settings=located)
 
 
 def finish(settings: PreparedCorpusConfig, plan: PreparePlan, done: Sequence[Done]) -> Manifest:
@@ -147,16 +152,17 @@ def finish(settings: PreparedCorpusConfig, plan: PreparePlan, done: Sequence[Don
     parts = [record.shard for record in done if record.shard is not None]
     if not parts:
         raise CorpusError(f"{settings.out}: nothing is left after {len(rejects)} rejects (first: {rejects[0].reason})")
-    shards.write_labels(settings.out, plan.names)
+    naming.write(settings.out, plan.names)
     shards.write_rejects(settings.out, rejects)
-    made = labels.make(settings.splits, settings.out, shards.number(parts), plan.names["label"])
+    label_names = plan.names["label"].texts() if settings.splits else []
+    made = labels.make(settings.splits, settings.out, shards.number(parts), label_names)
     manifest = shards.write_manifest(
         settings.out,
         parts,
         format=settings.format,
-        names=plan.names,
+        names={kind: range(names.count) for kind, names in plan.names.items()},
         rejected=len(rejects),
-        settings={**content_settings(settings), "plan": plan.digest},
+        settings={**content_settings(settings), "plan": plan.digest, "recipe": _RECIPE},
         splits=made,
     )
     _remove_others(settings.out, shards.SHARDS, [shard.path for shard in manifest.shards])
@@ -184,6 +190,20 @@ def renew_splits(settings: PreparedCorpusConfig, manifest: Manifest) -> Manifest
     return manifest
 
 
+def kept(settings: PreparedCorpusConfig) -> Manifest | None:
+    """The manifest at ``settings.out`` if an earlier rayssl made the corpus there, with these settings; else None.
+
+    Such a corpus is complete, but this rayssl would divide the same utterances into other shards. Raises `CorpusError`
+    if the manifest is damaged.
+    """
+    if not storage.exists(storage.join(settings.out, shards.MANIFEST)):
+        return None
+    manifest = shards.read_manifest(settings.out)
+    made = {key: value for key, value in manifest.settings.items() if key not in ("plan", "recipe")}
+    earlier = "plan" in manifest.settings and manifest.settings.get("recipe", 1) < _RECIPE
+    return manifest if earlier and made == content_settings(settings) else None
+
+
 def prepared(settings: PreparedCorpusConfig, plan: PreparePlan) -> Manifest | None:
     """The manifest at ``settings.out`` if the corpus is complete and was made by this plan; None if there is none.
 
@@ -199,12 +219,24 @@ def prepared(settings: PreparedCorpusConfig, plan: PreparePlan) -> Manifest | No
 
 
 def clear(settings: PreparedCorpusConfig) -> None:
-    """Removes the corpus at ``settings.out``. The manifest goes first, so that nobody reads half of the corpus."""
+    """Removes the corpus at ``settings.out``, and records. The files of a plan stay.
+
+    The manifest goes first, so that nobody reads half of the corpus.
+    """
     storage.remove(storage.join(settings.out, shards.MANIFEST))
     for name in (shards.LABELS, shards.REJECTS):
         storage.remove(storage.join(settings.out, name))
-    for folder in (shards.SHARDS, splits.FOLDER, WORK):
+    for folder in (shards.SHARDS, splits.FOLDER):
         storage.remove(storage.join(settings.out, folder), recursive=True)
+    planned = storage.join(settings.out, PLAN) + "/"
+    for record in storage.list_files(storage.join(settings.out, WORK)):
+        if not record.startswith(planned):
+            storage.remove(record)
+
+
+def discard(settings: PreparedCorpusConfig) -> None:
+    """Removes the files of a plan that will not be processed."""
+    storage.remove(storage.join(settings.out, PLAN), recursive=True)
 
 
 def _remove_others(out: str, folder: str, paths: Sequence[str]) -> None:
@@ -215,56 +247,28 @@ def _remove_others(out: str, folder: str, paths: Sequence[str]) -> None:
             storage.remove(stale)
 
 
-def _conditions(settings: PreparedCorpusConfig, reference: Reference) -> list[int]:
-    """The conditions to render ``reference`` under. Clips to be joined may share the conditions of their recording."""
-    if settings.conditions is None:
-        return [CLEAN]
-    shared = settings.join is not None and settings.conditions.per == "recording"
-    whole = reference.recording_name() if shared else None
-    return conditions.chosen(settings.conditions, whole or reference.name)
-
-
-def _sorted_names(names: Iterable[str | None]) -> list[str]:
-    return sorted({name for name in names if name is not None})
-
-
-def _chunks(order: np.ndarray, sizes: Sequence[int], target: int) -> list[list[int]]:
-    """The groups in ``order``, cut into chunks of about ``target`` utterances each. No group is divided."""
-    total = sum(sizes)
-    count = max(1, round(total / target))
-    chunks: list[list[int]] = [[] for _ in range(count)]
-    before = 0
-    for group in order:
-        chunks[min(count - 1, before * count // total)].append(int(group))
-        before += sizes[group]
-    return [chunk for chunk in chunks if chunk]
-
-
-def _unit(
-    number: int,
-    seed: int,
-    settings: PreparedCorpusConfig,
-    references: Sequence[Reference],
-    indices: dict[str, dict[str | None, int]],
-    groups: list[list[Rendering]],
-) -> PrepareUnit:
-    used = sorted({job[0] for group in groups for job in group})
-    position = {k: place for place, k in enumerate(used)}
-    held = [references[k] for k in used]
-    content: dict[str, Any] = {
-        "index": number,
-        "seed": seed,
-        "references": held,
-        "speakers": [indices["speaker"][reference.speaker] for reference in held],
-        "labels": [indices["label"][reference.label] for reference in held],
-        "jobs": [[(position[k], condition, recording) for k, condition, recording in group] for group in groups],
-    }
-    # hashes the settings as they were given, with relative paths: the corpus stays the same if the project moves
-    hashed = json.dumps([shards.VERSION, _RECIPE, content_settings(settings), content], sort_keys=True)
-    made = {key: getattr(settings, key) for key in ContentConfig.model_fields}
-    located = ContentConfig(**{**made, "source": settings.source.located()})
-    digest = hashlib.sha256(hashed.encode()).hexdigest()
-    return PrepareUnit(digest=digest, out=storage.absolute(settings.out), settings=located, **content)
+def _checked(settings: PreparedCorpusConfig, listed: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """``listed`` without change. Raises `CorpusError` for what only a look at the utterances shows."""
+    where = settings.source.describe()
+    found, unknown, first = 0, 0, ""
+    for batch in listed:
+        found += len(batch)
+        names = batch.column("name")
+        if settings.conditions is not None:
+            reserved = names.filter(pc.match_substring(names, "#c"))
+            if len(reserved):
+                what = f"'{pc.min(reserved).as_py()}': '#c' is reserved for the names of conditions; rename it"
+                raise CorpusError(f"{where}: {what}")
+        if settings.join is not None and batch.column("recording").null_count:
+            nameless = pc.unique(names.filter(batch.column("recording").is_null()))
+            unknown += len(nameless)
+            first = min(first or nameless[0].as_py(), pc.min(nameless).as_py())
+        yield batch
+    if not found:
+        raise CorpusError(f"{where}: no utterances found; correct the keys of the source")
+    if unknown:
+        message = f"{where}: join needs recordings, and {unknown} utterances have none (first '{first}')"
+        raise CorpusError(f"{message}; name the source's recording or leave join out")
 
 
 def content_settings(settings: PreparedCorpusConfig) -> dict[str, Any]:

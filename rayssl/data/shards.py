@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,7 @@ SCHEMA = pa.schema(
         *(pa.field(kind, pa.int32(), nullable=False) for kind in KINDS),
     ]
 )
-_LABELS_SCHEMA = pa.schema([("kind", pa.string()), ("index", pa.int32()), ("name", pa.string())])
+LABELS_SCHEMA = pa.schema([("kind", pa.string()), ("index", pa.int32()), ("name", pa.string())])
 _REJECTS_SCHEMA = pa.schema([("name", pa.string()), ("source", pa.string()), ("reason", pa.string())])
 
 
@@ -221,7 +221,7 @@ def number(parts: Sequence[Shard]) -> list[Shard]:
 def write_labels(uri: str, names: Mapping[str, Sequence[str]]) -> None:
     """Writes the names of each kind (``speaker``, ``recording``, ``label``), in the order of their indices."""
     rows = [(kind, index, name) for kind in KINDS for index, name in enumerate(names.get(kind, ()))]
-    storage.write_bytes(storage.join(uri, LABELS), _parquet(_rows_table(rows, _LABELS_SCHEMA)))
+    storage.write_bytes(storage.join(uri, LABELS), _parquet(_rows_table(rows, LABELS_SCHEMA)))
 
 
 def write_rejects(uri: str, rejects: Sequence[Reject]) -> None:
@@ -235,7 +235,7 @@ def write_manifest(
     parts: Sequence[Shard],
     *,
     format: decode.Format,
-    names: Mapping[str, Sequence[str]],
+    names: Mapping[str, Sized],
     rejected: int,
     settings: dict[str, Any],
     splits: Mapping[str, Split] | None = None,

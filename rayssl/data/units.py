@@ -6,14 +6,17 @@ depends on its unit only.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
 from rayssl import storage
 from rayssl.data import conditions, decode, joining, shards
+from rayssl.data.columns import unpacked
 from rayssl.data.conditions import ConditionsConfig
 from rayssl.data.joining import JoinConfig
 from rayssl.data.shards import Reject, Shard
@@ -26,6 +29,7 @@ from rayssl.schema import Config
 Rendering = tuple[int, int, int]
 CLEAN = -1  # the "condition" of an utterance that is not rendered
 WORK = ".work"
+PLAN = f"{WORK}/plan"
 DROPPED = "too short to join: "  # the reason of a reject begins with this if its audio is usable but too short to join
 _ROWS = 22
 
@@ -45,30 +49,45 @@ class ContentConfig(Config):
     join: JoinConfig | None = None
 
 
-class PrepareUnit(Config):
-    """The work of one task. A job is (position in ``references``, condition, recording index). The jobs of a group are
-    joined, if the settings say so.
+class PrepareWork(Config):
+    """What all units of a preparation have in common. The paths in ``out`` and ``settings`` are absolute."""
 
-    ``digest`` is a hash of everything that the shard's content depends on.
+    out: str
+    seed: int
+    settings: ContentConfig
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareUnit:
+    """The work of one task, which becomes one shard.
+
+    Its rows, one for each utterance before joining, are ``data``; if there is none, they are ``size`` bytes from
+    ``start`` of the file ``place`` below `PLAN`. ``utterances`` counts the rows. ``digest`` is a hash of all that the
+    content of the shard depends on.
     """
 
-    digest: str
     index: int
-    seed: int
-    out: str
-    settings: ContentConfig
+    digest: str
+    utterances: int
+    place: str
+    start: int
+    size: int
+    data: bytes
+
+
+class _Content(NamedTuple):
+    """The rows of a unit. A job is (position in ``references``, condition, recording index). The jobs of a group are
+    joined, if the settings say so.
+    """
+
     references: list[Reference]
     speakers: list[int]
     labels: list[int]
     jobs: list[list[Rendering]]
 
-    def count(self) -> int:
-        """The number of utterances that the unit makes, before joining."""
-        return sum(len(group) for group in self.jobs)
-
 
 class Done(Config):
-    """The record of a finished unit. ``shard`` is None if no utterance was usable; ``utterances`` is its `count`."""
+    """The record of a finished unit. ``shard`` is None if no utterance was usable; ``utterances`` is the unit's."""
 
     digest: str
     shard: Shard | None
@@ -80,22 +99,23 @@ class Done(Config):
         return [reject for reject in self.rejects if not reject.reason.startswith(DROPPED)]
 
 
-def process(unit: PrepareUnit) -> Done:
+def process(work: PrepareWork, unit: PrepareUnit) -> Done:
     """Makes one shard, unless a record says that it is made already.
 
     A unit with unusable utterances is always made again, because the user may have fixed them.
     """
-    out = unit.out
+    out = work.out
     record = storage.join(out, WORK, f"{unit.index:05d}.json")
     done = _read_record(record)
     if done is not None and done.digest == unit.digest and not done.unusable():
         return done
     # The old record is removed first: after a crash there must be no old record beside a new shard.
     storage.remove(record)
-    pieces, rejects = _pieces(unit)
-    columns, dropped = _columns(unit, pieces)
+    content = _content(work, unit)
+    pieces, rejects = _pieces(work, content)
+    columns, dropped = _columns(work, unit.index, content, pieces)
     shard = shards.write_shard(out, unit.index, columns) if columns["name"] else None
-    done = Done(digest=unit.digest, shard=shard, utterances=unit.count(), rejects=rejects + dropped)
+    done = Done(digest=unit.digest, shard=shard, utterances=unit.utterances, rejects=rejects + dropped)
     storage.write_text(record, done.model_dump_json())
     return done
 
@@ -124,23 +144,48 @@ def _read_record(uri: str) -> Done | None:
         return None
 
 
-def _pieces(unit: PrepareUnit) -> tuple[dict[Rendering, np.ndarray], list[Reject]]:
+def _content(work: PrepareWork, unit: PrepareUnit) -> _Content:
+    """The rows of ``unit``, as `rayssl.data.planning` has packed them."""
+    data = unit.data or storage.read_range(storage.join(work.out, PLAN, unit.place), unit.start, unit.size)
+    rows = unpacked(data).to_pydict()
+    first = {name: row for row, name in enumerate(rows["name"])}
+    used = sorted(first)
+    position = {name: place for place, name in enumerate(used)}
+    facts = [[rows[key][first[name]] for name in used] for key in ("speaker", "recording", "label")]
+    locators = [tuple(json.loads(rows["locator"][first[name]])) for name in used]
+    jobs: list[list[Rendering]] = []
+    before: tuple[int, int] | None = None
+    for name, condition, recording in zip(rows["name"], rows["condition"], rows["recording_index"], strict=True):
+        group = (recording, condition)
+        if work.settings.join is None or group != before:
+            jobs.append([])
+        jobs[-1].append((position[name], condition, recording))
+        before = group
+    return _Content(
+        references=[Reference(*values) for values in zip(used, *facts, locators, strict=True)],
+        speakers=[rows["speaker_index"][first[name]] for name in used],
+        labels=[rows["label_index"][first[name]] for name in used],
+        jobs=jobs,
+    )
+
+
+def _pieces(work: PrepareWork, content: _Content) -> tuple[dict[Rendering, np.ndarray], list[Reject]]:
     """The int16 samples of each job whose reference is usable, and a reject for each reference that is not."""
-    settings, pieces, rejects = unit.settings, dict[Rendering, np.ndarray](), list[Reject]()
+    settings, pieces, rejects = work.settings, dict[Rendering, np.ndarray](), list[Reject]()
     channels = [] if settings.conditions is None else conditions.draw_all(settings.conditions)
     jobs_of: dict[int, list[Rendering]] = {}
-    for job in (job for group in unit.jobs for job in group):
+    for job in (job for group in content.jobs for job in group):
         jobs_of.setdefault(job[0], []).append(job)
     source = CheckedSource(settings.source)
-    for position, audio in source.read(unit.references):
+    for position, audio in source.read(content.references):
         try:
             clip = _usable(settings, audio)
         except decode.DecodeError as error:
-            reference = unit.references[position]
+            reference = content.references[position]
             rejects.append(Reject(name=reference.name, source=source.place(reference), reason=str(error)))
             continue
         for job in jobs_of[position]:
-            pieces[job] = decode.quantise(_heard(settings, unit.references[position].name, job[1], clip, channels))
+            pieces[job] = decode.quantise(_heard(settings, content.references[position].name, job[1], clip, channels))
     return pieces, rejects
 
 
@@ -164,48 +209,54 @@ def _heard(
     return conditions.render(clip, channels[condition], seed)
 
 
-def _columns(unit: PrepareUnit, pieces: dict[Rendering, np.ndarray]) -> tuple[dict[str, list[Any]], list[Reject]]:
+def _columns(
+    work: PrepareWork, index: int, content: _Content, pieces: dict[Rendering, np.ndarray]
+) -> tuple[dict[str, list[Any]], list[Reject]]:
     """The columns of the shard, with its rows permuted by the seed, and rejects for recordings too short to join."""
     rows, dropped = list[tuple[Any, ...]](), list[Reject]()
-    for group in unit.jobs:
+    for group in content.jobs:
         usable = [job for job in group if job in pieces]
         lengths = [len(pieces[job]) for job in usable]
         if not usable:
             continue
-        if unit.settings.join is None:
+        if work.settings.join is None:
             joined = [[k] for k in range(len(usable))]
         else:
-            minimum = round(unit.settings.join.min_s * decode.RATE)
-            if sum(lengths) < minimum and unit.settings.join.leftover == "reject":
-                dropped.append(_leftover(unit, usable[0], sum(lengths)))
+            minimum = round(work.settings.join.min_s * decode.RATE)
+            if sum(lengths) < minimum and work.settings.join.leftover == "reject":
+                dropped.append(_leftover(work, content, usable[0], sum(lengths)))
                 continue
             joined = joining.join(lengths, minimum)
-        rows += [_row(unit, [usable[k] for k in members], pieces, number) for number, members in enumerate(joined)]
+        rows += [
+            _row(work, content, [usable[k] for k in members], pieces, number) for number, members in enumerate(joined)
+        ]
     rows.sort(key=lambda row: str(row[0]))
-    order = np.random.default_rng([unit.seed, _ROWS, unit.index]).permutation(len(rows))
+    order = np.random.default_rng([work.seed, _ROWS, index]).permutation(len(rows))
     columns = {field.name: [rows[k][place] for k in order] for place, field in enumerate(shards.SCHEMA)}
     return columns, dropped
 
 
-def _row(unit: PrepareUnit, jobs: list[Rendering], pieces: dict[Rendering, np.ndarray], number: int) -> tuple[Any, ...]:
+def _row(
+    work: PrepareWork, content: _Content, jobs: list[Rendering], pieces: dict[Rendering, np.ndarray], number: int
+) -> tuple[Any, ...]:
     position, condition, recording = jobs[0]
-    reference = unit.references[position]
+    reference = content.references[position]
     name = rendering_name(reference.name, condition)
-    if unit.settings.join is not None:
+    if work.settings.join is not None:
         name = f"{recording_name(reference, condition)}/{number:03d}"
     samples = np.concatenate([pieces[job] for job in jobs])
-    audio = decode.encode(samples, unit.settings.format)
+    audio = decode.encode(samples, work.settings.format)
     # if the joined clips have different labels, the utterance has none
-    label = unit.labels[position] if len({unit.labels[job[0]] for job in jobs}) == 1 else -1
-    return name, audio, len(samples), unit.speakers[position], recording, label
+    label = content.labels[position] if len({content.labels[job[0]] for job in jobs}) == 1 else -1
+    return name, audio, len(samples), content.speakers[position], recording, label
 
 
-def _leftover(unit: PrepareUnit, job: Rendering, total: int) -> Reject:
-    reference = unit.references[job[0]]
-    minimum = unit.settings.join.min_s if unit.settings.join is not None else 0.0
+def _leftover(work: PrepareWork, content: _Content, job: Rendering, total: int) -> Reject:
+    reference = content.references[job[0]]
+    minimum = work.settings.join.min_s if work.settings.join is not None else 0.0
     reason = f"{DROPPED}all clips together are {total / decode.RATE:.3f} s, join.min_s is {minimum:g}"
     return Reject(
         name=str(recording_name(reference, job[1])),
-        source=CheckedSource(unit.settings.source).place(reference),
+        source=CheckedSource(work.settings.source).place(reference),
         reason=reason,
     )

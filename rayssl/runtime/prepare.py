@@ -2,47 +2,48 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
+import pyarrow as pa
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from rayssl import errors
 from rayssl.data import corpus, shards, trials
 from rayssl.data.corpus import PrepareConfig, PreparedCorpusConfig, PreparePlan
+from rayssl.data.listing import list_rows
 from rayssl.data.shards import Manifest
-from rayssl.data.sources.base import Reference, SourceConfig
 from rayssl.data.sources.checked import CheckedSource, described
 from rayssl.data.trials import Made
-from rayssl.data.units import Done, process
+from rayssl.data.units import Done, PrepareUnit, PrepareWork, process
 from rayssl.runtime import cluster
 from rayssl.schema import Config
 
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
 _PARTS_IN_TASKS = 8  # fewer parts are listed in this process, since starting tasks would take longer
+_QUIET_S = 2.0  # a plan that takes longer shows how far it is
+_KEPT = "made by an earlier rayssl; kept as it is; --overwrite makes it again"
 
 
 class _Over(Protocol):
-    """Calls a function with each item, in tasks or in this process."""
+    """Calls a function with each item, in tasks or in this process, and yields everything that it yields."""
 
-    def __call__(self, function: Callable[[Asked], Answer], asked: Sequence[Asked], /) -> Iterator[Answer]: ...
-
-
-class SourcePart(NamedTuple):
-    """The part of a source that one task lists."""
-
-    source: SourceConfig
-    part: str
+    def __call__(
+        self, function: Callable[[Asked], Iterable[Answer]], asked: Sequence[Asked], /
+    ) -> Iterator[Answer]: ...
 
 
 class Prepared(Config):
     """One corpus of a `Summary`.
 
-    ``reused``: it was complete before. ``reasons``: the number of rejected utterances for each reason.
+    ``reused``: it was complete before. ``reasons``: the number of rejected utterances for each reason. ``note``: a line
+    to tell, or nothing.
     """
 
     out: str
@@ -51,6 +52,7 @@ class Prepared(Config):
     wall_s: float
     reasons: dict[str, int]
     trials: dict[str, Made]
+    note: str = ""
 
 
 class Summary(Config):
@@ -66,6 +68,7 @@ class Summary(Config):
             pace = "already complete" if made.reused else f"{made.wall_s:.1f} s"
             lines.append(f"{name}: {m.rows} utterances, {m.seconds / 3600:.2f} h, {m.speakers} speakers, ")
             lines[-1] += f"{m.recordings} recordings, {len(m.shards)} shards at {made.out} ({pace})"
+            lines += [f"  {made.note}"] if made.note else []
             lines += [f"  rejected {count}: {reason}" for reason, count in made.reasons.items()]
             for label, split in m.splits.items():
                 lines.append(f"  split {label}: {split.labelled} labelled of {len(split.classes)} classes, ")
@@ -99,18 +102,11 @@ def _prepare_one(
     name: str, settings: PreparedCorpusConfig, seed: int, progress: bool, overwrite: bool, over: _Over
 ) -> Prepared:
     started = time.monotonic()
-    plan = corpus.plan(settings, _list_references(settings, over), seed)
-    try:
-        manifest = corpus.prepared(settings, plan)
-    except errors.CorpusError:
-        if not overwrite:
-            raise
-        corpus.clear(settings)
-        manifest = None
-    reused = manifest is not None
+    manifest = None if overwrite else corpus.kept(settings)
+    kept, reused = manifest is not None, manifest is not None
     if manifest is None:
-        manifest = corpus.finish(settings, plan, _process(name, plan, progress, over))
-    else:
+        manifest, reused = _made(name, settings, seed, progress, overwrite, over)
+    if reused:
         manifest = corpus.renew_splits(settings, manifest)
     lists = {label: trials.make(wanted, settings.out) for label, wanted in settings.trials.items()}
     reasons = Counter(reject.reason.partition(":")[0] for reject in shards.read_rejects(settings.out))
@@ -121,72 +117,109 @@ def _prepare_one(
         wall_s=time.monotonic() - started,
         reasons=dict(reasons),
         trials=lists,
+        note=_KEPT if kept else "",
     )
 
 
-def _list_references(settings: PreparedCorpusConfig, over: _Over) -> list[Reference]:
-    source = settings.source.located()
-    parts = CheckedSource(source).parts()
-    if len(parts) < _PARTS_IN_TASKS:
-        return corpus.list_references(settings)
-    listings = over(_list_part, [SourcePart(source, part) for part in parts])
-    return corpus.check_references(settings, [reference for listing in listings for reference in listing])
+def _made(
+    name: str, settings: PreparedCorpusConfig, seed: int, progress: bool, overwrite: bool, over: _Over
+) -> tuple[Manifest, bool]:
+    """The manifest of the corpus, and whether it was there before."""
+    plan = _plan(name, settings, seed, progress, over)
+    try:
+        manifest = corpus.prepared(settings, plan)
+    except errors.CorpusError:
+        if not overwrite:
+            corpus.discard(settings)
+            raise
+        corpus.clear(settings)
+        manifest = None
+    if manifest is None:
+        return corpus.finish(settings, plan, _process(name, plan, progress, over)), False
+    corpus.discard(settings)
+    return manifest, True
 
 
-def _list_part(asked: SourcePart) -> list[Reference]:
-    return CheckedSource(asked.source).list_part(asked.part)
+def _plan(name: str, settings: PreparedCorpusConfig, seed: int, progress: bool, over: _Over) -> PreparePlan:
+    work = corpus.prepare_work(settings, seed)
+    parts = CheckedSource(work.settings.source).parts()
+    where = over if len(parts) >= _PARTS_IN_TASKS else _here
+    listed = where(partial(list_rows, work.settings, seed), parts)
+    columns = TextColumn("{task.description}"), TextColumn("{task.completed:,.0f} utterances"), TimeElapsedColumn()
+    begun = time.monotonic()
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not progress) as bar:
+
+        def tell(what: str, utterances: int) -> None:
+            if time.monotonic() - begun > _QUIET_S:  # a small corpus needs no bar
+                task = bar.task_ids[0] if bar.task_ids else bar.add_task("", total=None)
+                bar.update(task, description=f"{what} {name}", completed=utterances)
+
+        return corpus.plan(settings, seed, listed, tell)
 
 
 def _process(name: str, plan: PreparePlan, progress: bool, over: _Over) -> list[Done]:
     done: list[Done] = []
-    total = sum(unit.count() for unit in plan.units)
+    count = rejects = 0
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("utterances"),
         TimeElapsedColumn(), TextColumn("{task.fields[pace]}"),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
-        task = bar.add_task(f"prepare {name}", total=total, pace="")
+        task = bar.add_task(f"prepare {name}", total=plan.count(), pace="")
         started = time.monotonic()
-        for record in over(process, plan.units):
+        for record in over(partial(_processed, plan.work), plan.units):
             done.append(record)
-            count = sum(record.utterances for record in done)
-            rejects = sum(len(record.rejects) for record in done)
+            count += record.utterances
+            rejects += len(record.rejects)
             pace = f"{count / max(time.monotonic() - started, 1e-3):.0f} /s, {rejects} rejected"
             bar.update(task, completed=count, pace=pace)
     return done
 
 
-def _here(function: Callable[[Asked], Answer], asked: Sequence[Asked]) -> Iterator[Answer]:
+def _processed(work: PrepareWork, unit: PrepareUnit) -> Iterator[Done]:
+    yield process(work, unit)
+
+
+def _here(function: Callable[[Asked], Iterable[Answer]], asked: Sequence[Asked]) -> Iterator[Answer]:
     """Calls ``function`` with each item, one after the other, in this process."""
-    return map(function, asked)
+    return itertools.chain.from_iterable(map(function, asked))
 
 
-def _in_tasks(function: Callable[[Asked], Answer], asked: Sequence[Asked]) -> Iterator[Answer]:
-    """Calls ``function`` with each item in its own task, and yields the answers in the order in which tasks finish.
+def _in_tasks(function: Callable[[Asked], Iterable[Answer]], asked: Sequence[Asked]) -> Iterator[Answer]:
+    """Calls ``function`` with each item in its own task, and yields the answers in the order in which tasks give them.
 
-    A `UserError` in a task is raised here. Items and answers are sent as bytes. For a source that is defined in a
-    user's file, they contain the text of that file, see `rayssl.registry.ComponentConfig`.
+    A `UserError` in a task is raised here. The function, items and answers are sent as bytes. For a source that is
+    defined in a user's file, they contain the text of that file, see `rayssl.registry.ComponentConfig`.
     """
     cluster.connect()
     import ray.cloudpickle
     import ray.data
 
-    def answer(row: dict[str, bytes]) -> dict[str, Any]:
+    sent = ray.cloudpickle.dumps(function)
+
+    def answers(items: pa.Table) -> Iterator[pa.Table]:
         try:
-            answered = function(_loaded(row["asked"]))
+            called = _loaded(sent)
+            for item in items["asked"].to_pylist():
+                for answered in called(_loaded(item)):
+                    yield _row(ray.cloudpickle.dumps(answered))
         except errors.UserError as error:
             # sent as a row: Ray would wrap an exception in its own one and print two tracebacks
             kind = next(kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
-            return {"answer": b"", "error": kind.__name__, "message": str(error)}
-        return {"answer": ray.cloudpickle.dumps(answered), "error": "", "message": ""}
+            yield _row(b"", kind.__name__, str(error))
 
     items = [{"asked": ray.cloudpickle.dumps(item)} for item in asked]
     rows = ray.data.from_items(items, override_num_blocks=len(items))
-    for batch in rows.map(answer).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+    given = rows.map_batches(answers, batch_size=None, batch_format="pyarrow")
+    for batch in given.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         for row in batch.to_pylist():
             if row["error"]:
                 raise getattr(errors, row["error"])(row["message"])
             yield ray.cloudpickle.loads(row["answer"])
+
+
+def _row(answer: bytes, error: str = "", message: str = "") -> pa.Table:
+    return pa.table({"answer": pa.array([answer], pa.binary()), "error": [error], "message": [message]})
 
 
 def _loaded(item: bytes) -> Any:

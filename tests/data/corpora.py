@@ -94,9 +94,9 @@ def read(config: SourceConfig, references: Sequence[Reference]) -> dict[str, Any
 
 def prepare(settings: PreparedCorpusConfig, seed: int = 0, reverse: bool = False) -> Manifest:
     """What ``rayssl prepare`` does, without Ray, unit after unit."""
-    plan = corpus.plan(settings, corpus.list_references(settings), seed)
+    plan = corpus.plan(settings, seed)
     todo = plan.units[::-1] if reverse else plan.units
-    return corpus.finish(settings, plan, [units.process(unit) for unit in todo])
+    return corpus.finish(settings, plan, [units.process(plan.work, unit) for unit in todo])
 
 
 def files_below(folder: Path | str) -> dict[str, bytes]:

@@ -49,9 +49,9 @@ def test_the_seed_changes_the_order_and_nothing_else(tmp_path: Path) -> None:
 def test_an_interrupted_preparation_goes_on_and_keeps_what_is_finished(tmp_path: Path) -> None:
     prepare(folder_config(tmp_path / "in", tmp_path / "whole"))
     settings = folder_config(tmp_path / "in", tmp_path / "out")
-    plan = corpus.plan(settings, corpus.list_references(settings), 0)
+    plan = corpus.plan(settings, 0)
     assert len(plan.units) > 1
-    done = units.process(plan.units[0])
+    done = units.process(plan.work, plan.units[0])
     assert done.shard is not None
     finished = tmp_path / "out" / done.shard.path
     before = finished.stat().st_ino, finished.stat().st_mtime_ns
@@ -66,20 +66,19 @@ def test_records_of_other_settings_are_not_taken_over(tmp_path: Path) -> None:
     prepare(folder_config(tmp_path / "in", tmp_path / "whole", format="pcm16"))
     for format in ("flac", "pcm16"):
         settings = folder_config(tmp_path / "in", tmp_path / "out", format=format)
-        plan = corpus.plan(settings, corpus.list_references(settings), 0)
-        units.process(plan.units[0])
+        plan = corpus.plan(settings, 0)
+        units.process(plan.work, plan.units[0])
     prepare(settings)
     assert files_below(tmp_path / "out") == files_below(tmp_path / "whole")
 
 
 def test_a_complete_corpus_is_recognised_and_another_is_not_overwritten(tmp_path: Path) -> None:
     settings = folder_config(tmp_path / "in", tmp_path / "out")
-    references = corpus.list_references(settings)
-    assert corpus.prepared(settings, corpus.plan(settings, references, 0)) is None
+    assert corpus.prepared(settings, corpus.plan(settings, 0)) is None
     manifest = prepare(settings)
-    assert corpus.prepared(settings, corpus.plan(settings, references, 0)) == manifest
+    assert corpus.prepared(settings, corpus.plan(settings, 0)) == manifest
     with pytest.raises(CorpusError, match=r"out: holds a corpus that was made with other settings.*--overwrite"):
-        corpus.prepared(settings, corpus.plan(settings, references, 7))
+        corpus.prepared(settings, corpus.plan(settings, 7))
     corpus.clear(settings)
     assert files_below(tmp_path / "out") == {}
 
@@ -188,16 +187,16 @@ def test_shards_are_about_equal(tmp_path: Path) -> None:
 def test_mistakes_are_told_before_any_audio_is_read(tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     with pytest.raises(CorpusError, match="none: no utterances found"):
-        corpus.list_references(folder_config(tmp_path / "none", tmp_path / "out", {}))
+        corpus.plan(folder_config(tmp_path / "none", tmp_path / "out", {}), 0)
     folder = {"name": "folder", "uri": corpora.write_folder(tmp_path / "in", corpora.clips())}
     settings = PreparedCorpusConfig.model_validate({"source": folder, "out": "x", "join": {"min_s": 1}})
     with pytest.raises(CorpusError, match=r"join needs recordings, and 12 utterances have none \(first 'spk0/rec0/00"):
-        corpus.list_references(settings)
+        corpus.plan(settings, 0)
     for name in ("a", "b"):
         corpora.write_parquet(tmp_path / "rows" / f"{name}.parquet", corpora.clips())
     rows = {"name": "parquet", "uri": str(tmp_path / "rows")}
     with pytest.raises(CorpusError, match=r"two utterances are named 'spk0/rec0/00\.flac'"):
-        corpus.list_references(PreparedCorpusConfig.model_validate({"source": rows, "out": "x"}))
+        corpus.plan(PreparedCorpusConfig.model_validate({"source": rows, "out": "x"}), 0)
     trials = {"t": {"out": "y", "source": "z"}}
     with pytest.raises(ValidationError, match=r"trials\.t\.source"):
         PreparedCorpusConfig.model_validate({"source": rows, "out": "x", "join": {"min_s": 1}, "trials": trials})
@@ -215,9 +214,8 @@ def test_splits_of_a_complete_corpus_change_without_its_audio(tmp_path: Path) ->
     plain = labelled_config(tmp_path / "in", tmp_path / "out")
     wanted = {"half": SPLIT, "few": {"labelled": {"per_class": 1}, "open_set": ["spk1"]}}
     split = labelled_config(tmp_path / "in", tmp_path / "out", splits=wanted)
-    references = corpus.list_references(plain)
-    plan = corpus.plan(plain, references, 0)
-    assert corpus.plan(split, references, 0).digest == plan.digest
+    plan = corpus.plan(plain, 0)
+    assert corpus.plan(split, 0).digest == plan.digest
     before = prepare(plain)
     assert before.splits == {} and corpus.renew_splits(plain, before) is before
     files = {path: path.stat() for path in (tmp_path / "out").rglob("*") if path.is_file()}
@@ -262,17 +260,17 @@ def test_a_corpus_made_before_there_were_splits_is_read(tmp_path: Path) -> None:
     del tree["splits"]
     place.write_text(json.dumps(tree))
     assert shards.read_manifest(settings.out) == manifest
-    assert corpus.prepared(settings, corpus.plan(settings, corpus.list_references(settings), 0)) == manifest
+    assert corpus.prepared(settings, corpus.plan(settings, 0)) == manifest
 
 
 def test_splits_that_do_not_fit_are_told_before_any_audio_is_read(tmp_path: Path) -> None:
     wanted = {"s": {**SPLIT, "open_set": ["spk7"]}}
     settings = labelled_config(tmp_path / "in", tmp_path / "out", splits=wanted)
     with pytest.raises(CorpusError, match=r"out: splits\.s\.open_set: 'spk7' is no label.*did you mean 'spk[012]'"):
-        corpus.plan(settings, corpus.list_references(settings), 0)
+        corpus.plan(settings, 0)
     settings = folder_config(tmp_path / "in", tmp_path / "out", splits={"s": SPLIT})
     with pytest.raises(CorpusError, match=r"out: splits\.s: the corpus has no labels"):
-        corpus.plan(settings, corpus.list_references(settings), 0)
+        corpus.plan(settings, 0)
     tree = {"corpora": {"a": {"out": "o", "source": {"name": "folder", "uri": "u"}, "splits": {"x/y": SPLIT}}}}
     with pytest.raises(ConfigError, match=r"c\.yaml: 'corpora\.a\.splits\.x/y.*match pattern"):
         parse(PrepareConfig, tree, "c.yaml")

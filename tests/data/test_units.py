@@ -38,17 +38,17 @@ def test_a_crash_after_any_write_changes_nothing_in_the_end(
 
 
 def test_an_old_record_never_vouches_for_another_runs_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def first_unit(format: str) -> tuple[PreparedCorpusConfig, units.PrepareUnit]:
+    def planned(format: str) -> tuple[PreparedCorpusConfig, corpus.PreparePlan]:
         settings = folder_config(tmp_path / "in", tmp_path / "out", format=format)
-        return settings, corpus.plan(settings, corpus.list_references(settings), 0).units[0]
+        return settings, corpus.plan(settings, 0)
 
-    settings, flac = first_unit("flac")
-    _, pcm = first_unit("pcm16")
-    units.process(flac)
+    settings, flac = planned("flac")
+    _, pcm = planned("pcm16")
+    units.process(flac.work, flac.units[0])
     with monkeypatch.context() as patch:  # the other run writes its shard and dies before its record
         patch.setattr(storage, "write_text", lambda uri, text: (_ for _ in ()).throw(StorageError("power cut")))
         with pytest.raises(StorageError, match="power cut"):
-            units.process(pcm)
+            units.process(pcm.work, pcm.units[0])
     prepare(settings)
     prepare(folder_config(tmp_path / "in", tmp_path / "whole"))
     assert files_below(tmp_path / "out") == files_below(tmp_path / "whole")

@@ -139,9 +139,10 @@ def test_a_node_that_lacks_what_a_source_imports_says_so(ray_cluster: Any, tmp_p
 def test_a_unit_is_made_without_torch(tmp_path: Path) -> None:
     """Also one of a user's source, in a process that has only what was sent."""
     settings = corpus_of({"name": tones_file(tmp_path)}, tmp_path / "out")
-    unit = corpus.plan(settings, corpus.list_references(settings), 0).units[0]
-    code = "import pickle, sys; import rayssl.runtime.prepare as runtime; unit = pickle.load(sys.stdin.buffer)\n"
-    code += "made = runtime.process(unit); print(made.shard.rows, sorted({'torch', 'ray'} & {*sys.modules}))"
+    plan = corpus.plan(settings, 0)
+    work, unit = plan.work, plan.units[0]
+    code = "import pickle, sys; import rayssl.runtime.prepare as runtime; sent = pickle.load(sys.stdin.buffer)\n"
+    code += "made = runtime.process(*sent); print(made.shard.rows, sorted({'torch', 'ray'} & {*sys.modules}))"
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"]
-    done = subprocess.run(command, input=pickle.dumps(unit), capture_output=True, check=False)
-    assert done.stdout == f"{unit.count()} []\n".encode(), done.stderr.decode()
+    done = subprocess.run(command, input=pickle.dumps((work, unit)), capture_output=True, check=False)
+    assert done.stdout == f"{unit.utterances} []\n".encode(), done.stderr.decode()

@@ -6,6 +6,7 @@ keeps its traceback, like every defect of rayssl.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import traceback
@@ -18,6 +19,8 @@ import numpy as np
 from rayssl.data.decode import DecodeError
 from rayssl.data.sources.base import Audio, Reference, SourceConfig
 from rayssl.errors import CorpusError, UserError
+
+_CHUNK = 1 << 12  # utterances: their tuples fit into a cache of the processor
 
 
 class CheckedSource:
@@ -38,13 +41,21 @@ class CheckedSource:
 
     def list_part(self, part: str) -> list[Reference]:
         """The utterances of one of the `parts`, without their audio."""
-        with self._faults("listing failed" + (f" in '{part}'" if part else "")):
-            found: Any = list(self._source.list_part(part))
-        for item in found:
-            fault = _fault(item)
-            if fault:
+        return [reference for chunk in self.list_chunks(part) for reference in chunk]
+
+    def list_chunks(self, part: str) -> Iterator[list[Reference]]:
+        """What `list_part` gives, a chunk at a time, so that a large part needs little memory."""
+        what = "listing failed" + (f" in '{part}'" if part else "")
+        with self._faults(what):
+            found: Any = iter(self._source.list_part(part))
+        while True:
+            with self._faults(what):
+                chunk = list(itertools.islice(found, _CHUNK))
+            if not chunk:
+                return
+            for fault in filter(None, map(_fault, () if _sound(chunk) else chunk)):
                 raise self._broken(f"lists {fault}")
-        return [*found]
+            yield chunk
 
     def read(self, references: Sequence[Reference]) -> Iterator[tuple[int, Audio | DecodeError]]:
         """Yields (position, audio) for each of the ``references``, in any order.
@@ -116,6 +127,17 @@ def described(error: Exception, module: str = "") -> str:
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     where = f" (line {lines[-1]} of {os.path.basename(str(file))})" if lines else ""
     return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}{where}"
+
+
+def _sound(chunk: list[Any]) -> bool:
+    """Whether nothing is wrong with ``chunk``, in a tenth of the time of `_fault`. False: perhaps something is."""
+    if set(map(type, chunk)) != {Reference}:
+        return False
+    names, *facts, locators = zip(*chunk, strict=True)
+    if set(map(type, names)) != {str} or not all(names) or set(map(type, locators)) != {tuple}:
+        return False
+    values = set(map(type, itertools.chain.from_iterable(locators)))
+    return values <= {str, int} and set(map(type, itertools.chain(*facts))) <= {str, type(None)}
 
 
 def _fault(item: Any) -> str:
