@@ -40,11 +40,12 @@ def unpacked(data: bytes | pa.Buffer) -> pa.RecordBatch:
 class Pieces:
     """A table in pieces: piece k is the rows ``bounds[k]`` to ``bounds[k + 1] - 1`` of ``batch``.
 
-    With ``place`` the pieces are written to this file, and only their offsets stay in memory.
+    With ``place`` the pieces are written to this file, and only their offsets stay in memory. ``rows [P]`` counts the
+    rows of each piece, and ``bytes`` those of all pieces.
     """
 
     def __init__(self, batch: pa.RecordBatch, bounds: np.ndarray, place: str | None = None) -> None:
-        self.rows = np.diff(bounds)
+        self.rows, self.bytes = np.diff(bounds), int(batch.nbytes)
         self.place, self._schema = place, batch.schema
         self._batch, self._starts = batch, bounds
         if place is not None:

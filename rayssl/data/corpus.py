@@ -126,7 +126,11 @@ def plan(
         if settings.splits:
             labels.check(settings.splits, rows.names["label"].texts(), settings.out)
         units = planning.cut(rows, how, sorter.spilled, lambda done: tell("planned", done // per))
-    except naming.RepeatedName as error:
+    except (naming.RepeatedName, CorpusError) as error:
+        if sorter.spilled:
+            discard(settings)
+        if isinstance(error, CorpusError):
+            raise
         name = str(error) if settings.join is None else str(error).rpartition("#c")[0]
         what = f"two utterances are named '{name}'; names must be unique"
         raise CorpusError(f"{settings.source.describe()}: {what}") from None

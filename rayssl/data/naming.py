@@ -20,9 +20,11 @@ import pyarrow.parquet as pq
 from rayssl import storage
 from rayssl.data import shards
 from rayssl.data.columns import Pieces
+from rayssl.data.shards import LABELS_SCHEMA
 
 PIECE = 1 << 13  # names that lie together in a file of names
 _RANGE = 64  # pieces that are merged at a time
+_ROW_GROUP = 1 << 18  # rows of the file of names
 
 
 class RepeatedName(Exception):
@@ -89,6 +91,10 @@ def merge(runs: Sequence[RunNames], place: str | None, unique: bool = False) -> 
     Raises:
         RepeatedName: a name is in two runs and must be ``unique``.
     """
+    none = np.full(1, -1, np.int32)
+    if len(runs) == 1:
+        names = Names([runs[0].pieces])
+        return names, [np.append(np.arange(names.count, dtype=np.int32), none)]
     firsts = sorted(first for run in runs for first in run.firsts)
     cuts: list[str | None] = [*firsts[::_RANGE], None]
     indices: list[list[np.ndarray]] = [[] for _ in runs]
@@ -96,29 +102,37 @@ def merge(runs: Sequence[RunNames], place: str | None, unique: bool = False) -> 
     count = 0
     for number, (low, high) in enumerate(itertools.pairwise(cuts)):
         held = [_between(run, str(low), high) for run in runs]
-        codes, names = coded(pa.concat_arrays(held), unique)
+        codes, both = coded(pa.concat_arrays(held), unique)
         for index, start, size in zip(indices, np.cumsum([0, *map(len, held)]), map(len, held), strict=False):
             index.append(codes[start : start + size] + np.int32(count))
-        count += len(names)
-        bounds = np.append(np.arange(0, len(names), PIECE * _RANGE), len(names))
+        count += len(both)
+        bounds = np.append(np.arange(0, len(both), PIECE * _RANGE), len(both))
         at = None if place is None else f"{place}{number:05d}"
-        parts.append(Pieces(pa.record_batch([names], ["name"]), bounds, at))
-    none = np.full(1, -1, np.int32)
+        parts.append(Pieces(pa.record_batch([both], ["name"]), bounds, at))
     return Names(parts), [np.concatenate([*index, none]) for index in indices]
 
 
 def write(uri: str, names: Mapping[str, Names]) -> None:
     """Writes the names of each kind for the corpus at ``uri``, as `rayssl.data.shards.write_labels` does."""
-    buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, shards.LABELS_SCHEMA, compression="zstd") as writer:
-        for kind in shards.KINDS:
-            first = 0
-            for column in names[kind].arrays():
-                index = np.arange(first, first + len(column), dtype=np.int32)
-                filled = pa.array([kind]).take(pa.array(np.zeros(len(column), np.int32)))
-                writer.write_table(pa.table([filled, index, column], schema=shards.LABELS_SCHEMA))
-                first += len(column)
+    buffer, held = io.BytesIO(), LABELS_SCHEMA.empty_table()
+    with pq.ParquetWriter(buffer, LABELS_SCHEMA, compression="zstd") as writer:
+        for rows in _label_rows(names):
+            held = pa.concat_tables([held, rows])
+            while len(held) >= _ROW_GROUP:  # the file does not depend on how the names come
+                writer.write_table(held.slice(0, _ROW_GROUP).combine_chunks())
+                held = held.slice(_ROW_GROUP)
+        writer.write_table(held.combine_chunks())
     storage.write_bytes(storage.join(uri, shards.LABELS), buffer.getvalue())
+
+
+def _label_rows(names: Mapping[str, Names]) -> Iterator[pa.Table]:
+    for kind in shards.KINDS:
+        first = 0
+        for column in names[kind].arrays():
+            index = np.arange(first, first + len(column), dtype=np.int32)
+            filled = pa.array([kind]).take(pa.array(np.zeros(len(column), np.int32)))
+            yield pa.table([filled, pa.array(index), column], schema=LABELS_SCHEMA)
+            first += len(column)
 
 
 def _between(run: RunNames, low: str, high: str | None) -> pa.StringArray:

@@ -21,7 +21,7 @@ from rayssl.data.naming import RepeatedName
 from rayssl.data.sorting import Sorted
 from rayssl.data.units import PrepareUnit
 
-_STEP_ROWS = 1 << 18
+_STEP_BYTES = 32 << 20  # of rows that are read at a time
 
 
 class Cut(NamedTuple):
@@ -35,17 +35,15 @@ class Cut(NamedTuple):
     head: list[Any]
 
 
-def cut(
-    rows: Sorted, how: Cut, folder: str | None, tell: Callable[[int], None], step: int | None = None
-) -> list[PrepareUnit]:
+def cut(rows: Sorted, how: Cut, folder: str | None, tell: Callable[[int], None]) -> list[PrepareUnit]:
     """The units in order. With ``folder`` their rows are written to files below it.
 
     Raises `RepeatedName` if two rows have the same key, name and condition. ``tell`` is called with the number of rows
-    that were read; ``step`` is about the number of rows to read at a time.
+    that were read.
     """
     head = json.dumps(how.head, sort_keys=True)
     made: list[PrepareUnit] = []
-    for number, (batch, bounds) in enumerate(_whole_units(rows, how, tell, step or _STEP_ROWS)):
+    for number, (batch, bounds) in enumerate(_whole_units(rows, how, tell)):
         first = len(made)
         begun = (f"{head}\n{first + k}\n".encode() for k in range(len(bounds) - 1))
         digests = columns.digests(batch, bounds, begun)
@@ -58,14 +56,12 @@ def cut(
     return made
 
 
-def _whole_units(
-    rows: Sorted, how: Cut, tell: Callable[[int], None], step: int
-) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
+def _whole_units(rows: Sorted, how: Cut, tell: Callable[[int], None]) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
     """The sorted rows of some units at a time, and where each unit begins."""
     total = int(rows.rows.sum())
     count = max(1, round(total / how.target))
     left, left_units, done = None, np.zeros(0, np.int64), 0
-    for first, last in _steps(rows.rows, step):
+    for first, last in _steps(rows.rows, _STEP_BYTES * total // rows.bytes):
         batch = rows.read(first, last)
         batch, begins = _ordered(batch, how.joined)
         sizes = np.diff(np.append(np.flatnonzero(begins), len(batch)))

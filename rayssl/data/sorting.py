@@ -27,11 +27,13 @@ NAMED = {"speaker": "speaker", "recording": "recording_name", "label": "label"}
 class Sorted:
     """Rows that can be read in the order of their keys.
 
-    ``rows [P]`` counts the rows of each piece. ``names``: the names of each of `NAMED`, in the order of their indices.
+    ``rows [P]`` counts the rows of each piece, ``bytes`` is the size of all rows. ``names``: those of each of
+    `NAMED`, in the order of their indices.
     """
 
     def __init__(self, pieces: Sequence[Pieces], names: dict[str, Names], indices: dict[str, list[np.ndarray]]) -> None:
         self.rows = np.sum([run.rows for run in pieces], axis=0)
+        self.bytes = sum(run.bytes for run in pieces)
         self.names = names
         self._pieces, self._indices = pieces, indices
 

@@ -89,7 +89,7 @@ def prepare(config: PrepareConfig, *, progress: bool = True, overwrite: bool = F
     """
     made = {}
     for name, settings in config.corpora.items():
-        made[name] = _prepare_one(name, settings, config.seed, progress, overwrite, _here if local else _in_tasks)
+        made[name] = _prepare_one(name, settings, config.seed, progress, overwrite, _here if local else in_tasks)
     return Summary(corpora=made)
 
 
@@ -146,15 +146,22 @@ def _plan(name: str, settings: PreparedCorpusConfig, seed: int, progress: bool, 
     where = over if len(parts) >= _PARTS_IN_TASKS else _here
     listed = where(partial(list_rows, work.settings, seed), parts)
     columns = TextColumn("{task.description}"), TextColumn("{task.completed:,.0f} utterances"), TimeElapsedColumn()
+    bar = Progress(*columns, console=Console(stderr=True), disable=not progress)
     begun = time.monotonic()
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not progress) as bar:
 
-        def tell(what: str, utterances: int) -> None:
-            if time.monotonic() - begun > _QUIET_S:  # a small corpus needs no bar
-                task = bar.task_ids[0] if bar.task_ids else bar.add_task("", total=None)
-                bar.update(task, description=f"{what} {name}", completed=utterances)
+    def tell(what: str, utterances: int) -> None:
+        if not bar.task_ids:
+            if time.monotonic() - begun < _QUIET_S:  # a small corpus needs no bar
+                return
+            bar.add_task("", total=None)
+            bar.start()
+        bar.update(bar.task_ids[0], description=f"{what} {name}", completed=utterances)
 
+    try:
         return corpus.plan(settings, seed, listed, tell)
+    finally:
+        if bar.task_ids:
+            bar.stop()
 
 
 def _process(name: str, plan: PreparePlan, progress: bool, over: _Over) -> list[Done]:
@@ -185,7 +192,7 @@ def _here(function: Callable[[Asked], Iterable[Answer]], asked: Sequence[Asked])
     return itertools.chain.from_iterable(map(function, asked))
 
 
-def _in_tasks(function: Callable[[Asked], Iterable[Answer]], asked: Sequence[Asked]) -> Iterator[Answer]:
+def in_tasks(function: Callable[[Asked], Iterable[Answer]], asked: Sequence[Asked]) -> Iterator[Answer]:
     """Calls ``function`` with each item in its own task, and yields the answers in the order in which tasks give them.
 
     A `UserError` in a task is raised here. The function, items and answers are sent as bytes. For a source that is
@@ -212,7 +219,8 @@ def _in_tasks(function: Callable[[Asked], Iterable[Answer]], asked: Sequence[Ask
     rows = ray.data.from_items(items, override_num_blocks=len(items))
     given = rows.map_batches(answers, batch_size=None, batch_format="pyarrow")
     for batch in given.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        for row in batch.to_pylist():
+        for place in range(batch.num_rows):
+            (row,) = batch.slice(place, 1).to_pylist()
             if row["error"]:
                 raise getattr(errors, row["error"])(row["message"])
             yield ray.cloudpickle.loads(row["answer"])

@@ -13,7 +13,7 @@ import pytest
 from rayssl.data import corpus, trials
 from rayssl.data.corpus import PrepareConfig
 from rayssl.errors import CorpusError, StorageError
-from tests.data.corpora import clips, files_below, folder_config, prepare, write_folder
+from tests.data.corpora import clips, encoded, files_below, folder_config, prepare, sine, write_folder, write_parquet
 from tests.data.sources.tones import corpus_of, tones_file
 
 pytestmark = pytest.mark.ray
@@ -34,6 +34,27 @@ def test_tasks_make_the_same_corpus_and_a_second_run_reuses_it(ray_cluster: Any,
     assert "small: 24 utterances" in summary.text()
     assert len(trials.read(str(tmp_path / "trials.txt"))) == 20
     assert runtime.prepare(config, progress=False).corpora["small"].reused
+    assert runtime.verify_corpora(config) == []
+
+
+@pytest.mark.parametrize("changes", [{}, {"conditions": {"count": 4, "per_utterance": 2}, "join": {"min_s": 0.4}}])
+def test_tasks_list_plan_and_make_the_corpus_of_one_process(
+    changes: dict[str, Any], ray_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nine parts are listed in tasks in some order, and the tasks find their rows in files."""
+    from rayssl.runtime import prepare as runtime
+
+    for k in range(9):
+        write_parquet(
+            tmp_path / f"in/{k}.parquet", {f"spk{k}/rec{n // 2}/{n}.flac": encoded(sine(n)) for n in range(4)}
+        )
+    for out, local in (("alone", True), ("out", False)):
+        source = {"name": "parquet", "uri": str(tmp_path / "in"), "recording": "session"}
+        corpus = {"source": source, "out": str(tmp_path / out), "shard_utterances": 5, **changes}
+        config = PrepareConfig.model_validate({"corpora": {"small": corpus}})
+        runtime.prepare(config, progress=False, local=local)
+        monkeypatch.setattr("rayssl.data.sorting._RUN_BYTES", 500)
+    assert files_below(tmp_path / "out") == files_below(tmp_path / "alone")
     assert runtime.verify_corpora(config) == []
 
 
