@@ -76,3 +76,10 @@ def test_noise_is_as_loud_as_the_condition_says() -> None:
 def test_more_per_utterance_than_there_are_is_an_error() -> None:
     with pytest.raises(ValidationError, match="only 2 conditions"):
         ConditionsConfig(count=2, per_utterance=3)
+
+
+def test_the_conditions_of_many_are_those_of_each() -> None:
+    config = ConditionsConfig(count=7, per_utterance=3, seed=4)
+    names = [f"s{k}/r{k % 3}/\u00e9" for k in range(50)]
+    many = conditions.chosen_many(config, names)
+    assert many.dtype == np.int16 and many.tolist() == [conditions.chosen(config, name) for name in names]

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from rayssl.random import draws
 from rayssl.random.draws import fold, keys_np, uniform_np
 from rayssl.random.draws_torch import keys_torch, uniform_torch
 
@@ -57,3 +58,38 @@ def test_several_draws_of_a_row_are_uncorrelated_and_its_own() -> None:
     assert drawn.shape == (50_000, 4)
     assert np.abs(np.corrcoef(drawn.numpy().T) - np.eye(4)).max() < 0.02
     assert torch.equal(drawn[123:125], uniform_torch(keys[123:125], 2, 4))
+
+
+def transcribed(key: int, text: bytes) -> int:
+    """`draws.texts_np` for one text, word by word."""
+    result = draws.fold(len(text) ^ key)
+    for start in range(0, len(text), 8):
+        result = draws.fold(int.from_bytes(text[start : start + 8], "little") ^ result)
+    return result
+
+
+def test_keys_of_texts_are_those_of_each_text_alone() -> None:
+    rng = np.random.default_rng(0)
+    texts = [bytes(rng.integers(0, 256, size).astype(np.uint8)) for size in [0, 1, 7, 8, 9, 0, 16, 17, 100, 3]]
+    offsets = np.cumsum([0, *map(len, texts)]).astype(np.int32)
+    data = np.frombuffer(b"".join(texts), np.uint8)
+    for key in (0, draws.fold(5, 1)):
+        keys = draws.texts_np(key, offsets, data)
+        assert keys.dtype == np.uint64 and keys.tolist() == [transcribed(key, text) for text in texts]
+        assert draws.texts_np(key, offsets[3:6], data).tolist() == keys[3:5].tolist()
+    assert draws.texts_np(1, offsets[:1], data).tolist() == []
+    assert transcribed(0, b"a") != transcribed(0, b"a\0")
+
+
+def test_keys_of_similar_texts_are_spread_evenly() -> None:
+    texts = [f"speaker/{k:06d}.wav".encode() for k in range(20_000)]
+    keys = draws.texts_np(3, np.arange(len(texts) + 1) * len(texts[0]), np.frombuffer(b"".join(texts), np.uint8))
+    assert len(np.unique(keys)) == len(texts)
+    for shift in (58, 0):
+        counts = np.bincount((keys >> np.uint64(shift) & np.uint64(63)).astype(int), minlength=64)
+        assert ((counts - 312.5) ** 2 / 312.5).sum() < 120  # chi-square with 63 degrees of freedom: beyond p = 1e-5
+
+
+def test_keys_are_folded_as_integers_are() -> None:
+    keys = np.array([draws.fold(1, 2), draws.fold(3)], np.uint64)
+    assert draws.fold_np(keys, np.array([7, -1])).tolist() == [draws.fold(1, 2, 7), draws.fold(3, -1)]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from rayssl import storage
 from rayssl.data import corpus, shards
 from rayssl.data.corpus import PrepareConfig
 from rayssl.errors import CorpusError
@@ -95,3 +96,15 @@ def test_a_long_listing_says_how_far_it_is(
     monkeypatch.undo()
     runtime.prepare(PrepareConfig(corpora={"small": settings}), local=True)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.s3
+def test_files_of_a_plan_lie_in_an_object_store(
+    s3_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rayssl.data.sorting._RUN_BYTES", 1)
+    out = f"{s3_server.bucket('plans')}/out"
+    manifest = local(folder_config(tmp_path / "in", out)).corpora["small"].manifest
+    alone = local(folder_config(tmp_path / "in", tmp_path / "out")).corpora["small"].manifest
+    assert manifest == alone
+    assert not any(".work" in file for file in storage.list_files(out))

@@ -15,8 +15,9 @@ A source has two parts, as a method has. Its `SourceConfig` holds the keys of th
         def read(self, reference: Reference) -> np.ndarray:
             return 0.1 * np.sin(np.arange(16000) * (0.1 + 0.01 * int(reference.locator[0])))
 
-The driver lists; many tasks on other nodes read. They share only the settings and the references. So the listing may
-depend only on the settings and the data. The audio may depend only on the settings, the data and the reference.
+The driver lists, or tasks do if there are many parts; many tasks on other nodes read. They share only the settings and
+the references. So the listing may depend only on the settings and the data. The audio may depend only on the settings,
+the data and the reference.
 """
 
 from __future__ import annotations
@@ -93,7 +94,10 @@ class Source(Configurable):
         self.config = config
 
     def list(self) -> Iterable[Reference]:
-        """All utterances, without their audio. The order does not matter, but it must always be the same."""
+        """All utterances, without their audio. The order does not matter, but it must always be the same.
+
+        Yield them one after the other: then a large source needs little memory.
+        """
         raise NotImplementedError(f"{type(self).__name__}.list is not implemented")
 
     def read(self, reference: Reference) -> Audio:
