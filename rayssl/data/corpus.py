@@ -126,6 +126,7 @@ def plan(
         if settings.splits:
             labels.check(settings.splits, rows.names["label"].texts(), settings.out)
         units = planning.cut(rows, how, sorter.spilled, lambda done: tell("planned", done // per))
+        rows.remove()
     except (naming.RepeatedName, CorpusError) as error:
         if sorter.spilled:
             discard(settings)

@@ -52,6 +52,12 @@ class Sorted:
             found.append(batch)
         return found[0] if len(found) == 1 else pa.concat_batches(found)
 
+    def remove(self) -> None:
+        """Removes the files of the rows. The names stay."""
+        for run in self._pieces:
+            if run.place is not None:
+                storage.remove(run.place)
+
 
 class Sorter:
     """Takes the batches of a listing, and sorts them. Files are written below ``folder``, which is emptied before.

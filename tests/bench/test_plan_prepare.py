@@ -24,7 +24,7 @@ def test_it_prints_one_line(more: list[str], tmp_path: Path, capsys: pytest.Capt
 
 
 def test_memory_does_not_grow_with_the_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows in Arrow take less than three runs at any time; all rows together would take more than twelve."""
+    """Rows in Arrow take less than three runs at any time; all rows together would take more than eight."""
     monkeypatch.setattr(planning, "_STEP_BYTES", 1 << 19)
     source = plan_prepare.MadeUpConfig(utterances=100_000, recordings=1000, speakers=100)
     settings = PreparedCorpusConfig.model_validate({"source": source, "out": str(tmp_path / "out")})
@@ -33,4 +33,4 @@ def test_memory_does_not_grow_with_the_listing(tmp_path: Path, monkeypatch: pyte
     plan = corpus.plan(settings, 0, tell=lambda what, count: held.append(pa.total_allocated_bytes()), run_bytes=run)
     assert plan.sources == 100_000
     assert max(held) - before < 3 * run
-    assert sum(path.stat().st_size for path in tmp_path.rglob("run-*")) > 12 * run
+    assert sum(path.stat().st_size for path in tmp_path.rglob("units-*")) > 8 * run
