@@ -42,7 +42,7 @@ def prepare(
 
     Args:
         config: a preparation: YAML file, mapping, or `PrepareConfig`.
-        overwrite: whether to replace corpora that were made with other settings.
+        overwrite: whether to replace corpora that were made with other settings or by an earlier rayssl.
         progress: whether to show a progress bar on standard error.
         local: whether to prepare in this process alone, without Ray.
         changes: keys of the configuration to change.

@@ -13,7 +13,7 @@ def add(verbs: Verbs) -> None:
     """Declares the verbs of this file."""
     made = declare(verbs, prepare, "raw audio to shards", "configs/gsc_prepare.yaml --verify", CONFIG, OVERRIDES)
     made.add_argument("--verify", action="store_true", help="check existing corpora against their manifests instead")
-    made.add_argument("--overwrite", action="store_true", help="replace corpora that were made with other settings")
+    made.add_argument("--overwrite", action="store_true", help="replace corpora of other settings or an earlier rayssl")
     made.add_argument("--quiet", action="store_true", help="no progress bar")
     made.add_argument("--local", action="store_true", help="in this process alone, without Ray")
 

@@ -83,9 +83,10 @@ class Summary(Config):
 def prepare(config: PrepareConfig, *, progress: bool = True, overwrite: bool = False, local: bool = False) -> Summary:
     """Makes every corpus of ``config`` that is not complete yet, with its splits and its trials.
 
-    An interrupted preparation resumes. Splits are made again if their settings have changed. ``progress``: shows a bar
-    on standard error. ``overwrite``: replaces a corpus that was made with other settings; without it such a corpus
-    raises `CorpusError`. ``local``: processes one unit after the other in this process, without Ray.
+    An interrupted preparation lists its source again, and resumes. Splits are made again if their settings changed.
+    ``progress``: shows a bar on standard error. ``overwrite``: replaces a corpus of other settings or of an earlier
+    rayssl; without it the first raises `CorpusError`, and the second is kept. ``local``: processes one unit after the
+    other in this process, without Ray.
     """
     made = {}
     for name, settings in config.corpora.items():
