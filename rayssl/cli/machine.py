@@ -9,7 +9,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from rayssl.batches.plan import SHUFFLE_SHARDS, UNIT_ROWS
 from rayssl.cli.parser import Verbs, add_whole_numbers, declare
+from rayssl.data.shards import GROUP_ROWS
 
 if TYPE_CHECKING:
     from rayssl.doctor.findings import Finding
@@ -26,6 +28,7 @@ def add(verbs: Verbs) -> None:
     measured = bench.add_subparsers(dest="measured", required=True, metavar="WHAT")
     _add_kmeans(measured)
     _add_memory(measured)
+    _add_shuffle(measured)
 
 
 def _add_kmeans(measured: Verbs) -> None:
@@ -70,6 +73,23 @@ def _add_memory(measured: Verbs) -> None:
     parser.add_argument("--json", action="store_true", help="print a last line of JSON with all figures")
 
 
+def _add_shuffle(measured: Verbs) -> None:
+    example = "--shards 64 --shard-utterances 512 --batch 256 --epochs 20 --json"
+    parser = declare(measured, shuffle, "how well batches mix a corpus, against a full shuffle", example)
+    add_whole_numbers(
+        parser,
+        ("shards", 64, "shards of the corpus"),
+        ("shard-utterances", 512, "utterances of a shard"),
+        ("batch", 256, "utterances of a step, all ranks together"),
+        ("epochs", 20, "epochs"),
+        ("shuffle-shards", SHUFFLE_SHARDS, "corpus.shuffle_shards"),
+        ("unit-rows", UNIT_ROWS, "corpus.unit_rows"),
+        ("group-rows", GROUP_ROWS, "utterances of a row group of a shard; 0 for the whole shard"),
+        ("seed", 0, "of the shuffling"),
+    )
+    parser.add_argument("--json", action="store_true", help="print a last line of JSON with all figures")
+
+
 def doctor(arguments: argparse.Namespace) -> int:
     """Checks this machine, its packages, the Ray cluster and storage, and says what to fix. Any FAIL gives status 1."""
     from rayssl.doctor import findings, machine, packages, store
@@ -111,6 +131,18 @@ def memory(arguments: argparse.Namespace) -> int:
 
     given = {name: value for name, value in vars(arguments).items() if name in MemoryCase.__dataclass_fields__}
     figures = measure(MemoryCase(**given), lambda line: print(line, file=sys.stderr, flush=True))
+    print(table(figures))
+    if arguments.json:
+        print(json.dumps(figures))
+    return 0
+
+
+def shuffle(arguments: argparse.Namespace) -> int:
+    """Counts how many different utterances an utterance meets in its batches, as a training makes them."""
+    from rayssl.bench.shuffle import ShuffleCase, measure, table
+
+    given = {name: value for name, value in vars(arguments).items() if name in ShuffleCase.__dataclass_fields__}
+    figures = measure(ShuffleCase(**given))
     print(table(figures))
     if arguments.json:
         print(json.dumps(figures))
