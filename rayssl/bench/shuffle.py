@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -90,7 +91,12 @@ def planned(job: ShuffleCase) -> Iterator[np.ndarray]:
     """The batches of each epoch, as a training has them: ids ``[steps, batch]``, int64."""
     manifest = _manifest(job)
     settings = ReadSettings("", manifest, job.seed, job.batch, 1)
-    how = {"seed": job.seed, "batch": job.batch, "unit_rows": job.unit_rows, "shuffle_shards": job.shuffle_shards}
+    how: dict[str, Any] = {
+        "seed": job.seed,
+        "batch": job.batch,
+        "unit_rows": job.unit_rows,
+        "shuffle_shards": job.shuffle_shards,
+    }
     for epoch in range(job.epochs):
         units = plan(manifest, epochs=epoch + 1, start=Cursor(epoch), **how)
         rows = [rows_of(unit, settings) for unit in units]
