@@ -38,6 +38,7 @@ Say = Callable[[str], None]
 _ENDLESS = 10**8  # steps
 _ROUNDS = 2  # of each, in turn
 _KINDS = ("tasks", "splitter", "consumer", "rest")
+_BUSY = 0.5  # load for each core
 _WARM = 2  # bursts of batches that are not measured
 
 
@@ -138,7 +139,7 @@ class _Round:
 def measure(job: IngestCase, say: Say = lambda _: None) -> Figures:
     """The fields of ``job`` and the figures below. A warm-up is left out of them.
 
-    - readers: the number of data tasks. device: where the batches came to.
+    - readers: the number of data tasks. device: where the batches came to. load: the machine's load average before.
     - utterances_per_s: all ranks together, without a pause. steps: how many were measured. first_batch_s: from the
       start of the reading.
     - cpu_seconds_per_1000 utterances, user and system, of all processes; and the parts of it: cpu_tasks_per_1000,
@@ -150,20 +151,23 @@ def measure(job: IngestCase, say: Say = lambda _: None) -> Figures:
     - target, and cores_needed for it: tasks and consumers by utterance, the rest by second, rounded up. cores is the
       same before rounding.
 
-    With ``against``, each is measured twice, in turn, and the figures are medians (``waiting`` is measured once). Further ones are ratio:
-    utterances_per_s divided by that of the DataLoader; and dataloader_utterances_per_s,
+    With ``against``, each is measured twice, in turn, and the figures are medians (waiting is measured once). Further
+    ones are ratio: utterances_per_s divided by that of the DataLoader; and dataloader_utterances_per_s,
     dataloader_cpu_seconds_per_1000, dataloader_first_batch_s and dataloader_start (fork or spawn).
 
     Raises `UserError` for a job that is not possible.
     """
     _check(job)
+    load = os.getloadavg()[0]
+    if load > _BUSY * (os.cpu_count() or 1):
+        say(f"other processes use this machine (load {load:.1f}): rates will be too low, and the ratio means nothing")
     found: Any = nullcontext((job.corpus, None))
     if not job.corpus:
         say(f"writing {job.utterances:,} utterances of {job.seconds:g} s as {job.format}")
         how: dict[str, Any] = {"utterances": job.utterances, "seconds": job.seconds, "format": job.format}
         found = corpus.synthetic(job.into, seed=job.seed, **how)
     with found as (uri, manifest):
-        return _measured(job, uri, manifest or shards.read_manifest(storage.absolute(uri)), say)
+        return _measured(job, uri, manifest or shards.read_manifest(storage.absolute(uri)), say) | {"load": load}
 
 
 def job_for(job: IngestCase, uri: str, manifest: Manifest) -> Job:

@@ -25,6 +25,7 @@ def add(verbs: Verbs) -> None:
     checked.add_argument("--json", action="store_true", help="print the findings as JSON instead")
     text = "times parts of a job on this machine, before the job"
     bench = verbs.add_parser("bench", help=text, description=text)
+    bench.epilog = "examples: rayssl bench shuffle --json; rayssl bench ingest --corpus URI --against dataloader --json"
     measured = bench.add_subparsers(dest="measured", required=True, metavar="WHAT")
     _add_kmeans(measured)
     _add_memory(measured)
