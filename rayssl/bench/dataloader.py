@@ -19,7 +19,7 @@ from rayssl.batches.plan import Cursor, unit_steps
 from rayssl.experiment.job import Job
 from rayssl.runtime import cluster
 from rayssl.runtime.bench import processes
-from rayssl.runtime.bench.consumer import Taken, take
+from rayssl.runtime.bench.consumer import Consumed, take
 from rayssl.runtime.bench.processes import Key, Seconds
 from rayssl.views import reading
 
@@ -81,7 +81,7 @@ class LoaderSupply:
         take(self._batches, 1)
         return time.perf_counter() - began
 
-    def take(self, steps: int, pause_s: float = 0.0) -> list[Taken]:
+    def take(self, steps: int, pause_s: float = 0.0) -> list[Consumed]:
         """See `rayssl.runtime.bench.consumer.take`."""
         return [take(self._batches, steps, pause_s)]
 

@@ -28,7 +28,7 @@ from rayssl.experiment.config import Experiment
 from rayssl.experiment.job import Job, job_of
 from rayssl.runtime import cluster
 from rayssl.runtime.bench import processes
-from rayssl.runtime.bench.consumer import Taken
+from rayssl.runtime.bench.consumer import Consumed
 from rayssl.runtime.bench.processes import Key, Seconds
 from rayssl.schema import parse
 from rayssl.views.recipes import Segment, SegmentPlan
@@ -87,7 +87,7 @@ class Supply(Protocol):
     def open(self) -> float:
         """Starts; the seconds to the first batch."""
 
-    def take(self, steps: int, pause_s: float = 0.0) -> list[Taken]:
+    def take(self, steps: int, pause_s: float = 0.0) -> list[Consumed]:
         """Takes batches on every rank."""
 
     def cpu(self) -> Seconds:

@@ -9,9 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from rayssl.batches.plan import SHUFFLE_SHARDS, UNIT_ROWS
 from rayssl.cli.parser import Verbs, add_whole_numbers, count, declare
-from rayssl.data.shards import GROUP_ROWS
 
 if TYPE_CHECKING:
     from rayssl.doctor.findings import Finding
@@ -84,9 +82,9 @@ def _add_shuffle(measured: Verbs) -> None:
         ("shard-utterances", 512, "utterances of a shard"),
         ("batch", 256, "utterances of a step, all ranks together"),
         ("epochs", 20, "epochs"),
-        ("shuffle-shards", SHUFFLE_SHARDS, "corpus.shuffle_shards"),
-        ("unit-rows", UNIT_ROWS, "corpus.unit_rows"),
-        ("group-rows", GROUP_ROWS, "utterances of a row group of a shard; 0 for the whole shard"),
+        ("shuffle-shards", 16, "corpus.shuffle_shards"),
+        ("unit-rows", 1024, "corpus.unit_rows"),
+        ("group-rows", 32, "utterances of a row group of a shard; 0 for the whole shard"),
         ("seed", 0, "of the shuffling"),
     )
     parser.add_argument("--json", action="store_true", help="print a last line of JSON with all figures")
@@ -102,8 +100,8 @@ def _add_ingest(measured: Verbs) -> None:
         ("batch", 256, "utterances of a step, all ranks together"),
         ("ranks", 1, "ranks"),
         ("steps", 0, "steps to measure; 0 for as many as --for takes"),
-        ("shuffle-shards", SHUFFLE_SHARDS, "corpus.shuffle_shards"),
-        ("unit-rows", UNIT_ROWS, "corpus.unit_rows"),
+        ("shuffle-shards", 16, "corpus.shuffle_shards"),
+        ("unit-rows", 1024, "corpus.unit_rows"),
         ("seed", 0, "of the corpus and of the draws"),
     )
     for name, default, text in (

@@ -16,6 +16,7 @@ from rayssl.batches.plan import Cursor
 from rayssl.bench import corpus
 from rayssl.bench.dataloader import LoaderSupply, UnitBatches
 from rayssl.bench.ingest import IngestCase, job_for, measure, table
+from rayssl.bench.shuffle import ShuffleCase
 from rayssl.cli import main
 from rayssl.data import decode, shards
 from rayssl.errors import UserError
@@ -160,6 +161,20 @@ def test_a_batch_above_the_corpus_is_one_line(capsys: pytest.CaptureFixture[str]
     line = "rayssl bench: --batch 32 is more than the corpus has: 20 utterances"
     assert capsys.readouterr().err.splitlines()[-1] == line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_defaults_of_the_command_line_are_those_of_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line cannot import them: its help starts without NumPy."""
+    cases: list[Any] = []
+
+    def seen(case: Any, *_: Any) -> dict[str, Any]:
+        cases.append(case)
+        raise UserError("enough")
+
+    monkeypatch.setattr("rayssl.bench.ingest.measure", seen)
+    monkeypatch.setattr("rayssl.bench.shuffle.measure", seen)
+    assert main(["bench", "ingest"]) == main(["bench", "shuffle"]) == 2
+    assert cases == [IngestCase(), ShuffleCase()]
 
 
 def test_lengths_that_are_none(capsys: pytest.CaptureFixture[str]) -> None:

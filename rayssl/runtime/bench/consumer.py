@@ -11,14 +11,14 @@ from rayssl.errors import UserError
 
 
 @dataclass(frozen=True)
-class Taken:
+class Consumed:
     """How many seconds a consumer needed for its batches, and how many of them it waited."""
 
     seconds: float
     waited: float
 
 
-def take(batches: Iterator[Any], steps: int, pause_s: float = 0.0) -> Taken:
+def take(batches: Iterator[Any], steps: int, pause_s: float = 0.0) -> Consumed:
     """Takes ``steps`` of ``batches``. After each it sleeps for ``pause_s``. Raises `UserError` if there are too few."""
     waited, began = 0.0, time.perf_counter()
     for _ in range(steps):
@@ -28,4 +28,4 @@ def take(batches: Iterator[Any], steps: int, pause_s: float = 0.0) -> Taken:
         waited += time.perf_counter() - asked
         if pause_s:
             time.sleep(pause_s)
-    return Taken(time.perf_counter() - began, waited)
+    return Consumed(time.perf_counter() - began, waited)

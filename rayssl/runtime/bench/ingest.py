@@ -15,7 +15,7 @@ from rayssl.batches.plan import unit_steps
 from rayssl.experiment.job import Job
 from rayssl.runtime import cluster, ingest
 from rayssl.runtime.bench import processes
-from rayssl.runtime.bench.consumer import Taken, take
+from rayssl.runtime.bench.consumer import Consumed, take
 from rayssl.runtime.bench.processes import Key, Seconds
 from rayssl.runtime.memory.rounds import get
 from rayssl.views.packed import Packed
@@ -62,7 +62,7 @@ class RaySupply:
         get([consumer.open.remote(of[_STREAM]) for consumer, of in zip(self._consumers, found, strict=True)])
         return time.perf_counter() - began
 
-    def take(self, steps: int, pause_s: float = 0.0) -> list[Taken]:
+    def take(self, steps: int, pause_s: float = 0.0) -> list[Consumed]:
         """What each rank needed for the next ``steps``, see `rayssl.runtime.bench.consumer.take`."""
         return get([consumer.take.remote(steps, pause_s) for consumer in self._consumers])  # type: ignore[no-any-return]
 
@@ -132,7 +132,7 @@ class _Consumer:
         self._batches = placed(self._counted(ingest.packed(iterator, self._rank)), self._device)
         self.take(1)
 
-    def take(self, steps: int, pause_s: float = 0.0) -> Taken:
+    def take(self, steps: int, pause_s: float = 0.0) -> Consumed:
         return take(self._batches, steps, pause_s)
 
     def shipped(self) -> tuple[int, int, int]:
