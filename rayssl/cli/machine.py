@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from rayssl.cli.parser import Verbs, add_whole_numbers, declare
+from rayssl.cli.parser import Verbs, add_whole_numbers, count, declare
 
 if TYPE_CHECKING:
     from rayssl.doctor.findings import Finding
@@ -23,9 +23,12 @@ def add(verbs: Verbs) -> None:
     checked.add_argument("--json", action="store_true", help="print the findings as JSON instead")
     text = "times parts of a job on this machine, before the job"
     bench = verbs.add_parser("bench", help=text, description=text)
+    bench.epilog = "examples: rayssl bench shuffle --json; rayssl bench ingest --corpus URI --against dataloader --json"
     measured = bench.add_subparsers(dest="measured", required=True, metavar="WHAT")
     _add_kmeans(measured)
     _add_memory(measured)
+    _add_shuffle(measured)
+    _add_ingest(measured)
 
 
 def _add_kmeans(measured: Verbs) -> None:
@@ -70,6 +73,69 @@ def _add_memory(measured: Verbs) -> None:
     parser.add_argument("--json", action="store_true", help="print a last line of JSON with all figures")
 
 
+def _add_shuffle(measured: Verbs) -> None:
+    example = "--shards 64 --shard-utterances 512 --batch 256 --epochs 20 --json"
+    parser = declare(measured, shuffle, "how well batches mix a corpus, against a full shuffle", example)
+    add_whole_numbers(
+        parser,
+        ("shards", 64, "shards of the corpus"),
+        ("shard-utterances", 512, "utterances of a shard"),
+        ("batch", 256, "utterances of a step, all ranks together"),
+        ("epochs", 20, "epochs"),
+        ("shuffle-shards", 16, "corpus.shuffle_shards"),
+        ("unit-rows", 1024, "corpus.unit_rows"),
+        ("group-rows", 32, "utterances of a row group of a shard; 0 for the whole shard"),
+        ("seed", 0, "of the shuffling"),
+    )
+    parser.add_argument("--json", action="store_true", help="print a last line of JSON with all figures")
+
+
+def _add_ingest(measured: Verbs) -> None:
+    example = "--corpus s3://bucket/corpus --segments 4,4,2,2,2,2 --readers 8 --against dataloader --json"
+    parser = declare(measured, ingest, "reading, decoding and cutting: utterances/s, cores a GPU needs", example)
+    parser.add_argument("--corpus", default="", metavar="URI", help="a prepared corpus (default: a synthetic one)")
+    add_whole_numbers(
+        parser,
+        ("utterances", 4096, "utterances of the synthetic corpus"),
+        ("batch", 256, "utterances of a step, all ranks together"),
+        ("ranks", 1, "ranks"),
+        ("steps", 0, "steps to measure; 0 for as many as --for takes"),
+        ("shuffle-shards", 16, "corpus.shuffle_shards"),
+        ("unit-rows", 1024, "corpus.unit_rows"),
+        ("seed", 0, "of the corpus and of the draws"),
+    )
+    for name, default, text in (
+        ("seconds", 3.0, "length of an utterance of the synthetic corpus"),
+        ("for", 10.0, "seconds to measure"),
+        ("step-ms", 40.0, "milliseconds of the step that a pause stands for"),
+        ("target", 0.0, "utterances per second of all ranks, for the cores needed; 0 for --batch in --step-ms"),
+    ):
+        dest = {"for": "duration"}.get(name, name.replace("-", "_"))
+        help = f"{text} (default {default:g})"
+        parser.add_argument(f"--{name}", type=float, default=default, dest=dest, metavar="X", help=help)
+    parser.add_argument("--format", choices=("flac", "pcm16"), default="flac", help="of that corpus (default flac)")
+    into = "folder or URI below which that corpus lies while it is read (default: a temporary folder)"
+    parser.add_argument("--into", default="", metavar="URI", help=into)
+    cut = "lengths of the segments in seconds, with commas (default 2,2)"
+    parser.add_argument("--segments", type=_lengths, default=(2.0, 2.0), metavar="S,S", help=cut)
+    readers = "data tasks at once (default auto: as many as a training would have)"
+    parser.add_argument("--readers", type=_readers, default=0, metavar="N", help=readers)
+    against = "measure this in turn, too: a PyTorch DataLoader with as many processes as readers"
+    parser.add_argument("--against", choices=("dataloader",), default="", help=against)
+    parser.add_argument("--json", action="store_true", help="print a last line of JSON with all figures")
+
+
+def _lengths(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be seconds with commas between them, got '{text}'") from None
+
+
+def _readers(text: str) -> int:
+    return 0 if text == "auto" else count(text)
+
+
 def doctor(arguments: argparse.Namespace) -> int:
     """Checks this machine, its packages, the Ray cluster and storage, and says what to fix. Any FAIL gives status 1."""
     from rayssl.doctor import findings, machine, packages, store
@@ -107,10 +173,34 @@ def memory(arguments: argparse.Namespace) -> int:
     from rayssl.runtime.cluster import connect
 
     connect(2)
-    from rayssl.runtime.bench import MemoryCase, measure
+    from rayssl.runtime.bench.memory import MemoryCase, measure
 
     given = {name: value for name, value in vars(arguments).items() if name in MemoryCase.__dataclass_fields__}
     figures = measure(MemoryCase(**given), lambda line: print(line, file=sys.stderr, flush=True))
+    print(table(figures))
+    if arguments.json:
+        print(json.dumps(figures))
+    return 0
+
+
+def shuffle(arguments: argparse.Namespace) -> int:
+    """Counts how many different utterances an utterance meets in its batches, as a training makes them."""
+    from rayssl.bench.shuffle import ShuffleCase, measure, table
+
+    given = {name: value for name, value in vars(arguments).items() if name in ShuffleCase.__dataclass_fields__}
+    figures = measure(ShuffleCase(**given))
+    print(table(figures))
+    if arguments.json:
+        print(json.dumps(figures))
+    return 0
+
+
+def ingest(arguments: argparse.Namespace) -> int:
+    """Reads, decodes and cuts a corpus as a training does, on the Ray cluster or a local one, without a network."""
+    from rayssl.bench.ingest import IngestCase, measure, table
+
+    given = {name: value for name, value in vars(arguments).items() if name in IngestCase.__dataclass_fields__}
+    figures = measure(IngestCase(**given), lambda line: print(line, file=sys.stderr, flush=True))
     print(table(figures))
     if arguments.json:
         print(json.dumps(figures))

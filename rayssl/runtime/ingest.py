@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _AHEAD = 2  # the number of blocks that a rank fetches in advance
 _LEAST_BYTES = 256 << 20  # read ahead for each rank at least, if the object store has room
 _STORE_SHARE = 0.4  # of the object store, the most that may be read ahead
+_READERS_SHARE = 0.5  # of the limit; Ray Data keeps the rest for the task that lists units, which needs nothing
 _PAUSE_S = 0.01
 
 
@@ -89,7 +90,7 @@ def ahead_bytes(job: Job, name: str, readers: int) -> float:
     stream, ranks = job.streams[name], job.experiment.ray.workers
     segments = max((job.segments_of(name, epoch) for epoch in range(job.experiment.training.epochs)), key=_seconds)
     rows = unit_steps(stream.batch, job.experiment.corpus.unit_rows) * stream.batch
-    wanted = (readers + 2) * rows * reading.utterance_bytes(job.manifest, segments)
+    wanted = (readers + _AHEAD + 2) * rows * reading.utterance_bytes(job.manifest, segments) / _READERS_SHARE
     share = _STORE_SHARE * ray.cluster_resources().get("object_store_memory", 0.0) / len(job.streams)
     return float(max(_LEAST_BYTES, min(max(wanted, _LEAST_BYTES * ranks), share)))
 

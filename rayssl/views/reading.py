@@ -71,7 +71,7 @@ def read(
     served = stream.ranks // unit.lanes
     if only is not None and only // served != unit.lane:
         return
-    rows = _rows(unit, stream)
+    rows = rows_of(unit, stream)
     held = _fetched(unit, stream, rows)
     columns, samples, audio = _columns(unit, stream, rows, held)
     purpose = stream.selection.purpose if stream.selection is not None else ()
@@ -112,7 +112,7 @@ def utterance_bytes(manifest: shards.Manifest, segments: Sequence[Segment]) -> f
 
 
 @dataclass(frozen=True)
-class _Rows:
+class UnitRows:
     """The utterances of a unit in the order of its batches: shard, row in it, and turn in the epoch; ``[n]`` each."""
 
     shard: np.ndarray
@@ -120,8 +120,8 @@ class _Rows:
     turn: np.ndarray
 
 
-def _rows(unit: ReadUnit, stream: ReadSettings) -> _Rows:
-    """Permutes the rows of each pool, and takes those of the unit's steps. In a pass that fills every turn is 0."""
+def rows_of(unit: ReadUnit, stream: ReadSettings) -> UnitRows:
+    """The utterances of the unit's steps: the rows of each pool are permuted. In a pass that fills every turn is 0."""
     selection = stream.selection
     if selection is not None and unit.fill:
         selection = selection.each_once()
@@ -145,10 +145,10 @@ def _rows(unit: ReadUnit, stream: ReadSettings) -> _Rows:
         parts.append(rows[:, order.permutation(rows.shape[1])].reshape(3, unit.pool_steps, -1))
     skip = unit.first_step - unit.begin
     together = np.concatenate(parts, axis=2)[:, skip : skip + unit.steps].reshape(3, -1)
-    return _Rows(*together)
+    return UnitRows(*together)
 
 
-def _fetched(unit: ReadUnit, stream: ReadSettings, rows: _Rows) -> dict[int, ShardRows]:
+def _fetched(unit: ReadUnit, stream: ReadSettings, rows: UnitRows) -> dict[int, ShardRows]:
     """The encoded rows of each shard that the unit needs, read in parallel."""
     needed = np.unique(rows.shard).tolist()
     read = partial(_shard_rows, stream, rows)
@@ -156,7 +156,7 @@ def _fetched(unit: ReadUnit, stream: ReadSettings, rows: _Rows) -> dict[int, Sha
         return dict(zip(needed, pool.map(read, needed), strict=True))
 
 
-def _shard_rows(stream: ReadSettings, rows: _Rows, number: int) -> ShardRows:
+def _shard_rows(stream: ReadSettings, rows: UnitRows, number: int) -> ShardRows:
     shard, selection, size = stream.manifest.shards[number], stream.selection, stream.manifest.group_rows
     if selection is None or selection.roles != "labelled":
         return row_groups.read_rows(stream.uri, shard, np.unique(rows.row[rows.shard == number]), size)
@@ -166,7 +166,7 @@ def _shard_rows(stream: ReadSettings, rows: _Rows, number: int) -> ShardRows:
 
 
 def _columns(
-    unit: ReadUnit, stream: ReadSettings, rows: _Rows, held: dict[int, ShardRows]
+    unit: ReadUnit, stream: ReadSettings, rows: UnitRows, held: dict[int, ShardRows]
 ) -> tuple[dict[str, np.ndarray], np.ndarray, list[memoryview]]:
     """The columns of all rows by name, their lengths in samples, and their encoded audio."""
     count = len(rows.row)
@@ -195,7 +195,7 @@ def _columns(
 
 
 def _decoded(
-    stream: ReadSettings, rows: _Rows, audio: Sequence[memoryview], samples: np.ndarray, at: np.ndarray, spans: Spans
+    stream: ReadSettings, rows: UnitRows, audio: Sequence[memoryview], samples: np.ndarray, at: np.ndarray, spans: Spans
 ) -> np.ndarray:
     """The shipped samples of the rows ``at``, one utterance after the other."""
     pcm = np.empty(int(spans.lengths.sum()), np.int16)

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.ray
 
 @pytest.mark.parametrize("shards", [1, 3])
 def test_figures(ray_cluster: Any, tmp_path: Path, shards: int) -> None:
-    from rayssl.runtime.bench import MemoryCase, measure
+    from rayssl.runtime.bench.memory import MemoryCase, measure
 
     said: list[str] = []
     job = MemoryCase(5_000, 16, batch=32, ranks=2, shards=shards, calls=4, half=True, iterations=2, into=str(tmp_path))
@@ -40,7 +40,7 @@ def test_figures(ray_cluster: Any, tmp_path: Path, shards: int) -> None:
     ],
 )
 def test_what_cannot_be_measured(wrong: dict[str, int], text: str) -> None:
-    from rayssl.runtime.bench import MemoryCase, measure
+    from rayssl.runtime.bench.memory import MemoryCase, measure
 
     with pytest.raises(UserError, match=text):
         measure(MemoryCase(**{"rows": 5_000, "dim": 16, "batch": 32, "ranks": 2, **wrong}))
