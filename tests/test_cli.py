@@ -49,7 +49,7 @@ MISTAKES = {
     "method.clusters=65": ("method.clusters=65", "64", "/corpus"),
     "training.batch=66": ("64 utterances", "training.batch is 66", "lower training.batch"),
     "corpus.uri=/nowhere/at/all": ("/nowhere/at/all", "manifest.json", "run rayssl prepare"),
-    "corpus.uri=nope://host/x": ("ftp://host/x", "s3://bucket/key"),
+    "corpus.uri=nope://host/x": ("nope://host/x", "s3://bucket/key"),
     "seed": ("'seed'", "key.path=value"),
     "run.x=1": ("run.x=1", "holds a value"),
 }
