@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from rayssl import storage
 from rayssl.batches.plan import Cursor
 from rayssl.bench import corpus
 from rayssl.bench.dataloader import LoaderSupply, UnitBatches
@@ -60,6 +61,17 @@ def test_the_corpus_is_whole_and_taken_away(tmp_path: Path, format: decode.Forma
         table = shards.read_shard(uri, manifest.shards[0])
         assert len(set(table["audio"].to_pylist())) == 32
     assert list(kept.iterdir()) == []
+
+
+@pytest.mark.s3
+def test_the_corpus_is_taken_away_from_a_bucket(s3_server: Any) -> None:
+    bucket = s3_server.bucket("benchcorpus")
+    with corpus.synthetic(f"{bucket}/below", utterances=40, seconds=0.1, format="pcm16", seed=1) as (uri, manifest):
+        assert uri.startswith(f"{bucket}/below/rayssl-bench-")
+        supply = LoaderSupply(job_for(CASE, uri, manifest), 1)
+        assert supply.started == "spawn", "an object store's threads do not survive a fork"
+        assert len(storage.list_files(uri)) == 3
+    assert storage.list_files(bucket) == []
 
 
 def test_the_job_has_the_segments_that_were_asked_for(job: Job) -> None:

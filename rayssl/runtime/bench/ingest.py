@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -40,9 +39,7 @@ class RaySupply:
         self.device = "cuda" if gpus else "cpu"
         kind = ray.remote(_Consumer).options(num_cpus=job.experiment.ray.cpus_per_worker, num_gpus=gpus)
         self._consumers = [kind.remote(rank, self.device) for rank in range(ranks)]
-        found = get([consumer.place.remote() for consumer in self._consumers])
-        self._pids = {pid for _, pid in found}
-        self._nodes = [node for node, _ in found]
+        self._nodes = get([consumer.node.remote() for consumer in self._consumers])
         self._meters = [] if not cluster.joins() else _meters()
 
     @property
@@ -75,7 +72,7 @@ class RaySupply:
 
     def kind(self, key: Key, title: str) -> str:
         """``tasks`` (those that read), ``splitter``, ``consumer``, or ``rest``: the driver and Ray itself."""
-        if title.startswith("ray::_Consumer") or key[1] in self._pids:
+        if title.startswith("ray::_Consumer"):
             return "consumer"
         if title.startswith("ray::SplitCoordinator"):
             return "splitter"
@@ -122,9 +119,8 @@ class _Consumer:
         self._rows = self._sample_bytes = self._bytes = 0
         self._batches: Iterator[dict[str, Any]] = iter(())
 
-    def place(self) -> tuple[str, int]:
-        """Its node and its process."""
-        return ray.get_runtime_context().get_node_id(), os.getpid()
+    def node(self) -> str:
+        return ray.get_runtime_context().get_node_id()  # type: ignore[no-any-return]
 
     def open(self, iterator: Any) -> None:
         from rayssl.training.feed import placed
