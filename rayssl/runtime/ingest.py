@@ -112,6 +112,10 @@ def dataset(
     """
     import ray.data
     from ray.data import DataContext
+    from ray.data._internal.execution.backpressure_policy import (
+        ENABLED_BACKPRESSURE_POLICIES,
+        ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
+    )
 
     context = DataContext.get_current()
     context.target_max_block_size = 1  # each row becomes its own block, see above
@@ -120,6 +124,8 @@ def dataset(
     # every 30 s they would print many lines that advise to reserve memory for the task that lists the units
     context.issue_detectors_config.detectors = []
     context.custom_execution_callback_classes = [_SchedulerThrottle]
+    policies = [*ENABLED_BACKPRESSURE_POLICIES, _units_ahead(2 * readers + 2)]
+    context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, policies)
     # If all units were listed first, each would cost a block before anything is read: 100 epochs of VoxCeleb2 have
     # 100,000 units, and 10,000 took over a minute. This task lists units only as fast as the readers take them.
     whole = ray.data.from_items([{"whole": True}])
@@ -203,6 +209,32 @@ class _SchedulerThrottle:
 
     def after_execution_fails(self, executor: object, error: Exception) -> None:
         """Does nothing."""
+
+
+def _units_ahead(most: int) -> type:
+    """A policy of Ray Data: the task that lists units waits while ``most`` of them wait for a reader.
+
+    Units are small, so Ray Data's own policies, which count bytes, would let it list all epochs at once. That takes
+    the splitter 5 ms a unit, when the first batches are waited for.
+    """
+
+    class UnitsAhead:
+        name = "UnitsAhead"
+
+        def __init__(self, _context: object, topology: Any, _manager: object) -> None:
+            self._topology = topology
+
+        def can_add_input(self, _operator: object) -> bool:
+            return True
+
+        def max_task_output_bytes_to_read(self, operator: Any) -> int | None:
+            """0 to wait; None for no limit."""
+            if _Planner.__name__ not in operator.name or not operator.output_dependencies:
+                return None
+            reader = self._topology[operator.output_dependencies[0]]
+            return 0 if reader.total_enqueued_input_blocks() >= most else None
+
+    return UnitsAhead
 
 
 class _Planner:
