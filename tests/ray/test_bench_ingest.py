@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from rayssl.bench import corpus
 from rayssl.cli import main
+from rayssl.runtime.bench import processes
 
 pytestmark = pytest.mark.ray
 
@@ -19,6 +21,12 @@ SMALL = "--batch 8 --segments 0.2,0.1 --unit-rows 16 --steps 6 --step-ms 1 --jso
 @pytest.fixture(autouse=True)
 def the_cluster_stays(ray_cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYSSL_KEEP_RAY", "1")
+
+
+def running() -> list[str]:
+    """The processes of the session's cluster that read or divide batches."""
+    titles = (title for title, _ in processes.seconds(processes.own()).values())
+    return [title for title in titles if any(name in title for name in ("SplitCoordinator", "_Planner", "_Reader"))]
 
 
 def test_against_a_dataloader(
@@ -41,6 +49,10 @@ def test_against_a_dataloader(
     assert 0 <= figures["waiting"] <= 1
     assert printed.err.count("DataLoader: waiting for the first batch") == 1
     assert list(tmp_path.iterdir()) == [], "the corpus is taken away"
+    until = time.monotonic() + 20
+    while running() and time.monotonic() < until:
+        time.sleep(0.2)
+    assert running() == [], "nothing goes on reading"
 
 
 def test_several_ranks_on_a_corpus_that_stays(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

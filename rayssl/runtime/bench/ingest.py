@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from rayssl.runtime.memory.rounds import get
 from rayssl.views.packed import Packed
 
 _STREAM = "train"
+_CLOSE_S = 10.0
 
 
 class RaySupply:
@@ -41,6 +43,7 @@ class RaySupply:
         self._consumers = [kind.remote(rank, self.device) for rank in range(ranks)]
         self._nodes = get([consumer.node.remote() for consumer in self._consumers])
         self._meters = [] if not cluster.joins() else _meters()
+        self._splitters: list[Any] = []
 
     @property
     def burst(self) -> int:
@@ -56,6 +59,7 @@ class RaySupply:
         datasets, config = ingest.for_train(job, experiment.training.epochs)
         made = {name: dataset() for name, dataset in datasets.items()}
         found = config.configure(made, self._ranks, None, self._nodes)
+        self._splitters = [found[0][_STREAM]._coord_actor]
         get([consumer.open.remote(of[_STREAM]) for consumer, of in zip(self._consumers, found, strict=True)])
         return time.perf_counter() - began
 
@@ -87,10 +91,12 @@ class RaySupply:
         return samples / rows, everything / rows
 
     def close(self) -> None:
-        """Ends the reading."""
-        for actor in (*self._consumers, *self._meters):
+        """Ends the reading. Without this, Ray Data would go on to list units on a cluster that stays."""
+        with suppress(Exception):
+            ray.get([splitter.shutdown_executor.remote() for splitter in self._splitters], timeout=_CLOSE_S)
+        for actor in (*self._splitters, *self._consumers, *self._meters):
             ray.kill(actor)
-        self._consumers, self._meters = [], []
+        self._splitters, self._consumers, self._meters = [], [], []
 
 
 def _meters() -> list[Any]:
