@@ -107,8 +107,10 @@ def dataset(
     """The batches of the job's stream ``name`` from ``start`` to the end of epoch ``epoch_count``.
 
     It is a lazy dataset, to be split over the ranks. The executor must preserve the order (Ray Train takes this from
-    its DataConfig). At most ``readers`` tasks read at once. RAM is bounded: a task holds the encoded audio of one unit
-    and one block, finished blocks wait in the object store, and Ray Data starts no task when their share of it is full.
+    its DataConfig). ``readers`` tasks read at once, and one more begins: Ray Data looks only ten times a second for
+    tasks that have ended, and after each unit a core would wait that long. RAM is bounded: a task holds the encoded
+    audio of one unit and one block, finished blocks wait in the object store, and Ray Data starts no task when their
+    share of it is full.
     """
     import ray.data
     from ray.data import DataContext
@@ -130,7 +132,7 @@ def dataset(
     # 100,000 units, and 10,000 took over a minute. This task lists units only as fast as the readers take them.
     whole = ray.data.from_items([{"whole": True}])
     units = whole.map_batches(_Planner(job, name, start, epoch_count), batch_size=1, num_cpus=0.01)
-    how: dict[str, Any] = {"batch_size": 1, "num_cpus": 0.5, "compute": ray.data.TaskPoolStrategy(size=readers)}
+    how: dict[str, Any] = {"batch_size": 1, "num_cpus": 0.5, "compute": ray.data.TaskPoolStrategy(size=readers + 1)}
     if placement is not None and placement.nodes:
         how["ray_remote_args_fn"] = placement
     with warnings.catch_warnings():
