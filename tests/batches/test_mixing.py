@@ -29,7 +29,7 @@ def epoch_of(corpus: Manifest, epoch: int, **knobs: Any) -> np.ndarray:
     settings, found = ReadSettings("", corpus, 3, BATCH, 1), []
     more = {"unit_rows": 256, "shuffle_shards": 16, **knobs}
     for unit in plan(corpus, seed=3, batch=BATCH, epochs=epoch + 1, start=Cursor(epoch), **more):
-        rows = reading._rows(unit, settings)
+        rows = reading.rows_of(unit, settings)
         found.append((rows.shard * ROWS + rows.row).reshape(-1, BATCH))
     return np.concatenate(found)
 
