@@ -140,7 +140,8 @@ def test_a_live_run_is_seen(ask: Callable[[str], list[Any]], run: str, place: Pa
     rate = value(wait_for(ask, f"run:rayssl_utterances_per_second:sum{of}", place))
     lines = [json.loads(line) for line in (place / "run/metrics.jsonl").read_text().splitlines()]
     rates = [line["utterances_per_s"] for line in lines if line["kind"] == "step"]
-    assert min(rates) <= rate <= max(rates)
+    # each rank times its own windows, so their sum is close to what rank 0 wrote
+    assert 0.9 * min(rates) <= rate <= 1.1 * max(rates)
     ranks = ask(f"ray_rayssl_utterances_per_second{of}")
     assert {series["metric"]["rank"] for series in ranks} == {"0", "1"}
 
