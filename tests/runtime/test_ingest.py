@@ -76,7 +76,8 @@ def test_readers_are_the_cores_that_training_leaves(
 
 
 def test_what_is_read_ahead_is_bounded(cluster: SimpleNamespace, corpus: tuple[Path, Manifest]) -> None:
-    """A unit for each reader and four more, doubled for Ray Data's reserve; at least 256 MiB a rank; never more than a share of the object store."""
+    """A unit for each reader and four more, twice, as Ray Data keeps half in reserve; at least 256 MiB a rank; never
+    more than a share of the object store."""
     small = job(corpus, "ray.workers=2")
     assert ingest.ahead_bytes(small, "train", 10) == 2 * 256 * MIB
     rows = plan.unit_steps(512, 1024) * 512
