@@ -36,7 +36,7 @@ class UnitBatches(IterableDataset[dict[str, Any]]):
         worker = get_worker_info()
         first, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         job, settings = self._job, self._job.read_settings("train", 1)
-        units = job.units("train", Cursor(), job.experiment.training.epochs, 1)
+        units = job.units("train", Cursor(), job.experiment.training.epochs, 1)()
         for unit in islice(units, first, None, workers):
             segments = job.segments_of("train", unit.epoch)
             for packed in reading.read(unit, settings, segments):

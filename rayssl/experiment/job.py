@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from rayssl.batches.plan import Cursor, ReadUnit
@@ -57,16 +58,8 @@ class Job:
         return {"train": self.own} | ({} if self.labelled is None else {"labelled": self.labelled})
 
     def segments_of(self, name: str, epoch: int, *, fill: bool = False) -> tuple[Segment, ...]:
-        """The segments that are cut from the utterances of the stream ``name`` in a unit of ``epoch``.
-
-        If the stream cycles, ``epoch`` counts its own passes. ``fill``: those of the pass that fills the memory before
-        the epoch.
-        """
-        if name == "labelled":
-            return self.segments.labelled
-        if fill:
-            return self.segments.fill[epoch]
-        return self.segments.own[0 if self.own.cycles else epoch]
+        """See `rayssl.views.recipes.SegmentPlan.of_unit`."""
+        return self.segments.of_unit(name, epoch, fill=fill, cycles=self.own.cycles)
 
     def fills(self, name: str) -> Collection[int]:
         """The epochs before which a pass of the stream ``name`` fills the memory."""
@@ -79,10 +72,14 @@ class Job:
             experiment.corpus.uri, self.manifest, experiment.seed, stream.batch, ranks, stream.selection
         )
 
-    def units(self, name: str, start: Cursor, until: int, ranks: int) -> Iterator[ReadUnit]:
-        """The units of the stream ``name`` from ``start`` to the end of epoch ``until``."""
+    def units(self, name: str, start: Cursor, until: int, ranks: int) -> Callable[[], Iterator[ReadUnit]]:
+        """A function that lists the units of the stream ``name`` from ``start`` to the end of epoch ``until``.
+
+        It can be sent to a task that has no torch.
+        """
         config = self.experiment.corpus
-        return self.streams[name].units(
+        return partial(
+            self.streams[name].units,
             self.manifest,
             seed=self.experiment.seed,
             start=start,

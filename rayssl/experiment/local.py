@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from queue import Empty, Full, Queue
 from types import FrameType
 from typing import Any
 
@@ -28,8 +27,9 @@ from rayssl.memory.utterances.memory import UtteranceMemory
 from rayssl.memory.utterances.settings import MemorySettings
 from rayssl.methods.base import Method
 from rayssl.training import checkpoint
+from rayssl.training.ahead import ReadAhead
 from rayssl.training.context import ClassClient, InProcessClasses, InProcessMemory, MemoryClient
-from rayssl.training.feed import placed
+from rayssl.training.feed import cut, placed
 from rayssl.training.metrics import RunLog
 from rayssl.training.stopping import Stopping
 from rayssl.training.trackers.base import Identity, Several, Tracker
@@ -123,7 +123,8 @@ def train(job: Job, until: int | None = None, *, device: str | None = None, say:
     if device is None:
         device = "cuda" if experiment.ray.gpu is not False and torch.cuda.is_available() else "cpu"
     loop = build_loop(job, LocalContext(job, device, say))
-    with _Signals(say) as signals, _ReadAhead(batches(job, start, until, device=torch.device(device))) as rows:
+    made = batches(job, start, until, device=torch.device(device))
+    with _Signals(say) as signals, ReadAhead(made, _AHEAD, "rayssl-read") as rows:
         if signals.listening:
             loop.state.stopping = Stopping(signals.heard)
         log = loop.state.log
@@ -154,63 +155,19 @@ def batches(
 
     With a GPU as ``device``, they are placed there, see `rayssl.training.feed`.
     """
-    where = torch.device("cpu") if device is None else device
-    streams = [placed(_stream(job, name, start, until, rank, world), where) for name in job.streams]
+    packed = [_stream(job, name, start, until, rank, world) for name in job.streams]
+    if device is not None and device.type == "cuda":
+        streams = [placed(rows, device) for rows in packed]
+    else:
+        streams = [cut(rows) for rows in packed]
     return joined(streams[0], streams[1] if len(streams) > 1 else None)
 
 
 def _stream(job: Job, name: str, start: Cursor, until: int | None, rank: int, world: int) -> Iterator[Packed]:
     settings = job.read_settings(name, world)
-    for unit in job.units(name, start, job.experiment.training.epochs if until is None else until, world):
+    until = job.experiment.training.epochs if until is None else until
+    for unit in job.units(name, start, until, world)():
         yield from reading.read(unit, settings, job.segments_of(name, unit.epoch, fill=unit.fill), only=rank)
-
-
-class _ReadAhead:
-    """A context in which another thread makes the ``rows``, a few in advance."""
-
-    def __init__(self, rows: Iterator[dict[str, Any]]) -> None:
-        self._rows = rows
-        self._made: Queue[Any] = Queue(_AHEAD)
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._make, name="rayssl-read", daemon=True)
-
-    def __enter__(self) -> Iterator[dict[str, Any]]:
-        self._thread.start()
-        return self._take()
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _make(self) -> None:
-        try:
-            for row in self._rows:
-                if not self._put(row):
-                    return
-            self._put(None)
-        except BaseException as error:
-            self._put(error)
-
-    def _put(self, made: Any) -> bool:
-        while not self._over.is_set():
-            try:
-                self._made.put(made, timeout=0.1)
-            except Full:
-                continue
-            return True
-        return False
-
-    def _take(self) -> Iterator[dict[str, Any]]:
-        while True:
-            try:
-                made = self._made.get(timeout=1.0)
-            except Empty:
-                continue
-            if made is None:
-                return
-            if isinstance(made, BaseException):
-                raise made
-            yield made
 
 
 class _Signals:

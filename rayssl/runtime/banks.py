@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
-import ray
 from numpy.typing import NDArray
 
 from rayssl import errors
@@ -22,6 +21,8 @@ BankRefs: TypeAlias = Mapping[RecordedBank, Any]
 
 def start(wanted: list[RecordedBank]) -> BankRefs:
     """Starts to read the banks, and does not wait."""
+    import ray  # here, since `cluster.connect` must come before
+
     # Few CPUs, since the ranks wait for it. Not 0: a cluster's head that offers no CPUs is to be left alone. A trial of
     # Ray Tune is in a placement group that is as large as itself: "DEFAULT" leaves the group.
     read = ray.remote(num_cpus=0.01, max_retries=3, scheduling_strategy="DEFAULT")(_read)
@@ -33,6 +34,8 @@ def take(refs: BankRefs, bank: RecordedBank) -> NDArray[np.float32]:
 
     A `UserError` of the reading task is raised here.
     """
+    import ray
+
     made = ray.get(refs[bank])
     if isinstance(made, tuple):
         name, message = made

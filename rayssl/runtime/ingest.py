@@ -2,7 +2,7 @@
 
 A row of the dataset holds a few batches of one rank (`rayssl.views.packed`), in its own block. The order is preserved,
 and the splitter gives the ranks one block each in turn. So `rayssl.batches.plan` alone decides what a rank sees. Each
-row names its rank and steps: if the splitter did something else, `batches` would raise at once. All remaining epochs
+row names its rank and steps: if the splitter did something else, `packed` would raise at once. All remaining epochs
 are one dataset. There is no barrier at an epoch's end, and the next epoch is read while this one trains.
 """
 
@@ -42,20 +42,16 @@ class Placement:
     """Puts data tasks on the nodes of the ranks that they serve, in turn. ``nodes``: that of each rank.
 
     Ray Data calls it before each task, in the order of units. A wrong turn after a task's failure costs a copy between
-    nodes and nothing else. With one node for all ranks, Ray decides where tasks run.
+    nodes and nothing else.
     """
 
-    def __init__(self, nodes: Sequence[str] = (), lanes: int = 1) -> None:
-        self.nodes: list[str] = []
+    def __init__(self, nodes: Sequence[str], lanes: int) -> None:
+        served = [nodes[lane * len(nodes) // lanes] for lane in range(lanes)]
+        self.nodes = served if lanes > 1 else list(dict.fromkeys(nodes))  # with one lane a task serves all ranks
         self._calls = 0
-        if len(set(nodes)) > 1:
-            served = [nodes[lane * len(nodes) // lanes] for lane in range(lanes)]
-            self.nodes = served if lanes > 1 else list(dict.fromkeys(nodes))  # with one lane a task serves all ranks
 
     def __call__(self) -> dict[str, Any]:
         """Ray's arguments for the next task."""
-        if not self.nodes:
-            return {}
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         node = self.nodes[self._calls % len(self.nodes)]
@@ -133,7 +129,7 @@ def dataset(
     whole = ray.data.from_items([{"whole": True}])
     units = whole.map_batches(_Planner(job, name, start, epoch_count), batch_size=1, num_cpus=0.01)
     how: dict[str, Any] = {"batch_size": 1, "num_cpus": 0.5, "compute": ray.data.TaskPoolStrategy(size=readers + 1)}
-    if placement is not None and placement.nodes:
+    if placement is not None:
         how["ray_remote_args_fn"] = placement
     with warnings.catch_warnings():
         # Ray 2.64 will remove this argument; until then nothing else places a task of Ray Data that preserves the order
@@ -160,8 +156,7 @@ def for_train(job: Job, until: int) -> tuple[dict[str, Callable[[], ray.data.Dat
         options[name].resource_limits = limits
 
     def made(name: str, nodes: Sequence[str] = ()) -> ray.data.Dataset:
-        lanes = math.gcd(parts_of(job.streams[name].batch), ranks)
-        placement = Placement(nodes, lanes)
+        placement = Placement(nodes, math.gcd(parts_of(job.streams[name].batch), ranks)) if nodes else None
         return dataset(job, name, start=position(job), epoch_count=until, readers=readers, placement=placement)
 
     class Placed(DataConfig):  # type: ignore[misc]
@@ -243,19 +238,10 @@ class _Planner:
     """The task that lists the units: in order, one in each block, and only when the readers take them."""
 
     def __init__(self, job: Job, name: str, start: Cursor, epoch_count: int) -> None:
-        experiment = job.experiment
-        self.manifest, self.stream = job.manifest, job.streams[name]
-        self.how: dict[str, Any] = {
-            "seed": experiment.seed,
-            "unit_rows": experiment.corpus.unit_rows,
-            "shuffle_shards": experiment.corpus.shuffle_shards,
-            "ranks": experiment.ray.workers,
-            "fills": job.fills(name),
-        }
-        self.how |= {"start": start, "epoch_count": epoch_count}
+        self.units = job.units(name, start, epoch_count, job.experiment.ray.workers)
 
     def __call__(self, _: Any) -> Iterator[dict[str, Any]]:
-        for unit in self.stream.units(self.manifest, **self.how):
+        for unit in self.units():
             yield {"unit": [_written(unit)]}
 
 
@@ -267,15 +253,12 @@ class _Reader:
 
     def __init__(self, job: Job, name: str) -> None:
         self.settings = job.read_settings(name, job.experiment.ray.workers)
-        self.cycles = job.streams[name].cycles
-        plan = job.segments
-        self.segments = (plan.labelled,) if name == "labelled" else plan.own
-        self.fill_segments = () if name == "labelled" else plan.fill
+        self.segments_of = partial(job.segments.of_unit, name, cycles=job.own.cycles)
 
     def __call__(self, items: dict[str, Any]) -> Iterator[pa.Table]:
         for text in items["unit"]:
             unit = _unit(str(text))
-            segments = (self.fill_segments if unit.fill else self.segments)[0 if self.cycles else unit.epoch]
+            segments = self.segments_of(unit.epoch, fill=unit.fill)
             done = 0
             try:
                 for made in reading.read(unit, self.settings, segments):

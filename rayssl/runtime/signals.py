@@ -10,9 +10,6 @@ from concurrent import futures
 from types import FrameType
 from typing import Any
 
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
 from rayssl.errors import Stopped
 
 _POLL_S = 0.2
@@ -44,6 +41,9 @@ class GracefulShutdown:
 
     def __enter__(self) -> GracefulShutdown:
         if threading.current_thread() is threading.main_thread():
+            import ray  # here, since `cluster.connect` must come before
+            from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
             self.bell = ray.remote(num_cpus=0, scheduling_strategy=here)(_StopSignal).remote()
             self._before = {which: signal.signal(which, self._on) for which in (signal.SIGTERM, signal.SIGINT)}
@@ -52,8 +52,11 @@ class GracefulShutdown:
     def __exit__(self, *_: object) -> None:
         for which, handler in self._before.items():
             signal.signal(which, handler)
-        if self.bell is not None and ray.is_initialized():
-            ray.kill(self.bell)
+        if self.bell is not None:
+            import ray
+
+            if ray.is_initialized():
+                ray.kill(self.bell)
 
     def _on(self, number: int, _frame: FrameType | None) -> None:
         if self.received is not None:

@@ -1,4 +1,4 @@
-"""Brings a rank's packed batches to its device, one batch ahead of the step.
+"""Brings a rank's packed batches to its device, one batch ahead of the step, in a thread of its own.
 
 On a GPU the shipped samples are copied from pinned memory on a side stream, and the segments are cut there. On the CPU
 they are cut by NumPy. Both give the same samples.
@@ -6,15 +6,14 @@ they are cut by NumPy. Both give the same samples.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from queue import Empty, Full, Queue
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rayssl.training.ahead import ReadAhead
 from rayssl.views.packed import Packed
 
 _AHEAD = 1  # batches on the device besides the one that is trained on
@@ -24,78 +23,39 @@ def placed(rows: Iterator[Packed], device: torch.device) -> Iterator[dict[str, A
     """The batches of ``rows`` in order, see `rayssl.views.reading.read`.
 
     On a GPU each has the entry ``placed`` too: its segments (int16 ``[B, samples]``) and columns as tensors there, by
-    name; they may be used on the current stream at once. The segments are not in NumPy then. Another thread prepares
-    one batch in advance; what it raises is raised here.
+    name; they may be used on the current stream at once. The segments are not in NumPy then. What the thread raises is
+    raised here.
     """
     if device.type != "cuda":
-        for row in rows:
-            yield from row.batches()
+        with ReadAhead(cut(rows), _AHEAD, "rayssl-feed") as batches:
+            yield from batches
         return
-    feeder = _Feeder(rows, device)
-    try:
-        yield from feeder.batches()
-    finally:
-        feeder.stop()
-
-
-class _Feeder:
-    """A thread that copies batches to ``device`` on a stream of its own."""
-
-    def __init__(self, rows: Iterator[Packed], device: torch.device) -> None:
-        self._rows, self._device = rows, device
-        self._stream = torch.cuda.Stream(device)
-        self._made: Queue[Any] = Queue(_AHEAD)
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="rayssl-feed", daemon=True)
-        self._thread.start()
-
-    def batches(self) -> Iterator[dict[str, Any]]:
-        while True:
-            try:
-                made = self._made.get(timeout=1.0)
-            except Empty:
-                continue
-            if made is None:
-                return
-            if isinstance(made, BaseException):
-                raise made
-            raw, ready = made
-            current = torch.cuda.current_stream(self._device)
+    with ReadAhead(_copied(rows, device), _AHEAD, "rayssl-feed") as made:
+        for raw, ready in made:
+            current = torch.cuda.current_stream(device)
             current.wait_event(ready)
             for tensor in raw["placed"].values():
                 tensor.record_stream(current)  # so that its memory is not reused before the step is done
             yield raw
 
-    def stop(self) -> None:
-        self._over.set()
-        self._thread.join()
 
-    def _run(self) -> None:
-        try:
-            torch.cuda.set_device(self._device)
-            for row in self._rows:
-                for batch in row.split():
-                    if not self._put(self._copied(batch)):
-                        return
-            self._put(None)
-        except BaseException as error:
-            self._put(error)
+def cut(rows: Iterator[Packed]) -> Iterator[dict[str, Any]]:
+    """The batches of ``rows`` with their segments cut by NumPy, without a thread."""
+    for row in rows:
+        yield from row.batches()
 
-    def _copied(self, batch: Packed) -> tuple[dict[str, Any], torch.cuda.Event]:
-        with torch.cuda.stream(self._stream):
-            raw = batch.facts() | {"placed": on_device(batch, self._device)}
-            ready = torch.cuda.Event()
-            ready.record(self._stream)
-        return raw, ready
 
-    def _put(self, made: Any) -> bool:
-        while not self._over.is_set():
-            try:
-                self._made.put(made, timeout=0.1)
-            except Full:
-                continue
-            return True
-        return False
+def _copied(rows: Iterator[Packed], device: torch.device) -> Iterator[tuple[dict[str, Any], torch.cuda.Event]]:
+    """Each batch, copied on a stream of its own, and the event after which it is there."""
+    torch.cuda.set_device(device)
+    stream = torch.cuda.Stream(device)
+    for row in rows:
+        for batch in row.split():
+            with torch.cuda.stream(stream):
+                raw = batch.facts() | {"placed": on_device(batch, device)}
+                ready = torch.cuda.Event()
+                ready.record(stream)
+            yield raw, ready
 
 
 def on_device(batch: Packed, device: torch.device) -> dict[str, Tensor]:

@@ -100,9 +100,9 @@ def read(
 def block_steps(unit: ReadUnit, stream: ReadSettings, segments: Sequence[Segment]) -> int:
     """The number of steps that a rank is sent at once; all of the unit's if several tasks serve the ranks of a step."""
     if unit.lanes > 1:
-        return max(1, unit.steps)
+        return unit.steps
     size = stream.batch // stream.ranks * utterance_bytes(stream.manifest, segments)
-    return min(max(1, unit.steps), max(1, int(_BLOCK_BYTES // max(1.0, size))))
+    return min(unit.steps, max(1, int(_BLOCK_BYTES // size)))
 
 
 def utterance_bytes(manifest: shards.Manifest, segments: Sequence[Segment]) -> float:

@@ -220,6 +220,16 @@ class SegmentPlan:
     fill: tuple[tuple[Segment, ...], ...]
     labelled: tuple[Segment, ...] = ()
 
+    def of_unit(self, stream: str, epoch: int, *, fill: bool = False, cycles: bool = False) -> tuple[Segment, ...]:
+        """The segments that are cut from the utterances of a unit of ``epoch`` of the stream ``stream``.
+
+        If the stream ``cycles``, ``epoch`` counts its own passes. ``fill``: those of the pass that fills the memory
+        before the epoch.
+        """
+        if stream == "labelled":
+            return self.labelled
+        return self.fill[epoch] if fill else self.own[0 if cycles else epoch]
+
     @property
     def fills(self) -> frozenset[int]:
         """The epochs before which a pass fills the memory."""

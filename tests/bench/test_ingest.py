@@ -38,7 +38,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 def planned(job: Job) -> Iterator[list[dict[str, Any]]]:
     """The batches of each unit."""
-    for unit in job.units("train", Cursor(), 1, 1):
+    for unit in job.units("train", Cursor(), 1, 1)():
         found = reading.read(unit, job.read_settings("train", 1), job.segments_of("train", 0))
         yield [batch for packed in found for batch in packed.batches()]
 

@@ -169,6 +169,16 @@ def test_circles_are_seen() -> None:
     assert circles(import_graph(sources)) == [["a.b", "a.c", "a.d", "a.d.e"]]
 
 
+def test_what_a_driver_imports_before_it_connects_does_not_import_ray() -> None:
+    """`ray` reads how to authenticate when it is imported. The other modules hold actors, and are imported later."""
+    actors = ("memory", "bench", "tune")
+    paths = [path for path in SOURCES if "runtime" in path.parts and not {path.stem, *path.parts} & set(actors)]
+    names = [module(path) for path in paths]
+    assert {"rayssl.runtime.banks", "rayssl.runtime.ingest", "rayssl.runtime.signals"} <= set(names)
+    code = f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\nsys.exit('ray' in sys.modules)"
+    assert run(code).returncode == 0
+
+
 def test_ingest_imports_neither_torch_nor_ray() -> None:
     """Its tasks read without a network. And `ray` reads how to authenticate when it is imported: `connect` says it."""
     done = run("import sys, rayssl.runtime.ingest\nprint(sorted({'torch', 'ray', 'ray.data'} & set(sys.modules)))")

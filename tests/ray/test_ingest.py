@@ -45,7 +45,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, shards.Manife
 def expected(made: Job, start: Cursor) -> list[list[dict[str, Any]]]:
     """The batches of each rank, read in this process as the plan of one rank says, and divided here."""
     ranks, found = made.experiment.ray.workers, list[dict[str, Any]]()
-    for unit in made.units("train", start, EPOCHS, 1):
+    for unit in made.units("train", start, EPOCHS, 1)():
         segments = made.segments_of("train", unit.epoch, fill=unit.fill)
         for packed in reading.read(unit, made.read_settings("train", 1), segments):
             found += packed.batches()
@@ -187,7 +187,7 @@ def test_several_blocks_in_a_unit(
 
     tasks_do(monkeypatch, one_at_once)
     made = job(*corpus, 2, "corpus.unit_rows=80")
-    assert {unit.steps for unit in made.units("train", Cursor(), 1, 2)} == {5}
+    assert {unit.steps for unit in made.units("train", Cursor(), 1, 2)()} == {5}
     assert_each_gets_its_own(consume(made, Cursor(), 1, readers=2), expected(made, Cursor()))
 
 
@@ -200,7 +200,7 @@ def test_several_tasks_serve_the_ranks_of_a_step(ray_cluster: Any, tmp_path: Pat
     cut = (Segment(name="anchor", seconds=0.02),)
     made = job(uri, manifest, ranks, f"training.batch={batch}", "corpus.unit_rows=516")
     made = replace(made, own=Stream(batch, 3, 3), segments=SegmentPlan((cut,) * EPOCHS, ((),) * EPOCHS))
-    units = list(made.units("train", Cursor(1, 1), EPOCHS, ranks))
+    units = list(made.units("train", Cursor(1, 1), EPOCHS, ranks)())
     assert {unit.lanes for unit in units} == {lanes} and units[0].first_step == units[0].begin + 1
     taken = consume(made, Cursor(1, 1), 1, readers=3)
     assert [len(part) for part in taken] == [5] * ranks

@@ -124,8 +124,6 @@ def strategies(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("nodes", "lanes", "expected"),
     [
-        ("", 1, ""),
-        ("aaaa", 2, ""),  # one node: Ray decides
         ("aabb", 1, "abab"),  # a task serves all ranks
         ("aabb", 2, "abab"),
         ("aabb", 4, "aabbaabb"),
@@ -138,12 +136,9 @@ def test_tasks_run_on_the_nodes_of_the_ranks_that_they_serve(
     strategies: None, nodes: str, lanes: int, expected: str
 ) -> None:
     placement = ingest.Placement(list(nodes), lanes)
-    found = [placement() for _ in range(len(expected) or 3)]
-    if not expected:
-        assert found == [{}] * 3
-    else:
-        assert "".join(each["scheduling_strategy"].node for each in found) == expected
-        assert all(each["scheduling_strategy"].soft for each in found)  # a node may be lost
+    found = [placement() for _ in expected]
+    assert "".join(each["scheduling_strategy"].node for each in found) == expected
+    assert all(each["scheduling_strategy"].soft for each in found)  # a node may be lost
 
 
 def tables(made: Job, name: str = "train") -> Iterator[tuple[Any, list[pa.Table]]]:
@@ -163,7 +158,7 @@ def test_a_task_yields_the_units_blocks_for_each_rank_of_its_lane_in_turn(
     monkeypatch.setattr(plan, "_PART_ROWS", part_rows)
     made = job(corpus, f"ray.workers={workers}", "corpus.unit_rows=16")
     settings, ranks = made.read_settings("train", workers), list[int]()
-    units = list(made.units("train", Cursor(), 2, workers))
+    units = list(made.units("train", Cursor(), 2, workers)())
     found = list(tables(made))
     assert [unit for unit, _ in found] == units
     for unit, blocks in found:
