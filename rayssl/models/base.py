@@ -25,8 +25,9 @@ from torch import nn
 
 from rayssl.registry import ComponentConfig, Configurable
 
-# The shape of features: bands over time [B, F, T], samples [B, 1, T], or channels of bands over time [B, C, F, T]
-Layout: TypeAlias = Literal["bands", "samples", "planes"]
+# The shape of features: bands over time [B, F, T], samples [B, 1, T], channels of bands over time [B, C, F, T], or
+# pictures of N consecutive epochs of sleep [B, N, F, T]
+Layout: TypeAlias = Literal["bands", "samples", "planes", "epochs"]
 
 
 class FrontendConfig(ComponentConfig):

@@ -15,6 +15,8 @@ SOURCES = Registry(
         "parquet": "rayssl.data.sources.parquet:Parquet",
         "webdataset": "rayssl.data.sources.webdataset:WebDataset",
         "synthetic": "rayssl.data.sources.synthetic:Synthetic",
+        "nights": "rayssl.data.sources.night_files:NightFiles",
+        "synthetic_nights": "rayssl.data.sources.night_synthetic:SyntheticNights",
     },
     group="rayssl.sources",
 )
