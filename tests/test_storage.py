@@ -196,7 +196,7 @@ def test_wrong_credentials_name_the_variables_and_no_secret(s3_server: Any, monk
 
 @pytest.mark.s3
 def test_a_corpus_is_prepared_read_and_verified_on_s3(s3_server: Any, tmp_path: Path) -> None:
-    from rayssl.data import shards
+    from rayssl.data import integrity, shards
 
     bucket = s3_server.bucket("corpora")
     for name, data in corpora.clips().items():
@@ -206,7 +206,7 @@ def test_a_corpus_is_prepared_read_and_verified_on_s3(s3_server: Any, tmp_path: 
     manifest = corpora.prepare(corpora.PreparedCorpusConfig.model_validate(tree))
     local = corpora.prepare(corpora.folder_config(tmp_path / "in", tmp_path / "out"))
     assert manifest.fingerprint == local.fingerprint  # where it lies changes nothing
-    assert shards.verify(tree["out"]) == []
+    assert integrity.verify(tree["out"]) == []
     names = [storage.join(tree["out"], name) for name in corpora.files_below(tmp_path / "out")]
     assert storage.list_files(tree["out"]) == names
     columns = pq.ParquetFile(storage.open_read(storage.join(tree["out"], manifest.shards[0].path))).schema_arrow.names

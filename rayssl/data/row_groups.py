@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayssl import storage
-from rayssl.data.shards import KINDS, Shard
+from rayssl.data.shards import CHECKSUMS, KINDS, Shard
 from rayssl.errors import CorpusError, StorageError
 
 _FOOTER = 1 << 15  # bytes of the file's end that are read first
@@ -31,13 +31,15 @@ class ShardRows:
     """Some rows of a shard.
 
     ``rows``: their positions in the shard, int64 ``[n]``, ascending. ``audio``: the encoded audio of each, as a view.
-    ``samples``, and ``columns`` by name (speaker, recording, label): int32 ``[n]`` each.
+    ``samples``, and ``columns`` by name (speaker, recording, label): int32 ``[n]`` each. ``verified``: the bytes were
+    compared with the checksums of the shard's pages; shards of older corpora have none.
     """
 
     rows: np.ndarray
     audio: list[memoryview]
     samples: np.ndarray
     columns: dict[str, np.ndarray]
+    verified: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -46,7 +48,7 @@ class ShardRows:
 
     def detached(self) -> ShardRows:
         """A copy that does not keep the other rows of the row groups in memory."""
-        return ShardRows(self.rows, [memoryview(bytes(audio)) for audio in self.audio], self.samples, self.columns)
+        return replace(self, audio=[memoryview(bytes(audio)) for audio in self.audio])
 
 
 def read_rows(uri: str, shard: Shard, rows: np.ndarray, group_rows: int) -> ShardRows:
@@ -63,18 +65,19 @@ def read_rows(uri: str, shard: Shard, rows: np.ndarray, group_rows: int) -> Shar
         _check(place, footer, shard, size)
         ranges = _ranges(footer, groups)
         file = _Fetched(ranges, storage.read_ranges(place, ranges))
-        read = pq.ParquetFile(file, metadata=footer)
+        read = pq.ParquetFile(file, metadata=footer, page_checksum_verification=True)
         table = read.read_row_groups(groups.tolist(), columns=list(_COLUMNS), use_threads=False)
     except StorageError:
         raise
     except (pa.ArrowException, OSError, EOFError) as error:
         text = str(error).strip().split("\n")[0][:120].rstrip(".")
-        raise CorpusError(f"{place}: not a Parquet file ({text}); run rayssl prepare --verify") from None
+        raise CorpusError(f"{place}: damaged, or not a Parquet file ({text}); run rayssl prepare --verify") from None
     held = np.concatenate([np.arange(group * size, min((group + 1) * size, shard.rows)) for group in groups])
     at = np.searchsorted(held, rows)
     audio = _views(table.column("audio"))
     columns = {name: table.column(name).to_numpy()[at] for name in ("samples", *KINDS)}
-    return ShardRows(rows, [audio[k] for k in at], columns.pop("samples"), columns)
+    verified = CHECKSUMS in (footer.metadata or {})
+    return ShardRows(rows, [audio[k] for k in at], columns.pop("samples"), columns, verified)
 
 
 @lru_cache(maxsize=256)

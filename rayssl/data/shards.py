@@ -23,14 +23,12 @@ import json
 from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, ValidationError
 
 from rayssl import storage
 from rayssl.data import decode
-from rayssl.data import splits as split_files
 from rayssl.data.splits import Split
 from rayssl.errors import CorpusError, StorageError
 from rayssl.schema import Config
@@ -39,6 +37,7 @@ VERSION = 1
 GROUP_ROWS = 32  # utterances in a row group of a shard: the least that is read at once
 MANIFEST, LABELS, REJECTS, SHARDS = "manifest.json", "labels.parquet", "rejects.parquet", "shards"
 KINDS: tuple[str, ...] = ("speaker", "recording", "label")
+CHECKSUMS = b"rayssl.page_checksums"  # a key of the footer of a shard whose pages have checksums
 
 SCHEMA = pa.schema(
     [
@@ -149,11 +148,13 @@ def read_shard(uri: str, shard: Shard, columns: Sequence[str] | None = None) -> 
         # with audio: the whole shard in one request; without: a few small columns by ranges, without the audio between
         audio = columns is None or "audio" in columns
         file = io.BytesIO(storage.read_bytes(place)) if audio else storage.open_read(place)
-        table = pq.ParquetFile(file).read(columns=list(columns) if columns is not None else None)
+        read = pq.ParquetFile(file, page_checksum_verification=True)
+        table = read.read(columns=list(columns) if columns is not None else None)
     except StorageError:
         raise
     except (pa.ArrowException, OSError, EOFError) as error:
-        raise CorpusError(f"{place}: not a Parquet file ({_first_line(error)}); run rayssl prepare --verify") from None
+        text = f"damaged, or not a Parquet file ({first_line(error)})"
+        raise CorpusError(f"{place}: {text}; run rayssl prepare --verify") from None
     if table.num_rows != shard.rows:
         message = f"{place}: holds {table.num_rows} rows, the manifest says {shard.rows}; run rayssl prepare --verify"
         raise CorpusError(message)
@@ -167,9 +168,9 @@ def read_labels(uri: str) -> dict[str, list[str]]:
     """
     place = storage.join(uri, LABELS)
     try:
-        table = _read_parquet(io.BytesIO(storage.read_bytes(place)))
+        table = read_parquet(io.BytesIO(storage.read_bytes(place)))
     except pa.ArrowException as error:
-        raise CorpusError(f"{place}: not a Parquet file ({_first_line(error)}); run rayssl prepare again") from None
+        raise CorpusError(f"{place}: not a Parquet file ({first_line(error)}); run rayssl prepare again") from None
     names: dict[str, list[str]] = {kind: [] for kind in KINDS}
     for kind, name in zip(table["kind"].to_pylist(), table["name"].to_pylist(), strict=True):
         names[kind].append(name)
@@ -178,7 +179,7 @@ def read_labels(uri: str) -> dict[str, list[str]]:
 
 def read_rejects(uri: str) -> list[Reject]:
     """The utterances that were left out of the corpus at ``uri``, in order of name."""
-    table = _read_parquet(io.BytesIO(storage.read_bytes(storage.join(uri, REJECTS))))
+    table = read_parquet(io.BytesIO(storage.read_bytes(storage.join(uri, REJECTS))))
     return [Reject(**row) for row in table.to_pylist()]
 
 
@@ -195,7 +196,7 @@ def write_shard(uri: str, index: int, columns: Mapping[str, Sequence[Any]], rate
         The shard's entry for the manifest. Its `first_id` is 0; `number` sets it.
     """
     table = pa.table({field.name: pa.array(columns[field.name], field.type) for field in SCHEMA}, schema=SCHEMA)
-    data = _parquet(table, plain=["audio"], group_rows=GROUP_ROWS)
+    data = _parquet(table.replace_schema_metadata({CHECKSUMS: b"crc32"}), plain=["audio"], group_rows=GROUP_ROWS)
     path = f"{SHARDS}/{index:05d}.parquet"
     storage.write_bytes(storage.join(uri, path), data)
     return Shard(
@@ -284,89 +285,13 @@ def fingerprint(shards: Sequence[Shard]) -> str:
     return hashlib.sha256("\n".join(shard.sha256 for shard in shards).encode()).hexdigest()[:16]
 
 
-def verify(uri: str) -> list[str]:
-    """Checks the corpus at ``uri``. It reads every shard and decodes all audio.
-
-    Returns:
-        One line for each problem, with the file; an empty list if the corpus is undamaged.
-
-    Raises:
-        CorpusError: the manifest or the list of names is damaged or absent.
-        StorageError: a file cannot be read.
-    """
-    manifest = read_manifest(uri)
-    problems = []
-    if manifest.fingerprint != fingerprint(manifest.shards):
-        problems.append(f"{storage.join(uri, MANIFEST)}: the fingerprint does not fit the listed shards")
-    named = read_labels(uri)
-    known = {kind: len(names) for kind, names in named.items()}
-    counted = {"speaker": manifest.speakers, "recording": manifest.recordings, "label": manifest.labels}
-    problems += [
-        f"{storage.join(uri, LABELS)}: {known[kind]} {kind} names, the manifest says {counted[kind]}"
-        for kind in KINDS
-        if known[kind] != counted[kind]
-    ]
-    first, names = 0, set[str]()
-    for shard in manifest.shards:
-        if shard.first_id != first:
-            problems.append(f"{storage.join(uri, shard.path)}: first id is {shard.first_id}, expected {first}")
-        first += shard.rows
-        problems += _verify_shard(uri, shard, manifest.format, known, names)
-    if first != manifest.rows:
-        problems.append(f"{storage.join(uri, MANIFEST)}: rows is {manifest.rows}, the shards have {first}")
-    if manifest.splits and not problems:  # the splits are compared with the labels in the shards, which must be right
-        columns = [read_shard(uri, shard, ["label"])["label"].to_numpy() for shard in manifest.shards]
-        problems += split_files.problems(uri, manifest.splits, np.concatenate(columns), named["label"])
-    return problems
-
-
 def _write(uri: str, manifest: Manifest) -> None:
     storage.write_text(storage.join(uri, MANIFEST), json.dumps(manifest.model_dump(), indent=1) + "\n")
 
 
-def _verify_shard(
-    uri: str, shard: Shard, format: decode.Format, known: Mapping[str, int], names: set[str]
-) -> list[str]:
-    place = storage.join(uri, shard.path)
-    try:
-        data = storage.read_bytes(place)
-    except StorageError as error:
-        if error.errno not in storage.ABSENT:
-            raise
-        return [f"{place}: absent"]
-    problems = []
-    if hashlib.sha256(data).hexdigest() != shard.sha256:
-        problems.append(f"{place}: content differs from the manifest (sha256, {len(data)} of {shard.bytes} bytes)")
-    try:
-        table = _read_parquet(io.BytesIO(data))
-    except (pa.ArrowException, OSError) as error:
-        return [*problems, f"{place}: not a Parquet file ({_first_line(error)})"]
-    if not table.schema.equals(SCHEMA):
-        return [*problems, f"{place}: its columns are not those of a shard"]
-    if table.num_rows != shard.rows:
-        problems.append(f"{place}: {table.num_rows} rows, the manifest says {shard.rows}")
-    for kind in KINDS:
-        indices = table[kind].to_numpy()
-        if len(indices) and (indices.min() < -1 or indices.max() >= known[kind]):
-            problems.append(f"{place}: {kind} index out of range -1..{known[kind] - 1}")
-    for name, audio, samples in zip(*(table[key].to_pylist() for key in ("name", "audio", "samples")), strict=True):
-        problem = "the name is not unique" if name in names else _audio_problem(audio, samples, format)
-        names.add(name)
-        if problem:
-            problems.append(f"{place}: '{name}': {problem}")
-    return problems
-
-
-def _audio_problem(audio: bytes, samples: int, format: decode.Format) -> str:
-    try:
-        found = len(decode.pcm(audio, format))
-    except CorpusError:
-        return "the audio does not decode"
-    return "" if found == samples else f"{found} samples, the row says {samples}"
-
-
-def _read_parquet(file: io.BytesIO) -> pa.Table:
-    return pq.ParquetFile(file).read()
+def read_parquet(file: io.BytesIO) -> pa.Table:
+    """The table in ``file``, whose pages are compared with their checksums. Raises pa.ArrowException or OSError."""
+    return pq.ParquetFile(file, page_checksum_verification=True).read()
 
 
 def _rows_table(rows: Sequence[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
@@ -390,9 +315,11 @@ def _parquet(table: pa.Table, plain: Sequence[str] = (), group_rows: int | None 
         use_dictionary=dictionary,
         write_statistics=dictionary,
         row_group_size=group_rows or max(1, table.num_rows),
+        write_page_checksum=True,
     )
     return buffer.getvalue()
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line of at most 120 characters."""
     return str(error).strip().split("\n")[0][:120].rstrip(".")

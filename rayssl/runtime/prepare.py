@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from rayssl import errors
-from rayssl.data import corpus, shards, trials
+from rayssl.data import corpus, integrity, shards, trials
 from rayssl.data.corpus import PrepareConfig, PreparedCorpusConfig, PreparePlan
 from rayssl.data.listing import list_rows
 from rayssl.data.shards import Manifest
@@ -96,7 +96,7 @@ def prepare(config: PrepareConfig, *, progress: bool = True, overwrite: bool = F
 
 def verify_corpora(config: PrepareConfig) -> list[str]:
     """The problems of the prepared corpora of ``config``, one line for each; empty if there are none."""
-    return [problem for settings in config.corpora.values() for problem in shards.verify(settings.out)]
+    return [problem for settings in config.corpora.values() for problem in integrity.verify(settings.out)]
 
 
 def _prepare_one(

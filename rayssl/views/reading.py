@@ -74,6 +74,7 @@ def read(
     rows = rows_of(unit, stream)
     held = _fetched(unit, stream, rows)
     columns, samples, audio = _columns(unit, stream, rows, held)
+    verified = all(found.verified for found in held.values())
     purpose = stream.selection.purpose if stream.selection is not None else ()
     seed = draws.fold(stream.seed, _CUT, unit.epoch, *purpose)
     keys = draws.keys_np(seed, columns["id"] + (columns["turn"].astype(np.int64) << TURN_BIT))
@@ -90,7 +91,7 @@ def read(
             first = [(k * served + place) * size for k in steps]
             at = np.concatenate([np.arange(k, k + size) for k in first])
             spans = Spans.of(starts[at], list(sizes.values()), samples[at])
-            pcm = _decoded(stream, rows, audio, samples, at, spans)
+            pcm = _decoded(stream, rows, audio, samples, at, spans, verified)
             own = {name: column[at] for name, column in columns.items()}
             where = (unit.epoch, unit.first_step + begin, len(steps), rank, unit.fill)
             ends = np.cumsum(spans.lengths)
@@ -195,14 +196,21 @@ def _columns(
 
 
 def _decoded(
-    stream: ReadSettings, rows: UnitRows, audio: Sequence[memoryview], samples: np.ndarray, at: np.ndarray, spans: Spans
+    stream: ReadSettings,
+    rows: UnitRows,
+    audio: Sequence[memoryview],
+    samples: np.ndarray,
+    at: np.ndarray,
+    spans: Spans,
+    verified: bool,
 ) -> np.ndarray:
     """The shipped samples of the rows ``at``, one utterance after the other."""
     pcm = np.empty(int(spans.lengths.sum()), np.int16)
     stops = np.cumsum(spans.lengths).tolist()
     for k, parts, stop, length in zip(at.tolist(), spans.parts, stops, spans.lengths.tolist(), strict=True):
         try:
-            decode.pcm_parts(audio[k], stream.manifest.format, int(samples[k]), parts, pcm[stop - length : stop])
+            out = pcm[stop - length : stop]
+            decode.pcm_parts(audio[k], stream.manifest.format, int(samples[k]), parts, out, verified=verified)
         except CorpusError as error:
             shard = stream.manifest.shards[int(rows.shard[k])]
             name = shards.read_shard(stream.uri, shard, ["name"])["name"][int(rows.row[k])].as_py()

@@ -19,7 +19,7 @@ from rayssl.bench.dataloader import LoaderSupply, UnitBatches
 from rayssl.bench.ingest import IngestCase, job_for, measure, table
 from rayssl.bench.shuffle import ShuffleCase
 from rayssl.cli import main
-from rayssl.data import decode, shards
+from rayssl.data import decode, integrity, shards
 from rayssl.errors import UserError
 from rayssl.experiment.job import Job
 from rayssl.runtime.bench import processes
@@ -57,7 +57,7 @@ def test_the_corpus_is_whole_and_taken_away(tmp_path: Path, format: decode.Forma
         assert shards.read_manifest(uri) == manifest
         assert (manifest.rows, len(manifest.shards)) == (300, 2)
         assert manifest.seconds == pytest.approx(30)
-        assert shards.verify(uri) == []
+        assert integrity.verify(uri) == []
         table = shards.read_shard(uri, manifest.shards[0])
         assert len(set(table["audio"].to_pylist())) == 32
     assert list(kept.iterdir()) == []

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from rayssl.data import corpus, decode, shards, units
+from rayssl.data import corpus, decode, integrity, shards, units
 from rayssl.data.corpus import PrepareConfig, PreparedCorpusConfig
 from rayssl.errors import ConfigError, CorpusError
 from rayssl.schema import parse
@@ -34,7 +34,7 @@ def test_two_preparations_are_equal_byte_for_byte(tmp_path: Path, changes: dict[
     for out, reverse in (("one", False), ("two", True)):
         prepare(folder_config(tmp_path / "in", tmp_path / out, **changes), reverse=reverse)
     assert files_below(tmp_path / "one") == files_below(tmp_path / "two")
-    assert shards.verify(str(tmp_path / "one")) == []
+    assert integrity.verify(str(tmp_path / "one")) == []
 
 
 def test_the_seed_changes_the_order_and_nothing_else(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_splits_of_a_complete_corpus_change_without_its_audio(tmp_path: Path) ->
             assert (path.stat().st_ino, path.stat().st_mtime_ns) == (stat.st_ino, stat.st_mtime_ns)
     assert prepare(labelled_config(tmp_path / "in", tmp_path / "new", splits=wanted)) == after
     assert files_below(tmp_path / "new") == files_below(tmp_path / "out")
-    assert shards.verify(split.out) == [] and corpus.renew_splits(split, after) is after
+    assert integrity.verify(split.out) == [] and corpus.renew_splits(split, after) is after
     corpus.clear(split)
     assert files_below(tmp_path / "out") == {}
 
@@ -249,7 +249,7 @@ def test_only_changed_and_damaged_splits_are_made_again_and_others_go(tmp_path: 
     third = labelled_config(tmp_path / "in", out, splits={"other": changed})
     assert list(corpus.renew_splits(third, shards.read_manifest(str(out))).splits) == ["other"]
     assert [path.name for path in (out / "splits").iterdir()] == ["other.parquet"]
-    assert shards.verify(str(out)) == []
+    assert integrity.verify(str(out)) == []
 
 
 def test_a_corpus_made_before_there_were_splits_is_read(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from rayssl.data import decode
+from rayssl.data import decode, flac
 from rayssl.errors import CorpusError
 from tests.data.corpora import encoded, sine
 
@@ -20,16 +20,20 @@ AUDIO: dict[decode.Format, bytes] = {"flac": decode.encode(PCM, "flac"), "pcm16"
 Parts = list[tuple[int, int]]
 
 
-def parts_of(audio: bytes, format: decode.Format, parts: Parts, samples: int = LENGTH) -> np.ndarray:
+def parts_of(
+    audio: bytes, format: decode.Format, parts: Parts, samples: int = LENGTH, verified: bool = False
+) -> np.ndarray:
     out = np.full(sum(stop - start for start, stop in parts), -1, np.int16)
-    decode.pcm_parts(memoryview(audio), format, samples, parts, out)
+    decode.pcm_parts(memoryview(audio), format, samples, parts, out, verified=verified)
     return out
 
 
 def assert_parts(parts: Parts) -> None:
     expected = np.concatenate([PCM[start:stop] for start, stop in parts])
     for format, audio in AUDIO.items():
-        np.testing.assert_array_equal(parts_of(audio, format, parts), expected, err_msg=f"{format} {parts}")
+        for verified in (False, True):  # by libsndfile, and by dr_flac
+            found = parts_of(audio, format, parts, verified=verified)
+            np.testing.assert_array_equal(found, expected, err_msg=f"{format} {parts} {verified}")
 
 
 BORDERS = [0, 1, FRAME - 1, FRAME, FRAME + 1, 3 * FRAME, 9 * FRAME, 10 * FRAME, 10 * FRAME + 1, LENGTH - 1, LENGTH]
@@ -75,8 +79,9 @@ def test_parts_of_short_utterances() -> None:
             audio = decode.encode(pcm, format)
             borders = sorted({0, length // 2, length - 1, length})
             for start, stop in pairwise(borders):
-                found = parts_of(audio, format, [(start, stop)], length)
-                np.testing.assert_array_equal(found, pcm[start:stop])
+                for verified in (False, True):
+                    found = parts_of(audio, format, [(start, stop)], length, verified)
+                    np.testing.assert_array_equal(found, pcm[start:stop])
 
 
 def test_nothing_is_no_part() -> None:
@@ -99,9 +104,11 @@ def test_what_comes_before_a_part_costs_nothing(monkeypatch: pytest.MonkeyPatch)
     assert sum(counted) == 100
 
 
-def refused(audio: bytes, parts: Parts, format: decode.Format = "flac", samples: int = LENGTH) -> str:
+def refused(
+    audio: bytes, parts: Parts, format: decode.Format = "flac", samples: int = LENGTH, verified: bool = False
+) -> str:
     with pytest.raises(CorpusError) as caught:
-        parts_of(audio, format, parts, samples)
+        parts_of(audio, format, parts, samples, verified)
     text = str(caught.value)
     assert text.startswith("damaged audio in a shard: ") and text.endswith("; run rayssl prepare --verify")
     assert "\n" not in text
@@ -137,7 +144,9 @@ def test_an_end_that_is_missing_is_told(rest: int) -> None:
 
 def test_another_length_than_the_row_says_is_told() -> None:
     for samples in (LENGTH - 1, LENGTH + 1):
-        assert "not complete mono FLAC at 16 kHz" in refused(AUDIO["flac"], [(0, 100)], samples=samples)
+        for verified in (False, True):
+            message = refused(AUDIO["flac"], [(0, 100)], samples=samples, verified=verified)
+            assert "not complete mono FLAC at 16 kHz" in message
         assert "not as long as its row says" in refused(AUDIO["pcm16"], [(0, 100)], "pcm16", samples)
     refused(AUDIO["pcm16"][:-1], [(0, 100)], "pcm16")
     refused(AUDIO["pcm16"][:-2], [(0, 100)], "pcm16")
@@ -146,8 +155,22 @@ def test_another_length_than_the_row_says_is_told() -> None:
 def test_another_rate_or_more_channels_are_told() -> None:
     time = np.arange(LENGTH) / decode.RATE
     tone = np.sin(2000 * time) * 0.3
-    refused(encoded(tone, rate=8000), [(0, 100)])
-    refused(encoded(np.stack([tone, tone], axis=1)), [(0, 100)])
+    for verified in (False, True):
+        refused(encoded(tone, rate=8000), [(0, 100)], verified=verified)
+        refused(encoded(np.stack([tone, tone], axis=1)), [(0, 100)], verified=verified)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"text", AUDIO["flac"][:100], AUDIO["flac"][:-2000]], ids=["empty", "text", "head", "cut"]
+)
+def test_verified_bytes_that_were_no_flac_when_they_were_written_are_told(data: bytes) -> None:
+    refused(data, [(10 * FRAME, LENGTH)], verified=True)
+
+
+def test_without_the_fast_decoder_the_samples_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package has wheels for few machines."""
+    monkeypatch.setattr(flac, "decoder", None)
+    np.testing.assert_array_equal(parts_of(AUDIO["flac"], "flac", MIDDLE, verified=True), PCM[slice(*MIDDLE[0])])
 
 
 def test_a_header_without_a_length_is_told() -> None:

@@ -205,3 +205,28 @@ def test_a_file_that_ends_while_it_is_read_is_told(tmp_path: Path, monkeypatch: 
     data = (tmp_path / shard.path).read_bytes()
     (tmp_path / shard.path).write_bytes(data[: shard.bytes // 2])
     assert "not a Parquet file (the file ends early); run rayssl prepare --verify" in refused(tmp_path, shard)
+
+
+def test_a_flipped_bit_in_the_audio_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages have checksums: no decoder has to notice it."""
+    shard = write(tmp_path, monkeypatch)
+    assert row_groups.read_rows(str(tmp_path), shard, np.array([0, 9]), GROUP).verified
+    data = bytearray((tmp_path / shard.path).read_bytes())
+    for at in (len(data) // 20, 3 * GROUP * 12_000):
+        changed = bytearray(data)
+        changed[at] ^= 1
+        (tmp_path / shard.path).write_bytes(changed)
+        assert "damaged, or " in refused(tmp_path, shard)
+
+
+def test_a_shard_from_before_checksums_is_not_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = pq.write_table
+
+    def without(*given: Any, write_page_checksum: bool, **more: Any) -> None:
+        plain(*given, **more)
+
+    with monkeypatch.context() as before:
+        before.setattr(pq, "write_table", without)
+        before.setattr(shards, "CHECKSUMS", b"none")
+        shard = write(tmp_path, before)
+    assert not row_groups.read_rows(str(tmp_path), shard, np.array([0, 9]), GROUP).verified

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rayssl import storage
-from rayssl.data import decode, shards
+from rayssl.data import decode, integrity, shards
 from rayssl.errors import CorpusError
 from tests.data import corpora
 
@@ -48,7 +48,7 @@ def test_a_manifest_says_what_resampled_the_audio(corpus: str) -> None:
     storage.write_text(storage.join(corpus, shards.MANIFEST), json.dumps(tree))
     older = shards.read_manifest(corpus)
     assert older.resampler == "scipy.signal.resample_poly"
-    assert shards.verify(corpus) == []
+    assert integrity.verify(corpus) == []
     assert shards.replace_splits(corpus, older, {}).resampler == older.resampler  # new splits are not new audio
 
 
@@ -58,7 +58,7 @@ def test_columns_can_be_read_alone(corpus: str) -> None:
 
 
 def test_a_sound_corpus_has_no_problems(corpus: str) -> None:
-    assert shards.verify(corpus) == []
+    assert integrity.verify(corpus) == []
 
 
 def test_verify_catches_a_flipped_byte_anywhere_in_a_shard(corpus: str) -> None:
@@ -67,7 +67,7 @@ def test_verify_catches_a_flipped_byte_anywhere_in_a_shard(corpus: str) -> None:
     whole = place.read_bytes()
     for position in np.linspace(0, len(whole) - 1, 9).astype(int):
         place.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
-        assert any(shard.path in problem and "sha256" in problem for problem in shards.verify(corpus))
+        assert any(shard.path in problem and "sha256" in problem for problem in integrity.verify(corpus))
 
 
 def test_verify_catches_what_a_hash_does_not(corpus: str) -> None:
@@ -78,7 +78,7 @@ def test_verify_catches_what_a_hash_does_not(corpus: str) -> None:
     part = shards.write_shard(corpus, 0, columns)
     names = shards.read_labels(corpus)
     shards.write_manifest(corpus, [part], format="flac", names=names, rejected=0, settings={})
-    problems = "\n".join(shards.verify(corpus))
+    problems = "\n".join(integrity.verify(corpus))
     assert "'b': the audio does not decode" in problems
     assert "'a': the name is not unique" in problems
     assert "speaker index out of range" in problems
@@ -90,7 +90,7 @@ def test_verify_catches_a_missing_shard_and_wrong_ids(corpus: str) -> None:
     tree = manifest.model_dump()
     tree["shards"][1]["first_id"] += 1
     storage.write_text(storage.join(corpus, shards.MANIFEST), json.dumps(tree))
-    problems = shards.verify(corpus)
+    problems = integrity.verify(corpus)
     assert any(problem.endswith("00000.parquet: absent") for problem in problems)
     assert any("first id is" in problem for problem in problems)
 

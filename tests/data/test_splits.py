@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayssl.data import shards, splits
+from rayssl.data import integrity, shards, splits
 from rayssl.errors import CorpusError
 from tests.data.corpora import write_labelled
 
@@ -30,7 +30,7 @@ def rewrite(uri: str, roles: np.ndarray, numbers: np.ndarray, **changes: Any) ->
     assert path == manifest.splits["s"].path
     other = manifest.splits["s"].model_copy(update={"sha256": sha256, **changes})
     shards.replace_splits(uri, manifest, {"s": other})
-    return "\n".join(shards.verify(uri))
+    return "\n".join(integrity.verify(uri))
 
 
 def test_a_sound_split_is_read_back_and_has_no_problems(corpus: tuple[str, shards.Manifest]) -> None:
@@ -42,7 +42,7 @@ def test_a_sound_split_is_read_back_and_has_no_problems(corpus: tuple[str, shard
     assert splits.columns(f"{uri}/{made.path}", made.sha256)[0] is roles
     assert classes.tolist() == [{-1: -1, 0: 0, 1: -1, 2: 1}[label] for label in LABELS]
     assert (made.labelled, made.unlabelled, made.unknown) == (8, 32, 10)
-    assert shards.verify(uri) == [] and splits.unchanged(uri, made)
+    assert integrity.verify(uri) == [] and splits.unchanged(uri, made)
 
 
 def test_verify_catches_a_flipped_byte_and_an_absent_file(corpus: tuple[str, shards.Manifest]) -> None:
@@ -51,10 +51,10 @@ def test_verify_catches_a_flipped_byte_and_an_absent_file(corpus: tuple[str, sha
     whole = place.read_bytes()
     for position in np.linspace(0, len(whole) - 1, 9).astype(int):
         place.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
-        assert any("splits/s.parquet: content differs" in problem for problem in shards.verify(uri))
+        assert any("splits/s.parquet: content differs" in problem for problem in integrity.verify(uri))
         assert not splits.unchanged(uri, manifest.splits["s"])
     place.unlink()
-    assert shards.verify(uri) == [f"{place}: absent"] and not splits.unchanged(uri, manifest.splits["s"])
+    assert integrity.verify(uri) == [f"{place}: absent"] and not splits.unchanged(uri, manifest.splits["s"])
 
 
 def test_verify_catches_what_a_hash_does_not(corpus: tuple[str, shards.Manifest]) -> None:
@@ -79,7 +79,7 @@ def test_a_file_that_is_no_longer_the_manifests_is_not_used(corpus: tuple[str, s
     with pytest.raises(CorpusError, match=r"s\.parquet: not the file that the manifest lists .*run rayssl prepare"):
         splits.columns(f"{uri}/{made.path}", made.sha256)
     (Path(uri) / made.path).write_bytes(b"no parquet")
-    assert any("not a Parquet file of roles and classes" in problem for problem in shards.verify(uri))
+    assert any("not a Parquet file of roles and classes" in problem for problem in integrity.verify(uri))
 
 
 def test_a_manifest_with_a_damaged_split_names_the_key(corpus: tuple[str, shards.Manifest]) -> None:

@@ -29,7 +29,7 @@ def test_stopped_and_gone_on_with(
     (corpus / "shards/00002.parquet").write_bytes(sound[:-9])
     assert main(verb) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith(f"rayssl embed: {corpus}/shards/00002.parquet: not a Parquet file")
+    assert error.startswith(f"rayssl embed: {corpus}/shards/00002.parquet: damaged, or not a Parquet file")
     (corpus / "shards/00002.parquet").write_bytes(sound)
     (out / "00001.parquet").unlink(missing_ok=True)
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.parquet")}

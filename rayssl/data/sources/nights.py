@@ -8,7 +8,8 @@ lies in memory as a whole.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -21,7 +22,8 @@ STAGES: tuple[str, ...] = ("Wake", "Light", "Deep", "REM")
 UNSCORED = -1
 
 
-class Epoch(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class Epoch:
     """One epoch of sleep.
 
     ``index``: how many epochs after the beginning of the night it starts. If it jumps, epochs are missing. ``stage``:
@@ -33,7 +35,8 @@ class Epoch(NamedTuple):
     samples: np.ndarray
 
 
-class Dropped(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Dropped:
     """``epochs`` epochs that are missing. ``reason``: a kind, and after ": " what happened; it names the file."""
 
     reason: str

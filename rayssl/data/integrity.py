@@ -1,0 +1,93 @@
+"""Checks a whole corpus: every file against the manifest's counts and hashes, and all audio by decoding it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+
+from rayssl import storage
+from rayssl.data import decode, shards
+from rayssl.data import splits as split_files
+from rayssl.data.shards import Shard
+from rayssl.errors import CorpusError, StorageError
+
+
+def verify(uri: str) -> list[str]:
+    """Checks the corpus at ``uri``. It reads every shard and decodes all audio.
+
+    Returns:
+        One line for each problem, with the file; an empty list if the corpus is undamaged.
+
+    Raises:
+        CorpusError: the manifest or the list of names is damaged or absent.
+        StorageError: a file cannot be read.
+    """
+    manifest = shards.read_manifest(uri)
+    problems = []
+    if manifest.fingerprint != shards.fingerprint(manifest.shards):
+        problems.append(f"{storage.join(uri, shards.MANIFEST)}: the fingerprint does not fit the listed shards")
+    named = shards.read_labels(uri)
+    known = {kind: len(names) for kind, names in named.items()}
+    counted = {"speaker": manifest.speakers, "recording": manifest.recordings, "label": manifest.labels}
+    problems += [
+        f"{storage.join(uri, shards.LABELS)}: {known[kind]} {kind} names, the manifest says {counted[kind]}"
+        for kind in shards.KINDS
+        if known[kind] != counted[kind]
+    ]
+    first, names = 0, set[str]()
+    for shard in manifest.shards:
+        if shard.first_id != first:
+            problems.append(f"{storage.join(uri, shard.path)}: first id is {shard.first_id}, expected {first}")
+        first += shard.rows
+        problems += _verify_shard(uri, shard, manifest.format, known, names)
+    if first != manifest.rows:
+        problems.append(f"{storage.join(uri, shards.MANIFEST)}: rows is {manifest.rows}, the shards have {first}")
+    if manifest.splits and not problems:  # the splits are compared with the labels in the shards, which must be right
+        columns = [shards.read_shard(uri, shard, ["label"])["label"].to_numpy() for shard in manifest.shards]
+        problems += split_files.problems(uri, manifest.splits, np.concatenate(columns), named["label"])
+    return problems
+
+
+def _verify_shard(
+    uri: str, shard: Shard, format: decode.Format, known: Mapping[str, int], names: set[str]
+) -> list[str]:
+    place = storage.join(uri, shard.path)
+    try:
+        data = storage.read_bytes(place)
+    except StorageError as error:
+        if error.errno not in storage.ABSENT:
+            raise
+        return [f"{place}: absent"]
+    problems = []
+    if hashlib.sha256(data).hexdigest() != shard.sha256:
+        problems.append(f"{place}: content differs from the manifest (sha256, {len(data)} of {shard.bytes} bytes)")
+    try:
+        table = shards.read_parquet(io.BytesIO(data))
+    except (pa.ArrowException, OSError) as error:
+        return [*problems, f"{place}: not a Parquet file ({shards.first_line(error)})"]
+    if not table.schema.equals(shards.SCHEMA):
+        return [*problems, f"{place}: its columns are not those of a shard"]
+    if table.num_rows != shard.rows:
+        problems.append(f"{place}: {table.num_rows} rows, the manifest says {shard.rows}")
+    for kind in shards.KINDS:
+        indices = table[kind].to_numpy()
+        if len(indices) and (indices.min() < -1 or indices.max() >= known[kind]):
+            problems.append(f"{place}: {kind} index out of range -1..{known[kind] - 1}")
+    for name, audio, samples in zip(*(table[key].to_pylist() for key in ("name", "audio", "samples")), strict=True):
+        problem = "the name is not unique" if name in names else _audio_problem(audio, samples, format)
+        names.add(name)
+        if problem:
+            problems.append(f"{place}: '{name}': {problem}")
+    return problems
+
+
+def _audio_problem(audio: bytes, samples: int, format: decode.Format) -> str:
+    try:
+        found = len(decode.pcm(audio, format))
+    except CorpusError:
+        return "the audio does not decode"
+    return "" if found == samples else f"{found} samples, the row says {samples}"
