@@ -66,7 +66,9 @@ def read_rows(uri: str, shard: Shard, rows: np.ndarray, group_rows: int) -> Shar
         ranges = _ranges(footer, groups)
         file = _Fetched(ranges, storage.read_ranges(place, ranges))
         read = pq.ParquetFile(file, metadata=footer, page_checksum_verification=True)
-        table = read.read_row_groups(groups.tolist(), columns=list(_COLUMNS), use_threads=False)
+        # one by one: together their values would be appended to one array, which is copied each time it grows
+        tables = [read.read_row_group(group, columns=list(_COLUMNS), use_threads=False) for group in groups.tolist()]
+        table = pa.concat_tables(tables)
     except StorageError:
         raise
     except (pa.ArrowException, OSError, EOFError) as error:
