@@ -12,7 +12,8 @@ class ClassSettings:
 
     ``anchors`` (A): how many of the newest rows of each class a recall hands out, at most ``length``; 0 for none. An
     answer then has 4 classes A dim bytes more, for each rank and step: 1.6 MB for 4 classes, A = 256 and 384
-    dimensions. A checkpoint does not depend on A. Raises ValueError naming what is out of its range.
+    dimensions. If a step gives more than A rows of a class, its anchors are only the last of them, those of the last
+    ranks. A checkpoint does not depend on A. Raises ValueError naming what is out of its range.
     """
 
     classes: int
