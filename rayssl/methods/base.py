@@ -130,19 +130,24 @@ class ClassRecall:
     """The answer of a memory of classes.
 
     ``prototypes [C, D]``: a prototype is valid if ``present [C]`` is true. ``histogram [C]``: how often each class was
-    predicted in the last completed window of steps.
+    predicted in the last completed window of steps. ``rows [C, A, D]``: the newest A = `ClassSettings.anchors` features
+    of each class, the newest first; ``rows[c, k]`` is valid if ``k < filled[c]``, and zero otherwise. Without gradient,
+    and the same on every rank (with ``memory.sync: strict``, the default).
     """
 
     prototypes: Tensor
     present: Tensor
     histogram: Tensor
+    rows: Tensor
+    filled: Tensor
 
 
 @dataclass(frozen=True)
 class ClassRemember:
     """What a memory of classes should store.
 
-    ``features [B, D]`` with their ``labels [B]``; and ``counts [C]``, how often each class was predicted.
+    ``features [B, D]`` with their ``labels [B]``, of which rows with the label -1 are not stored; and ``counts [C]``,
+    how often each class was predicted.
     """
 
     features: Tensor | None = None

@@ -100,7 +100,7 @@ class ClassClient(Checkpointable, Protocol):
     """The loop's side of the memory of classes. Every rank makes the same calls in the same order."""
 
     def exchange(self, remember: ClassRememberArrays, step: int | None) -> Future[ClassRecallArrays | None]:
-        """Gives the memory what this rank has found and asks for the prototypes for ``step``. Does not wait.
+        """Gives the memory what this rank has found and asks for prototypes and anchors for ``step``. Does not wait.
 
         Strict: the answer includes what every rank gave in this call, as in the published step. Ahead: the answer is
         the one to the call before, which has arrived meanwhile. ``step`` None asks for nothing.

@@ -1,4 +1,6 @@
-"""Turns a batch of the data tasks into the method's inputs on the device, and its outputs into memory writes."""
+"""Turns a batch of the data tasks into the method's inputs on the device, its outputs into memory writes, and the
+memory's answers into tensors.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from rayssl.batches.plan import TURN_BIT
 from rayssl.memory.classes import memory
 from rayssl.memory.utterances import exchange
-from rayssl.methods.base import Batch, ClassRemember, Remember, View, Views
+from rayssl.methods.base import Batch, ClassRecall, ClassRemember, Remember, View, Views
 from rayssl.random import draws, draws_torch
 from rayssl.views.recipes import Segment
 
@@ -74,11 +76,20 @@ def to_memory(remember: Remember, raw: Raw) -> exchange.RememberArrays:
 
 
 def to_classes(remember: ClassRemember, step: int) -> memory.ClassRememberArrays:
-    """What the method remembers of the classes in ``step``, as the memory of classes takes it: NumPy."""
-    features, labels, counts = remember.features, remember.labels, remember.counts
-    return memory.ClassRememberArrays(
-        step=step,
-        features=None if features is None else features.detach().float().cpu().numpy(),
-        labels=np.zeros(0, np.int64) if labels is None else labels.cpu().numpy(),
-        counts=None if counts is None else counts.cpu().numpy(),
-    )
+    """What the method remembers of the classes in ``step``, as the memory of classes takes it: NumPy.
+
+    Rows with the label -1 (unknown: an epoch of sleep that nobody scored) are left out here. So ranks may send
+    different numbers of rows, though each method gives B of them. Any other label that is no class is an error.
+    """
+    features, counts = remember.features, remember.counts
+    labels = np.zeros(0, np.int64) if remember.labels is None else remember.labels.cpu().numpy()
+    rows = None if features is None else features.detach().float().cpu().numpy()
+    known = labels != -1
+    if not known.all():
+        labels, rows = labels[known], None if rows is None else rows[known]
+    return memory.ClassRememberArrays(step, rows, labels, None if counts is None else counts.cpu().numpy())
+
+
+def from_classes(answer: memory.ClassRecallArrays, device: torch.device) -> ClassRecall:
+    """The answer of the memory of classes on the device. Copied: arrays from Ray's object store are read-only."""
+    return ClassRecall(**{name: torch.tensor(array).to(device) for name, array in vars(answer).items()})

@@ -23,7 +23,6 @@ from rayssl.errors import CheckpointError, UserError
 from rayssl.memory.utterances import exchange
 from rayssl.methods.base import (
     Batch,
-    ClassRecall,
     ClassRemember,
     Outputs,
     Recall,
@@ -33,7 +32,7 @@ from rayssl.methods.base import (
 )
 from rayssl.training import checkpoint
 from rayssl.training.context import ClassClient
-from rayssl.training.inputs import Raw, batch_of, make_views, to_classes, to_memory
+from rayssl.training.inputs import Raw, batch_of, from_classes, make_views, to_classes, to_memory
 from rayssl.training.meters import SHOWN, MetricAccumulator, device_memory, duration
 from rayssl.training.optim import build_optimiser
 from rayssl.training.schedules import learning_rate
@@ -247,9 +246,7 @@ class Loop:
         """What the memory of classes answers, after it has the labelled features of all ranks up to this step."""
         answer = prototypes.exchange(to_classes(self.state.method.consult(out, batch), self.step), self.step).result()
         assert answer is not None
-        device = self.state.context.device
-        arrays = (answer.prototypes, answer.present, answer.histogram)
-        return ClassRecall(*(torch.tensor(array).to(device) for array in arrays))
+        return from_classes(answer, self.state.context.device)
 
     def _send(self, remember: ClassRemember, prototypes: ClassClient) -> None:
         """Gives the memory of classes what a step remembers; waits until it is applied if a checkpoint follows."""

@@ -1,4 +1,4 @@
-"""DASO's memory: by the definitions in loops, parts, windows, resume to the bit, empty classes, what it refuses."""
+"""The memory of classes: by definitions in loops, parts, windows, resume to the bit, empty classes, what it refuses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rayssl.memory.classes.settings import ClassSettings
 from rayssl.memory.pieces import Kind, Piece, limits
 from rayssl.training import pieces
 
-C, D, L, WINDOW = 9, 4, 6, 5
+C, D, L, WINDOW, A = 9, 4, 6, 5, 4
 NONE = np.zeros(0, dtype=np.int64)
 
 
@@ -32,7 +32,7 @@ def step(number: int, rows: int = 10, classes: int = 7) -> ClassRememberArrays:
 
 
 def memory(*, first: int = 0, last: int | None = None, **changes: int) -> ClassMemory:
-    settings = ClassSettings(**{"classes": C, "dim": D, "length": L, "window": WINDOW, **changes})
+    settings = ClassSettings(**{"classes": C, "dim": D, "length": L, "window": WINDOW, "anchors": A, **changes})
     return ClassMemory(settings, first=first, last=last)
 
 
@@ -42,7 +42,7 @@ def parts_of(count: int) -> list[ClassMemory]:
 
 
 def seen(recall: ClassRecallArrays) -> list[Any]:
-    return [recall.prototypes.tolist(), recall.present.tolist(), recall.histogram.tolist()]
+    return [array.tolist() for array in vars(recall).values()]
 
 
 def life(one: ClassMemory, first: int, end: int) -> list[Any]:
@@ -139,6 +139,58 @@ def test_one_call_with_more_rows_of_a_class_than_it_keeps() -> None:
     kept.remember(ClassRememberArrays(0, features, np.array([3] * 19 + [1])))
     recall = kept.recall(0)
     assert recall.prototypes[3, 0] == np.mean(np.arange(19 - L, 19)) and recall.prototypes[1, 0] == 19
+    assert recall.rows[3, :, 0].tolist() == [18, 17, 16, 15] and recall.rows[1, :, 0].tolist() == [19, 0, 0, 0]
+
+
+@pytest.mark.parametrize("anchors", [0, 1, A, L])
+def test_anchors_are_the_newest_rows_of_each_class(anchors: int) -> None:
+    """Against queues of Python, at every step: while they fill, when they are full and after they went round."""
+    kept, sizes = memory(anchors=anchors), set()
+    queues: list[deque[np.ndarray]] = [deque(maxlen=L) for _ in range(C)]
+    for number in range(14):
+        what = step(number, rows=7)
+        assert what.features is not None
+        kept.remember(what)
+        for row, label in zip(what.features, what.labels.tolist(), strict=True):
+            if np.isfinite(row).all():
+                queues[label].appendleft(row)
+        recall = kept.recall(number)
+        assert recall.rows.dtype == np.float32 and recall.rows.shape == (C, anchors, D)
+        assert recall.filled.dtype == np.int64 and recall.rows.flags.c_contiguous
+        for c, queue in enumerate(queues):
+            newest = list(queue)[:anchors]
+            assert recall.filled[c] == len(newest)
+            np.testing.assert_array_equal(recall.rows[c, : len(newest)], np.reshape(newest, (len(newest), D)))
+            assert not recall.rows[c, len(newest) :].any()
+            sizes.add(len(newest))
+    assert kept.pushed[0] > 3 * L and sizes == set(range(anchors + 1))
+
+
+def test_anchors_change_neither_prototypes_nor_checkpoints() -> None:
+    """A memory without anchors is what it was before there were any, and resumes with some."""
+    without, some, resumed = memory(anchors=0), memory(anchors=A), memory(anchors=L)
+    for kept in (without, some):
+        life(kept, 0, 13)
+    same_state(without, some)
+    arrays = {"classes.rows", "classes.pushed", "classes.rejected"}
+    windows = {f"windows.{name}" for name in ("counts", "open", "length", "dropped")}
+    assert without.state_dict().keys() == arrays | windows
+    for mine, theirs in zip(saved([without]), saved([some]), strict=True):
+        assert mine.arrays.keys() == theirs.arrays.keys()
+    restore(resumed, saved([without]))
+    recall, more = some.recall(13), resumed.recall(13)
+    np.testing.assert_array_equal(more.rows[:, :A], recall.rows)
+    np.testing.assert_array_equal(np.minimum(more.filled, A), recall.filled)
+    assert seen(without.recall(13))[:3] == seen(recall)[:3] == seen(more)[:3] and len(seen(recall)) == 5
+
+
+def test_rows_without_a_direction_are_handed_out() -> None:
+    """A class of two opposite rows has no prototype, but its rows have directions."""
+    kept = memory()
+    kept.remember(ClassRememberArrays(0, np.array([[1, 2, 3, 4], [-1, -2, -3, -4]], np.float32), np.array([5, 5])))
+    recall = kept.recall(0)
+    assert not recall.present[5] and recall.filled[5] == 2
+    assert recall.rows[5].tolist() == [[-1, -2, -3, -4], [1, 2, 3, 4], [0] * D, [0] * D]
 
 
 @pytest.mark.parametrize("places", [(1,), (5,), (2, 3, 9), tuple(range(1, 10))])
@@ -154,7 +206,7 @@ def test_ranks_in_order_equal_one_call_for_the_whole_batch(places: tuple[int, ..
 
 def test_the_order_of_ranks_matters() -> None:
     """Strict mode applies them in rank order for this: who comes last stays in the queue."""
-    one, other = memory(length=2), memory(length=2)
+    one, other = memory(length=2, anchors=2), memory(length=2, anchors=2)
     for kept, order in ((one, 1), (other, -1)):
         for part in split(step(0), 5)[::order]:
             kept.remember(part)
@@ -169,8 +221,9 @@ def test_parts_together_are_the_whole(count: int) -> None:
         for part in parts:
             part.remember(step(number))
         recall, recalls = whole.recall(number), [part.recall(number) for part in parts]
-        np.testing.assert_array_equal(np.concatenate([r.prototypes for r in recalls]), recall.prototypes)
-        np.testing.assert_array_equal(np.concatenate([r.present for r in recalls]), recall.present)
+        for name in ("prototypes", "present", "rows", "filled"):
+            joined = np.concatenate([getattr(r, name) for r in recalls])
+            np.testing.assert_array_equal(joined, getattr(recall, name), err_msg=name)
         assert all(np.array_equal(r.histogram, recall.histogram) for r in recalls)
     rejected = whole.metrics()["rejected"]
     assert rejected > 0 and sum(part.metrics()["rejected"] for part in parts) == rejected
@@ -205,7 +258,8 @@ def test_what_is_given_out_is_nobody_elses() -> None:
     kept.remember(step(0))
     recall, state = kept.recall(5), kept.state_dict()
     expected = seen(kept.recall(5))
-    recall.prototypes[:], recall.histogram[:] = 9, 9
+    for array in vars(recall).values():
+        array[...] = 9
     for array in state.values():
         array[...] = 9
     assert seen(kept.recall(5)) == expected
@@ -248,7 +302,9 @@ def test_any_parts_read_what_any_others_wrote(tmp_path: Path, writers: Any) -> N
         for name, array in part.state_dict().items():
             own = expected[name][first:last] if name.startswith("classes.") else expected[name]
             np.testing.assert_array_equal(array, own, err_msg=name)
-        np.testing.assert_array_equal(part.recall(13).prototypes, whole.recall(13).prototypes[first:last])
+        for name in ("prototypes", "rows", "filled"):
+            mine, theirs = getattr(part.recall(13), name), getattr(whole.recall(13), name)
+            np.testing.assert_array_equal(mine, theirs[first:last], err_msg=name)
 
 
 def test_nothing_of_what_was_is_left_after_a_restore() -> None:
@@ -375,6 +431,9 @@ def test_a_state_with_parts_missing_or_unknown_changes_nothing() -> None:
 def test_impossible_sizes(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
         memory(**{name: 0})
+    for anchors in (-1, L + 1):
+        with pytest.raises(ValueError, match=rf"anchors must lie in 0\.\.6, the length of a queue, got {anchors}"):
+            memory(anchors=anchors)
     for first, last in ((-1, 3), (3, 2), (0, C + 1)):
         with pytest.raises(ValueError, match=r"are no part of 0\.\.9"):
             memory(first=first, last=last)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rayssl.methods.base import Batch, Classes
+from rayssl.methods.base import Batch, Classes, ClassRecall
 from rayssl.models.encoder import Encoder, EncoderConfig, build_encoder
 from tests.runs import ENCODER
 
@@ -36,6 +36,12 @@ def batch(step: int = 0, seed: int = 0) -> Batch:
     truth = torch.randint(-1, 4, (UNLABELLED,), generator=generator)
     few, many = part(LABELLED, labels, labels), part(UNLABELLED, torch.full((UNLABELLED,), -1), truth)
     return Batch(many.ids, many.speakers, many.recordings, many.labels, 0, truth, step, few)
+
+
+def without_anchors(prototypes: Tensor, present: Tensor, histogram: Tensor) -> ClassRecall:
+    """The answer of a memory that hands out no rows."""
+    rows, filled = prototypes.new_zeros(len(present), 0, prototypes.shape[1]), torch.zeros_like(histogram)
+    return ClassRecall(prototypes=prototypes, present=present, histogram=histogram, rows=rows, filled=filled)
 
 
 def outputs(seed: int = 0, scale: float = 2.0) -> dict[str, Tensor]:

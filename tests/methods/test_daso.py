@@ -12,7 +12,7 @@ from rayssl.methods.base import Batch, ClassRecall
 from rayssl.methods.daso import DASO, DASOConfig
 from rayssl.methods.fixmatch import FixMatch, FixMatchConfig
 from rayssl.models.teacher import warmed_momentum
-from tests.methods.few_labels import CLASSES, WIDTH, batch, build, outputs, same_gradients
+from tests.methods.few_labels import CLASSES, WIDTH, batch, build, outputs, same_gradients, without_anchors
 from tests.runs import random_views
 
 KNOBS = {"threshold": 0.5, "weight": 0.7, "align": 0.3, "warmup_steps": 10, "blend_temperature": 0.6}
@@ -22,7 +22,7 @@ def recall(*, absent: tuple[int, ...] = (), histogram: tuple[int, ...] = (40, 7,
     prototypes = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     present = torch.ones(4, dtype=torch.bool)
     present[list(absent)] = False
-    return ClassRecall(torch.where(present[:, None], prototypes, 0), present, torch.tensor(histogram))
+    return without_anchors(torch.where(present[:, None], prototypes, 0), present, torch.tensor(histogram))
 
 
 def transcription(
@@ -88,7 +88,8 @@ def test_warmup_is_fixmatch_and_counts_all_the_same() -> None:
 
 def test_without_any_prototype_it_is_fixmatch() -> None:
     """No zero vector in a softmax, and nothing that is not finite."""
-    nothing = ClassRecall(torch.zeros(4, WIDTH).double(), torch.zeros(4, dtype=torch.bool), torch.tensor([1, 2, 3, 4]))
+    absent, counts = torch.zeros(4, dtype=torch.bool), torch.tensor([1, 2, 3, 4])
+    nothing = without_anchors(torch.zeros(4, WIDTH).double(), absent, counts)
     daso, fixmatch = build(DASO, DASOConfig, **KNOBS), build(FixMatch, FixMatchConfig, threshold=0.5, weight=0.7)
     out, twin = outputs(), outputs()
     same_gradients(

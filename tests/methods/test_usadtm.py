@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rayssl.methods.base import ClassRecall
 from rayssl.methods.usadtm import USADTM, USADTMConfig
-from tests.methods.few_labels import WIDTH, batch, build, outputs, same_gradients
+from tests.methods.few_labels import WIDTH, batch, build, outputs, same_gradients, without_anchors
 from tests.runs import random_views, views_config
 
 KNOBS = {"threshold": 0.4, "weight": 0.6, "aggregation": 0.2, "temperature": 0.3}
@@ -16,7 +16,7 @@ KNOBS = {"threshold": 0.4, "weight": 0.6, "aggregation": 0.2, "temperature": 0.3
 def recall(*absent: int) -> ClassRecall:
     prototypes = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     present = torch.tensor([k not in absent for k in range(4)])
-    return ClassRecall(prototypes * present[:, None], present, torch.zeros(4, dtype=torch.long))
+    return without_anchors(prototypes * present[:, None], present, torch.zeros(4, dtype=torch.long))
 
 
 def with_plain(seed: int) -> dict[str, Tensor]:

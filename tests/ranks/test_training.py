@@ -13,6 +13,7 @@ import pytest
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.anchored import ANCHORED_METHOD
 from tests.runs import (
     DASO_METHOD,
     DINO_METHOD,
@@ -48,10 +49,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "ssps_vicreg": {**SSPS_METHOD, "over": VICREG_METHOD},
     "daso": DASO_METHOD,
     "usadtm": USADTM_METHOD,
+    "anchored": ANCHORED_METHOD,
     "clar": {"name": "clar", "projector": {"sizes": [12, 8]}, "labels": "cross_entropy"},
     "supcon": {"name": "clar", "projector": {"sizes": [12, 8]}, "labels": "supcon"},
 }
-LEARNERS = ("daso", "usadtm", "clar", "supcon")  # from the labels of a split
+LEARNERS = ("daso", "usadtm", "anchored", "clar", "supcon")  # from the labels of a split
 # SGD with small steps: larger ones amplify rounding, and Adam makes a whole step of a gradient that is nothing but it
 OVERRIDES = (
     "training.optimiser={name: sgd, lr: 0.002, momentum: 0.5}",
@@ -120,7 +122,7 @@ def test_two_ranks_are_one(ranks: Callable[..., list[Result]], corpus: str, meth
         _close(result["gradients"], one["gradients"], rtol=1e-3, atol=2e-6)
         _close(result["weights"], one["weights"], rtol=1e-3, atol=2e-5)
         same_memory(result["memory"], one["memory"])
-    assert two[0]["classes"] == one["classes"] and bool(one["classes"]) == (method in ("daso", "usadtm"))
+    assert two[0]["classes"] == one["classes"] and bool(one["classes"]) == (method in ("daso", "usadtm", "anchored"))
     # between the ranks there is not even rounding
     for name, value in two[0]["weights"].items():
         np.testing.assert_array_equal(two[1]["weights"][name], value, err_msg=name)

@@ -1,24 +1,27 @@
-"""Prototypes and histogram in actors are those of one memory fed in rank order, for any number of actors."""
+"""Prototypes, anchors and histogram in actors are those of one memory fed in rank order, for any number of actors."""
 
 from __future__ import annotations
 
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from rayssl.errors import CheckpointError
 from rayssl.experiment.config import MemoryConfig
 from rayssl.memory.classes.memory import ClassMemory, ClassRecallArrays, ClassRememberArrays
 from rayssl.memory.classes.settings import ClassSettings
+from rayssl.training.inputs import from_classes
 
 pytestmark = pytest.mark.ray
 
 WORLD, BATCH, STEPS = 2, 5, 9
-SETTINGS = ClassSettings(classes=7, dim=6, length=4, window=3)
+SETTINGS = ClassSettings(classes=7, dim=6, length=4, window=3, anchors=3)
 
 
 def found(step: int, rank: int) -> tuple[ClassRememberArrays, ClassRememberArrays]:
@@ -45,12 +48,12 @@ def in_process(memory: ClassMemory, steps: range) -> dict[int, ClassRecallArrays
 class Job:
     """Two ranks of a memory in ``shards`` actors, in two threads of this process."""
 
-    def __init__(self, shards: int, sync: str = "strict") -> None:
+    def __init__(self, shards: int, sync: str = "strict", settings: ClassSettings = SETTINGS) -> None:
         from rayssl.runtime.memory.classes import Caller, start
 
         config = MemoryConfig.model_validate({"shards": shards, "sync": sync})
         names = [f"test-{time.perf_counter_ns()}-{shard}" for shard in range(shards)]
-        self.actors = start(SETTINGS, WORLD, config, names)
+        self.actors = start(settings, WORLD, config, names)
         self.ranks = [Caller(self.actors, rank, sync == "strict") for rank in range(WORLD)]
 
     def run(self, steps: range) -> dict[tuple[int, int], ClassRecallArrays]:
@@ -82,8 +85,10 @@ class Job:
 
 
 def equal(mine: ClassRecallArrays, theirs: ClassRecallArrays) -> None:
-    for name in ("prototypes", "present", "histogram"):
-        np.testing.assert_array_equal(getattr(mine, name), getattr(theirs, name), err_msg=name)
+    assert vars(mine).keys() == vars(theirs).keys() > {"prototypes", "rows"}
+    for name, array in vars(theirs).items():
+        assert getattr(mine, name).dtype == array.dtype
+        np.testing.assert_array_equal(getattr(mine, name), array, err_msg=name)
 
 
 @pytest.mark.parametrize("shards", [1, 2])
@@ -92,6 +97,7 @@ def test_actors_are_one_memory_and_any_number_reads_what_another_wrote(
 ) -> None:
     expected = in_process(ClassMemory(SETTINGS), range(STEPS))
     assert not expected[8].present[5] and expected[8].histogram.sum() > 0
+    assert expected[8].filled.tolist() == [3, 3, 3, 3, 3, 0, 3] and min(expected[0].filled[:5]) < 3
     first = Job(shards)
     recalls = first.run(range(5))
     folder = str(tmp_path)
@@ -128,4 +134,29 @@ def test_ahead_gives_the_answer_to_the_step_before(ray_cluster: Any) -> None:
     call(found(4, 0)[0], None).result(timeout=30)  # its own answer: what came before it is done, or is not counted yet
     behind = ray_cluster.get(job.actors[0].metrics.remote())["staleness_steps"]
     assert behind == pytest.approx(1.5)  # rank 1 has not called at all: 1, 2, 3, 4, 5 calls, two of which make a step
+    job.end(ray_cluster)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_many_anchors_are_read_where_ray_keeps_them(ray_cluster: Any, shards: int) -> None:
+    """An answer of one actor is not copied on its way: it is read-only. Tensors made of it are the method's own."""
+    settings = ClassSettings(classes=4, dim=128, length=300, anchors=200)
+    job, memory, rng = Job(shards, settings=settings), ClassMemory(settings), np.random.default_rng(0)
+    answers = []
+    for step in range(3):
+        for rank, call in enumerate(job.ranks):
+            features, labels = rng.normal(size=(240, 128)).astype(np.float32), rng.integers(0, 4 - rank, 240)
+            memory.remember(given := ClassRememberArrays(step, features, labels))
+            answers.append((step, call(given, step)))
+        for _, answer in answers[-2:]:
+            recall = answer.result(timeout=30)
+            assert recall is not None and recall.rows.nbytes == 4 * 4 * 200 * 128
+            equal(recall, memory.recall(step))
+            assert recall.rows.flags.writeable == (shards > 1)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                tensors = from_classes(recall, torch.device("cpu"))
+            tensors.rows.zero_()
+            assert recall.rows.any()
+    assert recall.filled[0] == 200 > recall.filled[3] > 0
     job.end(ray_cluster)

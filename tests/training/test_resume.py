@@ -11,6 +11,7 @@ import torch
 from rayssl.experiment.config import Experiment
 from rayssl.training import checkpoint
 from rayssl.training.loop import Loop
+from tests.anchored import ANCHORED_METHOD
 from tests.runs import (
     DASO_METHOD,
     DINO_METHOD,
@@ -39,11 +40,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "ssps_swav": {**SSPS_METHOD, "over": SWAV_METHOD},
     "daso": DASO_METHOD,
     "usadtm": USADTM_METHOD,
+    "anchored": ANCHORED_METHOD,
     "classifier": {"name": "classifier", "ema": 0.8, "recipe": "strong"},
     "clar": {"name": "clar", "projector": {"sizes": [12, 8]}, "labels": "cross_entropy"},
 }
-QUICK = ("dino", "ssps_moco", "daso")  # of the default layer: a teacher, a queue under SSPS, a memory of classes
-LEARNERS = ("daso", "usadtm", "classifier", "clar")  # from the labels of a split
+# of the default layer: a teacher, a queue under SSPS, a memory of classes, and one that hands out rows
+QUICK = ("dino", "ssps_moco", "daso", "anchored")
+LEARNERS = ("daso", "usadtm", "anchored", "classifier", "clar")  # from the labels of a split
 # What a resumed run would lack if it were not saved, by method
 STATE = {
     **dict.fromkeys(("dino",), ("centre", "teacher.head.prototypes.weight", "teacher.encoder.backbone.project.weight")),
@@ -53,7 +56,7 @@ STATE = {
     "swav": ("queue.rows", "queue.pushed", "prototypes.weight"),
     "ssps_swav": ("base.queue.rows", "base.queue.pushed", "base.prototypes.weight"),
     **dict.fromkeys(
-        ("daso", "usadtm", "classifier"),
+        ("daso", "usadtm", "anchored", "classifier"),
         ("average.classifier.linear.weight", "average.encoder.backbone.project.weight", "model.classifier.linear.bias"),
     ),
     "clar": ("classifier.linear.weight", "encoder.backbone.project.weight"),

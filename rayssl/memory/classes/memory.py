@@ -1,7 +1,8 @@
 """The memory of DASO: one queue of features for each class, their means, and the histogram of past pseudo-labels.
 
 Oh, Kim and Kweon, CVPR 2022. The queues of all classes have the same length, so that rare classes have prototypes as
-good as those of common ones, only of older features.
+good as those of common ones, only of older features. A contrastive loss can have the newest rows of the queues
+themselves: as many of a rare class as of a common one, though a batch may have no row of the rare class.
 """
 
 from __future__ import annotations
@@ -37,11 +38,16 @@ class ClassRememberArrays:
 class ClassRecallArrays:
     """``prototypes [n, D]`` float32 of the n classes of a part (zero where not present), ``present [n]`` bool,
     ``histogram [C]`` int64 of all classes.
+
+    ``rows [n, A, D]`` float32: the newest A rows of each class, the newest first, as they were given. The first
+    ``filled [n]`` (int64, 0..A) of a class are valid, and the others are zero.
     """
 
     prototypes: np.ndarray
     present: np.ndarray
     histogram: np.ndarray
+    rows: np.ndarray
+    filled: np.ndarray
 
 
 class ClassMemory:
@@ -55,7 +61,7 @@ class ClassMemory:
 
     def __init__(self, settings: ClassSettings, *, first: int = 0, last: int | None = None) -> None:
         classes, dim, length = settings.classes, settings.dim, settings.length
-        self.classes, self.dim, self.length = classes, dim, length
+        self.classes, self.dim, self.length, self.anchors = classes, dim, length, settings.anchors
         self.first, self.last = first, classes if last is None else last
         if not 0 <= self.first <= self.last <= classes:
             raise ValueError(f"classes {self.first}..{self.last} are no part of 0..{classes}")
@@ -83,13 +89,21 @@ class ClassMemory:
         """The prototypes by the rows there are now, and the histogram of the last window closed before ``step``'s own.
 
         A prototype is the mean of its class's queue, in float64 and then float32. Not ``present`` are classes without
-        rows, and one whose mean is zero, which has no direction. Raises ValueError for a negative step.
+        rows, and one whose mean is zero, which has no direction (its rows are handed out all the same). Raises
+        ValueError for a negative step.
         """
         histogram = self.windows.before(step)
         for own in np.flatnonzero(self._changed):  # one queue at a time: the same sum in any part
             self._means[own] = self.rows[own, : self.pushed[own]].mean(axis=0, dtype=np.float64)
         self._changed[:] = False
-        return ClassRecallArrays(self._means.copy(), np.asarray(self._means.any(axis=1)), histogram)
+        rows, filled = self._newest()
+        return ClassRecallArrays(
+            prototypes=self._means.copy(),
+            present=np.asarray(self._means.any(axis=1)),
+            histogram=histogram,
+            rows=rows,
+            filled=filled,
+        )
 
     def metrics(self, reset: bool = True) -> dict[str, float]:
         """Figures of this part's classes; ``reset`` sets the counters to 0.
@@ -108,6 +122,14 @@ class ClassMemory:
             self.rejected[:] = 0
             self.windows.dropped = 0
         return result
+
+    def _newest(self) -> tuple[np.ndarray, np.ndarray]:
+        """The newest A rows of each class, copied, the newest first: ``[n, A, D]``; how many are valid: ``[n]``."""
+        filled, ages = np.minimum(self.pushed, self.anchors), np.arange(self.anchors)
+        slots = (self.pushed[:, None] - 1 - ages) % self.length
+        rows = self.rows[np.arange(len(slots))[:, None], slots]
+        rows[ages >= filled[:, None]] = 0
+        return rows, filled
 
     def _checked(self, what: ClassRememberArrays) -> tuple[np.ndarray, np.ndarray | None]:
         """The labels as int64, and the counts, if everything can be stored."""

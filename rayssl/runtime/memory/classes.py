@@ -1,8 +1,12 @@
 """The memory of classes in actors. Each has a range of the classes; the histogram comes from the first.
 
 A call of a rank goes to all actors, and their answers are joined. Strict: an actor applies what all ranks give in a
-call, in rank order, before it answers any of them. So prototypes are those of the whole batch, for any number of ranks
-and actors.
+call, in rank order, before it answers any of them. So prototypes and anchors are those of the whole batch, for any
+number of ranks and actors.
+
+With A anchors of each class (`ClassSettings.anchors`) each rank gets 4 C A D bytes more in a step. Ray keeps an answer
+of more than 100 KB in the object store of its node. A rank on the same node reads it there, and it is not copied unless
+answers of several actors have to be joined.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from rayssl.runtime.memory.servers import CheckpointableServer, Staleness
 from rayssl.training.pieces import Records
 
 _SHARES = ("prototypes_filled", "queue_fill")  # of an actor's own classes; the others but "rejected" are the same
+_OF_CLASSES = ("prototypes", "present", "rows", "filled")  # of an answer, with a row for each class of an actor
 
 
 class ClassServer(CheckpointableServer):
@@ -148,7 +153,7 @@ def _together(answers: list[Future[ClassRecallArrays | None]]) -> Future[ClassRe
 
 
 def _joined(parts: list[ClassRecallArrays]) -> ClassRecallArrays | None:
-    if not parts:
-        return None
-    prototypes = np.concatenate([part.prototypes for part in parts])
-    return ClassRecallArrays(prototypes, np.concatenate([part.present for part in parts]), parts[0].histogram)
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    of_classes = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _OF_CLASSES}
+    return ClassRecallArrays(histogram=parts[0].histogram, **of_classes)
