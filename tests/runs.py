@@ -145,7 +145,7 @@ def write_corpus(
             "recording": [k % (2 * speakers) if speakers else -1 for k in numbers],
             "label": [k % speakers if splits else -1 for k in numbers],
         }
-        parts.append(shards.write_shard(str(folder), index, columns))
+        parts.append(shards.write_shard(str(folder), (index,), columns))
         first += size
     names = {
         "speaker": [f"s{k}" for k in range(speakers)],

@@ -36,7 +36,7 @@ def write_corpus(uri: str, rows: int = ROWS, *, speakers: bool = True, damaged: 
             columns["speaker"].append(speaker if speakers else -1)
             columns["recording"].append(2 * speaker + recording if speakers else -1)
             columns["label"].append(-1)
-        parts.append(shards.write_shard(uri, index, columns))
+        parts.append(shards.write_shard(uri, (index,), columns))
     named = SPEAKERS if speakers else 0
     names = {
         "speaker": [f"s{k}" for k in range(named)],

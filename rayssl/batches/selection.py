@@ -32,7 +32,7 @@ from rayssl.errors import CorpusError
 from rayssl.random import draws
 
 Role = Literal["all", "labelled", "unlabelled"]
-_MASKS = {"all": LABELLED | UNLABELLED, "labelled": LABELLED, "unlabelled": UNLABELLED}
+MASKS = {"all": LABELLED | UNLABELLED, "labelled": LABELLED, "unlabelled": UNLABELLED}
 _PURPOSES: dict[str, tuple[int, ...]] = {"all": (), "labelled": (1,), "unlabelled": (2,)}
 _TIMES = 4  # a purpose, in addition to those of `rayssl.batches.plan`
 
@@ -82,13 +82,13 @@ class Selection:
         """Positions int64 ``[counts[shard]]`` of the selected rows in the shard with index ``shard``, ascending."""
         if not self.place:
             return np.arange(self.counts[shard])
-        rows: np.ndarray = np.flatnonzero(self._columns(shard)[0] & _MASKS[self.roles])
+        rows: np.ndarray = np.flatnonzero(self._columns(shard)[0] & MASKS[self.roles])
         return rows
 
     def ids_and_classes(self) -> tuple[np.ndarray, np.ndarray]:
         """Ids and classes, int64 ``[rows_total]`` each, of all selected utterances of a split; for small selections."""
         roles, classes = splits.columns(self.place, self.sha256)
-        ids = np.flatnonzero(roles & _MASKS[self.roles])
+        ids = np.flatnonzero(roles & MASKS[self.roles])
         return ids, classes[ids].astype(np.int64)
 
     def entries(self, shard: int, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -177,7 +177,7 @@ def selection(
     column, _ = splits.columns(place, found.sha256)
     if len(column) != manifest.rows:
         raise CorpusError(f"{place}: {len(column)} rows, the corpus has {manifest.rows}; run rayssl prepare --verify")
-    mask = column & _MASKS[roles] > 0
+    mask = column & MASKS[roles] > 0
     counts = tuple(int(count) for count in np.add.reduceat(mask.astype(np.int64), bounds[:-1]))
     rows, rates = sum(counts), tuple[float, ...]()
     if class_aware:

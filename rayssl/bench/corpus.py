@@ -47,7 +47,7 @@ def write(uri: str, utterances: int, seconds: float, format: decode.Format, seed
             "samples": [len(pcm[k % kinds]) for k in numbers],
             **{kind: [-1] * len(numbers) for kind in KINDS},
         }
-        parts.append(shards.write_shard(uri, index, columns))
+        parts.append(shards.write_shard(uri, (index,), columns))
     names: dict[str, list[str]] = {kind: [] for kind in KINDS}
     shards.write_labels(uri, names)
     return shards.write_manifest(uri, parts, format=format, names=names, rejected=0, settings={})

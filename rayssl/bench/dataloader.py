@@ -15,7 +15,7 @@ import psutil
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from rayssl.batches.plan import Cursor, unit_steps
+from rayssl.batches.plan import Cursor
 from rayssl.experiment.job import Job
 from rayssl.runtime import cluster
 from rayssl.runtime.bench import processes
@@ -64,7 +64,7 @@ class LoaderSupply:
     @property
     def burst(self) -> int:
         """The number of steps whose batches come at about the same time: those of one unit for each worker."""
-        return self.readers * unit_steps(self._job.own.batch, self._job.experiment.corpus.unit_rows)
+        return self.readers * self._job.own.unit_steps(self._job.experiment.corpus.unit_rows)
 
     def open(self) -> float:
         """Starts the reading. Returns after how many seconds the first batch was there."""

@@ -236,7 +236,7 @@ def write_tones(folder: str, seconds: float) -> None:
             "recording": [number % (2 * CLASSES) for number in numbers],
             "label": [number % CLASSES for number in numbers],
         }
-        parts.append(shards.write_shard(folder, index, columns))
+        parts.append(shards.write_shard(folder, (index,), columns))
         first += size
     assert first == ROWS
     names = {

@@ -13,6 +13,7 @@ indices (`naming`), and the sorted rows are cut into units (`planning`).
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -25,8 +26,12 @@ from rayssl import storage
 from rayssl.data import labels, listing, naming, planning, shards, sorting, splits
 from rayssl.data.labels import SplitConfig
 from rayssl.data.naming import Names
-from rayssl.data.shards import Manifest, Reject
+from rayssl.data.nights import runs
+from rayssl.data.nights.runs import NightsEntry
+from rayssl.data.nights.writing import GROUP_ROWS, NightsConfig
+from rayssl.data.shards import Manifest, Reject, Shard
 from rayssl.data.sources.checked import CheckedSource
+from rayssl.data.sources.nights import STAGES, UNSCORED_NAME
 from rayssl.data.trials import TrialsConfig
 from rayssl.data.units import PLAN, WORK, ContentConfig, Done, PrepareUnit, PrepareWork
 from rayssl.errors import CorpusError
@@ -40,13 +45,14 @@ class PreparedCorpusConfig(ContentConfig):
     """One corpus: utterances made from ``source``, prepared at the URI ``out``.
 
     ``shard_utterances`` is the number of utterances in a shard (after rendering, before joining). Preparation fails if
-    more than ``max_reject_share`` of the source is unusable. ``trials`` are lists of trials to write, by name.
-    ``splits`` say which utterances are labelled and unlabelled, by name; you may change them after preparation.
+    more than ``max_reject_share`` of the source is unusable: by default 0.01, of nights any share but all. ``trials``
+    are lists of trials to write, by name. ``splits`` say which utterances are labelled and unlabelled, by name; you
+    may change them after preparation.
     """
 
     out: str
     shard_utterances: int = Field(default=512, ge=1)
-    max_reject_share: float = Field(default=0.01, ge=0, le=1)
+    max_reject_share: float | None = Field(default=None, ge=0, le=1)
     trials: dict[str, TrialsConfig] = {}
     splits: dict[SplitName, SplitConfig] = {}
 
@@ -115,7 +121,8 @@ def plan(
     sorter = sorting.Sorter(folder, settings.join is not None, run_bytes)
     per = 1 if settings.conditions is None else settings.conditions.per_utterance
     head = [shards.VERSION, _RECIPE, content_settings(settings), seed]
-    how = planning.Cut(settings.shard_utterances, settings.join is not None, head)
+    per_unit = 1 if settings.of_nights else settings.shard_utterances
+    how = planning.Cut(per_unit, settings.join is not None, head)
     try:
         count = 0
         for batch in _checked(settings, listed):
@@ -124,7 +131,8 @@ def plan(
             tell("listed", count // per)
         rows = sorter.finish()
         if settings.splits:
-            labels.check(settings.splits, rows.names["label"].texts(), settings.out)
+            names = STAGES if settings.of_nights else rows.names["label"].texts()
+            labels.check(settings.splits, names, settings.out)
         units = planning.cut(rows, how, sorter.spilled, lambda done: tell("planned", done // per))
         rows.remove()
     except (naming.RepeatedName, CorpusError) as error:
@@ -154,26 +162,48 @@ def finish(settings: PreparedCorpusConfig, plan: PreparePlan, done: Sequence[Don
     rejects = sorted({reject for record in done for reject in record.rejects}, key=lambda reject: reject.name)
     unusable = {reject for record in done for reject in record.unusable()}
     _check_rejects(settings, plan, [reject for reject in rejects if reject in unusable])
-    parts = [record.shard for record in done if record.shard is not None]
+    parts = shards.number([shard for record in done for shard in record.shards])
     if not parts:
         raise CorpusError(f"{settings.out}: nothing is left after {len(rejects)} rejects (first: {rejects[0].reason})")
-    naming.write(settings.out, plan.names)
+    names, how = plan.names, dict[str, Any]()
+    if settings.of_nights:
+        names = {**names, "label": naming.listed(STAGES)}
+        how = _nights(settings, done, parts)
+    naming.write(settings.out, names)
     shards.write_rejects(settings.out, rejects)
-    label_names = plan.names["label"].texts() if settings.splits else []
-    made = labels.make(settings.splits, settings.out, shards.number(parts), label_names)
+    label_names = names["label"].texts() if settings.splits else []
+    made = labels.make(settings.splits, settings.out, parts, label_names)
     manifest = shards.write_manifest(
         settings.out,
         parts,
         format=settings.format,
-        names={kind: range(names.count) for kind, names in plan.names.items()},
+        names={kind: range(found.count) for kind, found in names.items()},
         rejected=len(rejects),
         settings={**content_settings(settings), "plan": plan.digest, "recipe": _RECIPE},
         splits=made,
+        **how,
     )
     _remove_others(settings.out, shards.SHARDS, [shard.path for shard in manifest.shards])
     _remove_others(settings.out, splits.FOLDER, [split.path for split in made.values()])
     storage.remove(storage.join(settings.out, WORK), recursive=True)
     return manifest
+
+
+def _nights(settings: PreparedCorpusConfig, done: Sequence[Done], parts: Sequence[Shard]) -> dict[str, Any]:
+    """What the manifest says of nights; writes their runs. ``parts``: all shards, with their first ids."""
+    first_ids = {shard.path: shard.first_id for shard in parts}
+    found, totals, dropped = [], Counter[str](), Counter[str]()
+    kept = [record.night for record in done if record.night is not None and record.night.shards]
+    for night in kept:
+        for shard, inside in zip(night.shards, night.runs, strict=True):
+            found += [(first_ids[shard.path] + run.row, run.epochs, night.recording, run.index) for run in inside]
+        totals.update(night.stages)
+        dropped.update(night.dropped)
+    path, sha256 = runs.write(settings.out, sorted(found))
+    stages = {name: totals[name] for name in (*STAGES, UNSCORED_NAME)}
+    entry = NightsEntry(path=path, sha256=sha256, nights=len(kept), stages=stages, dropped=dict(dropped))
+    config = settings.nights or NightsConfig()
+    return {"nights": entry, "mel": config.mel if settings.format == "mel" else None, "group_rows": GROUP_ROWS}
 
 
 def renew_splits(settings: PreparedCorpusConfig, manifest: Manifest) -> Manifest:
@@ -282,10 +312,12 @@ def content_settings(settings: PreparedCorpusConfig) -> dict[str, Any]:
 
 
 def _check_rejects(settings: PreparedCorpusConfig, plan: PreparePlan, rejects: Sequence[Reject]) -> None:
-    share = len(rejects) / plan.sources
-    if share > settings.max_reject_share:
+    share, most = len(rejects) / plan.sources, settings.max_reject_share
+    if most is None:
+        most = 1.0 if settings.of_nights else 0.01
+    if share > most:
         first = rejects[0]
         raise CorpusError(
             f"{settings.out}: {len(rejects)} of {plan.sources} utterances ({share:.1%}) cannot be used, first "
-            f"'{first.name}' ({first.reason}); fix them or raise max_reject_share (now {settings.max_reject_share:g})"
+            f"'{first.name}' ({first.reason}); fix them or raise max_reject_share (now {most:g})"
         )

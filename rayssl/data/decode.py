@@ -24,7 +24,7 @@ from rayssl.errors import CorpusError
 
 RATE = 16000
 RESAMPLER = "soxr HQ"  # what `resample` uses; the manifest of a new corpus names it
-Format = Literal["flac", "pcm16"]
+Format = Literal["flac", "pcm16", "mel"]
 Channels = Literal["reject_above_2", "mean", "first"]
 
 _FULL_SCALE = 32768
@@ -95,7 +95,7 @@ def quantise(samples: np.ndarray) -> np.ndarray:
 
 
 def encode(samples: np.ndarray, format: Format) -> bytes:
-    """Mono int16 samples ``[T]`` at `RATE` as bytes for a shard. Both formats are lossless."""
+    """Mono int16 samples ``[T]`` at `RATE` as bytes for a shard, ``flac`` or ``pcm16``. Both are lossless."""
     if format == "pcm16":
         return samples.astype("<i2").tobytes()
     buffer = io.BytesIO()
@@ -104,8 +104,11 @@ def encode(samples: np.ndarray, format: Format) -> bytes:
 
 
 def pcm(audio: bytes | memoryview, format: Format) -> np.ndarray:
-    """The audio of a shard as mono int16 ``[T]`` at `RATE`; raises `CorpusError` if it is damaged."""
-    if format == "pcm16":
+    """The audio of a shard as mono int16 ``[T]`` at `RATE`; raises `CorpusError` if it is damaged.
+
+    With the format ``mel`` these are the bytes of float16 values, see `rayssl.data.mel.picture`.
+    """
+    if format != "flac":
         if len(audio) % 2:
             raise CorpusError("damaged audio in a shard: an odd number of bytes; run rayssl prepare --verify")
         return np.frombuffer(audio, dtype="<i2").astype(np.int16, copy=False)
@@ -141,7 +144,7 @@ def pcm_parts(
     Raises:
         CorpusError: the audio is damaged or has another length.
     """
-    if format == "pcm16":
+    if format != "flac":
         if len(audio) != 2 * samples:
             raise CorpusError("damaged audio in a shard: not as long as its row says; run rayssl prepare --verify")
         whole = np.frombuffer(audio, dtype="<i2")

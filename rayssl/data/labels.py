@@ -12,6 +12,7 @@ Long tails are made as in DASO (Oh, Kim and Kweon, CVPR 2022, section 4): class 
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -20,6 +21,8 @@ from pydantic import Field, field_validator, model_validator
 
 from rayssl.data import shards, splits
 from rayssl.data.conditions import text_key
+from rayssl.data.nights import roles as night_roles
+from rayssl.data.nights.roles import NightSplitConfig
 from rayssl.data.shards import Shard
 from rayssl.data.splits import LABELLED, UNLABELLED, Split
 from rayssl.errors import CorpusError
@@ -79,6 +82,8 @@ class UnlabelledConfig(Config):
 class SplitConfig(Config):
     """One split of a corpus into labelled and unlabelled utterances.
 
+    - ``nights``: for a corpus of nights, instead of ``labelled``: the split is by subject. Of the other keys, only
+      ``seed`` and ``keep_labelled_in_unlabelled`` go with it.
     - ``unlabelled``: `rest` means all utterances that are not labelled.
     - ``order``: the classes from head to tail. The default is the largest first, and equal ones by name.
     - ``open_set``: classes that occur only among the unlabelled utterances. The classifier does not know them.
@@ -89,13 +94,23 @@ class SplitConfig(Config):
     """
 
     seed: int = 0
-    labelled: LabelledConfig
+    labelled: LabelledConfig | None = None
+    nights: NightSplitConfig | None = None
     unlabelled: UnlabelledConfig = UnlabelledConfig()
     order: list[str] | None = None
     open_set: list[str] = []
     left_out: list[str] = []
     unknown: bool = False
     keep_labelled_in_unlabelled: bool = False
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> SplitConfig:
+        if (self.labelled is None) == (self.nights is None):
+            raise ValueError("give one of labelled and nights")
+        others = self.model_fields_set - {"nights", "seed", "keep_labelled_in_unlabelled"}
+        if self.nights is not None and others:
+            raise ValueError(f"{min(others)} does not go with nights; leave it out")
+        return self
 
     @field_validator("unlabelled", mode="before")
     @classmethod
@@ -142,8 +157,15 @@ def make(wanted: Mapping[str, SplitConfig], uri: str, parts: Sequence[Shard], na
     if not wanted:
         return {}
     check(wanted, names, uri)
-    keys, labels = _columns(uri, parts)
-    return {name: _make_one(name, config, uri, keys, labels, names) for name, config in wanted.items()}
+    utterance, nights, labels = _columns(uri, parts, any(config.nights is not None for config in wanted.values()))
+    made = {}
+    for name, config in wanted.items():
+        if config.nights is None:
+            chosen = choose(config, utterance, labels, names)
+        else:
+            chosen = _by_night(config, nights, names, f"{uri}: splits.{name}")
+        made[name] = _make_one(name, config, uri, chosen, labels, names)
+    return made
 
 
 def current(uri: str, wanted: Mapping[str, SplitConfig], made: Mapping[str, Split]) -> dict[str, Split]:
@@ -180,6 +202,7 @@ def choose(
     sizes = np.bincount(labels[labels >= 0], minlength=len(names))
     rank = _ranks(config, [names[k] for k in known], sizes[known])
     wanted = np.zeros((2, len(names) + 1), np.int64)  # labelled, unlabelled; the last column is for label -1
+    assert config.labelled is not None
     wanted[0, known] = _labelled(config.labelled, sizes[known], rank)
     wanted[1] = _unlabelled(config, known, rank, len(names))
     wanted[1, unused] = 0
@@ -249,10 +272,31 @@ def _shortfalls(role: str, names: Sequence[str], wanted: np.ndarray, taken: np.n
     return [f"{missing} fewer {role} than asked for, too few utterances in {len(short)} classes: {listed}"]
 
 
+def _by_night(
+    config: SplitConfig, nights: list[tuple[str, int, int]], names: Sequence[str], where: str
+) -> tuple[np.ndarray, list[int], list[str]]:
+    """As `choose`, for whole nights: (name, subject, epochs) of each, in the order of ids."""
+    assert config.nights is not None
+    both = config.keep_labelled_in_unlabelled
+    night = list(dict.fromkeys(name for name, _, _ in nights))
+    subjects = {name: str(subject) for name, subject, _ in nights}
+    roles, notes = night_roles.choose(
+        config.nights, night, [subjects[name] for name in night], seed=config.seed, both=both, where=where
+    )
+    role = dict(zip(night, roles, strict=True))
+    rows = np.repeat([role[name] for name, _, _ in nights], [epochs for _, _, epochs in nights])
+    return rows.astype(np.int8), list(range(len(names))), notes
+
+
 def _make_one(
-    name: str, config: SplitConfig, uri: str, keys: np.ndarray, labels: np.ndarray, names: Sequence[str]
+    name: str,
+    config: SplitConfig,
+    uri: str,
+    chosen: tuple[np.ndarray, list[int], list[str]],
+    labels: np.ndarray,
+    names: Sequence[str],
 ) -> Split:
-    roles, known, notes = choose(config, keys, labels, names)
+    roles, known, notes = chosen
     class_of = np.full(len(names) + 1, -1, np.int16)  # the last entry is for label -1
     class_of[known] = np.arange(len(known))
     path, sha256 = splits.write(uri, name, roles, class_of[labels])
@@ -272,14 +316,24 @@ def _make_one(
     )
 
 
-def _columns(uri: str, parts: Sequence[Shard]) -> tuple[np.ndarray, np.ndarray]:
-    """The keys of all names, int64 ``[N]``, and the label indices, int32 ``[N]``, in the order of ids."""
-    keys, labels = [], []
+def _columns(
+    uri: str, parts: Sequence[Shard], by_night: bool
+) -> tuple[np.ndarray, list[tuple[str, int, int]], np.ndarray]:
+    """The keys of all names, int64 ``[N]``, and the label indices, int32 ``[N]``, in the order of ids.
+
+    Between them, with ``by_night``: (night, subject, epochs) of the rows of one shard that belong to one night.
+    """
+    keys, nights, labels = [], list[tuple[str, int, int]](), []
     for part in parts:
-        table = shards.read_shard(uri, part, ["name", "label"])
-        keys.append(np.array([text_key(name) for name in table["name"].to_pylist()], np.int64))
+        table = shards.read_shard(uri, part, ["name", "speaker", "label"])
+        names = table["name"].to_pylist()
+        keys.append(np.array([text_key(name) for name in names], np.int64))
         labels.append(table["label"].to_numpy())
-    return np.concatenate(keys), np.concatenate(labels)
+        subjects = table["speaker"].to_pylist() if by_night else []
+        pairs = zip(names, subjects, strict=False)
+        for (night, subject), rows in itertools.groupby((name.rpartition("/")[0], subject) for name, subject in pairs):
+            nights.append((night, subject, sum(1 for _ in rows)))
+    return np.concatenate(keys), nights, np.concatenate(labels)
 
 
 def _some(items: Sequence[str]) -> str:

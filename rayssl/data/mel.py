@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from rayssl.schema import Config
 
+EPOCH_S = 30  # seconds of an epoch of sleep
 FLOOR = 1e-10
 
 

@@ -50,6 +50,11 @@ class Names:
         return [name for names in self.arrays() for name in names.to_pylist()]
 
 
+def listed(names: Sequence[str]) -> Names:
+    """The ``names`` in their order, in memory."""
+    return Names([Pieces(pa.record_batch([pa.array(names)], ["name"]), np.array([0, len(names)]), None)])
+
+
 class RunNames(NamedTuple):
     """The sorted names of one run in pieces, and the first name of each piece."""
 

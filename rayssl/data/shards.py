@@ -29,6 +29,8 @@ from pydantic import Field, ValidationError
 
 from rayssl import storage
 from rayssl.data import decode
+from rayssl.data.mel import EPOCH_S, MelConfig
+from rayssl.data.nights.runs import NightsEntry
 from rayssl.data.splits import Split
 from rayssl.errors import CorpusError, StorageError
 from rayssl.schema import Config
@@ -70,7 +72,8 @@ class Manifest(Config):
     say it, and its corpus was made with SciPy. ``group_rows`` is the number of utterances in a row group of a shard
     (its last group may have fewer); 0 if each shard is one group, as in corpora from before there were groups.
     ``fingerprint`` identifies the content of the shards. ``splits``, by name, say what utterances are used for; the
-    fingerprint does not depend on them.
+    fingerprint does not depend on them. ``nights``: set if the utterances are epochs of sleep of 30 seconds, in
+    order. ``mel``: how their pictures were made, if the format is ``mel``.
     """
 
     version: int
@@ -88,6 +91,14 @@ class Manifest(Config):
     fingerprint: str
     group_rows: int = Field(default=0, ge=0)
     splits: dict[str, Split] = {}
+    nights: NightsEntry | None = None
+    mel: MelConfig | None = None
+
+    @property
+    def epoch_shape(self) -> tuple[int, ...]:
+        """The shape of an epoch of sleep: bands and frames of its picture, or its samples."""
+        samples = EPOCH_S * self.rate
+        return (samples,) if self.mel is None else (self.mel.n_mels, self.mel.frames(samples, self.rate))
 
 
 class Reject(Config):
@@ -183,27 +194,40 @@ def read_rejects(uri: str) -> list[Reject]:
     return [Reject(**row) for row in table.to_pylist()]
 
 
-def write_shard(uri: str, index: int, columns: Mapping[str, Sequence[Any]], rate: int = decode.RATE) -> Shard:
+def write_shard(
+    uri: str,
+    place: tuple[int, ...],
+    columns: Mapping[str, Sequence[Any]],
+    rate: int = decode.RATE,
+    *,
+    group_rows: int | None = None,
+    seconds: float | None = None,
+) -> Shard:
     """Writes one shard atomically. Equal columns give equal bytes.
 
     Args:
         uri: the corpus.
-        index: the number of the shard, from 0; it becomes the name of the file.
+        place: the number of the shard, from 0; of a night its number, and that of the shard in the night. It becomes
+            the name of the file.
         columns: one sequence for each field of `SCHEMA`, all of the same length.
         rate: the rate of the audio in Hz, to compute seconds.
+        group_rows: the number of rows in a row group; `GROUP_ROWS` if it is not given.
+        seconds: of audio, if the samples are not audio.
 
     Returns:
         The shard's entry for the manifest. Its `first_id` is 0; `number` sets it.
     """
     table = pa.table({field.name: pa.array(columns[field.name], field.type) for field in SCHEMA}, schema=SCHEMA)
-    data = _parquet(table.replace_schema_metadata({CHECKSUMS: b"crc32"}), plain=["audio"], group_rows=GROUP_ROWS)
-    path = f"{SHARDS}/{index:05d}.parquet"
+    table = table.replace_schema_metadata({CHECKSUMS: b"crc32"})
+    data = _parquet(table, plain=["audio"], group_rows=group_rows or GROUP_ROWS)
+    number, *part = place
+    path = f"{SHARDS}/{number:05d}{''.join(f'-{k:03d}' for k in part)}.parquet"
     storage.write_bytes(storage.join(uri, path), data)
     return Shard(
         path=path,
         rows=table.num_rows,
         first_id=0,
-        seconds=round(sum(columns["samples"]) / rate, 3),
+        seconds=round(sum(columns["samples"]) / rate if seconds is None else seconds, 3),
         bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
     )
@@ -240,6 +264,9 @@ def write_manifest(
     rejected: int,
     settings: dict[str, Any],
     splits: Mapping[str, Split] | None = None,
+    group_rows: int | None = None,
+    nights: NightsEntry | None = None,
+    mel: MelConfig | None = None,
 ) -> Manifest:
     """Writes the manifest, which completes the corpus, and returns it.
 
@@ -251,6 +278,8 @@ def write_manifest(
         rejected: the number of rejects.
         settings: the settings that the corpus was made with, as plain values.
         splits: the splits, by name. Their files must exist already.
+        group_rows: the number of rows in a row group of the shards; `GROUP_ROWS` if it is not given.
+        nights: the entry of a corpus of nights; ``mel``: how its pictures were made, if ``format`` is ``mel``.
     """
     shards = number(parts)
     manifest = Manifest(
@@ -266,8 +295,10 @@ def write_manifest(
         shards=shards,
         settings=settings,
         fingerprint=fingerprint(shards),
-        group_rows=GROUP_ROWS,
+        group_rows=group_rows or GROUP_ROWS,
         splits=dict(splits or {}),
+        nights=nights,
+        mel=mel,
     )
     _write(uri, manifest)
     return manifest

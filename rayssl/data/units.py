@@ -12,16 +12,18 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rayssl import storage
 from rayssl.data import conditions, decode, joining, shards
 from rayssl.data.columns import unpacked
 from rayssl.data.conditions import ConditionsConfig
 from rayssl.data.joining import JoinConfig
+from rayssl.data.nights.writing import NightDone, NightsConfig, NightWriter
 from rayssl.data.shards import Reject, Shard
 from rayssl.data.sources.base import Audio, Reference
 from rayssl.data.sources.checked import CheckedSource
+from rayssl.data.sources.nights import NightSourceConfig
 from rayssl.data.sources.registry import AnySource
 from rayssl.errors import StorageError
 from rayssl.schema import Config
@@ -38,7 +40,8 @@ class ContentConfig(Config):
     """How utterances are made from a source: everything that their samples depend on.
 
     ``channels`` says what happens to audio with more than two channels. Audio shorter than ``min_s`` seconds is a
-    reject.
+    reject. ``format``: how audio is stored; ``mel`` stores pictures of the epochs of nights, as ``nights.mel`` says.
+    ``nights`` belongs to sources of nights, whose utterances are epochs of sleep of 30 s.
     """
 
     source: AnySource
@@ -47,6 +50,23 @@ class ContentConfig(Config):
     min_s: float = Field(default=0.1, ge=0)
     conditions: ConditionsConfig | None = None
     join: JoinConfig | None = None
+    nights: NightsConfig | None = None
+
+    @property
+    def of_nights(self) -> bool:
+        """Whether the utterances are epochs of nights."""
+        return isinstance(self.source, NightSourceConfig)
+
+    @model_validator(mode="after")
+    def _nights_fit(self) -> ContentConfig:
+        if self.of_nights:
+            for key in ("conditions", "join"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"{key} does not go with a source of nights; leave it out")
+        elif self.format == "mel" or self.nights is not None:
+            key = "format: mel" if self.format == "mel" else "nights"
+            raise ValueError(f"{key} needs a source of nights; source.name={self.source.name} gives utterances")
+        return self
 
 
 class PrepareWork(Config):
@@ -87,15 +107,29 @@ class _Content(NamedTuple):
 
 
 class Done(Config):
-    """The record of a finished unit. ``shard`` is None if no utterance was usable; ``utterances`` is the unit's."""
+    """The record of a finished unit. ``shard`` is None if no utterance was usable; ``utterances`` is the unit's.
+
+    ``night``: what a unit of nights became, instead of ``shard``. Its rejects are also in ``rejects``.
+    """
 
     digest: str
     shard: Shard | None
     utterances: int
     rejects: list[Reject]
+    night: NightDone | None = None
+
+    @property
+    def shards(self) -> list[Shard]:
+        """The shards that the unit became."""
+        return [*([] if self.shard is None else [self.shard]), *([] if self.night is None else self.night.shards)]
 
     def unusable(self) -> list[Reject]:
-        """The rejects whose audio cannot be used. Clips that were only too short to join are not among them."""
+        """The rejects whose audio cannot be used. Clips that were only too short to join are not among them.
+
+        Of a night that has shards, only parts were left out.
+        """
+        if self.night is not None and self.night.shards:
+            return []
         return [reject for reject in self.rejects if not reject.reason.startswith(DROPPED)]
 
 
@@ -112,10 +146,14 @@ def process(work: PrepareWork, unit: PrepareUnit) -> Done:
     # The old record is removed first: after a crash there must be no old record beside a new shard.
     storage.remove(record)
     content = _content(work, unit)
-    pieces, rejects = _pieces(work, content)
-    columns, dropped = _columns(work, unit.index, content, pieces)
-    shard = shards.write_shard(out, unit.index, columns) if columns["name"] else None
-    done = Done(digest=unit.digest, shard=shard, utterances=unit.utterances, rejects=rejects + dropped)
+    if work.settings.of_nights:
+        night = _night(work, unit, content)
+        done = Done(digest=unit.digest, shard=None, utterances=1, rejects=night.rejects, night=night)
+    else:
+        pieces, rejects = _pieces(work, content)
+        columns, dropped = _columns(work, unit.index, content, pieces)
+        shard = shards.write_shard(out, (unit.index,), columns) if columns["name"] else None
+        done = Done(digest=unit.digest, shard=shard, utterances=unit.utterances, rejects=rejects + dropped)
     storage.write_text(record, done.model_dump_json())
     return done
 
@@ -167,6 +205,16 @@ def _content(work: PrepareWork, unit: PrepareUnit) -> _Content:
         labels=[rows["label_index"][first[name]] for name in used],
         jobs=jobs,
     )
+
+
+def _night(work: PrepareWork, unit: PrepareUnit, content: _Content) -> NightDone:
+    """Writes the night of a unit: it has one."""
+    settings = work.settings
+    (reference,), ((_, _, recording),) = content.references, content.jobs[0]
+    writer = NightWriter(
+        work.out, unit.index, settings.nights or NightsConfig(), settings.format, content.speakers[0], recording
+    )
+    return writer.write(CheckedSource(settings.source), reference)
 
 
 def _pieces(work: PrepareWork, content: _Content) -> tuple[dict[Rendering, np.ndarray], list[Reject]]:

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from rayssl import errors
 from rayssl.batches.order import ShardRange
-from rayssl.batches.plan import Cursor, ReadUnit, parts_of, unit_steps
+from rayssl.batches.plan import Cursor, ReadUnit, parts_of
 from rayssl.views import reading
 from rayssl.views.packed import Packed
 
@@ -85,7 +85,7 @@ def ahead_bytes(job: Job, name: str, readers: int) -> float:
 
     stream, ranks = job.streams[name], job.experiment.ray.workers
     segments = max((job.segments_of(name, epoch) for epoch in range(job.experiment.training.epochs)), key=_seconds)
-    rows = unit_steps(stream.batch, job.experiment.corpus.unit_rows) * stream.batch
+    rows = stream.unit_steps(job.experiment.corpus.unit_rows) * stream.batch * stream.length
     wanted = (readers + _AHEAD + 2) * rows * reading.utterance_bytes(job.manifest, segments) / _READERS_SHARE
     share = _STORE_SHARE * ray.cluster_resources().get("object_store_memory", 0.0) / len(job.streams)
     return float(max(_LEAST_BYTES, min(max(wanted, _LEAST_BYTES * ranks), share)))

@@ -5,6 +5,7 @@ This file must not import torch or ray, see `rayssl.batches.plan`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy as np
 from rayssl.batches import cache
 from rayssl.batches.plan import ROWS, TURN_BIT, ReadUnit
 from rayssl.batches.selection import Selection
+from rayssl.batches.sequences import Sequences
 from rayssl.data import decode, row_groups, shards
 from rayssl.data.row_groups import ShardRows
 from rayssl.errors import CorpusError
@@ -32,7 +34,7 @@ _SHARDS_AT_ONCE = 8
 class ReadSettings:
     """What reading needs to know of a stream, besides the unit: plain values, which import no torch.
 
-    ``batch``: the global batch; ``ranks``: among how many it is divided.
+    ``batch``: the global batch, of utterances or of sequences; ``ranks``: among how many it is divided.
     """
 
     uri: str
@@ -41,6 +43,18 @@ class ReadSettings:
     batch: int
     ranks: int
     selection: Selection | None = None
+
+    @property
+    def rank_rows(self) -> int:
+        """The number of rows of a batch of one rank: utterances, or the epochs of its sequences."""
+        length = self.selection.length if isinstance(self.selection, Sequences) else 1
+        return self.batch // self.ranks * length
+
+    def sizes(self, segments: Sequence[Segment]) -> dict[str, int]:
+        """The length of each segment, by name, in samples. Of a night's epoch it is the whole epoch or picture."""
+        if isinstance(self.selection, Sequences):
+            return {segment.name: math.prod(self.manifest.epoch_shape) for segment in segments}
+        return {segment.name: segment.samples(self.manifest.rate) for segment in segments}
 
 
 def read(
@@ -62,6 +76,9 @@ def read(
         - ``turn`` int32 ``[B]``: how often the utterance came before in this epoch. Its segments differ each time;
         - the name of each segment, with int16 ``[B, samples]``.
 
+        If the stream gives sequences, B counts epochs of sleep: those of one sequence after the other. A segment is a
+        whole epoch: its samples, or the bytes of its float16 picture.
+
         A method may learn from ``label`` but not from ``truth``. Without a split both are the label of the corpus. With
         a split both are its classes, see `Selection.labels_of`.
 
@@ -78,9 +95,12 @@ def read(
     purpose = stream.selection.purpose if stream.selection is not None else ()
     seed = draws.fold(stream.seed, _CUT, unit.epoch, *purpose)
     keys = draws.keys_np(seed, columns["id"] + (columns["turn"].astype(np.int64) << TURN_BIT))
-    sizes = {segment.name: segment.samples(stream.manifest.rate) for segment in segments}
-    starts = crops.starts(samples, segments, keys, stream.manifest.rate)
-    size = stream.batch // stream.ranks
+    sizes = stream.sizes(segments)
+    if isinstance(stream.selection, Sequences):
+        starts = np.zeros((len(samples), len(segments)), np.int64)
+    else:
+        starts = crops.starts(samples, segments, keys, stream.manifest.rate)
+    size = stream.rank_rows
     step = block_steps(unit, stream, segments)
     for begin in range(0, unit.steps, step):
         steps = range(begin, min(begin + step, unit.steps))
@@ -102,12 +122,14 @@ def block_steps(unit: ReadUnit, stream: ReadSettings, segments: Sequence[Segment
     """The number of steps that a rank is sent at once; all of the unit's if several tasks serve the ranks of a step."""
     if unit.lanes > 1:
         return unit.steps
-    size = stream.batch // stream.ranks * utterance_bytes(stream.manifest, segments)
+    size = stream.rank_rows * utterance_bytes(stream.manifest, segments)
     return min(unit.steps, max(1, int(_BLOCK_BYTES // size)))
 
 
 def utterance_bytes(manifest: shards.Manifest, segments: Sequence[Segment]) -> float:
     """About how many bytes of samples an utterance of average length ships: at most the whole utterance."""
+    if manifest.nights is not None:
+        return 2.0 * math.prod(manifest.epoch_shape)
     seconds = min(manifest.seconds / manifest.rows, sum(segment.seconds for segment in segments))
     return max(1.0, 2 * manifest.rate * seconds)
 
@@ -122,7 +144,10 @@ class UnitRows:
 
 
 def rows_of(unit: ReadUnit, stream: ReadSettings) -> UnitRows:
-    """The utterances of the unit's steps: the rows of each pool are permuted. In a pass that fills every turn is 0."""
+    """The utterances of the unit's steps: the rows of each pool are permuted. In a pass that fills every turn is 0.
+
+    Of a stream of sequences it gives the epochs of one sequence after the other.
+    """
     selection = stream.selection
     if selection is not None and unit.fill:
         selection = selection.each_once()
@@ -146,6 +171,10 @@ def rows_of(unit: ReadUnit, stream: ReadSettings) -> UnitRows:
         parts.append(rows[:, order.permutation(rows.shape[1])].reshape(3, unit.pool_steps, -1))
     skip = unit.first_step - unit.begin
     together = np.concatenate(parts, axis=2)[:, skip : skip + unit.steps].reshape(3, -1)
+    if isinstance(selection, Sequences):
+        inside = selection.expanded(together[0], together[1])
+        shard, turn = (np.repeat(column, selection.length) for column in together[::2])
+        return UnitRows(shard, inside.reshape(-1), turn)
     return UnitRows(*together)
 
 

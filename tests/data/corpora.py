@@ -123,7 +123,7 @@ def write_labelled(
         columns: dict[str, list[Any]] = {"name": [f"u{k:04d}" for k in held], "samples": [800] * size}
         columns["audio"] = [decode.encode(decode.quantise(sine(k, 0.05)), "pcm16") for k in held]
         columns |= {"speaker": [-1] * size, "recording": [-1] * size, "label": [labels[k] for k in held]}
-        parts.append(shards.write_shard(uri, index, columns))
+        parts.append(shards.write_shard(uri, (index,), columns))
         first += size
     known = {"speaker": [], "recording": [], "label": list(names)}
     shards.write_labels(uri, known)

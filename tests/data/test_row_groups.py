@@ -62,7 +62,7 @@ def write(
     columns |= {kind: random.integers(-1, 30, rows).tolist() for kind in shards.KINDS}
     with monkeypatch.context() as patch:
         patch.setattr(shards, "GROUP_ROWS", group)
-        return shards.write_shard(str(folder), 0, columns)
+        return shards.write_shard(str(folder), (0,), columns)
 
 
 def assert_rows(folder: Path, shard: Shard, rows: Sequence[int], group: int) -> None:

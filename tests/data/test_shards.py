@@ -75,7 +75,7 @@ def test_verify_catches_what_a_hash_does_not(corpus: str) -> None:
     audio = [corpora.encoded(corpora.sine(1)), b"fLaC damaged", corpora.encoded(corpora.sine(1))]
     columns = {"name": ["a", "b", "a"], "audio": audio, "samples": [8000, 8000, 7]}
     columns |= {"speaker": [0, 0, 99], "recording": [0, 0, 0], "label": [-1, -1, -1]}
-    part = shards.write_shard(corpus, 0, columns)
+    part = shards.write_shard(corpus, (0,), columns)
     names = shards.read_labels(corpus)
     shards.write_manifest(corpus, [part], format="flac", names=names, rejected=0, settings={})
     problems = "\n".join(integrity.verify(corpus))

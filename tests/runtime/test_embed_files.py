@@ -191,7 +191,7 @@ def test_audio_that_cannot_be_embedded(folder: Path, tmp_path: Path, capsys: pyt
     names = {"speaker": [], "recording": [], "label": []}
     columns = {"name": ["a"], "samples": [99], "speaker": [-1], "recording": [-1], "label": [-1]}
     audio = [decode.encode(np.zeros(99, np.int16), "flac")]
-    parts = [shards.write_shard(str(tmp_path / "short"), 0, {**columns, "audio": audio})]
+    parts = [shards.write_shard(str(tmp_path / "short"), (0,), {**columns, "audio": audio})]
     shards.write_manifest(str(tmp_path / "short"), parts, format="flac", names=names, rejected=0, settings={})
     told = refused(capsys, folder / "run", tmp_path / "short", tmp_path / "out2")
     assert told.startswith(

@@ -35,7 +35,7 @@ def write_corpus(uri: str, *parts: list[np.ndarray]) -> str:
             "samples": [len(pcm) for pcm in pcms],
             **{kind: [0] * len(pcms) for kind in shards.KINDS},
         }
-        written.append(shards.write_shard(uri, index, columns))
+        written.append(shards.write_shard(uri, (index,), columns))
     names = {kind: ["a"] for kind in shards.KINDS}
     shards.write_manifest(uri, written, format="flac", names=names, rejected=0, settings={})
     return uri

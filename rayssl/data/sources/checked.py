@@ -19,6 +19,7 @@ import numpy as np
 
 from rayssl.data.decode import DecodeError
 from rayssl.data.sources.base import Audio, Reference, SourceConfig
+from rayssl.data.sources.nights import EPOCH_SAMPLES, Epoch, EpochOrDropped, NightSource
 from rayssl.errors import CorpusError, UserError
 
 _CHUNK = 1 << 12  # utterances: their tuples fit into a cache of the processor
@@ -76,6 +77,25 @@ class CheckedSource:
             name = references[min(missing)].name
             raise self._broken(f"reading gives nothing for '{name}' ({len(missing)} of {len(references)} missing)")
 
+    def epochs(self, reference: Reference) -> Iterator[EpochOrDropped]:
+        """The epochs of a night and what is missing, see `NightSource.epochs`. Raises `DecodeError` as it does."""
+        with self._faults("reading failed", [reference], {0}):
+            assert isinstance(self._source, NightSource)
+            found: Any = iter(self._source.epochs(reference))
+        last = -1
+        while True:
+            with self._faults("reading failed", [reference], {0}):
+                item = next(found, None)
+            if item is None:
+                return
+            if isinstance(item, Epoch):
+                if item.index <= last or np.shape(item.samples) != (EPOCH_SAMPLES,):
+                    given = f"epoch {item.index} after epoch {last} with samples {list(np.shape(item.samples))}"
+                    wanted = f"rising indices, with {EPOCH_SAMPLES} samples each"
+                    raise self._broken(f"reading '{reference.name}' gives {given}; give {wanted}")
+                last = item.index
+            yield item
+
     def place(self, reference: Reference) -> str:
         """Where the utterance was read from, for the list of rejects."""
         with self._faults(f"place() failed for '{reference.name}'"):
@@ -116,7 +136,7 @@ class CheckedSource:
             yield
         except Exception as error:
             module = type(self.config).__module__
-            if isinstance(error, UserError) or module.startswith("rayssl."):
+            if isinstance(error, (UserError, DecodeError)) or module.startswith("rayssl."):
                 raise
             at = f" at '{references[min(missing)].name}'" if missing else ""
             raise self._broken(f"{what}{at}: {described(error, module)}") from error

@@ -14,12 +14,13 @@ from typing import TypeAlias
 import numpy as np
 
 from rayssl.data import decode
+from rayssl.data.mel import EPOCH_S as EPOCH_S
 from rayssl.data.sources.base import Reference, Source, SourceConfig
 
-EPOCH_S = 30
 EPOCH_SAMPLES = EPOCH_S * decode.RATE
 STAGES: tuple[str, ...] = ("Wake", "Light", "Deep", "REM")
 UNSCORED = -1
+UNSCORED_NAME = "unscored"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,7 +11,6 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rayssl.batches.plan import unit_steps
 from rayssl.experiment.job import Job
 from rayssl.runtime import cluster, ingest
 from rayssl.runtime.bench import processes
@@ -48,7 +47,7 @@ class RaySupply:
     @property
     def burst(self) -> int:
         """The number of steps whose batches come at about the same time: those of one unit for each reader."""
-        return self.readers * unit_steps(self._job.own.batch, self._job.experiment.corpus.unit_rows)
+        return self.readers * self._job.own.unit_steps(self._job.experiment.corpus.unit_rows)
 
     def open(self) -> float:
         """Starts the reading. Returns after how many seconds every rank had its first batch."""

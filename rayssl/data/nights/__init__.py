@@ -1,0 +1,1 @@
+"""Nights of sleep: synthetic ones, files that hold them, and corpora of their epochs."""
