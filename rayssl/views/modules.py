@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
+from rayssl.data.mel import MelConfig
 from rayssl.views.augment import build_augment
 from rayssl.views.banks import BankSource, RecordedBank
 from rayssl.views.distort import build_distort
+from rayssl.views.night import build_night_augment
 from rayssl.views.recipes import ViewsConfig
 
 
@@ -23,4 +25,18 @@ def build_recipes(views: ViewsConfig, rate: int, seed: int, recorded: BankSource
             "weak": build_augment(views.weak, rate, seed),
             "strong": build_augment(views.strong, rate, seed),
         }
+    )
+
+
+def build_night_recipes(
+    views: ViewsConfig, mel: MelConfig, rate: int, seed: int, recorded: BankSource = RecordedBank.read
+) -> nn.ModuleDict:
+    """The recipes ``weak`` and ``strong`` of ``views.night``, for pictures by ``mel`` of sound at ``rate`` Hz.
+
+    Each is called as ``(pictures [B, N, F, frames], keys [B]) -> [B, N, F, frames]``. Their banks are the same on all
+    ranks, generated from ``seed`` or given by ``recorded``. Raises `ConfigError` as `build_recipes` does.
+    """
+    recipes = {"weak": views.night.weak, "strong": views.night.strong}
+    return nn.ModuleDict(
+        {name: build_night_augment(recipe, name, mel, rate, seed, recorded) for name, recipe in recipes.items()}
     )

@@ -10,12 +10,21 @@ Clips = NDArray[np.float32]
 _COLOURS = {"white": 0.0, "pink": 1.0, "brown": 2.0}  # the exponent e of a power spectrum 1/f**e
 _LOWEST_HZ = 20.0
 _TALKERS, _VOICES = 12, 6
+_PRESENTERS = 4
+_SCALE = (0, 2, 4, 7, 9)  # pentatonic, in semitones
+_SEEDS = {"babble": 0, "brown": 1, "pink": 2, "white": 3, "hum": 4, "music": 5, "tv": 6}
 
 
 def generate(kind: str, clips: int, samples: int, rate: int, seed: int) -> Clips:
-    """Noise ``[clips, samples]`` of unit power at ``rate`` Hz. ``kind``: "white", "pink", "brown" or "babble"."""
-    random = np.random.default_rng([seed, sorted((*_COLOURS, "babble")).index(kind)])
-    made = _babble(random, clips, samples, rate) if kind == "babble" else _coloured(random, kind, clips, samples, rate)
+    """Noise ``[clips, samples]`` of unit power at ``rate`` Hz.
+
+    ``kind``: "white", "pink", "brown", "babble", or of a home also "hum", "music", "tv".
+    """
+    random = np.random.default_rng([seed, _SEEDS[kind]])
+    if kind in _COLOURS:
+        made = _coloured(random, kind, clips, samples, rate)
+    else:
+        made = {"babble": _babble, "hum": _hum, "music": _music, "tv": _tv}[kind](random, clips, samples, rate)
     made -= made.mean(axis=1, keepdims=True)
     return _unit_power(made)
 
@@ -76,6 +85,63 @@ def _talker(random: np.random.Generator, samples: int, rate: int) -> Clips:
         spoken += level * np.fft.irfft(source * response, length)
     spoken = spoken[:samples]
     return np.asarray(spoken / np.sqrt(np.mean(spoken**2) + 1e-20), dtype=np.float32)
+
+
+def _hum(random: np.random.Generator, clips: int, samples: int, rate: int) -> Clips:
+    """Mains hum of 50 or 60 Hz with falling harmonics, and the pink noise of a fan, 10 to 30 dB below."""
+    hum = _coloured(random, "pink", clips, samples, rate)
+    hum *= 10.0 ** (-random.uniform(10.0, 30.0, (clips, 1)) / 20.0) / np.sqrt(np.mean(np.square(hum)))
+    second = np.arange(rate) / rate
+    for clip in hum:
+        harmonics = random.choice([50, 60]) * np.arange(1, 25)
+        harmonics = harmonics[harmonics < rate / 2]
+        levels = random.uniform(0.1, 1.0, len(harmonics)) / np.arange(1, len(harmonics) + 1)
+        levels /= np.sqrt(0.5 * np.sum(levels**2))
+        phases = 2 * np.pi * (np.outer(harmonics, second) + random.uniform(size=(len(harmonics), 1)))
+        clip += np.resize(levels @ np.sin(phases), samples)  # every harmonic has whole periods in one second
+    return hum
+
+
+def _music(random: np.random.Generator, clips: int, samples: int, rate: int) -> Clips:
+    """Plucked notes of a pentatonic scale, one or two on each beat, with beats of .2 to .7 s."""
+    music = np.zeros((clips, samples))
+    for clip in music:
+        beat, decay_s = random.uniform(0.2, 0.7), random.uniform(0.2, 1.0)
+        root = random.uniform(110.0, 330.0)
+        time = np.arange(min(samples, round(2.0 * beat * rate))) / rate
+        envelope = np.exp(-time / decay_s) * np.minimum(1.0, (2.0 * beat - time) / (0.1 * beat))
+        for start in np.arange(0, samples, beat * rate).astype(np.int64):
+            for _ in range(int(random.integers(1, 3))):
+                semitones = random.choice(_SCALE) + 12 * int(random.integers(3))
+                pitch = root * 2.0 ** (semitones / 12.0)
+                note = (2.0 * np.mod(pitch * time, 1.0) - 1.0) * envelope * random.uniform(0.3, 1.0)
+                clip[start : start + len(time)] += note[: samples - start]
+    return _softened(music, rate)
+
+
+def _softened(clips: NDArray[np.float64], rate: int) -> Clips:
+    """``clips`` with 6 dB less per octave above 500 Hz, as one hears music in the next room."""
+    samples = clips.shape[1]
+    length = fast_length(samples)
+    frequency = np.fft.rfftfreq(length, 1.0 / rate)
+    response = 1.0 / np.maximum(frequency / 500.0, 1.0)
+    made = [np.fft.irfft(np.fft.rfft(clip, length) * response, length)[:samples] for clip in clips]
+    return np.stack(made).astype(np.float32)
+
+
+def _tv(random: np.random.Generator, clips: int, samples: int, rate: int) -> Clips:
+    """One talker at a time, in turns of 2 to 8 s, over music that is 5 to 20 dB weaker."""
+    talkers = np.stack([_talker(random, samples, rate) for _ in range(_PRESENTERS)])
+    tv = _unit_power(_music(random, clips, samples, rate))
+    tv *= 10.0 ** (-random.uniform(5.0, 20.0, (clips, 1)) / 20.0)
+    for clip in tv:
+        start = 0
+        while start < samples:
+            stop = start + round(random.uniform(2.0, 8.0) * rate)
+            voice = np.roll(talkers[random.integers(_PRESENTERS)], int(random.integers(samples)))
+            clip[start:stop] += voice[start:stop]
+            start = stop
+    return tv
 
 
 def fast_length(samples: int) -> int:

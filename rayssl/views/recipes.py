@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from rayssl import storage
 from rayssl.schema import Config
+from rayssl.views.bounds import Probability, Range
+from rayssl.views.night_recipes import NightViewsConfig
 
 NoiseKind = Literal["white", "pink", "brown", "babble", "corpus"]
 Recipe = Literal["none", "distort", "weak", "strong"]
-Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
-    if bounds[0] > bounds[1]:
-        raise ValueError(f"the first bound must not exceed the second, got {list(bounds)}")
-    return bounds
-
-
-Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
 
 
 class Segment(Config):
@@ -189,6 +181,7 @@ class ViewsConfig(Config):
 
     ``disjoint``: the distorted segments of an utterance do not overlap if it is long enough. Then the method cannot
     recognise an utterance by words that both segments contain. In the published methods segments may overlap.
+    ``night``: the recipes ``weak`` and ``strong`` of a corpus of nights, whose views are sequences of pictures.
     """
 
     segment_s: float = Field(default=2.0, gt=0.0)
@@ -197,6 +190,7 @@ class ViewsConfig(Config):
     distort: DistortConfig = DistortConfig()
     weak: AugmentConfig = AugmentConfig()
     strong: AugmentConfig = AugmentConfig()
+    night: NightViewsConfig = NightViewsConfig()
 
     def located(self) -> ViewsConfig:
         """A copy with absolute paths of the corpora of noises and rooms."""
@@ -205,7 +199,7 @@ class ViewsConfig(Config):
             for stage in (self.distort.noise, self.distort.reverb)
         )
         distort = self.distort.model_copy(update={"noise": noise, "reverb": reverb})
-        return self.model_copy(update={"distort": distort})
+        return self.model_copy(update={"distort": distort, "night": self.night.located()})
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +17,11 @@ MOST = 512
 
 
 def read_recordings(uri: str, key: str, rate: int, samples: int | None, seed: int) -> list[NDArray[np.int16]]:
+    """All that `each_recording` yields for the same arguments. Raises what it raises."""
+    return list(each_recording(uri, key, rate, samples, seed))
+
+
+def each_recording(uri: str, key: str, rate: int, samples: int | None, seed: int) -> Iterator[NDArray[np.int16]]:
     """At most `MOST` recordings, evenly spaced over the corpus at ``uri``. Silent ones are left out.
 
     With ``samples``, each is cut to that length at a position drawn from ``seed``; without, it is whole. Only the row
@@ -29,7 +36,7 @@ def read_recordings(uri: str, key: str, rate: int, samples: int | None, seed: in
         )
     ids = np.unique(np.linspace(0, manifest.rows - 1, min(MOST, manifest.rows)).astype(np.int64))
     positions = uniform_np(keys_np(fold(seed), ids), 0)
-    recordings = []
+    found = False
     for shard in manifest.shards:
         inside = (ids >= shard.first_id) & (ids < shard.first_id + shard.rows)
         if not inside.any():
@@ -38,10 +45,10 @@ def read_recordings(uri: str, key: str, rate: int, samples: int | None, seed: in
         for audio, length, position in zip(read.audio, read.samples, positions[inside], strict=True):
             pcm = _decoded(audio, manifest.format, int(length), samples, float(position))
             if np.any(pcm):
-                recordings.append(pcm)
-    if not recordings:
+                found = True
+                yield pcm
+    if not found:
         raise ConfigError(f"'{key}': the corpus {uri} holds no sound; name another one")
-    return recordings
 
 
 def _decoded(
