@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from rayssl.experiment.config import Experiment
 from rayssl.experiment.job import Job, position
 from rayssl.methods.base import Method
 from rayssl.models.encoder import Encoder, build_encoder
+from rayssl.models.nightmel import NightMelConfig
 from rayssl.models.norm import set_sync
 from rayssl.random import draws
 from rayssl.training import checkpoint
 from rayssl.training.context import Context
 from rayssl.training.loop import Loop
 from rayssl.training.state import TrainState
-from rayssl.views.modules import build_recipes
+from rayssl.training.nights import NightInput
+from rayssl.views.modules import build_night_recipes, build_recipes
 
 
 def build_run_encoder(experiment: Experiment, rate: int) -> Encoder:
@@ -58,6 +61,21 @@ def check_start(job: Job) -> None:
         checkpoint.load_module(build_method(job), loaded.state["method"], loaded.uri, job.architecture)
 
 
+def _recipes(job: Job, context: Context) -> nn.ModuleDict:
+    experiment, rate = job.experiment, job.manifest.rate
+    frontend = experiment.encoder.frontend
+    if experiment.method.sequences and isinstance(frontend, NightMelConfig):
+        return build_night_recipes(experiment.views, frontend.mel, rate, experiment.seed, context.bank)
+    return build_recipes(experiment.views, rate, experiment.seed, context.bank)
+
+
+def _night_input(job: Job, context: Context) -> NightInput | None:
+    frontend = job.experiment.encoder.frontend
+    if not job.experiment.method.sequences or not isinstance(frontend, NightMelConfig):
+        return None
+    return NightInput(job.manifest, job.facts.sequence, frontend).to(context.device)
+
+
 def build_loop(job: Job, context: Context) -> Loop:
     """Builds the loop of one rank, and restores it from the run's last checkpoint if there is one.
 
@@ -96,9 +114,7 @@ def build_loop(job: Job, context: Context) -> Loop:
             architecture=job.architecture,
             method=method,
             wrapped=wrapped,
-            recipes=build_recipes(experiment.views, job.manifest.rate, experiment.seed, context.bank).to(
-                context.device
-            ),
+            recipes=_recipes(job, context).to(context.device),
             segments=job.segments,
             context=context,
             memory=memory,
@@ -106,6 +122,7 @@ def build_loop(job: Job, context: Context) -> Loop:
             log=log,
             pass_steps=job.own.pass_steps,
             labelled_steps=None if job.labelled is None else job.labelled.pass_steps,
+            nights=_night_input(job, context),
         )
     )
     if loaded is not None:

@@ -18,6 +18,8 @@ from rayssl.memory.classes.settings import ClassSettings
 from rayssl.memory.pieces import cuts
 from rayssl.memory.utterances.settings import MemorySettings, bytes_needed
 from rayssl.methods.base import Classes, JobFacts
+from rayssl.models.base import NightBackboneConfig
+from rayssl.models.nightmel import NightMelConfig
 from rayssl.training import checkpoint
 from rayssl.training.trackers import opening as trackers
 from rayssl.views.reading import ReadSettings
@@ -123,6 +125,7 @@ def job_of(experiment: Experiment, manifest: Manifest) -> Job:
     """`resolve` for an experiment that has absolute paths, with the manifest of its corpus."""
     method, views, training = experiment.method, experiment.views, experiment.training
     facts = facts_of(experiment, manifest)
+    _check_nights(experiment, manifest)
     method.check(facts)
     experiment.encoder.check(manifest.rate)
     epochs = range(training.epochs)
@@ -153,7 +156,43 @@ def facts_of(experiment: Experiment, manifest: Manifest) -> JobFacts:
         seed=experiment.seed,
         joined=experiment.encoder.beside is not None,
         classes=classes,
+        sequence=sequence_of(experiment) or 1,
     )
+
+
+def sequence_of(experiment: Experiment) -> int | None:
+    """The number of epochs of sleep in a sequence; None if the method learns from utterances."""
+    backbone = experiment.encoder.backbone
+    return backbone.sequence if experiment.method.sequences and isinstance(backbone, NightBackboneConfig) else None
+
+
+def _check_nights(experiment: Experiment, manifest: Manifest) -> None:
+    """Raises `ConfigError` unless method, encoder and corpus all are for nights, or none of them."""
+    method, corpus, encoder = experiment.method, experiment.corpus.uri, experiment.encoder
+    if not method.sequences:
+        if manifest.format == "mel":
+            raise ConfigError(
+                f"{corpus}: holds pictures of epochs of sleep, which method.name={method.name} cannot use; choose sleep"
+            )
+        return
+    if manifest.nights is None:
+        raise ConfigError(
+            f"{corpus}: method.name={method.name} needs a corpus of nights; prepare it from a source of nights"
+        )
+    if not isinstance(encoder.backbone, NightBackboneConfig) or not isinstance(encoder.frontend, NightMelConfig):
+        raise ConfigError(
+            f"encoder: method.name={method.name} needs an encoder of nights; choose frontend nightmel with sleepformer "
+            "or soundsleepnet"
+        )
+    if manifest.mel is not None and manifest.mel != encoder.frontend.mel:
+        mine, theirs = encoder.frontend.mel.model_dump(), manifest.mel.model_dump()
+        odd = next(key for key in mine if mine[key] != theirs[key])
+        raise ConfigError(
+            f"encoder.frontend.mel.{odd}: is {mine[odd]}, but the pictures of {corpus} were made with {theirs[odd]}; "
+            "use the same"
+        )
+    if experiment.labels is not None and experiment.labels.class_aware:
+        raise ConfigError("labels.class_aware: sequences have several stages; use method.stage_power instead")
 
 
 def position(job: Job) -> Cursor:
@@ -183,6 +222,7 @@ def _streams(experiment: Experiment, manifest: Manifest, *, labelled: bool) -> t
     how: dict[str, Any] = {
         "split": None if labels is None else labels.split,
         "class_aware": labels is not None and labels.class_aware,
+        "length": sequence_of(experiment),
     }
     role = experiment.method.role
     own = own_stream(manifest, uri, role, batch=training.batch, epoch_steps=training.epoch_steps, **how)

@@ -45,7 +45,8 @@ Outputs: TypeAlias = dict[str, Tensor]
 class View:
     """One segment of each utterance of a batch, on the training device, after its recipe.
 
-    ``wave`` is float32 ``[B, T]`` in [-1, 1]. ``keys``, int64 ``[B]``, seed random draws such as the encoder's masks;
+    ``wave`` is float32 ``[B, T]`` in [-1, 1]; of a corpus of nights, pictures ``[B, N, F, frames]`` of the N epochs of
+    each sequence (`rayssl.data.mel`). ``keys``, int64 ``[B]``, seed random draws such as the encoder's masks;
     they are None for the recipe ``none``.
     """
 
@@ -74,6 +75,7 @@ class JobFacts:
       (``encoder.beside``).
     - ``batch``: utterances per step, over all ranks. ``seed``: the seed of the run.
     - ``classes``: the classes of the split in ``labels.split``; None without a split.
+    - ``sequence``: the number of epochs of sleep in a sequence; 1 if the streams give utterances.
     """
 
     corpus: str
@@ -86,6 +88,7 @@ class JobFacts:
     seed: int = 0
     joined: bool = False
     classes: Classes | None = None
+    sequence: int = 1
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,8 @@ class Batch:
     - ``epoch``: from 0. ``step``: the number of optimiser steps done before, in the whole training.
     - ``truth`` int64 ``[B]``: the true labels, -1 if unknown. Only for metrics: a method must not learn from them.
     - ``labelled``: the batch of the labelled stream, if the method has one.
+
+    If the streams give sequences of N epochs of sleep, B counts epochs: N of one sequence, then those of the next.
     """
 
     ids: Tensor
@@ -183,6 +188,8 @@ class MethodConfig(ComponentConfig):
 
     #: Which rows of a split are in the method's own stream.
     role: ClassVar[Role] = "all"
+    #: Whether the method learns from sequences of epochs of sleep. It then needs a corpus of nights.
+    sequences: ClassVar[bool] = False
 
     @property
     def label(self) -> str:

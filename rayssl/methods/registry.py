@@ -23,6 +23,7 @@ METHODS = Registry(
         "fixmatch": "rayssl.methods.fixmatch:FixMatch",
         "usadtm": "rayssl.methods.usadtm:USADTM",
         "daso": "rayssl.methods.daso:DASO",
+        "sleep": "rayssl.methods.sleep:Sleep",
     },
     group="rayssl.methods",
 )

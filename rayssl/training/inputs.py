@@ -16,6 +16,7 @@ from rayssl.memory.classes import memory
 from rayssl.memory.utterances import exchange
 from rayssl.methods.base import Batch, ClassRecall, ClassRemember, Remember, View, Views
 from rayssl.random import draws, draws_torch
+from rayssl.training.nights import NightInput
 from rayssl.views.recipes import Segment
 
 Raw: TypeAlias = dict[str, Any]  # see `rayssl.views.reading.read`
@@ -23,18 +24,28 @@ _VIEW = 17  # the purpose of random draws for distorting and augmenting views
 
 
 def make_views(
-    raw: Raw, segments: Sequence[Segment], recipes: nn.ModuleDict, *, seed: int, device: torch.device, first: int = 0
+    raw: Raw,
+    segments: Sequence[Segment],
+    recipes: nn.ModuleDict,
+    *,
+    seed: int,
+    device: torch.device,
+    first: int = 0,
+    nights: NightInput | None = None,
 ) -> Views:
     """The segments of a batch on the device, each after its recipe's module, which draws by keys of (seed, epoch, id).
 
     Segments with the recipe ``none`` stay unchanged and have no keys. If an utterance comes several times in an epoch,
     each turn has keys of its own. Each segment has keys of its own too: they depend on its number, counted from
-    ``first``.
+    ``first``. ``nights``: makes pictures of the epochs of sequences, whose keys are those of their first epochs.
     """
     ids = _column(raw, "id", device) + (_column(raw, "turn", device) << TURN_BIT)
+    if nights is not None:
+        ids = ids.view(-1, nights.length)[:, 0]
     views = {}
     for index, segment in enumerate(segments, start=first):
-        wave = _tensor(raw, segment.name, device).float() / 32768.0
+        given = _tensor(raw, segment.name, device)
+        wave = given.float() / 32768.0 if nights is None else nights(given)
         keys = None
         if segment.recipe != "none":
             keys = draws_torch.keys_torch(draws.fold(seed, _VIEW, raw["epoch"], index), ids)

@@ -179,7 +179,8 @@ class Loop:
 
     def _views(self, raw: Raw, segments: tuple[Segment, ...], first: int = 0) -> Views:
         state = self.state
-        return make_views(raw, segments, state.recipes, seed=state.seed, device=state.context.device, first=first)
+        where = {"seed": state.seed, "first": first}
+        return make_views(raw, segments, state.recipes, device=state.context.device, nights=state.nights, **where)
 
     def _inputs(self, raw: Raw) -> tuple[Views, Batch]:
         """The method's inputs of this step: the views of its own and of the labelled stream, with ids and labels."""

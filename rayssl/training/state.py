@@ -12,6 +12,7 @@ from rayssl.methods.base import Method
 from rayssl.schema import Config
 from rayssl.training.checkpoint import CheckpointConfig
 from rayssl.training.context import ClassClient, Context, MemoryClient
+from rayssl.training.nights import NightInput
 from rayssl.training.optim import OptimiserConfig
 from rayssl.training.stopping import Stopping
 from rayssl.training.trackers.base import Tracker, TrackerConfig
@@ -45,7 +46,7 @@ class TrainState:
     ``log`` takes the figures; None on a rank that has none to give. ``memory`` is the memory of utterances and
     ``prototypes`` the memory of classes; each is None for a method without it. ``pass_steps``: the steps of a pass
     over the stream, if an epoch is not exactly one pass. ``labelled_steps``: the steps of a pass over the labelled
-    stream.
+    stream. ``nights``: makes the views of a corpus of nights.
     """
 
     config: TrainingConfig
@@ -63,6 +64,7 @@ class TrainState:
     log: Tracker | None = None
     pass_steps: int | None = None
     labelled_steps: int | None = None
+    nights: NightInput | None = None
     stopping: Stopping = field(default_factory=Stopping)
 
     @property

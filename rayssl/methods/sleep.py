@@ -1,0 +1,367 @@
+"""Sleep staging from sound: sequences of epochs, few labelled nights and many unlabelled ones (SleepFormer, 2023).
+
+The total loss is a sum of terms, each with a weight; a term with weight 0 is not computed::
+
+    L = L_sup + noise L_NC + fixmatch L_FM + sequential L_SC + ccssl L_CCSSL + ssc L_SSC
+
+- ``L_sup``: cross-entropy over the scored epochs of labelled sequences (`rayssl.losses.staging`).
+- ``L_NC``: the same prediction with and without the noise of a home (`rayssl.losses.noise_consistency`).
+- ``L_FM``: FixMatch; the strong view learns the confident predictions of the weak one.
+- ``L_SC``: sequential consistency of the two views of a sequence (`rayssl.losses.sequential`).
+- ``L_CCSSL``: contrast by pseudo-labels among unlabelled epochs (`rayssl.losses.ccssl`).
+- ``L_SSC``: labelled epochs attract the unlabelled ones of their stage (`rayssl.losses.ssc`). A stage that is rare is
+  absent from many batches; with ``ssc.anchors: memory`` the anchors come from queues that hold each stage.
+
+The paper is SleepFormer's: L_sup, L_SC and L_SSC. Its weights were never published; the others are baselines.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from rayssl import collectives
+from rayssl.batches.selection import Role
+from rayssl.errors import ConfigError
+from rayssl.losses.ccssl import ccssl
+from rayssl.losses.noise_consistency import noise_consistency
+from rayssl.losses.pseudolabel import consistency
+from rayssl.losses.sequential import sequential_consistency
+from rayssl.losses.ssc import ssc
+from rayssl.losses.staging import sequence_cross_entropy, stage_weights
+from rayssl.memory.classes.settings import ClassSettings
+from rayssl.methods.base import (
+    Batch,
+    ClassRecall,
+    ClassRemember,
+    JobFacts,
+    Outputs,
+    Recalled,
+    Step,
+    View,
+    Views,
+)
+from rayssl.methods.semi import Labelled, LabelledMethodConfig, global_mean, pseudo_counts
+from rayssl.models.encoder import Encoder, NightEncoder
+from rayssl.schema import Config
+from rayssl.views.recipes import Segment, ViewsConfig
+
+
+class NoiseTermConfig(Config):
+    """``L_NC``: its ``weight``; ``on`` which sequences; ``distance`` between the predictions.
+
+    ``detach_clean``: the clean view is a target without gradient.
+    """
+
+    weight: float = Field(default=0.0, ge=0)
+    on: Literal["labelled", "unlabelled", "both"] = "labelled"
+    distance: Literal["js", "kl", "mse"] = "js"
+    detach_clean: bool = False
+
+
+class FixMatchTermConfig(Config):
+    """``L_FM``: its ``weight``; ``threshold``: the least confidence of a pseudo-label."""
+
+    weight: float = Field(default=0.0, ge=0)
+    threshold: float = Field(default=0.95, ge=0, le=1)
+
+
+class SequentialTermConfig(Config):
+    """``L_SC``: its ``weight``; ``w_min``: the weight of the first epoch with the last; see the loss for the rest."""
+
+    weight: float = Field(default=0.0, ge=0)
+    w_min: float = Field(default=0.5, ge=0, le=1)
+    distance: Literal["l2", "l1"] = "l2"
+    detach_b: bool = False
+
+
+class CcsslTermConfig(Config):
+    """``L_CCSSL``: its ``weight`` and ``temperature``; ``push``: less confident epochs have no positive but their view."""
+
+    weight: float = Field(default=0.0, ge=0)
+    temperature: float = Field(default=0.07, gt=0)
+    push: float = Field(default=0.0, ge=0, le=1)
+
+
+class SscTermConfig(Config):
+    """``L_SSC``: its ``weight`` and ``temperature``; ``threshold`` and ``normaliser``: see the loss.
+
+    ``anchors``: the labelled epochs of the ``batch``, or the last ``queue`` ones of each stage in the ``memory``, which
+    an actor keeps for all ranks.
+    """
+
+    weight: float = Field(default=0.0, ge=0)
+    temperature: float = Field(default=0.07, gt=0)
+    threshold: float = Field(default=0.0, ge=0, le=1)
+    normaliser: Literal["soft", "count"] = "soft"
+    anchors: Literal["batch", "memory"] = "batch"
+    queue: int = Field(default=64, ge=1)
+
+
+class SleepConfig(LabelledMethodConfig):
+    """Sleep staging. A term whose weight is 0 costs nothing; without unlabelled terms there is no unlabelled stream.
+
+    - ``stage_power``: a stage of n labelled epochs counts n ** -stage_power in ``L_sup``; 0 counts all alike.
+    - ``labelled_recipe``: how labelled sequences are augmented.
+    - ``features``: which features the contrastive terms and L_SC use: those of the sequence ``head``, or those of the
+      ``backbone``, which sees each epoch alone.
+    - ``pseudo``: whose predictions of the weak view are the pseudo-labels: those of the ``online`` or of the
+      ``average`` model.
+    - ``noise``, ``fixmatch``, ``sequential``, ``ccssl``, ``ssc``: the terms.
+    """
+
+    name: Literal["sleep"] = "sleep"
+    stage_power: float = Field(default=0.0, ge=0)
+    labelled_recipe: Literal["none", "weak", "strong"] = "weak"
+    features: Literal["head", "backbone"] = "head"
+    pseudo: Literal["online", "average"] = "online"
+    noise: NoiseTermConfig = NoiseTermConfig()
+    fixmatch: FixMatchTermConfig = FixMatchTermConfig()
+    sequential: SequentialTermConfig = SequentialTermConfig()
+    ccssl: CcsslTermConfig = CcsslTermConfig()
+    ssc: SscTermConfig = SscTermConfig()
+
+    sequences: ClassVar[bool] = True
+
+    @property
+    def uses_unlabelled(self) -> bool:
+        """Whether any term learns from unlabelled sequences."""
+        terms = (self.fixmatch, self.sequential, self.ccssl, self.ssc)
+        return any(term.weight > 0 for term in terms) or (self.noise.weight > 0 and self.noise.on != "labelled")
+
+    @property
+    def noisy_labelled(self) -> bool:
+        """Whether labelled sequences have a noisy view too."""
+        return self.noise.weight > 0 and self.noise.on != "unlabelled"
+
+    @property
+    def remembers_anchors(self) -> bool:
+        """Whether anchors come from the memory."""
+        return self.ssc.weight > 0 and self.ssc.anchors == "memory"
+
+    @property
+    def role(self) -> Role:  # type: ignore[override]
+        """The method's own stream is the unlabelled one, if there is one."""
+        return "unlabelled" if self.uses_unlabelled else "labelled"
+
+    def segments(self, views: ViewsConfig, epoch: int) -> tuple[Segment, ...]:
+        """The weak and the strong view of unlabelled sequences; without unlabelled terms those of labelled ones."""
+        if not self.uses_unlabelled:
+            return self._of_labelled()
+        return Segment(name="weak", seconds=30, recipe="weak"), Segment(name="strong", seconds=30, recipe="strong")
+
+    def labelled_segments(self, views: ViewsConfig, epoch: int) -> tuple[Segment, ...]:
+        """The views of labelled sequences, if they are a second stream."""
+        return self._of_labelled() if self.uses_unlabelled else ()
+
+    def memory(self, facts: JobFacts) -> ClassSettings | None:
+        """Queues of labelled features, if they are the anchors."""
+        if not self.remembers_anchors:
+            return None
+        assert facts.classes is not None
+        queue, dim = self.ssc.queue, facts.embedding_dim
+        return ClassSettings(classes=len(facts.classes.names), dim=dim, length=queue, anchors=queue)
+
+    def check(self, facts: JobFacts) -> None:
+        """Raises `ConfigError` if the terms contradict each other, or the split has fewer than two stages."""
+        super().check(facts)
+        if self.remembers_anchors and self.features == "backbone":
+            raise ConfigError(
+                "method.ssc.anchors=memory keeps features of the head; set method.features=head or "
+                "method.ssc.anchors=batch"
+            )
+
+    def for_trial(self) -> SleepConfig:
+        """With all terms and a small queue."""
+        changes = {"noise": NoiseTermConfig(weight=1, on="both")}
+        return self.model_copy(update=changes if self.uses_unlabelled else {})
+
+    def _of_labelled(self) -> tuple[Segment, ...]:
+        plain = Segment(name="labelled", seconds=30, recipe=self.labelled_recipe)
+        noisy = Segment(name="labelled_noisy", seconds=30, recipe="strong")
+        return (plain, noisy) if self.noisy_labelled else (plain,)
+
+
+class Sleep(Labelled):
+    """A stage for every epoch of a sequence. The encoder is a `NightEncoder`; the classifier sees its head's output."""
+
+    Config = SleepConfig
+    config: SleepConfig
+
+    weights: Tensor | None
+
+    def __init__(self, config: SleepConfig, encoder: Encoder, classes: object) -> None:
+        if not isinstance(encoder, NightEncoder):
+            raise ConfigError(
+                "encoder.frontend.name: method 'sleep' needs an encoder of nights; choose nightmel with sleepformer or "
+                "soundsleepnet"
+            )
+        super().__init__(config, encoder, classes)  # type: ignore[arg-type]
+        self.scored = encoder.scored
+        weights = stage_weights(torch.tensor(self.classes.labelled), power=config.stage_power)
+        # not saved: it follows from the split
+        self.register_buffer("weights", weights if config.stage_power else None, persistent=False)
+
+    def forward(self, views: Views) -> Outputs:
+        """Logits ``[B, N, C]`` of each view by its name, and its features ``[B, N, D]`` as ``<name>_rows``."""
+        night = self.model.encoder
+        assert isinstance(night, NightEncoder)
+        out: Outputs = {}
+        for names in _alike(views):
+            keys = [view.keys for name in names if (view := views[name]).keys is not None]
+            z, own = night.sequence(torch.cat([views[name].wave for name in names]), torch.cat(keys) if keys else None)
+            logits = self.model.classifier(z)
+            rows = z if self.config.features == "head" else own
+            sizes = [len(views[name].wave) for name in names]
+            for name, part, row in zip(names, logits.split(sizes), rows.split(sizes), strict=True):
+                out |= {name: part, f"{name}_rows": row}
+        if "weak" in views and self.config.pseudo == "average":
+            with torch.no_grad():
+                average = self.average.encoder
+                assert isinstance(average, NightEncoder)
+                out["weak_average"] = self.average.classifier(average.sequence(views["weak"].wave, None)[0])
+        return out
+
+    def consult(self, out: Outputs, batch: Batch) -> ClassRemember:
+        """The features of labelled epochs; epochs without a stage have the label -1, which the memory leaves out."""
+        labelled = batch if batch.labelled is None else batch.labelled
+        labels = self._labels(out["labelled"], labelled)
+        return ClassRemember(out["labelled_rows"].detach().flatten(0, 1), labels.flatten())
+
+    def step(self, out: Outputs, batch: Batch, recall: Recalled | None) -> Step:
+        """The sum of the terms."""
+        self._began(batch)
+        config = self.config
+        labelled = batch if batch.labelled is None else batch.labelled
+        logits = out["labelled"]
+        labels, real = self._labels(logits, labelled), _real(logits, labelled)
+        loss = global_mean(*sequence_cross_entropy(logits, labels, weights=self.weights))
+        right = ((logits.detach().argmax(-1) == labels) & (labels >= 0)).sum()
+        accuracy = right / (labels >= 0).sum().clamp_min(1)
+        terms = {"supervised": loss.detach(), "train_accuracy": accuracy}
+        noisy: list[tuple[Tensor, Tensor]] = []
+        if config.noisy_labelled:
+            noisy.append(self._noise(logits, out["labelled_noisy"], real))
+        counts = None
+        if config.uses_unlabelled:
+            extra, found, counts = self._unlabelled(out, batch, labelled, recall)
+            loss, terms = loss + extra, terms | found
+            if config.noise.weight and config.noise.on != "labelled":
+                noisy.append(self._noise(out["weak"], out["strong"], _real(out["weak"], batch)))
+        if noisy:
+            total, count = (torch.stack(parts).sum() for parts in zip(*noisy, strict=True))
+            term = global_mean(total, count)
+            loss, terms = loss + config.noise.weight * term, terms | {"noise": term.detach()}
+        return Step(loss, terms, counts=counts)
+
+    def _unlabelled(
+        self, out: Outputs, batch: Batch, labelled: Batch, recall: Recalled | None
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """The weighted sum of the terms over unlabelled sequences, the terms, and the counts of the pseudo-labels."""
+        config = self.config
+        weak, strong, real = out["weak"], out["strong"], _real(out["weak"], batch)
+        pseudo = (out["weak_average"] if config.pseudo == "average" else weak).detach().softmax(dim=-1).flatten(0, 1)
+        confidence, targets = pseudo.max(dim=1)
+        confident = (confidence >= config.fixmatch.threshold) & real.flatten()
+        terms: dict[str, Tensor] = {"confident": confident.float().mean()}
+        loss = weak.new_zeros(())
+        if config.fixmatch.weight:
+            terms["fixmatch"] = consistency(strong.flatten(0, 1), targets, confident)
+            loss = loss + config.fixmatch.weight * terms["fixmatch"]
+        rows = out["weak_rows"], out["strong_rows"]
+        if config.sequential.weight:
+            how = config.sequential
+            terms["sequential"] = sequential_consistency(
+                *rows, w_min=how.w_min, distance=how.distance, detach_b=how.detach_b, real=real
+            )
+            loss = loss + how.weight * terms["sequential"]
+        if config.ccssl.weight or config.ssc.weight:
+            a, b = (row.flatten(0, 1) for row in rows)
+            seen = pseudo.masked_fill(~real.flatten()[:, None], 0.0)
+            if config.ccssl.weight:
+                terms["ccssl"] = self._ccssl(a, b, seen)
+                loss = loss + config.ccssl.weight * terms["ccssl"]
+            if config.ssc.weight:
+                terms["ssc"] = self._ssc(a, b, seen, out, labelled, recall)
+                loss = loss + config.ssc.weight * terms["ssc"]
+        counts = pseudo_counts(targets, confident, batch.truth, len(self.classes.names))
+        return loss, {name: term.detach() for name, term in terms.items()}, counts
+
+    def _noise(self, clean: Tensor, noisy: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        how = self.config.noise
+        return noise_consistency(clean, noisy, distance=how.distance, detach_clean=how.detach_clean, valid=real)
+
+    def _ccssl(self, a: Tensor, b: Tensor, pseudo: Tensor) -> Tensor:
+        how = self.config.ccssl
+        return ccssl(
+            a,
+            b,
+            pseudo,
+            keys_a=collectives.gather(a),
+            keys_b=collectives.gather(b),
+            key_pseudo=collectives.gather(pseudo),
+            offset=collectives.rank() * len(a),
+            temperature=how.temperature,
+            push=how.push,
+        )
+
+    def _ssc(
+        self, a: Tensor, b: Tensor, pseudo: Tensor, out: Outputs, labelled: Batch, recall: Recalled | None
+    ) -> Tensor:
+        """``L_SSC``. The candidates are those of all ranks; anchors are this rank's, or the memory's on every rank."""
+        how = self.config.ssc
+        both = collectives.gather(torch.stack([a, b], dim=1)).flatten(0, 1)
+        seen = collectives.gather(pseudo).repeat_interleave(2, dim=0)
+        if how.anchors == "memory":
+            assert isinstance(recall, ClassRecall)
+            anchors, most = recall.rows.flatten(0, 1), recall.rows.shape[1]
+            places = torch.arange(most, device=anchors.device)
+            classes = torch.arange(len(recall.rows), device=anchors.device).repeat_interleave(most)
+            weights = (places < recall.filled[:, None]).flatten().to(anchors.dtype)
+        else:
+            anchors, weights = out["labelled_rows"].flatten(0, 1), None
+            classes = self._labels(out["labelled"], labelled).flatten()
+        total, count = ssc(
+            anchors,
+            classes,
+            both,
+            seen,
+            temperature=how.temperature,
+            threshold=how.threshold,
+            normaliser=how.normaliser,
+            weights=weights,
+            valid=seen.sum(dim=1) > 0,
+        )
+        return global_mean(total, count)
+
+    def _labels(self, logits: Tensor, batch: Batch) -> Tensor:
+        """The stages ``[B, N]``; -1 for epochs that nobody scored, that are padding, or that the network does not score."""
+        labels = batch.labels.view(logits.shape[:2])
+        place = torch.arange(logits.shape[1], device=logits.device)
+        used = (place >= self.scored.start) & (place < self.scored.stop)
+        return labels.masked_fill(~(_real(logits, batch) & used), -1)
+
+
+def _real(logits: Tensor, batch: Batch) -> Tensor:
+    """Bool ``[B, N]``: false where the last epoch of a short night is repeated."""
+    ids = batch.ids.view(logits.shape[:2])
+    again = ids[:, 1:] == ids[:, :-1]
+    return torch.cat([torch.ones_like(again[:, :1]), ~again], dim=1)
+
+
+def _alike(views: Views) -> list[list[str]]:
+    """The names of views that go through the network together: all with keys, and all without.
+
+    Batch normalisation then uses the statistics of labelled and unlabelled sequences together.
+    """
+    groups: dict[bool, list[str]] = {}
+    for name, view in views.items():
+        groups.setdefault(_keyed(view), []).append(name)
+    return list(groups.values())
+
+
+def _keyed(view: View) -> bool:
+    return view.keys is not None
