@@ -11,7 +11,7 @@ import soundfile
 
 from rayssl import storage
 from rayssl.data.decode import Channels, DecodeError
-from rayssl.data.nights.timeline import Recording, AudioRun, joined
+from rayssl.data.nights.timeline import AudioRun, Recording, joined
 from rayssl.errors import StorageError
 
 BLOCK_S = 30

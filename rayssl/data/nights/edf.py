@@ -11,6 +11,7 @@ annotation lists (TAL) as text; the first one of a record says when it begins, i
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -194,13 +195,16 @@ def open_edf(uri: str, file: str) -> EdfFile:
 
 def _described(uri: str, file: str, header: bytes, size: int) -> EdfFile:
     """The facts of a whole header; raises `ValueError` if a field is none of its kind."""
-    made = _parsed(header, 0, b"")
     signals, first = [], 0
     for position in range(len(header) // _HEAD - 1):
         label, samples = _field(header, position, 0, 16), int(_field(header, position, 216, 8))
         signals.append((label, first, samples))
         first += samples
-    record_s, record_bytes = made.data_record_duration, 2 * first
+    record_s, record_bytes = float(header[244:252]), 2 * first
+    sounds = any(label != _ANNOTATIONS for label, _, _ in signals)
+    if record_bytes <= 0 or min(samples for _, _, samples in signals) < 0 or (sounds and not 0 < record_s < math.inf):
+        raise ValueError(f"records of {record_bytes} bytes and {record_s:g} s")
+    made = _parsed(header, 0, b"")
     known = iter(made.signals)
     channels, annotations = [], []
     for label, at, samples in signals:
@@ -211,8 +215,6 @@ def _described(uri: str, file: str, header: bytes, size: int) -> EdfFile:
         digital = (signal.digital_min, signal.digital_max)
         physical = (signal.physical_min, signal.physical_max)
         channels.append(Channel(label, at, samples, digital, physical))
-    if record_bytes <= 0 or min(samples for _, _, samples in signals) < 0 or (channels and not record_s > 0):
-        raise ValueError(f"records of {record_bytes} bytes and {record_s:g} s")
     held, loose = divmod(size - len(header), record_bytes)
     stated = int(header[236:244])
     promised = stated if stated > 0 else held

@@ -12,7 +12,7 @@ import numpy as np
 from rayssl import storage
 from rayssl.data.decode import DecodeError
 from rayssl.data.nights.edf import Annotation, EdfFile, open_edf
-from rayssl.data.nights.timeline import CLOCK_S, Hole, Recording, AudioRun, joined
+from rayssl.data.nights.timeline import CLOCK_S, AudioRun, Hole, Recording, joined
 from rayssl.errors import StorageError
 
 _DAY = timedelta(days=1)

@@ -170,19 +170,17 @@ def cut(pieces: Sequence[Stretch | Hole], boundary: float) -> Iterator[tuple[int
                 after += 1
         except DecodeError as error:
             holes.append(Hole(piece.end, str(error)))
-    yield from _dropped(holes, grid, after, None)
+    ends = max((round(piece.end * RATE) for piece in pieces), default=0)
+    yield from _dropped(holes, grid, after, max(after, (ends - grid) // EPOCH_SAMPLES))
 
 
-def _dropped(holes: Sequence[Hole], grid: int, after: int, first: int | None) -> Iterator[Dropped]:
-    """The epochs from ``after`` up to ``first`` by hole; at the end of the night (None) up to where the holes end."""
+def _dropped(holes: Sequence[Hole], grid: int, after: int, first: int) -> Iterator[Dropped]:
+    """The epochs from ``after`` up to ``first`` by hole: each belongs to the first hole in which a part of it lies."""
     for number, hole in enumerate(holes):
-        ends = round(hole.end * RATE) - grid
-        if first is None:
-            until = ends // EPOCH_SAMPLES
-        else:
-            until = first if number == len(holes) - 1 else min(first, -(-ends // EPOCH_SAMPLES))
-        yield Dropped(hole.reason, max(0, until - after))
-        after = max(after, until)
+        ends = -(-(round(hole.end * RATE) - grid) // EPOCH_SAMPLES)
+        until = first if number == len(holes) - 1 else min(first, max(after, ends))
+        yield Dropped(hole.reason, until - after)
+        after = until
 
 
 def _epochs(stretch: Stretch, skip: int) -> Iterator[np.ndarray]:
