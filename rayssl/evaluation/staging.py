@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from rayssl.data.night_scores import NightScores
 from rayssl.errors import CorpusError
@@ -162,7 +162,7 @@ def staging_line(result: StagingResult) -> str:
     )
 
 
-def kappa(confusion: Floats | Ints) -> Floats:
+def kappa(confusion: ArrayLike) -> Floats:
     """Cohen's kappa of confusions ``[..., C, C]``, float64 ``[...]``; NaN where it is not defined. See the module."""
     table = np.asarray(confusion, np.float64)
     total = np.maximum(table.sum(axis=(-2, -1)), 1)
@@ -172,7 +172,7 @@ def kappa(confusion: Floats | Ints) -> Floats:
     return np.asarray(np.divide(observed - expected, left, out=np.full(left.shape, np.nan), where=left > 1e-12))
 
 
-def macro_f1(confusion: Floats | Ints) -> Floats:
+def macro_f1(confusion: ArrayLike) -> Floats:
     """Macro F1 of confusions ``[..., C, C]``, float64 ``[...]``; NaN where a stage has no support. See the module."""
     table = np.asarray(confusion, np.float64)
     support, given = table.sum(axis=-1), table.sum(axis=-2)

@@ -38,10 +38,9 @@ def night(number: int, *, subject: int | None = None, epochs: int = 840, skill: 
     keep = np.ones(epochs, bool)
     keep[epochs // 3 : epochs // 3 + gap] = False
     probabilities = (rows / rows.sum(axis=1, keepdims=True)).astype(np.float32)
-    name = f"subject{number if subject is None else subject:02}-night{number:02}"
-    return NightScores(
-        name, f"s{number if subject is None else subject}", index[keep], truth[keep], probabilities[keep]
-    )
+    subject = number if subject is None else subject
+    name = f"subject{subject:02}-night{number:02}"
+    return NightScores(name, f"s{subject}", index[keep], truth[keep], probabilities[keep])
 
 
 def certain(name: str, subject: str, truth: list[int], predicted: list[int], index: list[int] | None = None,

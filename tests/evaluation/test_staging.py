@@ -152,7 +152,7 @@ def test_resamples_without_a_stage_do_not_count() -> None:
     assert found.interval_absent == pytest.approx(0.75**4, abs=0.03)
     assert found.macro_f1_low is not None and found.kappa_low is not None
     many = [certain(f"m{k}", f"t{k}", [0, 1, 2, 1], [0, 1, 2, 2]) for k in range(12)]
-    # 1/e of the resamples lack one subject of many. REM and Wake are in one subject each, so most resamples lack a stage
+    # 1/e of the resamples lack one subject of many; REM and Wake are in one each, so most resamples lack a stage
     rare = certain("d", "d", [1, 1, 2, 3], [1, 1, 2, 3])
     waker = certain("w", "w", [1, 0, 2, 2], [1, 0, 2, 2])
     asleep = [certain(each.name, each.subject, [1, 1, 2, 1], [1, 1, 2, 2]) for each in many]

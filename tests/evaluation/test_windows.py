@@ -90,12 +90,13 @@ def test_gaps_split_a_night_into_runs() -> None:
     assert runs(index) == [(0, 3), (3, 5), (5, 6)]
     windows = night_windows(index, sequence=4, stride=4)
     assert windows.source.tolist() == [[0, 1, 2, 2], [3, 4, 4, 4], [5, 5, 5, 5]]
-    assert runs(np.zeros(0, int)) == [] and averaged(night_windows([], sequence=4, stride=1), np.zeros((0, 4, 3)), 0).shape == (0, 3)  # fmt: skip
+    nothing = night_windows(np.zeros(0, int), sequence=4, stride=1)
+    assert runs(np.zeros(0, int)) == [] and averaged(nothing, np.zeros((0, 4, 3)), 0).shape == (0, 3)
 
 
 def test_impossible_arguments_are_named() -> None:
     for scored in ((-1, 3), (2, 2), (0, 5)):
-        with pytest.raises(ValueError, match="scored positions .* window of 4"):
+        with pytest.raises(ValueError, match=r"scored positions .* window of 4"):
             window_starts(9, 4, 2, scored)
     with pytest.raises(ValueError, match="stride 0"):
         window_starts(9, 4, 0)
