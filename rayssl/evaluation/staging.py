@@ -48,6 +48,12 @@ class StageFigures(Config):
     confusion: list[list[int]]
 
 
+class ComparedFigures(StageFigures):
+    """Figures with those of a classifier that always says the most frequent stage, the ``majority`` baseline."""
+
+    majority: StageFigures
+
+
 class NightFigures(Config):
     """One night, over its ``n`` scored epochs. ``error`` is predicted - scored.
 
@@ -66,15 +72,15 @@ class NightFigures(Config):
     error: SleepVariables
 
 
-class StagingResult(StageFigures):
+class StagingResult(ComparedFigures):
     """The figures of a model on a corpus of nights.
 
     ``nights`` and ``subjects`` have scored epochs; ``unscored`` epochs have no truth and ``unscored_nights`` only such
     epochs. The bounds ``*_low`` and ``*_high`` are 95 % intervals, resampled over subjects, or None with the reason in
     ``no_interval``. ``interval_absent``: the share of resamples in which a stage had no epoch; they do not count for
-    macro F1. ``majority``: the classifier that always says the most frequent stage of the ``majority_of`` "training"
-    or "test" epochs. ``three_class`` and ``two_class``: the same predictions with stages merged, Wake/NREM/REM and
-    Wake/Sleep. ``variables``: the errors of the sleep variables over nights.
+    macro F1. ``majority_of``: the baseline's most frequent stage is that of the "training" or of the "test" epochs.
+    ``three_class`` and ``two_class``: the same predictions with stages merged, Wake/NREM/REM and Wake/Sleep, with a
+    baseline each. ``variables``: the errors of the sleep variables over nights.
     """
 
     task: Literal["staging"] = "staging"
@@ -89,10 +95,9 @@ class StagingResult(StageFigures):
     kappa_high: float | None = None
     interval_absent: float | None = None
     no_interval: str | None = None
-    majority: StageFigures
     majority_of: Literal["training", "test"]
-    three_class: StageFigures
-    two_class: StageFigures
+    three_class: ComparedFigures
+    two_class: ComparedFigures
     variables: list[VariableError]
     per_night: list[NightFigures]
 
@@ -125,20 +130,18 @@ def staging_result(
     np.add.at(by_subject, owner, tables)
     per_night = [_night(*each, names) for each in zip(scored, tables, strict=True)]
     known = tables.sum(axis=(0, 2)) if train_counts is None else np.asarray(train_counts)
-    always = np.full(len(truth), known.argmax())
     counts = None if train_counts is None else [int(count) for count in train_counts]
     return StagingResult(
-        **_figures(truth, predicted, names, counts).model_dump(),
+        **_compared(truth, predicted, names, known, counts).model_dump(),
         checkpoint=checkpoint,
         nights=len(scored),
         subjects=len(subjects),
         unscored=int(sum((night.truth < 0).sum() for night in nights)),
         unscored_nights=len(nights) - len(scored),
         **_intervals(by_subject, resamples, seed),
-        majority=_figures(truth, always, names, counts),
         majority_of="test" if train_counts is None else "training",
-        three_class=_merged(truth, predicted, names, ("Wake", "NREM", "REM")),
-        two_class=_merged(truth, predicted, names, ("Wake", "Sleep")),
+        three_class=_merged(truth, predicted, names, known, ("Wake", "NREM", "REM")),
+        two_class=_merged(truth, predicted, names, known, ("Wake", "Sleep")),
         variables=variable_errors([night.scored for night in per_night], [night.predicted for night in per_night]),
         per_night=per_night,
     )
@@ -181,6 +184,14 @@ def macro_f1(confusion: ArrayLike) -> Floats:
     return np.asarray(np.where((support > 0).all(axis=-1), f1, np.nan))
 
 
+def _compared(
+    truth: Ints, predicted: Ints, names: Sequence[str], known: Ints, counts: Sequence[int] | None = None
+) -> ComparedFigures:
+    """The figures of the predictions, and of the stage that is the most frequent by ``known [C]`` (ties: the first)."""
+    majority = _figures(truth, np.full(len(truth), known.argmax()), names, counts)
+    return ComparedFigures(**_figures(truth, predicted, names, counts).model_dump(), majority=majority)
+
+
 def _figures(truth: Ints, predicted: Ints, names: Sequence[str], counts: Sequence[int] | None) -> StageFigures:
     found = classification_result(truth, predicted, names, train_counts=counts, resamples=0)
     table = np.array(found.confusion)
@@ -199,13 +210,14 @@ def _figures(truth: Ints, predicted: Ints, names: Sequence[str], counts: Sequenc
     )
 
 
-def _merged(truth: Ints, predicted: Ints, names: Sequence[str], merged: Sequence[str]) -> StageFigures:
+def _merged(truth: Ints, predicted: Ints, names: Sequence[str], known: Ints, merged: Sequence[str]) -> ComparedFigures:
     """The figures of ``truth [n]`` and ``predicted [n]`` after each stage became the one of ``merged`` that has it.
 
     A stage whose name is not among ``merged`` is part of its second one (NREM, or Sleep).
     """
     place = np.array([merged.index(name) if name in merged else 1 for name in names])
-    return _figures(place[truth], place[predicted], merged, None)
+    together = np.bincount(place, known, minlength=len(merged)).astype(np.int64)
+    return _compared(place[truth], place[predicted], merged, together)
 
 
 def _night(night: NightScores, table: Ints, names: Sequence[str]) -> NightFigures:

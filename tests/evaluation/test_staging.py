@@ -75,6 +75,9 @@ def test_merged_stages_are_merged_labels(nights: list[NightScores], result: Stag
         assert found.macro_f1 == pytest.approx(f1_score(place[truth], place[predicted], average="macro"))
         assert found.kappa == pytest.approx(cohen_kappa_score(place[truth], place[predicted]))
         assert found.accuracy == pytest.approx(accuracy_score(place[truth], place[predicted]))
+        always = np.full(len(truth), np.bincount(place[truth]).argmax())
+        assert found.majority.accuracy == pytest.approx(accuracy_score(place[truth], always))
+        assert found.majority.macro_f1 == pytest.approx(f1_score(place[truth], always, average="macro"))
     assert result.three_class.names == ["Wake", "NREM", "REM"] and result.two_class.names == ["Wake", "Sleep"]
 
 
@@ -85,6 +88,8 @@ def test_majority_is_that_of_the_training_if_it_is_known(nights: list[NightScore
     assert result.majority.macro_f1 == pytest.approx(f1_score(truth, always, average="macro"))
     assert result.majority.kappa == 0 and result.majority.accuracy == pytest.approx((truth == LIGHT).mean())
     other = staging_result(nights, STAGES, train_counts=[9, 2, 3, 1], resamples=0)
+    assert [each.predicted for each in other.three_class.majority.per_class] == [len(truth), 0, 0]  # Wake 9, NREM 5
+    assert [each.predicted for each in other.two_class.majority.per_class] == [len(truth), 0]  # Wake 9, Sleep 6
     assert other.majority_of == "training" and other.majority.accuracy == pytest.approx((truth == WAKE).mean())
     assert [each.train_count for each in other.per_class] == [9, 2, 3, 1]
     assert other.macro_f1 == result.macro_f1 and other.macro_f1_low is None and other.no_interval is not None
