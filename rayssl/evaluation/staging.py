@@ -49,8 +49,19 @@ class StageFigures(Config):
 
 
 class ComparedFigures(StageFigures):
-    """Figures with those of a classifier that always says the most frequent stage, the ``majority`` baseline."""
+    """Figures with intervals, and those of a classifier that always says the most frequent stage (``majority``).
 
+    The bounds ``*_low`` and ``*_high`` are 95 % intervals, resampled over subjects, or None with the reason in
+    ``no_interval``. ``interval_absent``: the share of resamples in which a stage had no epoch; they do not count for
+    macro F1.
+    """
+
+    macro_f1_low: float | None = None
+    macro_f1_high: float | None = None
+    kappa_low: float | None = None
+    kappa_high: float | None = None
+    interval_absent: float | None = None
+    no_interval: str | None = None
     majority: StageFigures
 
 
@@ -76,11 +87,9 @@ class StagingResult(ComparedFigures):
     """The figures of a model on a corpus of nights.
 
     ``nights`` and ``subjects`` have scored epochs; ``unscored`` epochs have no truth and ``unscored_nights`` only such
-    epochs. The bounds ``*_low`` and ``*_high`` are 95 % intervals, resampled over subjects, or None with the reason in
-    ``no_interval``. ``interval_absent``: the share of resamples in which a stage had no epoch; they do not count for
-    macro F1. ``majority_of``: the baseline's most frequent stage is that of the "training" or of the "test" epochs.
-    ``three_class`` and ``two_class``: the same predictions with stages merged, Wake/NREM/REM and Wake/Sleep, with a
-    baseline each. ``variables``: the errors of the sleep variables over nights.
+    epochs. ``majority_of``: the baseline's most frequent stage is that of the "training" or of the "test" epochs.
+    ``three_class`` and ``two_class``: the same predictions with stages merged, Wake/NREM/REM and Wake/Sleep.
+    ``variables``: the errors of the sleep variables over nights.
     """
 
     task: Literal["staging"] = "staging"
@@ -89,12 +98,6 @@ class StagingResult(ComparedFigures):
     subjects: int
     unscored: int
     unscored_nights: int
-    macro_f1_low: float | None = None
-    macro_f1_high: float | None = None
-    kappa_low: float | None = None
-    kappa_high: float | None = None
-    interval_absent: float | None = None
-    no_interval: str | None = None
     majority_of: Literal["training", "test"]
     three_class: ComparedFigures
     two_class: ComparedFigures
@@ -129,19 +132,26 @@ def staging_result(
     by_subject = np.zeros((len(subjects), len(names), len(names)), np.int64)
     np.add.at(by_subject, owner, tables)
     per_night = [_night(*each, names) for each in zip(scored, tables, strict=True)]
-    known = tables.sum(axis=(0, 2)) if train_counts is None else np.asarray(train_counts)
+    draws = (resamples, seed)
+    known = by_subject.sum(axis=(0, 2)) if train_counts is None else np.asarray(train_counts)
+
+    def merged(stages: Sequence[str]) -> ComparedFigures:
+        """A stage whose name is not among ``stages`` is part of the second one (NREM, or Sleep)."""
+        place = np.array([stages.index(name) if name in stages else 1 for name in names])
+        into = np.eye(len(stages), dtype=np.int64)[place]  # [C, K]
+        return _compared(place[truth], place[predicted], stages, known @ into, into.T @ by_subject @ into, draws)
+
     counts = None if train_counts is None else [int(count) for count in train_counts]
     return StagingResult(
-        **_compared(truth, predicted, names, known, counts).model_dump(),
+        **_compared(truth, predicted, names, known, by_subject, draws, counts).model_dump(),
         checkpoint=checkpoint,
         nights=len(scored),
         subjects=len(subjects),
         unscored=int(sum((night.truth < 0).sum() for night in nights)),
         unscored_nights=len(nights) - len(scored),
-        **_intervals(by_subject, resamples, seed),
         majority_of="test" if train_counts is None else "training",
-        three_class=_merged(truth, predicted, names, known, ("Wake", "NREM", "REM")),
-        two_class=_merged(truth, predicted, names, known, ("Wake", "Sleep")),
+        three_class=merged(("Wake", "NREM", "REM")),
+        two_class=merged(("Wake", "Sleep")),
         variables=variable_errors([night.scored for night in per_night], [night.predicted for night in per_night]),
         per_night=per_night,
     )
@@ -185,11 +195,21 @@ def macro_f1(confusion: ArrayLike) -> Floats:
 
 
 def _compared(
-    truth: Ints, predicted: Ints, names: Sequence[str], known: Ints, counts: Sequence[int] | None = None
+    truth: Ints,
+    predicted: Ints,
+    names: Sequence[str],
+    known: Ints,
+    by_subject: Ints,
+    draws: tuple[int, int],
+    counts: Sequence[int] | None = None,
 ) -> ComparedFigures:
-    """The figures of the predictions, and of the stage that is the most frequent by ``known [C]`` (ties: the first)."""
+    """The figures of the predictions, and of the stage that is the most frequent by ``known [C]`` (ties: the first).
+
+    ``by_subject [S, C, C]``: the confusions of the subjects; ``draws``: resamples and seed of the interval.
+    """
     majority = _figures(truth, np.full(len(truth), known.argmax()), names, counts)
-    return ComparedFigures(**_figures(truth, predicted, names, counts).model_dump(), majority=majority)
+    bounds = _intervals(by_subject, *draws)
+    return ComparedFigures(**_figures(truth, predicted, names, counts).model_dump(), **bounds, majority=majority)
 
 
 def _figures(truth: Ints, predicted: Ints, names: Sequence[str], counts: Sequence[int] | None) -> StageFigures:
@@ -210,16 +230,6 @@ def _figures(truth: Ints, predicted: Ints, names: Sequence[str], counts: Sequenc
     )
 
 
-def _merged(truth: Ints, predicted: Ints, names: Sequence[str], known: Ints, merged: Sequence[str]) -> ComparedFigures:
-    """The figures of ``truth [n]`` and ``predicted [n]`` after each stage became the one of ``merged`` that has it.
-
-    A stage whose name is not among ``merged`` is part of its second one (NREM, or Sleep).
-    """
-    place = np.array([merged.index(name) if name in merged else 1 for name in names])
-    together = np.bincount(place, known, minlength=len(merged)).astype(np.int64)
-    return _compared(place[truth], place[predicted], merged, together)
-
-
 def _night(night: NightScores, table: Ints, names: Sequence[str]) -> NightFigures:
     known = night.truth >= 0
     scored = sleep_variables(night.truth[known], night.index[known], names)
@@ -238,7 +248,7 @@ def _night(night: NightScores, table: Ints, names: Sequence[str]) -> NightFigure
 
 
 def _intervals(by_subject: Ints, resamples: int, seed: int, level: float = 0.95) -> dict[str, float | str | None]:
-    """The bounds of macro F1 and kappa for `StagingResult`, by bootstrap over ``by_subject [S, C, C]``.
+    """The bounds of macro F1 and kappa for `ComparedFigures`, by bootstrap over ``by_subject [S, C, C]``.
 
     Epochs of a night, and nights of a subject, are not independent. So each resample draws S subjects with replacement
     and takes all epochs of each. A resample in which a figure is not defined does not count for it; a figure that is
