@@ -25,7 +25,7 @@ _CAPTIONS = {
     "night": "From the top: the stages as scored by people, the epochs in which the prediction differs, the predicted "
     "stages, and the model's probabilities. Bands that change slowly and reach 100 % show a model that is sure.",
     "variables": "Each point is a night. On the grey line the model finds the same as the people who scored. Points "
-    "above it: the model says more.",
+    "above it: the model says more. One wrong epoch at the beginning of a night is enough to make a latency 0.",
     "over_time": "Figures of the evaluated checkpoints over the time of training.",
 }
 
