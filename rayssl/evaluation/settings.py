@@ -81,11 +81,34 @@ class ClassificationConfig(Config):
         return self.model_copy(update={"corpus": storage.absolute(self.corpus)})
 
 
+class StagingConfig(Config):
+    """Sleep staging of whole nights.
+
+    ``corpus``: the prepared test corpus, of nights. ``stride``: how many epochs of sleep the next window of a night
+    begins after the one before; windows overlap where it is below the number of epochs that a window scores, and the
+    probabilities are averaged (a larger stride is that number). ``resamples``: of the intervals over subjects; 0 for no
+    interval. ``actors``: the number of actors that run the model. ``batch``: windows of one forward pass.
+    """
+
+    task: Literal["staging"]
+    corpus: str
+    stride: int = Field(20, ge=1)
+    resamples: int = Field(1000, ge=0)
+    actors: int = Field(1, ge=1)
+    batch: int = Field(8, ge=1)
+
+    def located(self) -> StagingConfig:
+        """The same settings with absolute paths."""
+        return self.model_copy(update={"corpus": storage.absolute(self.corpus)})
+
+
 def _task(given: Any) -> Any:
     return given.get("task", "verification") if isinstance(given, dict) else getattr(given, "task", "verification")
 
 
 AnyEvaluation = Annotated[
-    Annotated[VerificationConfig, Tag("verification")] | Annotated[ClassificationConfig, Tag("classification")],
+    Annotated[VerificationConfig, Tag("verification")]
+    | Annotated[ClassificationConfig, Tag("classification")]
+    | Annotated[StagingConfig, Tag("staging")],
     Discriminator(_task),
 ]

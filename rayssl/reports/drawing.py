@@ -9,10 +9,10 @@ from __future__ import annotations
 import io
 import re
 from html import escape
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import rc_context, rcParams
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
@@ -31,6 +31,11 @@ STYLE: Any = {
     "lines.linewidth": 1.7,
     "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none", "svg.fonttype": "none",
 }  # fmt: skip
+PAPER_INK, PAPER_FAINT = "#1C2430", "#C9D0D9"
+# The same style with colours of its own on white, for pictures that stand alone.
+PAPER: Any = {key: {INK: PAPER_INK, FAINT: PAPER_FAINT}.get(value, value) for key, value in STYLE.items()} | {
+    "figure.facecolor": "white", "savefig.facecolor": "white", "savefig.dpi": 160,
+}  # fmt: skip
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
@@ -39,7 +44,7 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> 
     FigureCanvasSVG(figure)
     axes = figure.subplots(rows, columns)
     for one in np.ravel(axes):
-        one.grid(True, color=FAINT, linewidth=0.6)
+        one.grid(True, color=rcParams["axes.edgecolor"], linewidth=0.6)
         one.set_axisbelow(True)
     return figure, axes
 
@@ -58,6 +63,13 @@ def svg_text(figure: Figure, salt: str) -> str:
     text = text.replace(f'<g id="{CRISP}"', '<g shape-rendering="crispEdges"')
     text = re.sub(r'<g id="[^"]*"', "<g", text)  # the ids of groups repeat from picture to picture
     return text.replace(INK, "currentColor").replace(FAINT, "var(--line)").replace(BLUE.lower(), "var(--blue)")
+
+
+def file_bytes(figure: Figure, kind: Literal["png", "svg", "pdf"]) -> bytes:
+    """The figure as a file of its own. Make it with the style `PAPER`: `STYLE` has no colours outside a page."""
+    target = io.BytesIO()
+    figure.savefig(target, format=kind)
+    return target.getvalue()
 
 
 def framed(picture: str, caption: str) -> str:

@@ -11,7 +11,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from rayssl import storage
 from rayssl.errors import ConfigError
-from rayssl.evaluation.settings import ClassificationConfig
+from rayssl.evaluation.settings import ClassificationConfig, StagingConfig
 from rayssl.experiment.config import Experiment, located
 from rayssl.schema import Config, Tree, load_yaml, override, parse
 
@@ -19,6 +19,7 @@ Point: TypeAlias = dict[str, Any]  # a value for each key of the space
 
 _OF_TRIALS = ("eer", "min_dcf_001", "min_dcf_005")
 _OF_CLASSES = ("balanced_accuracy", "accuracy", "geometric_mean", "macro_f1", "many", "medium", "few")
+_OF_NIGHTS = ("macro_f1", "kappa", "accuracy", "balanced_accuracy")
 _OF_TRAINING = ("loss",)
 
 
@@ -255,9 +256,11 @@ def _check_metric(metric: str, experiment: Experiment, where: str) -> None:
     if metric in _OF_TRAINING:
         return
     settings = experiment.evaluation
-    known = _OF_CLASSES if isinstance(settings, ClassificationConfig) else _OF_TRIALS
-    if metric not in (*_OF_CLASSES, *_OF_TRIALS) or (settings is not None and metric not in known):
-        every = (*known, *_OF_TRAINING) if settings is not None else (*_OF_TRIALS, *_OF_CLASSES, *_OF_TRAINING)
+    known: tuple[str, ...] = _OF_CLASSES if isinstance(settings, ClassificationConfig) else _OF_TRIALS
+    known = _OF_NIGHTS if isinstance(settings, StagingConfig) else known
+    figures = tuple(dict.fromkeys((*_OF_TRIALS, *_OF_CLASSES, *_OF_NIGHTS)))
+    if metric not in figures or (settings is not None and metric not in known):
+        every = (*known, *_OF_TRAINING) if settings is not None else (*figures, *_OF_TRAINING)
         close = difflib.get_close_matches(metric, every, n=1, cutoff=0.5)
         hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(every)}"
         raise ConfigError(f"metric: '{metric}' is no figure of {where}; {hint}")

@@ -7,14 +7,15 @@ from html import escape
 from typing import Any
 
 from rayssl import storage
-from rayssl.reports.comparison import pictures, reading
-from rayssl.reports.comparison.reading import ABSENT, CLASSIFICATION, VERIFICATION, Comparison, Group
+from rayssl.reports.comparison import markup, pictures, reading
+from rayssl.reports.comparison.reading import ABSENT, CLASSIFICATION, STAGING, VERIFICATION, Comparison, Group
 from rayssl.reports.document import document
 from rayssl.reports.drawing import framed
 from rayssl.reports.run.reading import Record, Run, is_number
 
 _WIDE = 8  # the most groups whose settings are in columns; with more groups and few keys the table is transposed
 _LONG = 40  # the table of differing keys is closed at first if it has more keys
+_EXTRA = {"n": "Test rows", "nights": "Nights", "norm": "Score norm.", "checkpoint": "Checkpoint", "trials": "Trials"}
 _UNPAIRED = "* No common seed: the difference of the means."
 _TERMINAL = 44  # the most characters of a name
 _CAPTIONS = {
@@ -25,6 +26,9 @@ _CAPTIONS = {
     "verification": "Points are final figures. Bars are the 95 % interval of the EER, resampled over the test set's "
     "speakers; it does not include the effect of the seed. A dotted line is the mean of runs that differ only in the "
     "seed. Further left is better.",
+    "staging": "Points are final figures. Bars are 95 % intervals, resampled over the test set's subjects; they do not "
+    "include the effect of the seed. A dotted line is the mean of runs that differ only in the seed. Further "
+    "right is better.",
     "classification": "Points are final figures. Bars are the 95 % interval of the balanced accuracy, resampled over "
     "the test set; it does not include the effect of the seed. A dotted line is the mean of runs that differ only in "
     "the seed. Further right is better.",
@@ -53,6 +57,7 @@ def render(comparison: Comparison) -> str:
         _runs(comparison),
         _missing(comparison),
         _verification(comparison),
+        _staging(comparison),
         _classification(comparison),
         _differences(comparison),
         _learning_curves(comparison),
@@ -97,8 +102,8 @@ def _runs(comparison: Comparison) -> str:
             cells = [known["seed"], _commit(known["commit"]), known["world_size"], _progress(known)]
             cells += [known["step"], _duration(known["seconds"])]
             cells += [None if known["loss"] is None else f"{known['loss']:.3f}"]
-            head = f'<td class="value">{_swatch(group)}{escape(names[run.uri])}</td>'
-            rows.append([head, *(_number("-" if cell is None else str(cell)) for cell in cells)])
+            head = f'<td class="value">{markup.swatch(group)}{escape(names[run.uri])}</td>'
+            rows.append([head, *(markup.number("-" if cell is None else str(cell)) for cell in cells)])
     heads = ["Run", "Seed", "Commit", "Ranks", "Epochs", "Steps", "Time", "Loss at the end"]
     notes = []
     if len(commits) > 1:
@@ -107,7 +112,8 @@ def _runs(comparison: Comparison) -> str:
         notes.append("A commit with + had uncommitted changes.")
     if len(versions) > 1:
         notes.append("Versions of packages differ between them (origin.json).")
-    return "<h2>Runs</h2>\n" + _table([_text(heads[0]), *map(_number, heads[1:])], rows) + _note(notes)
+    table = markup.table([markup.text(heads[0]), *map(markup.number, heads[1:])], rows)
+    return f"<h2>Runs</h2>\n{table}{markup.note(notes)}"
 
 
 def _missing(comparison: Comparison) -> str:
@@ -134,6 +140,23 @@ def _verification(comparison: Comparison) -> str:
     return "\n".join([*parts, framed(picture, _CAPTIONS["verification"]) if picture else ""])
 
 
+def _staging(comparison: Comparison) -> str:
+    results = [result for run in comparison.runs if (result := reading.staging(run))]
+    if not results:
+        return ""
+    parts = ["<h2>Sleep staging</h2>"]
+    if len({(result.get("n"), result.get("nights")) for result in results}) > 1:
+        parts.append('<p class="problem">Not all runs were tested on the same nights.</p>')
+    parts += _final(comparison, STAGING, reading.staging, ("checkpoint", "n", "nights"))
+    said = [result["majority"] for result in results if isinstance(result.get("majority"), dict)]
+    known = {tuple(each[key] for key in STAGING if is_number(each.get(key))) for each in said}
+    values = zip(STAGING.items(), known.pop() if len(known) == 1 else (), strict=False)
+    text = ", ".join(f"{name} {scale * value:.{_decimals(key)}f}" for (key, (name, scale)), value in values)
+    parts.append(markup.note([f"Majority baseline: {text}."]) if text else "")
+    picture = pictures.staging_picture(comparison)
+    return "\n".join([*parts, framed(picture, _CAPTIONS["staging"]) if picture else ""])
+
+
 def _classification(comparison: Comparison) -> str:
     every = reading.classifiers(comparison)
     if not every:
@@ -158,15 +181,15 @@ def _classification(comparison: Comparison) -> str:
 
 def _every_classifier(comparison: Comparison, every: list[tuple[str, float | None]]) -> str:
     """The balanced accuracy of all classifiers, with a row for each group."""
-    heads = [_text("Group"), *(_number(reading.classifier_name(which)) for which in every)]
+    heads = [markup.text("Group"), *(markup.number(reading.classifier_name(which)) for which in every)]
     rows = []
     for group in comparison.groups:
         found = [reading.spread(group, _value(_of(which), "balanced_accuracy", 100)) for which in every]
         if any(found):
-            cells = [_number("-" if each is None else each.text(1)) for each in found]
-            rows.append([f'<td class="value">{_swatch(group)}{escape(group.label)}</td>', *cells])
+            cells = [markup.number("-" if each is None else each.text(1)) for each in found]
+            rows.append([f'<td class="value">{markup.swatch(group)}{escape(group.label)}</td>', *cells])
     title = "<p>Balanced accuracy in % of every classifier, mean ± standard deviation over seeds:</p>"
-    return title + _table(heads, rows)
+    return title + markup.table(heads, rows)
 
 
 def _final(comparison: Comparison, figures: dict[str, Any], of: Any, extra: tuple[str, ...]) -> list[str]:
@@ -175,49 +198,50 @@ def _final(comparison: Comparison, figures: dict[str, Any], of: Any, extra: tupl
     groups = [group for group in comparison.groups if any(of(run) for run in group.runs)]
     single = 1 < len(groups) == sum(len(group.runs) for group in groups)
     lead, (title, scale_of_lead) = next(iter(figures.items()))
-    names_of = {"n": "Test rows", "norm": "Score norm.", "checkpoint": "Checkpoint", "trials": "Trials"}
     found = {key: {_plain(of(run).get(key)) for run in comparison.runs if of(run)} for key in extra}
     extra = tuple(key for key in extra if len(found[key]) > 1)
-    same = [f"{names_of[key]}: {found[key].copy().pop()}." for key in found if key not in extra]
+    same = [f"{_EXTRA[key]}: {found[key].copy().pop()}." for key in found if key not in extra]
     for group in groups:
         for run in (run for run in group.runs if of(run)):
             result = of(run)
             cells = [_figure_cell(result, key, scale) for key, (_, scale) in figures.items()]
             if single:
                 gap = reading.difference(group, groups[0], _value(of, lead, scale_of_lead))
-                cells.append(_number("" if gap is None or group is groups[0] else gap.difference(_decimals(lead))))
-            cells += [_number(_plain(result.get(key))) for key in extra]
-            rows.append([f'<td class="value">{_swatch(group)}{escape(names[run.uri])}</td>', *cells])
-    heads = [_text("Run"), *(_number(text) for text, _ in figures.values())]
-    heads += [_number(f"{title.removesuffix(' %')} - first")] if single else []
-    heads += [_number(names_of[key]) for key in extra]
-    tables = [_table(heads, rows), _note(same)]
+                cells.append(
+                    markup.number("" if gap is None or group is groups[0] else gap.difference(_decimals(lead)))
+                )
+            cells += [markup.number(_plain(result.get(key))) for key in extra]
+            rows.append([f'<td class="value">{markup.swatch(group)}{escape(names[run.uri])}</td>', *cells])
+    heads = [markup.text("Run"), *(markup.number(text) for text, _ in figures.values())]
+    heads += [markup.number(f"{title.removesuffix(' %')} - first")] if single else []
+    heads += [markup.number(_EXTRA[key]) for key in extra]
+    tables = [markup.table(heads, rows), markup.note(same)]
     if single and any(" *<" in cell for row in rows for cell in row):
-        tables.append(_note([_UNPAIRED]))
+        tables.append(markup.note([_UNPAIRED]))
     if any(len(group.runs) > 1 for group in groups):
         tables.append(_group_table(groups, figures, of))
     return tables
 
 
 def _group_table(groups: list[Group], figures: dict[str, Any], of: Any) -> str:
-    heads = [_text("Group"), _number("Runs")]
+    heads = [markup.text("Group"), markup.number("Runs")]
     for text, _ in figures.values():
-        heads += [_number(text), _number("- first")]
+        heads += [markup.number(text), markup.number("- first")]
     rows, unpaired = [], False
     for group in groups:
         evaluated = sum(bool(of(run)) for run in group.runs)
-        cells = [_number(str(evaluated))]
+        cells = [markup.number(str(evaluated))]
         for key, (_, scale) in figures.items():
             found = reading.spread(group, _value(of, key, scale))
             gap = None if group is groups[0] else reading.difference(group, groups[0], _value(of, key, scale))
-            cells.append(_number("-" if found is None else found.text(_decimals(key))))
+            cells.append(markup.number("-" if found is None else found.text(_decimals(key))))
             unpaired = unpaired or (gap is not None and not gap.paired)
-            cells.append(_number("" if gap is None else gap.difference(_decimals(key))))
-        rows.append([f'<td class="value">{_swatch(group)}{escape(group.label)}</td>', *cells])
+            cells.append(markup.number("" if gap is None else gap.difference(_decimals(key))))
+        rows.append([f'<td class="value">{markup.swatch(group)}{escape(group.label)}</td>', *cells])
     notes = ["Mean ± standard deviation over seeds. Differences from the first group are over n pairs of equal seed."]
     if unpaired:
         notes.append(_UNPAIRED)
-    return _table(heads, rows) + _note(notes)
+    return markup.table(heads, rows) + markup.note(notes)
 
 
 def _differences(comparison: Comparison) -> str:
@@ -227,7 +251,7 @@ def _differences(comparison: Comparison) -> str:
         return f"{title}\n<p>Nothing but seeds.</p>" if len(comparison.runs) > 1 else ""
     said = '<p class="soft">Seeds and the runs\' folders are left out. - means that the key does not exist.</p>'
     turned = len(comparison.groups) > _WIDE and len(found) < len(comparison.groups)
-    heads = [f'<th class="group">{_swatch(group)}{escape(group.label)}</th>' for group in comparison.groups]
+    heads = [f'<th class="group">{markup.swatch(group)}{escape(group.label)}</th>' for group in comparison.groups]
     if turned:
         rows = [
             [
@@ -236,14 +260,14 @@ def _differences(comparison: Comparison) -> str:
             ]
             for index, head in enumerate(heads)
         ]
-        return f"{title}\n{said}{_table([_text('Group'), *(_text(key) for key in found)], rows)}"
+        return f"{title}\n{said}{markup.table([markup.text('Group'), *(markup.text(key) for key in found)], rows)}"
     rows, section = [], ""
     for key, values in found.items():
         if key.partition(".")[0] != section:
             section = key.partition(".")[0]
             rows.append([f'<td class="section" colspan="{len(heads) + 1}">{escape(section)}</td>'])
         rows.append([f"<td>{escape(key)}</td>", *(_setting(value) for value in values)])
-    table = _table([_text("Key"), *heads], rows)
+    table = markup.table([markup.text("Key"), *heads], rows)
     if len(found) > _LONG:
         table = f"<details><summary>{len(found)} keys differ</summary>{table}</details>"
     return f"{title}\n{said}{table}"
@@ -260,6 +284,8 @@ def _final_tables(comparison: Comparison) -> list[tuple[str, dict[str, Any], Cal
     tables: list[tuple[str, dict[str, Any], Callable[[Run], Record]]] = []
     if any(run.verified for run in comparison.runs):
         tables.append(("Speaker verification", VERIFICATION, reading.verification))
+    if any(run.staged for run in comparison.runs):
+        tables.append(("Sleep staging", STAGING, reading.staging))
     shown = {key: figure for key, figure in CLASSIFICATION.items() if key != "accuracy"}
     for which in reading.chosen_classifiers(comparison):
         tables.append((f"Classification: {reading.classifier_name(which)}", shown, _of(which)))
@@ -280,8 +306,8 @@ def _value(of: Callable[[Run], Record], key: str, scale: float) -> Callable[[Run
 
 def _figure_cell(result: Record, key: str, scale: float) -> str:
     if not is_number(result.get(key)):
-        return _number("-")
-    return _number(f"{scale * result[key]:.{_decimals(key)}f}{_interval(result, key, scale)}")
+        return markup.number("-")
+    return markup.number(f"{scale * result[key]:.{_decimals(key)}f}{_interval(result, key, scale)}")
 
 
 def _interval(result: Record, key: str, scale: float) -> str:
@@ -292,19 +318,12 @@ def _interval(result: Record, key: str, scale: float) -> str:
 
 
 def _decimals(key: str) -> int:
-    return 3 if key.startswith("min_dcf") else 2 if key == "eer" else 1
+    return 3 if key.startswith("min_dcf") or key == "kappa" else 2 if key == "eer" else 1
 
 
 def _evaluated_on(run: Run) -> Any:
     given = (run.config or {}).get("evaluation")
     return (given.get("corpus"), given.get("trials")) if isinstance(given, dict) else None
-
-
-def _swatch(group: Group) -> str:
-    """The group's line and number, as HTML."""
-    dashes = {"-": "", "--": "6 3", ":": "2 3", "-.": "7 3 2 3"}[group.line]
-    line = f'<line x1="1" y1="6" x2="25" y2="6" stroke="{group.colour}" stroke-width="4" stroke-dasharray="{dashes}"/>'
-    return f'<svg class="swatch" viewBox="0 0 26 12" role="img">{line}</svg><b>{group.number}</b>&nbsp; '
 
 
 def _setting(value: Any) -> str:
@@ -338,25 +357,6 @@ def _duration(seconds: float | None) -> str | None:
 
 def _plain(value: Any) -> str:
     return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _text(head: str) -> str:
-    return f"<th>{escape(head)}</th>"
-
-
-def _number(text: str) -> str:
-    return f'<td class="number">{escape(text)}</td>'
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(cell.replace("<td", "<th").replace("</td>", "</th>") for cell in heads)
-    body = "".join(f"<tr>{''.join(cells)}</tr>" for cells in rows)
-    table = f'<table class="compare"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-    return f'<div class="scroll">{table}</div>'
-
-
-def _note(notes: list[str]) -> str:
-    return f'\n<p class="soft">{escape(" ".join(notes))}</p>' if notes else ""
 
 
 def _cut(name: str) -> str:

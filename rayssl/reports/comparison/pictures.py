@@ -22,6 +22,7 @@ from rayssl.reports.comparison.reading import (
     common_metrics,
     curve,
     seed,
+    staging,
     verification,
 )
 from rayssl.reports.drawing import BLUE, FAINT, INK, STYLE, WIDTH, new_figure, svg_text
@@ -88,6 +89,13 @@ def verification_picture(comparison: Comparison) -> str | None:
     """The EER with its interval, and minDCF at p = 0.01, with a row for each run; None without such results."""
     figures = [("eer", "Equal error rate", True), ("min_dcf_001", "minDCF at p = 0.01", False)]
     return _final(comparison, [(key, text, share, verification) for key, text, share in figures], "verification")
+
+
+@rc_context(STYLE)
+def staging_picture(comparison: Comparison) -> str | None:
+    """Macro F1 and kappa with their intervals, and accuracy, with a row for each run; None without such results."""
+    figures = [("macro_f1", "Macro F1", True), ("kappa", "Cohen's kappa", False), ("accuracy", "Accuracy", True)]
+    return _final(comparison, [(key, text, share, staging) for key, text, share in figures], "staging")
 
 
 @rc_context(STYLE)

@@ -31,6 +31,7 @@ CLASSIFICATION = {
     "macro_f1": ("Macro F1 %", 100),
     "accuracy": ("Accuracy %", 100),
 }
+STAGING = {"macro_f1": ("Macro F1 %", 100), "kappa": ("Kappa", 1), "accuracy": ("Accuracy %", 100)}
 _LINES = ("-", "--", ":", "-.")
 _FIRST = ("loss", "utterances_per_s", "coverage", "speaker_accuracy", "useful_rate")
 # not drawn: the schedule is known, data_wait belongs to the throughput, and the others describe refreshes
@@ -179,6 +180,11 @@ def difference(group: Group, base: Group, value: Any) -> Spread | None:
 def verification(run: Run) -> Record:
     """The run's first result of speaker verification; empty without one."""
     return run.verified[0] if run.verified else {}
+
+
+def staging(run: Run) -> Record:
+    """The run's first result of sleep staging; empty without one."""
+    return run.staged[0] if run.staged else {}
 
 
 def classification(run: Run, which: tuple[str, float | None]) -> Record:

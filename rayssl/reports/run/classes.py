@@ -29,6 +29,7 @@ _LEVELS = 50  # the number of strengths of a colour
 _CELL = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5], [-0.5, -0.5]])
 _CELL_CODES = np.array([Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY])
 _LISTED = 12  # how many of the most frequent confusions are listed
+_OVER_TIME = {"balanced_accuracy": "Balanced accuracy", "accuracy": "Accuracy"}
 _HEAD_STYLES = {"model": (VERMILION, "D"), "linear": (BLUE, "o"), "finetune": (GREEN, "s"), "knn": (ORANGE, "^")}
 
 
@@ -168,9 +169,15 @@ def efficiency_curve(results: list[Record], width: float = WIDTH) -> str | None:
 
 
 @rc_context(STYLE)
-def accuracy_over_time(run: Run, width: float = WIDTH) -> str | None:
-    """Accuracy and balanced accuracy of probes during training, over its hours, minutes or seconds."""
-    named = {"balanced_accuracy": ("Balanced accuracy", BLUE, "-"), "accuracy": ("Accuracy", ORANGE, "--")}
+def accuracy_over_time(
+    run: Run,
+    width: float = WIDTH,
+    figures: dict[str, str] = _OVER_TIME,
+    label: str = "Share of rows, or of a class's rows",
+) -> str | None:
+    """The figures (key and name) of probes during training, over its hours, minutes or seconds."""
+    looks = ((BLUE, "-"), (ORANGE, "--"), (GREEN, ":"))
+    named = {key: (text, *look) for (key, text), look in zip(figures.items(), looks, strict=False)}
     curves = [(*style, *run.timed(name)) for name, style in named.items()]
     curves = [curve for curve in curves if len(curve[3]) > 1]
     if not curves:
@@ -180,9 +187,9 @@ def accuracy_over_time(run: Run, width: float = WIDTH) -> str | None:
     figure, axes = new_figure(width, 3.9)
     for text, colour, style, seconds, values in curves:
         axes.plot(seconds / length, values, style, color=colour, label=text, marker="o", markersize=3)
-    axes.set(xlabel=f"Training time ({unit})", ylabel="Share of rows, or of a class's rows")
+    axes.set(xlabel=f"Training time ({unit})", ylabel=label)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(curves))
     return svg_text(figure, "over_time")
 
 

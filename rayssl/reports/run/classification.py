@@ -15,7 +15,7 @@ from rayssl.reports.run.classes import (
     train_counts,
 )
 from rayssl.reports.run.pseudo_labels import bias_picture, pseudo_curves, pseudo_map, sorted_classes, source_curves
-from rayssl.reports.run.reading import HEADS, Record, Run, is_number
+from rayssl.reports.run.reading import HEADS, Record, Run, is_number, is_staging
 
 _CAPTIONS = {
     "classes": "Every class of the test set; classes with the most labelled training rows (grey, logarithmic) are on "
@@ -54,11 +54,16 @@ _BARE = (
 
 
 def is_classification(run: Run) -> bool:
-    """Whether the run has classification results or logged figures of classes, or is evaluated without trials."""
+    """Whether the run has classification results or logged figures of classes, or is evaluated without trials.
+
+    For a run that stages nights, only classification results count: it also logs figures, those of its stages.
+    """
     settings = (run.config or {}).get("evaluation")
+    if run.classified or is_staging(run):
+        return bool(run.classified)
     without_trials = isinstance(settings, dict) and not settings.get("trials")
     logged = any(record.get("kind") in ("classes", "probe") for record in run.metrics)
-    return bool(run.classified) or logged or without_trials
+    return logged or without_trials
 
 
 def class_pictures(run: Run) -> dict[str, str]:
@@ -70,6 +75,8 @@ def class_pictures(run: Run) -> dict[str, str]:
         width = WIDTH / 2
         pair = {"efficiency": efficiency_curve(run.classified, width), "over_time": accuracy_over_time(run, width)}
     drawn |= pair
+    if is_staging(run) and not run.classified:
+        drawn = {}
     pseudo = run.pseudo_labels()
     if pseudo is not None:
         pseudo = sorted_classes(pseudo, train_counts(main))
@@ -98,7 +105,7 @@ def cards(run: Run) -> list[tuple[str, str]]:
 def section(run: Run, drawn: dict[str, str]) -> str:
     """The section as HTML; empty for a run without classification."""
     if not is_classification(run):
-        return ""
+        return "\n".join(_pseudo_labels(drawn))
     parts = ["<h2>Classification</h2>"]
     if run.classified:
         parts.append(_results_table(run.classified))
@@ -110,10 +117,12 @@ def section(run: Run, drawn: dict[str, str]) -> str:
     parts += [_figure(name, drawn) for name in ("classes", "confusion") if name in drawn]
     pair = [_figure(name, drawn) for name in ("efficiency", "over_time") if name in drawn]
     parts.append(f'<div class="pair">{"".join(pair)}</div>' if len(pair) == 2 else "".join(pair))
+    return "\n".join(part for part in [*parts, *_pseudo_labels(drawn)] if part)
+
+
+def _pseudo_labels(drawn: dict[str, str]) -> list[str]:
     labels = [_figure(name, drawn) for name in ("pseudo", "sources", "pseudo_map", "bias") if name in drawn]
-    if labels:
-        parts += ["<h2>Pseudo-labels</h2>", *labels]
-    return "\n".join(part for part in parts if part)
+    return ["<h2>Pseudo-labels</h2>", *labels] if labels else []
 
 
 def _figure(name: str, drawn: dict[str, str]) -> str:

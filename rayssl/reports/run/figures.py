@@ -270,6 +270,7 @@ def _thin_path(x: Floats, y: Floats) -> tuple[Floats, Floats]:
 def pictures(run: Run, seed: int = 0) -> dict[str, str]:
     """The pictures of training and verification for which the run's folder has data, by name."""
     eer = next((r["eer"] for r in run.results if is_number(r.get("eer"))), None)
+    speakers = bool(run.verified) or not (run.classified or run.staged)
     drawn: Sequence[tuple[str, str | None]] = (
         ("loss", loss_curve(run)),
         ("schedule", schedule_curves(run)),
@@ -278,6 +279,6 @@ def pictures(run: Run, seed: int = 0) -> dict[str, str]:
         ("det", det_picture(run.scores, eer) if run.scores else None),
         ("histogram", score_histogram(run.scores) if run.scores else None),
         # the map shows speakers, which are no use for a run that only classifies something else
-        ("map", embedding_map(run.sample, seed) if run.sample and (run.verified or not run.classified) else None),
+        ("map", embedding_map(run.sample, seed) if run.sample and speakers else None),
     )
     return {name: picture for name, picture in drawn if picture}

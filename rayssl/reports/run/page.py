@@ -9,9 +9,9 @@ from typing import Any
 from rayssl import storage
 from rayssl.reports.document import document
 from rayssl.reports.drawing import framed
-from rayssl.reports.run import classification
+from rayssl.reports.run import classification, staging
 from rayssl.reports.run.figures import pictures
-from rayssl.reports.run.reading import Record, Run, is_number, read_run
+from rayssl.reports.run.reading import Record, Run, is_number, is_staging, read_run
 from rayssl.schema import flatten
 
 _JUMP = (
@@ -51,10 +51,12 @@ def write_report(uri: str, out: str | None = None, *, seed: int = 0) -> str:
 def render(run: Run, *, seed: int = 0) -> str:
     """The whole page as HTML text. All text that comes from the run is escaped."""
     drawn = pictures(run, seed) | classification.class_pictures(run)
+    of_nights = staging.staging_pictures(run)
     sections = [
         _header(run),
         _cards(run),
         *(f'<p class="problem">{escape(problem)}</p>' for problem in run.problems),
+        staging.section(run, of_nights),
         classification.section(run, drawn),
         _verification(run, drawn),
         _map(run, drawn),
@@ -83,7 +85,7 @@ def _header(run: Run) -> str:
 
 
 def _cards(run: Run) -> str:
-    cards = classification.cards(run)
+    cards = staging.cards(run) + classification.cards(run)
     for result in run.verified[:1]:
         if is_number(result.get("eer")):
             cards.append((f"{100 * result['eer']:.2f} %", f"EER{_interval(result)}"))
@@ -118,7 +120,7 @@ def _interval(result: Record) -> str:
 def _verification(run: Run, drawn: dict[str, str]) -> str:
     title = "<h2>Speaker verification</h2>"
     if not run.verified and not run.scores:
-        if classification.is_classification(run):
+        if classification.is_classification(run) or is_staging(run):
             return ""
         command = escape(f"rayssl evaluate {shlex.quote(run.uri)}")
         return f"{title}\n<p>This run has not been evaluated yet; <code>{command}</code> does that.</p>"

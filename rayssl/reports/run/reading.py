@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayssl import storage
+from rayssl.data.night_scores import NightScores, read_stages
 from rayssl.errors import StorageError, UserError
 from rayssl.schema import load_yaml
 
@@ -74,6 +75,7 @@ class Run:
     results: list[Record] = field(default_factory=list)
     scores: Scores | None = None
     sample: EmbeddingSample | None = None
+    nights: list[NightScores] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -84,12 +86,17 @@ class Run:
     @property
     def verified(self) -> list[Record]:
         """The results of speaker verification."""
-        return [result for result in self.results if "balanced_accuracy" not in result]
+        return [r for r in self.results if "balanced_accuracy" not in r and r.get("task") != "staging"]
+
+    @property
+    def staged(self) -> list[Record]:
+        """The results of sleep staging."""
+        return [result for result in self.results if result.get("task") == "staging"]
 
     @property
     def classified(self) -> list[Record]:
         """The results of classification, by head (the model's own first), then by falling share of the labels."""
-        found = [result for result in self.results if "balanced_accuracy" in result]
+        found = [r for r in self.results if "balanced_accuracy" in r and r.get("task") != "staging"]
         place = {head: index for index, head in enumerate(HEADS)}
         return sorted(found, key=lambda r: (place.get(str(r.get("head")), len(place)), -_share(r)))
 
@@ -151,6 +158,35 @@ class Run:
         return None
 
 
+def is_staging(run: Run) -> bool:
+    """Whether the run has staging results, or is to be evaluated by staging."""
+    settings = (run.config or {}).get("evaluation")
+    return bool(run.staged) or (isinstance(settings, dict) and settings.get("task") == "staging")
+
+
+def night_rows(result: Record) -> list[Record]:
+    """The usable records of single nights of a staging result, in their order."""
+    rows: Any = result.get("per_night")
+    return [row for row in rows if isinstance(row, dict) and "night" in row] if isinstance(rows, list) else []
+
+
+def by_kappa(result: Record) -> list[Record]:
+    """The nights of a staging result whose kappa is known, by rising kappa."""
+    return sorted((row for row in night_rows(result) if is_number(row.get("kappa"))), key=lambda row: row["kappa"])
+
+
+def shown_nights(result: Record) -> dict[str, str]:
+    """The nights to draw: name and what it is. The best, the median (the lower of two) and the worst by kappa."""
+    rows = by_kappa(result)
+    if not rows:
+        return {}
+    chosen = {"Best night": rows[-1], "Median night": rows[(len(rows) - 1) // 2], "Worst night": rows[0]}
+    found: dict[str, str] = {}
+    for what, row in chosen.items():
+        found.setdefault(str(row["night"]), what)
+    return found
+
+
 def is_number(value: Any) -> bool:
     """Whether ``value`` is a finite number and not a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
@@ -159,7 +195,8 @@ def is_number(value: Any) -> bool:
 def read_run(uri: str, *, speakers: int = 15, utterances: int = 600, seed: int = 0, drawn: bool = True) -> Run:
     """Reads the run's folder at ``uri``, and a sample of its embeddings: at most so many speakers and utterances.
 
-    Without ``drawn`` it skips scores and embeddings, which are by far the largest files: only pictures need them.
+    Without ``drawn`` it skips scores, embeddings and nights, which are by far the largest files: only pictures need
+    them. Of the nights it keeps those that `shown_nights` names.
     Raises `StorageError` if the folder has neither ``config.yaml`` nor ``metrics.jsonl``, or cannot be reached.
     """
     if not any(storage.exists(storage.join(uri, name)) for name in ("config.yaml", "metrics.jsonl")):
@@ -176,18 +213,20 @@ def read_run(uri: str, *, speakers: int = 15, utterances: int = 600, seed: int =
             problems.append(f"{name} cannot be used: {' '.join(str(error).split())}")
             return absent
 
+    results = part("evaluation/result.json", _read_results, list[Record]())
     return Run(
         uri=uri,
         config=part("config.yaml", lambda where: load_yaml(storage.read_text(where), "config.yaml"), None),
         origin=part("origin.json", _read_object, {}),
         metrics=[line for name in _LINES for line in part(name, _read_lines, list[Record]())],
-        results=part("evaluation/result.json", _read_results, []),
+        results=results,
         scores=part("evaluation/scores.parquet", _read_scores, None) if drawn else None,
         sample=part(
             "evaluation/embeddings.parquet", lambda where: _read_sample(where, speakers, utterances, seed), None
         )
         if drawn
         else None,
+        nights=part("evaluation/stages.parquet", lambda where: _read_nights(where, results), []) if drawn else [],
         problems=problems,
     )
 
@@ -262,6 +301,15 @@ def _read_scores(where: str) -> Scores:
     if set(np.unique(label)) != {0, 1}:
         raise ValueError("needs target (1) and non-target (0) trials")
     return Scores(label, score)
+
+
+def _read_nights(where: str, results: list[Record]) -> list[NightScores]:
+    """The nights that `shown_nights` names, in its order; the first three of the file if it names none."""
+    data = io.BytesIO(storage.read_bytes(where))
+    names = list(shown_nights(next((r for r in results if r.get("task") == "staging"), {})))
+    names = names or list(dict.fromkeys(pq.read_table(data, columns=["night"])["night"].to_pylist()))[:3]
+    found = {night.name: night for night in read_stages(pq.read_table(data, filters=[("night", "in", names)]))}
+    return [found[name] for name in names if name in found]
 
 
 def _read_sample(where: str, speakers: int, utterances: int, seed: int) -> EmbeddingSample | None:

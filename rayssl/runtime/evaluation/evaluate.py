@@ -16,7 +16,7 @@ from rayssl.data import shards, trials
 from rayssl.errors import ConfigError, CorpusError
 from rayssl.evaluation.imbalance import ClassificationResult
 from rayssl.evaluation.scoring import as_norm, score_trials
-from rayssl.evaluation.settings import ClassificationConfig, VerificationConfig
+from rayssl.evaluation.settings import ClassificationConfig, StagingConfig, VerificationConfig
 from rayssl.evaluation.verification import Result, verification_result
 from rayssl.experiment.config import Experiment, located
 from rayssl.runs.reading import read_run
@@ -52,6 +52,8 @@ def evaluate(run: str, which: str = "last", overrides: list[str] | None = None, 
         _write_table(folder, "embeddings", table)
         _write_result(folder, [result.model_dump(mode="json") for result in results])
         return results
+    if isinstance(settings, StagingConfig):
+        raise ConfigError("evaluation.task: staging cannot be evaluated yet")
     return _verify(experiment, settings, uri, folder, local)
 
 
