@@ -50,7 +50,7 @@ class Sequences(Selection):
     def rows_of(self, shard: int) -> np.ndarray:
         """Positions int64 of the rows in the shard with index ``shard`` that any sequence may contain, ascending."""
         begin, size = self._of(shard)
-        inside = [np.arange(start, start + count) for start, count in zip(begin.tolist(), size.tolist(), strict=True)]
+        inside = [np.arange(first, first + count) for first, count in zip(begin.tolist(), size.tolist(), strict=True)]
         return np.concatenate(inside) if inside else np.zeros(0, np.int64)
 
     def entries(self, shard: int, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -22,9 +22,10 @@ from rayssl.data.shards import Manifest
 class Stream:
     """One stream of batches.
 
-    ``batch``: rows per step, over all ranks; of a corpus of nights sequences of ``length`` epochs. ``pass_steps``: batches per pass over the stream's rows. ``epoch_steps``:
-    batches per epoch of the training. ``wrap``: the last batch of a pass is filled with the first rows of the pass.
-    ``cycles``: the stream starts again independently of epochs.
+    ``batch``: rows per step, over all ranks; of a corpus of nights sequences of ``length`` epochs. ``pass_steps``:
+    batches per pass over the stream's rows. ``epoch_steps``: batches per epoch of the training. ``wrap``: the last
+    batch of a pass is filled with the first rows of the pass. ``cycles``: the stream starts again independently of
+    epochs.
     """
 
     batch: int
@@ -40,7 +41,7 @@ class Stream:
         return self.selection.length if isinstance(self.selection, Sequences) else 1
 
     def unit_steps(self, unit_rows: int) -> int:
-        """The number of batches in a unit, see `rayssl.batches.plan.unit_steps`; ``unit_rows`` counts epochs of sleep."""
+        """See `rayssl.batches.plan.unit_steps`; of a stream of sequences, ``unit_rows`` counts epochs of sleep."""
         return plan.unit_steps(self.batch, max(1, unit_rows // self.length))
 
     def units(

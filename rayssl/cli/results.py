@@ -17,6 +17,7 @@ def add(verbs: Verbs) -> None:
     scored.add_argument("--checkpoint", default="last", help="last (default), best, epoch-N, step-N, or every")
     scored.add_argument("--local", action="store_true", help="in this process alone, without Ray")
     _add_embed(verbs)
+    _add_stage(verbs)
     exported = declare(verbs, export, "one file that needs only torch", "runs/synthetic/ssps --out encoder.pt2", RUN)
     exported.add_argument("--checkpoint", default="last", help=_CHECKPOINT)
     place = "file or URI (default: RUN/exported/CHECKPOINT.pt2)"
@@ -37,6 +38,16 @@ def _add_embed(verbs: Verbs) -> None:
     embedded.add_argument("--checkpoint", default="last", help=_CHECKPOINT)
     actors = "number of actors (default: the run's evaluation.actors, or one for each GPU)"
     embedded.add_argument("--actors", type=count, default=0, metavar="N", help=actors)
+
+
+def _add_stage(verbs: Verbs) -> None:
+    night: Argument = ("night", {"metavar": "NIGHT", "help": "an EDF or audio file, or a folder of nights; or its URI"})
+    text, example = "the hypnogram of a night", "runs/nights/sleep night.edf --out hypnograms"
+    staged = declare(verbs, stage, text, example, RUN, night)
+    staged.add_argument("--out", required=True, metavar="FOLDER", help="folder or URI for tables and pictures")
+    staged.add_argument("--checkpoint", default="last", help=_CHECKPOINT)
+    staged.add_argument("--channel", default="Mic", metavar="NAME", help="the EDF signal (default Mic)")
+    staged.add_argument("--stride", type=count, default=20, metavar="N", help="epochs between windows (default 20)")
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
@@ -70,6 +81,23 @@ def embed(arguments: argparse.Namespace) -> int:
         f"in {len(record.files)} Parquet files ({made})"
     )
     return 0
+
+
+def stage(arguments: argparse.Namespace) -> int:
+    """Stages nights with a run of the method sleep: a table, a summary and a picture for each night."""
+    from rayssl.inference.model import load
+    from rayssl.inference.staging import write_night
+
+    def say(line: str) -> None:
+        print(f"rayssl stage: {line}", file=sys.stderr, flush=True)
+
+    model, count = load(arguments.run, arguments.checkpoint), 0
+    for night in model.stage(arguments.night, channel=arguments.channel, stride=arguments.stride, say=say):
+        for note in night.notes:
+            say(f"{night.scores.name}: {note}")
+        print(write_night(arguments.out, night), flush=True)
+        count += 1
+    return 0 if count else 2
 
 
 def export(arguments: argparse.Namespace) -> int:

@@ -87,11 +87,13 @@ class StagingConfig(Config):
     ``corpus``: the prepared test corpus, of nights. ``stride``: how many epochs of sleep the next window of a night
     begins after the one before; windows overlap where it is below the number of epochs that a window scores, and the
     probabilities are averaged (a larger stride is that number). ``resamples``: of the intervals over subjects; 0 for no
-    interval. ``actors``: the number of actors that run the model. ``batch``: windows of one forward pass.
+    interval. ``actors``: the number of actors that run the model. ``batch``: windows of one forward pass. ``split``:
+    evaluates only the nights that this split of ``corpus`` holds out (``nights.held_out``).
     """
 
     task: Literal["staging"]
     corpus: str
+    split: str | None = None
     stride: int = Field(20, ge=1)
     resamples: int = Field(1000, ge=0)
     actors: int = Field(1, ge=1)

@@ -15,8 +15,8 @@ from rayssl.random import draws
 from rayssl.training import checkpoint
 from rayssl.training.context import Context
 from rayssl.training.loop import Loop
-from rayssl.training.state import TrainState
 from rayssl.training.nights import NightInput
+from rayssl.training.state import TrainState
 from rayssl.views.modules import build_night_recipes, build_recipes
 
 

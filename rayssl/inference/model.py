@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from os import PathLike
 from typing import Any, TypeAlias
 
@@ -12,9 +13,11 @@ from torch.nn import functional as F
 
 from rayssl import storage
 from rayssl.data import decode
+from rayssl.data.sources.night_files import NightFilesConfig
 from rayssl.errors import AudioError
 from rayssl.evaluation.embeddings import frozen
 from rayssl.inference.encoder import load_encoder
+from rayssl.inference.staging import StagedNight, Stager, stage_nights
 from rayssl.models.encoder import Encoder
 from rayssl.runs.reading import RunCheckpoint, find
 
@@ -92,6 +95,32 @@ class Model:
         """
         a, b = self.embed_file(path_a).double(), self.embed_file(path_b).double()
         return float(F.cosine_similarity(a, b, dim=0).clamp(-1.0, 1.0))
+
+    def stage(
+        self,
+        path: str | PathLike[str],
+        *,
+        channel: str | list[str] = "Mic",
+        stride: int = 20,
+        say: Callable[[str], None] = print,
+    ) -> Iterator[StagedNight]:
+        """The stages of the nights at ``path``: an EDF or audio file, or a folder of them; local or a URI.
+
+        A night's files are read 30 s at a time. Label files are not read. It gives one `StagedNight` after another;
+        its ``scores.probabilities`` are ``[n, 4]`` of Wake, Light, Deep and REM.
+
+        Args:
+            path: the file or the folder.
+            channel: the signal of EDF files, or a list of which the first that exists is taken.
+            stride: how many epochs a window of the model begins after the one before.
+            say: gets a line for each night that cannot be used.
+
+        Raises:
+            UserError: the run does not stage nights, or there is no night at ``path``.
+        """
+        stager = Stager(self.source.experiment, self.source.uri, self.device, stride=stride)
+        source = NightFilesConfig(uri=storage.absolute(str(path)), channel=channel, scoring="none")
+        return stage_nights(stager, source, say)
 
     def _samples(self, waveform: Waveform, rate: int) -> np.ndarray:
         """The waveform as float32 ``[T]`` or ``[B, T]`` at the model's rate. Raises `AudioError` if it is unusable."""

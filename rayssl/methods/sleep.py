@@ -79,7 +79,7 @@ class SequentialTermConfig(Config):
 
 
 class CcsslTermConfig(Config):
-    """``L_CCSSL``: its ``weight`` and ``temperature``; ``push``: less confident epochs have no positive but their view."""
+    """``L_CCSSL``: its ``weight`` and ``temperature``; ``push``: less confident epochs attract only their other view."""
 
     weight: float = Field(default=0.0, ge=0)
     temperature: float = Field(default=0.07, gt=0)
@@ -338,7 +338,7 @@ class Sleep(Labelled):
         return global_mean(total, count)
 
     def _labels(self, logits: Tensor, batch: Batch) -> Tensor:
-        """The stages ``[B, N]``; -1 for epochs that nobody scored, that are padding, or that the network does not score."""
+        """The stages ``[B, N]``; -1 for epochs without one, for padding, and where the network does not score."""
         labels = batch.labels.view(logits.shape[:2])
         place = torch.arange(logits.shape[1], device=logits.device)
         used = (place >= self.scored.start) & (place < self.scored.stop)

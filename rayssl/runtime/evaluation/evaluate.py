@@ -17,6 +17,7 @@ from rayssl.errors import ConfigError, CorpusError
 from rayssl.evaluation.imbalance import ClassificationResult
 from rayssl.evaluation.scoring import as_norm, score_trials
 from rayssl.evaluation.settings import ClassificationConfig, StagingConfig, VerificationConfig
+from rayssl.evaluation.staging import StagingResult, staging_line
 from rayssl.evaluation.verification import Result, verification_result
 from rayssl.experiment.config import Experiment, located
 from rayssl.runs.reading import read_run
@@ -24,13 +25,14 @@ from rayssl.runtime.embedding.actors import embed, matrix
 from rayssl.training import checkpoint
 from rayssl.training.metrics import read_metrics
 
-Figures: TypeAlias = "Result | list[ClassificationResult]"
+_LONG = {"per_class", "confusion", "per_night", "three_class", "two_class", "variables", "majority"}
+Figures: TypeAlias = "Result | StagingResult | list[ClassificationResult]"
 
 
 def evaluate(run: str, which: str = "last", overrides: list[str] | None = None, *, local: bool = False) -> Figures:
-    """Evaluates a checkpoint of a run on its trials or classes and returns the figures. `rayssl report` shows them.
+    """Evaluates a checkpoint of a run on its trials, classes or nights. `rayssl report` shows the figures it returns.
 
-    Writes ``embeddings.parquet``, ``scores.parquet`` (of trials) and ``result.json``: for the last checkpoint into
+    Writes ``result.json``, and ``embeddings.parquet``, ``scores.parquet`` (of trials) or ``stages.parquet``: for the last checkpoint into
     ``evaluation/`` in the run's folder, for another one into ``evaluation/<which>/``. ``local``: in this process,
     without Ray. Raises `UserError` naming the run, corpus or trials that cannot be used.
     """
@@ -45,6 +47,13 @@ def evaluate(run: str, which: str = "last", overrides: list[str] | None = None, 
     settings = experiment.evaluation or settings
     uri = checkpoint.locate(storage.absolute(run), which, experiment.training.checkpoints.best)
     folder = storage.join(run, "evaluation") if which == "last" else storage.join(run, "evaluation", which)
+    if isinstance(settings, StagingConfig):
+        from rayssl.runtime.evaluation.staging import stage  # imports the models of nights
+
+        staged, table = stage(experiment, settings, uri, local=local)
+        _write_table(folder, "stages", table)
+        _write_result(folder, staged.model_dump(mode="json"))
+        return staged
     if isinstance(settings, ClassificationConfig):
         from rayssl.runtime.evaluation.classify import classify  # imports scikit-learn, which trials do not need
 
@@ -75,14 +84,16 @@ def over_time(run: str, overrides: list[str] | None = None, *, local: bool = Fal
         rates = [line["utterances_per_s"] / experiment.training.batch for line in done]
         record = {"kind": "probe", "epoch": meta.epoch, "step": meta.step, "seconds": float(np.sum(steps / rates))}
         first = found[0] if isinstance(found, list) else found
-        written.append({**record, **first.model_dump(mode="json", exclude={"per_class", "confusion"})})
+        written.append({**record, **first.model_dump(mode="json", exclude=_LONG)})
         yield which, found
     text = "".join(json.dumps(line) + "\n" for line in written)
     storage.write_text(storage.join(run, "evaluation", "over_time.jsonl"), text)
 
 
-def summary_line(result: Result | ClassificationResult) -> str:
+def summary_line(result: Result | StagingResult | ClassificationResult) -> str:
     """The figures in one line."""
+    if isinstance(result, StagingResult):
+        return staging_line(result)
     return _classified(result) if isinstance(result, ClassificationResult) else _verified(result)
 
 

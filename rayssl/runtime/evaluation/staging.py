@@ -1,0 +1,134 @@
+"""Stages the nights of a run's test corpus: actors hold the model, and stage one night after another."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from rayssl import storage
+from rayssl.batches.selection import split_of
+from rayssl.data import mel, shards, splits
+from rayssl.data.decode import RATE, pcm
+from rayssl.data.night_scores import NightScores, read_stages, write_stages
+from rayssl.data.nights import runs
+from rayssl.data.shards import Manifest, Shard
+from rayssl.data.sources.nights import STAGES
+from rayssl.errors import AudioError, ConfigError, CorpusError
+from rayssl.evaluation.settings import StagingConfig
+from rayssl.evaluation.staging import StagingResult, staging_result
+from rayssl.experiment.config import Experiment
+from rayssl.inference.staging import Stager
+from rayssl.models.nightmel import NightMelConfig
+from rayssl.runtime.embedding.actors import Embedder, EmbeddingTask, over_shards, read_corpus
+
+
+def stage(
+    experiment: Experiment, settings: StagingConfig, uri: str, *, local: bool = False
+) -> tuple[StagingResult, pa.Table]:
+    """The figures of the checkpoint at ``uri``, and the stages of all epochs (`rayssl.data.night_scores`).
+
+    Raises `UserError` naming the corpus or the key that cannot be used.
+    """
+    manifest = read_corpus(settings.corpus)
+    nights = _nights(settings, manifest)
+    _check(experiment, settings, manifest)
+    job = EmbeddingTask(experiment, uri, settings.corpus, manifest, local=local)
+    answers = over_shards(job, range(len(nights)), NightStager, settings, nights)
+    tables = [pa.ipc.open_stream(answer).read_all() for answer in answers]
+    table = pa.concat_tables(tables)
+    result = staging_result(
+        read_stages(table),
+        STAGES,
+        train_counts=_train_counts(experiment),
+        seed=experiment.seed,
+        resamples=settings.resamples,
+        checkpoint=uri.rsplit("/", 1)[-1],
+    )
+    return result, table
+
+
+class NightStager(Embedder):
+    """An actor that stages nights. ``nights``: the indices of the shards of each night."""
+
+    def __init__(self, job: EmbeddingTask, settings: StagingConfig, nights: list[list[int]]) -> None:
+        self.job, self.nights = job, nights
+        torch.set_num_threads(1)
+        device = torch.device("cuda" if torch.cuda.is_available() and job.experiment.ray.gpu is not False else "cpu")
+        self.stager = Stager(
+            job.experiment, job.checkpoint_uri, device, stride=settings.stride, batch=settings.batch
+        )
+        names = shards.read_labels(job.corpus)
+        self.recordings, self.speakers = names["recording"], names["speaker"]
+
+    def table(self, index: int) -> pa.Table:
+        """The stages of one night."""
+        parts = [self._read(self.job.manifest.shards[number]) for number in self.nights[index]]
+        name, subject = parts[0][3]
+        place, truth, pictures = (np.concatenate([part[k] for part in parts]) for k in range(3))
+        try:
+            found = self.stager.probabilities(place, pictures)
+        except AudioError as error:
+            raise CorpusError(f"{self.job.corpus}: night '{name}': {error}") from None
+        return write_stages([NightScores(name, subject, place, truth, found)])
+
+    def _read(self, shard: Shard) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, str]]:
+        """The positions, stages and pictures of a shard's epochs, and the names of its night and subject."""
+        job, manifest = self.job, self.job.manifest
+        table = shards.read_shard(job.corpus, shard, ["name", "audio", "speaker", "recording", "label"])
+        place = [int(name.rpartition("/")[2]) for name in table["name"].to_pylist()]
+        truth = table["label"].to_numpy().astype(np.int64)
+        values = [pcm(audio.as_py(), manifest.format) for audio in table["audio"]]
+        if manifest.mel is not None:
+            pictures = np.stack([value.view(np.float16).reshape(manifest.epoch_shape) for value in values])
+        else:
+            scale = np.float32(1 / 32768)
+            pictures = np.stack([mel.picture(value * scale, self.stager.mel, RATE) for value in values])
+        night, subject = self.recordings[table["recording"][0].as_py()], self.speakers[table["speaker"][0].as_py()]
+        return np.array(place, np.int64), truth, pictures, (night, subject)
+
+
+def _nights(settings: StagingConfig, manifest: Manifest) -> list[list[int]]:
+    """The indices of the shards of each night that is evaluated."""
+    if manifest.nights is None:
+        raise CorpusError(f"{settings.corpus}: has no nights; name a corpus of nights in evaluation.corpus")
+    found = runs.read(storage.join(storage.absolute(settings.corpus), manifest.nights.path), manifest.nights.sha256)
+    first = np.array([shard.first_id for shard in manifest.shards])
+    night = found.night[np.searchsorted(found.first, first)]
+    used = np.ones(len(first), bool)
+    if settings.split is not None:
+        split = split_of(manifest, settings.corpus, settings.split)
+        place = storage.join(storage.absolute(settings.corpus), split.path)
+        used = splits.columns(place, split.sha256)[0][first] == 0
+        if not used.any():
+            raise CorpusError(
+                f"{settings.corpus}: split '{settings.split}' holds out no night; set nights.held_out in it, or leave "
+                "evaluation.split out"
+            )
+    shards_of: dict[int, list[int]] = {}
+    for number in np.flatnonzero(used).tolist():
+        shards_of.setdefault(int(night[number]), []).append(number)
+    return list(shards_of.values())
+
+
+def _check(experiment: Experiment, settings: StagingConfig, manifest: Manifest) -> None:
+    frontend = experiment.encoder.frontend
+    if not isinstance(frontend, NightMelConfig):
+        raise ConfigError(
+            f"evaluation.task: staging needs an encoder of nights, and encoder.frontend.name is {frontend.name}"
+        )
+    if manifest.mel is not None and manifest.mel != frontend.mel:
+        raise CorpusError(
+            f"{settings.corpus}: its pictures were made with other settings than encoder.frontend.mel; prepare it with "
+            "those of the run"
+        )
+
+
+def _train_counts(experiment: Experiment) -> list[int] | None:
+    """How many labelled epochs of each stage the run was trained with; None if it has no split."""
+    if experiment.labels is None:
+        return None
+    uri = experiment.corpus.uri
+    split = split_of(shards.read_manifest(uri), uri, experiment.labels.split)
+    return [known.labelled for known in split.classes]
+
