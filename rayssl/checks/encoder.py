@@ -13,7 +13,7 @@ from rayssl.evaluation.embeddings import frozen
 from rayssl.inference.export import TOLERANCE, largest_difference, packed, trace, unpacked
 from rayssl.models.encoder import Encoder, EncoderConfig, build_encoder
 
-_DIMENSIONS = {"bands": 3, "samples": 3, "planes": 4}
+_DIMENSIONS = {"bands": 3, "samples": 3, "planes": 4, "epochs": 4}
 
 
 def check_encoder(config: EncoderConfig) -> Iterator[Outcome]:
@@ -46,11 +46,12 @@ def _features(config: EncoderConfig, encoder: Encoder) -> tuple[bool, str]:
     found = encoder.frontend(_waves(length))
     frontend = config.frontend
     shape = list(found.shape)
-    expected = _DIMENSIONS[frontend.layout]
-    if found.dtype != torch.float32 or len(shape) != expected or shape[1] != frontend.features or shape[0] != 4:
+    expected, place = _DIMENSIONS[frontend.layout], 2 if frontend.layout == "epochs" else 1
+    if found.dtype != torch.float32 or len(shape) != expected or shape[place] != frontend.features or shape[0] != 4:
+        leading = "[B, N, features, T]" if place == 2 else "[B, features, ...]"
         return False, (
             f"{frontend.short_name} declares '{frontend.layout}' with {frontend.features} features, but gives "
-            f"{found.dtype} {shape}; return float32 [B, features, ...] with {expected} dimensions"
+            f"{found.dtype} {shape}; return float32 {leading} with {expected} dimensions"
         )
     return bool(torch.isfinite(found).all()), f"{frontend.layout} {shape} of {length} samples"
 

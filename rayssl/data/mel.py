@@ -48,7 +48,7 @@ def power(samples: np.ndarray, config: MelConfig, rate: int) -> np.ndarray:
     hop, half = round(rate * config.hop_ms / 1000), config.n_fft // 2
     padded = np.pad(np.asarray(samples, np.float32), half, mode="reflect")
     frames = np.lib.stride_tricks.sliding_window_view(padded, config.n_fft)[::hop]
-    window, filters = _tables(config.n_mels, config.win_ms, config.n_fft, config.f_min, config.f_max, rate)
+    window, filters = tables(config, rate)
     spectrum = np.fft.rfft(frames * window, axis=1)
     return np.ascontiguousarray((np.square(spectrum.real) + np.square(spectrum.imag)) @ filters).T
 
@@ -58,11 +58,15 @@ def picture(samples: np.ndarray, config: MelConfig, rate: int) -> np.ndarray:
     return np.log10(power(samples, config, rate) + np.float32(FLOOR)).astype(np.float16)
 
 
+def tables(config: MelConfig, rate: int) -> tuple[np.ndarray, np.ndarray]:
+    """The window ``[n_fft]`` and the bands ``[n_fft // 2 + 1, n_mels]``, float32. Do not write to them."""
+    return _tables(config.n_mels, config.win_ms, config.n_fft, config.f_min, config.f_max, rate)
+
+
 @lru_cache(maxsize=4)
 def _tables(
     n_mels: int, win_ms: float, n_fft: int, f_min: float, f_max: float, rate: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The window ``[n_fft]`` and the bands ``[n_fft // 2 + 1, n_mels]``, float32."""
     win = min(round(rate * win_ms / 1000), n_fft)
     window = np.zeros(n_fft, np.float32)
     before = (n_fft - win) // 2

@@ -20,8 +20,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal, TypeAlias
 
-from pydantic import Field
-from torch import nn
+from pydantic import Field, model_validator
+from torch import Tensor, nn
 
 from rayssl.registry import ComponentConfig, Configurable
 
@@ -86,3 +86,51 @@ class Backbone(nn.Module, Configurable):
 
     #: The smallest number of frames that it accepts.
     least_frames: int = 1
+
+
+class NightBackboneConfig(BackboneConfig):
+    """The settings of a backbone for sequences of epochs of sleep.
+
+    ``sequence``: N_s, the number of consecutive epochs of a sequence in training, and of a window of a longer night.
+    ``scored``: the positions [from, to) of a sequence whose stages are predicted; the others give context only. The
+    default is the network's own, see `scored_slice`.
+    """
+
+    sequence: int = Field(default=40, ge=1)
+    scored: tuple[int, int] | None = None
+
+    layouts: ClassVar[tuple[Layout, ...]] = ("epochs",)
+
+    @model_validator(mode="after")
+    def _inside(self) -> NightBackboneConfig:
+        if self.scored is not None and not 0 <= self.scored[0] < self.scored[1] <= self.sequence:
+            raise ValueError(
+                f"scored={list(self.scored)} must be [from, to) inside the {self.sequence} epochs of a sequence"
+            )
+        return self
+
+    @property
+    def scored_slice(self) -> slice:
+        """The positions of a sequence that loss and evaluation use; all of them if ``scored`` is None."""
+        return slice(0, self.sequence) if self.scored is None else slice(*self.scored)
+
+
+class NightBackbone(Backbone):
+    """Pictures of N epochs ``[B, N, F, T]`` to one embedding for each epoch, and their mean for the whole.
+
+    A subclass must implement `sequence`. ``own_dim`` is D_e, the width of the epoch encoder's output.
+    """
+
+    own_dim: int
+
+    def sequence(self, features: Tensor, keys: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The embeddings ``z [B, N, embedding_dim]``, and ``own [B, N, own_dim]``, each made of its own epoch alone.
+
+        ``features [B, N, F, T]`` with N at most `NightBackboneConfig.sequence`. In training mode, ``keys [B]`` int64
+        seed the random draws of dropout; without keys there is none.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.sequence is not implemented")
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The mean of ``z`` over the epochs, ``[B, embedding_dim]``."""
+        return self.sequence(features)[0].float().mean(dim=1)

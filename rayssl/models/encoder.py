@@ -8,6 +8,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
+from rayssl.models.base import NightBackbone, NightBackboneConfig
 from rayssl.models.ecapa import EcapaConfig
 from rayssl.models.frontends import FeatureMask, FeatureMaskConfig, LogMelConfig
 from rayssl.models.norm import set_sync
@@ -19,9 +20,9 @@ from rayssl.schema import Config
 class EncoderConfig(Config):
     """The parts of an encoder.
 
-    ``frontend`` makes the features; its default name is "logmel". ``masks`` cover features in training. ``backbone`` is
-    the network; it must accept the layout of the features. ``beside`` is a second encoder for the same samples. Its
-    embedding is appended to the embedding of the first.
+    ``frontend`` makes the features; its default name is "logmel". ``masks`` cover features in training; all epochs of a
+    sequence have the same masks. ``backbone`` is the network; it must accept the layout of the features. ``beside`` is
+    a second encoder for the same samples. Its embedding is appended to the embedding of the first.
     """
 
     frontend: AnyFrontend = LogMelConfig()
@@ -49,6 +50,8 @@ class EncoderConfig(Config):
                 f"encoder.masks.p={self.masks.p:g}: masks cover bands and frames, which encoder.frontend.name="
                 f"{features.name} does not have; leave encoder.masks out"
             )
+        if self.beside is not None and "epochs" in (features.layout, self.beside.frontend.layout):
+            raise ValueError("encoder.beside: an encoder of nights has no second part; leave it out")
         return self
 
     def located(self) -> EncoderConfig:
@@ -107,12 +110,84 @@ class Joined(Encoder):
         return torch.cat([self.first(wave, keys), self.second(wave, keys)], dim=1)
 
 
+class NightEncoder(Encoder):
+    """Sequences of epochs of sleep to an embedding for each epoch: `sequence`. Its mean is the embedding of all.
+
+    ``window``: how many epochs see each other, N_s. ``scored``: the positions of a sequence of ``window`` epochs that
+    loss and evaluation use. ``own_dim``: D_e, see `sequence`.
+    """
+
+    backbone: NightBackbone
+
+    def __init__(self, config: EncoderConfig, rate: int) -> None:
+        super().__init__(config, rate)
+        network = config.backbone
+        assert isinstance(network, NightBackboneConfig) and isinstance(self.backbone, NightBackbone)
+        self.window, self.scored, self.own_dim = network.sequence, network.scored_slice, self.backbone.own_dim
+
+    def forward(self, wave: Tensor, keys: Tensor | None = None) -> Tensor:
+        """The mean of ``z`` over the epochs, ``[B, embedding_dim]`` float32. Arguments as `sequence`."""
+        z, _ = self.sequence(wave, keys)
+        return z.mean(dim=1)
+
+    def sequence(self, x: Tensor, keys: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``z [B, N, embedding_dim]`` of each epoch among its neighbours, and ``own [B, N, own_dim]`` of it alone.
+
+        ``x``: samples ``[B, T]`` in [-1, 1], N = ceil(T / epoch); if the last epoch is not whole, what there is of it
+        is repeated. Or pictures ``[B, N, F, frames]`` if the front end takes them. If N is larger than ``window``, the
+        windows follow each other without overlap, but the last one, which ends with the last epoch. In training mode
+        with ``keys [B]`` int64, features are masked, and dropout is drawn. Both results are float32, not normalised.
+        """
+        epochs = x if x.dim() == 4 else whole_epochs(x, self.minimum_samples)
+        rows, count = epochs.shape[:2]
+        if not torch.compiler.is_exporting() and count <= self.window:
+            return self._windows(epochs, keys)
+        # All of this is arithmetic with sizes and no branch: a graph of `torch.export` keeps N free
+        window = torch.sym_min(count, self.window)
+        windows = (count + window - 1) // window
+        every = torch.arange(windows, device=x.device)
+        starts = torch.clamp_max(every * window, count - window)
+        within = torch.arange(window, device=x.device)
+        taken = (starts[:, None] + within).flatten()
+        cut = epochs.index_select(1, taken).unflatten(1, (windows, window)).flatten(0, 1)
+        z, own = self._windows(cut, None if keys is None else keys.repeat_interleave(windows))
+        positions = torch.arange(count, device=x.device)
+        number = torch.div(positions, window, rounding_mode="floor")
+        places = number * window + positions - starts[number]
+        z, own = (part.unflatten(0, (rows, windows)).flatten(1, 2).index_select(1, places) for part in (z, own))
+        return z, own
+
+    def _windows(self, epochs: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`sequence` of N <= ``window`` epochs: samples ``[B, N, T]`` or pictures ``[B, N, F, frames]``."""
+        features = self.frontend(epochs.flatten(1) if epochs.dim() == 3 else epochs)
+        drawn = keys if self.training else None
+        if drawn is not None:
+            features = self.masks(features, drawn)
+        z, own = self.backbone.sequence(features, drawn)
+        return z.float(), own.float()
+
+
+def whole_epochs(samples: Tensor, length: int) -> Tensor:
+    """``samples [B, T]`` cut into epochs, ``[B, N, length]`` with N = ceil(T / length).
+
+    If T is not a multiple of ``length``, the last part is repeated until it fills an epoch.
+    """
+    given = samples.shape[1]
+    count = (given + length - 1) // length
+    start = (count - 1) * length
+    within = torch.arange(length, device=samples.device) % (given - start)
+    last = samples[:, start:].index_select(1, within)
+    whole: Tensor = torch.cat((samples[:, :start], last), dim=1).unflatten(1, (count, length))
+    return whole
+
+
 def build_encoder(config: EncoderConfig, rate: int = 16000, sync_batchnorm: bool = False) -> Encoder:
     """An encoder with initial weights, for audio at ``rate`` Hz.
 
     With ``sync_batchnorm``, batch normalisation in training mode uses the statistics of all ranks.
     """
-    encoder = Encoder(config, rate) if config.beside is None else Joined(config, rate)
+    kind = Joined if config.beside is not None else NightEncoder if config.frontend.layout == "epochs" else Encoder
+    encoder = kind(config, rate)
     set_sync(encoder, sync_batchnorm)
     return encoder
 

@@ -12,6 +12,7 @@ FRONTENDS = Registry(
     FrontendConfig,
     {
         "logmel": "rayssl.models.frontends:LogMel",
+        "nightmel": "rayssl.models.nightmel:NightMel",
         "raw": "rayssl.models.frontends:Raw",
         "spectrum": "rayssl.models.spectrum:Spectrum",
     },
@@ -26,6 +27,8 @@ BACKBONES = Registry(
         "fast_resnet34": "rayssl.models.fast_resnet34:FastResnet34",
         "resnet1d": "rayssl.models.resnet1d:Resnet1d",
         "resnet2d": "rayssl.models.resnet2d:Resnet2d",
+        "sleepformer": "rayssl.models.sleepformer:SleepFormer",
+        "soundsleepnet": "rayssl.models.soundsleepnet:SoundSleepNet",
     },
     group="rayssl.encoders",
 )

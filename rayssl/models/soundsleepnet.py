@@ -1,0 +1,106 @@
+"""A network after SoundSleepNet (Hong et al., 2022): a CNN for each epoch, then a BiLSTM and a Transformer over epochs.
+
+The sizes of its layers were never published in what could be had. These are near public re-implementations.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rayssl.models.attention import AttentionBlock, keyed_dropout
+from rayssl.models.base import NightBackbone, NightBackboneConfig
+from rayssl.models.norm import BatchNorm2d
+from rayssl.models.recurrent import BiLSTM
+
+
+class SoundSleepNetConfig(NightBackboneConfig):
+    """40 epochs in, the middle 20 scored.
+
+    ``context``: ``sequence`` is the whole network; ``epoch`` leaves the BiLSTM and the Transformer out, so that each
+    epoch is judged alone (the one-to-one network of the paper's ablation). ``width``: channels of the last
+    convolutions and D_e; the first two have a quarter and a half of it. ``embedding_dim``: the width of the BiLSTM
+    (both directions) and of the Transformer, ``blocks`` blocks with ``heads`` heads, ``hidden`` wide inside.
+    ``dropout``: after the BiLSTM, in training, drawn from the keys of the batch. ``scored``: by default the middle
+    half; all with ``context: epoch``.
+    """
+
+    name: Literal["soundsleepnet"] = "soundsleepnet"
+    context: Literal["sequence", "epoch"] = "sequence"
+    width: int = Field(default=128, ge=4, multiple_of=4)
+    embedding_dim: int = Field(default=256, ge=2, multiple_of=2)
+    blocks: int = Field(default=2, ge=0)
+    heads: int = Field(default=4, ge=1)
+    hidden: int = Field(default=512, ge=1)
+    dropout: float = Field(default=0.3, ge=0.0, lt=1.0)
+
+    @model_validator(mode="after")
+    def _divides(self) -> SoundSleepNetConfig:
+        if self.embedding_dim % self.heads:
+            raise ValueError(f"'embedding_dim' ({self.embedding_dim}) must be a multiple of 'heads' ({self.heads})")
+        return self
+
+    @classmethod
+    def trial_settings(cls) -> dict[str, Any]:
+        """A network of a few thousand weights."""
+        return {"width": 8, "embedding_dim": 16, "blocks": 1, "hidden": 16}
+
+    @property
+    def scored_slice(self) -> slice:
+        """See `NightBackboneConfig.scored_slice`."""
+        if self.scored is not None or self.context == "epoch":
+            return super().scored_slice
+        return slice(self.sequence // 4, self.sequence - self.sequence // 4)
+
+
+class SoundSleepNet(NightBackbone):
+    """``[B, N, F, T]`` to ``z [B, N, embedding_dim]``, for any F and T, and any N.
+
+    Epoch encoder: four times convolution 3x3, batch normalisation, ReLU; after each of the first three, the maximum of
+    2 bands x 4 frames (fewer at the edges); at last the mean over the plane.
+    """
+
+    Config = SoundSleepNetConfig
+
+    def __init__(self, config: SoundSleepNetConfig, features: int) -> None:
+        super().__init__()
+        self.config, self.own_dim = config, config.width
+        channels = [1, config.width // 4, config.width // 2, config.width, config.width]
+        pairs = list(itertools.pairwise(channels))
+        convolutions = [nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in pairs]
+        for convolution in convolutions:
+            nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+        self.convolutions = nn.ModuleList(convolutions)
+        self.norms = nn.ModuleList(BatchNorm2d(b) for _, b in pairs)
+        dim = config.embedding_dim
+        self.project: nn.Module = nn.Identity()
+        if config.context == "sequence":
+            self.recurrent = BiLSTM(config.width, dim // 2, layers=2, longest=config.sequence)
+            self.blocks = nn.Sequential(
+                *(AttentionBlock(dim, config.heads, config.hidden) for _ in range(config.blocks)), nn.LayerNorm(dim)
+            )
+        elif dim != config.width:
+            self.project = nn.Linear(config.width, dim)
+
+    def sequence(self, features: Tensor, keys: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """See `NightBackbone.sequence`."""
+        own = self.encoded(features.flatten(0, 1)).unflatten(0, features.shape[:2])
+        if self.config.context == "epoch":
+            return self.project(own), own
+        along = self.recurrent(own)
+        along = keyed_dropout(along, keys if self.training else None, self.config.dropout)
+        return self.blocks(along), own
+
+    def encoded(self, pictures: Tensor) -> Tensor:
+        """Each epoch alone: pictures ``[n, F, T]`` to ``[n, width]``, float32."""
+        x = pictures[:, None]
+        for place, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
+            x = F.relu(norm(convolution(x)))
+            if place < 3:
+                x = F.max_pool2d(x, (2, 4), ceil_mode=True)
+        return x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
