@@ -67,14 +67,14 @@ class Sequences(Selection):
         return rows, np.zeros_like(rows), np.ones_like(rows)
 
     def expanded(self, shard: np.ndarray, row: np.ndarray) -> np.ndarray:
-        """The rows ``[n, N]`` of the sequences that begin at ``row [n]`` of ``shard [n]``; see this file's docstring."""
+        """The rows ``[n, N]`` of the sequences that begin at ``row [n]`` of ``shard [n]``, see the file's docstring."""
         last = np.empty_like(row)
         for number in np.unique(shard).tolist():
             begin, size = self._of(number)
             inside = shard == number
             run = np.searchsorted(begin, row[inside], side="right") - 1
             last[inside] = (begin + size - 1)[run]
-        return np.minimum(row[:, None] + np.arange(self.length), last[:, None])
+        return np.asarray(np.minimum(row[:, None] + np.arange(self.length), last[:, None]))
 
     def _of(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
         """The runs of ``shard`` that have the role: their first rows in it, and their lengths."""

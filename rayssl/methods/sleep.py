@@ -79,7 +79,7 @@ class SequentialTermConfig(Config):
 
 
 class CcsslTermConfig(Config):
-    """``L_CCSSL``: its ``weight`` and ``temperature``; ``push``: less confident epochs attract only their other view."""
+    """``L_CCSSL``: its ``weight`` and ``temperature``. ``push``: epochs below it attract only their other view."""
 
     weight: float = Field(default=0.0, ge=0)
     temperature: float = Field(default=0.07, gt=0)

@@ -127,7 +127,7 @@ class SyntheticNights(NightSource):
                 who = f"{part.title}/s{subject:05d}"
                 for night in range(part.nights):
                     name = f"{who}/n{night}"
-                    yield Reference(name, who, name, None, (index, subject, night))
+                    yield Reference(name, who, f"n{night}", None, (index, subject, night))
 
     def night(self, reference: Reference) -> GeneratedNight:
         """The night without its sound: its kind, true stages and labels."""

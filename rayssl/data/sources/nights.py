@@ -1,7 +1,7 @@
 """The interface of a source of nights: it lists nights, and reads them one epoch of sleep (30 s) at a time.
 
 A night source is a `Source` whose references are nights: ``name`` is the night's, ``speaker`` the subject's, and
-``recording`` is the night again. `rayssl prepare` calls `NightSource.epochs` instead of ``read``, so that a night never
+``recording`` its night. `rayssl prepare` calls `NightSource.epochs` instead of ``read``, so that a night never
 lies in memory as a whole.
 """
 

@@ -32,9 +32,9 @@ Figures: TypeAlias = "Result | StagingResult | list[ClassificationResult]"
 def evaluate(run: str, which: str = "last", overrides: list[str] | None = None, *, local: bool = False) -> Figures:
     """Evaluates a checkpoint of a run on its trials, classes or nights. `rayssl report` shows the figures it returns.
 
-    Writes ``result.json``, and ``embeddings.parquet``, ``scores.parquet`` (of trials) or ``stages.parquet``: for the last checkpoint into
-    ``evaluation/`` in the run's folder, for another one into ``evaluation/<which>/``. ``local``: in this process,
-    without Ray. Raises `UserError` naming the run, corpus or trials that cannot be used.
+    Writes ``result.json``, and ``embeddings.parquet``, ``scores.parquet`` (of trials) or ``stages.parquet``: for the
+    last checkpoint into ``evaluation/`` in the run's folder, for another one into ``evaluation/<which>/``. ``local``:
+    in this process, without Ray. Raises `UserError` naming the run, corpus or trials that cannot be used.
     """
     experiment = read_run(run, overrides or [])
     settings = experiment.evaluation

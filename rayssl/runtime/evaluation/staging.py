@@ -55,11 +55,8 @@ class NightStager(Embedder):
         self.job, self.nights = job, nights
         torch.set_num_threads(1)
         device = torch.device("cuda" if torch.cuda.is_available() and job.experiment.ray.gpu is not False else "cpu")
-        self.stager = Stager(
-            job.experiment, job.checkpoint_uri, device, stride=settings.stride, batch=settings.batch
-        )
-        names = shards.read_labels(job.corpus)
-        self.recordings, self.speakers = names["recording"], names["speaker"]
+        self.stager = Stager(job.experiment, job.checkpoint_uri, device, stride=settings.stride, batch=settings.batch)
+        self.subjects = shards.read_labels(job.corpus)["speaker"]
 
     def table(self, index: int) -> pa.Table:
         """The stages of one night."""
@@ -75,8 +72,9 @@ class NightStager(Embedder):
     def _read(self, shard: Shard) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, str]]:
         """The positions, stages and pictures of a shard's epochs, and the names of its night and subject."""
         job, manifest = self.job, self.job.manifest
-        table = shards.read_shard(job.corpus, shard, ["name", "audio", "speaker", "recording", "label"])
-        place = [int(name.rpartition("/")[2]) for name in table["name"].to_pylist()]
+        table = shards.read_shard(job.corpus, shard, ["name", "audio", "speaker", "label"])
+        names = table["name"].to_pylist()
+        place = [int(name.rpartition("/")[2]) for name in names]
         truth = table["label"].to_numpy().astype(np.int64)
         values = [pcm(audio.as_py(), manifest.format) for audio in table["audio"]]
         if manifest.mel is not None:
@@ -84,8 +82,8 @@ class NightStager(Embedder):
         else:
             scale = np.float32(1 / 32768)
             pictures = np.stack([mel.picture(value * scale, self.stager.mel, RATE) for value in values])
-        night, subject = self.recordings[table["recording"][0].as_py()], self.speakers[table["speaker"][0].as_py()]
-        return np.array(place, np.int64), truth, pictures, (night, subject)
+        subject = self.subjects[table["speaker"][0].as_py()]
+        return np.array(place, np.int64), truth, pictures, (names[0].rpartition("/")[0], subject)
 
 
 def _nights(settings: StagingConfig, manifest: Manifest) -> list[list[int]]:
@@ -131,4 +129,3 @@ def _train_counts(experiment: Experiment) -> list[int] | None:
     uri = experiment.corpus.uri
     split = split_of(shards.read_manifest(uri), uri, experiment.labels.split)
     return [known.labelled for known in split.classes]
-
