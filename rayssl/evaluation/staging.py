@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rayssl.data.night_scores import NightScores
+from rayssl.data.nights.scores import NightScores
 from rayssl.errors import CorpusError
 from rayssl.evaluation.hypnogram import SleepVariables, VariableError, difference, sleep_variables, variable_errors
 from rayssl.evaluation.imbalance import ClassFigures, classification_result

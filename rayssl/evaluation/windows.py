@@ -10,11 +10,12 @@ entries do not count. No source says how to treat the edges: it is rayssl's choi
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from rayssl.data.nights.scores import consecutive_runs
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -61,7 +62,7 @@ def night_windows(index: Ints, *, sequence: int, stride: int, scored: tuple[int,
     sources, counts = [], []
     inside = np.arange(sequence)
     begin, end = (0, sequence) if scored is None else scored
-    for first, after in runs(index):
+    for first, after in consecutive_runs(index):
         places = window_starts(after - first, sequence, stride, scored)[:, None] + inside
         real = (places >= 0) & (places < after - first)
         sources.append(first + places.clip(0, after - first - 1))
@@ -69,15 +70,6 @@ def night_windows(index: Ints, *, sequence: int, stride: int, scored: tuple[int,
     if not sources:
         return NightWindows(np.zeros((0, sequence), np.int64), np.zeros((0, sequence), np.bool_))
     return NightWindows(np.concatenate(sources), np.concatenate(counts))
-
-
-def runs(index: Ints) -> list[tuple[int, int]]:
-    """The runs of consecutive epochs in ``index [n]``: the first row of each, and the row after its last."""
-    index = np.asarray(index, np.int64)
-    if not len(index):
-        return []
-    edges = [0, *(np.flatnonzero(np.diff(index) != 1) + 1).tolist(), len(index)]
-    return list(pairwise(edges))
 
 
 def averaged(windows: NightWindows, probabilities: Float32, length: int) -> Float32:

@@ -18,7 +18,7 @@ from matplotlib.path import Path
 from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from rayssl.data.night_scores import NightScores
+from rayssl.data.nights.scores import NightScores, consecutive_runs
 from rayssl.data.sources.nights import EPOCH_S, STAGES
 from rayssl.reports.drawing import (
     BLUE,
@@ -153,7 +153,7 @@ def _bands(axes: Any, night: NightScores, names: Sequence[str]) -> None:
     upwards = stage_order(names)[::-1]
     heights = np.cumsum(night.probabilities[:, upwards].astype(np.float64), axis=1)
     heights /= heights[:, -1:]
-    for first, after in _runs(night.index):
+    for first, after in consecutive_runs(night.index):
         edges = np.append(night.index[first:after], night.index[after - 1] + 1) * _HOURS
         # the highest first, each from 0: no background shows between bands that touch
         for place in range(len(upwards) - 1, -1, -1):
@@ -188,15 +188,9 @@ def _time_ticks(axes: Any, hours: float) -> None:
     axes.xaxis.set_major_locator(MultipleLocator(1) if 3 <= hours <= 16 else MaxNLocator(8))
 
 
-def _runs(index: Ints) -> list[tuple[int, int]]:
-    """The first row of each run of consecutive epochs, and the row after its last."""
-    edges = [0, *(np.flatnonzero(np.diff(index) != 1) + 1).tolist(), len(index)]
-    return list(pairwise(edges))
-
-
 def _gaps(index: Ints) -> list[tuple[int, int]]:
     """The positions of the first missing epoch of each gap, and of the epoch after it."""
-    return [(int(index[after - 1]) + 1, int(index[after])) for _, after in _runs(index)[:-1]]
+    return [(int(index[after - 1]) + 1, int(index[after])) for _, after in consecutive_runs(index)[:-1]]
 
 
 def _stretches(index: Ints, values: Ints) -> list[tuple[int, int, int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rayssl.data.night_scores import NightScores
+from rayssl.data.nights.scores import NightScores
 
 WAKE, LIGHT, DEEP, REM = range(4)
 

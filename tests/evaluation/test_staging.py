@@ -16,7 +16,7 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
 )
 
-from rayssl.data.night_scores import NightScores, read_stages, write_stages
+from rayssl.data.nights.scores import NightScores, read_stages, write_stages
 from rayssl.data.sources.nights import STAGES
 from rayssl.errors import CorpusError
 from rayssl.evaluation.hypnogram import difference, sleep_variables, variable_errors

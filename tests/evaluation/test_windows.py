@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rayssl.evaluation.windows import NightWindows, averaged, night_windows, runs, window_starts
+from rayssl.data.nights.scores import consecutive_runs
+from rayssl.evaluation.windows import NightWindows, averaged, night_windows, window_starts
 
 
 def cases(count: int) -> list[tuple[np.ndarray, int, int, tuple[int, int] | None]]:
@@ -87,11 +88,11 @@ def test_a_short_night_is_padded_with_its_last_epoch_which_does_not_count_again(
 
 def test_gaps_split_a_night_into_runs() -> None:
     index = np.array([0, 1, 2, 7, 8, 20])
-    assert runs(index) == [(0, 3), (3, 5), (5, 6)]
+    assert consecutive_runs(index) == [(0, 3), (3, 5), (5, 6)]
     windows = night_windows(index, sequence=4, stride=4)
     assert windows.source.tolist() == [[0, 1, 2, 2], [3, 4, 4, 4], [5, 5, 5, 5]]
     nothing = night_windows(np.zeros(0, int), sequence=4, stride=1)
-    assert runs(np.zeros(0, int)) == [] and averaged(nothing, np.zeros((0, 4, 3)), 0).shape == (0, 3)
+    assert consecutive_runs(np.zeros(0, int)) == [] and averaged(nothing, np.zeros((0, 4, 3)), 0).shape == (0, 3)
 
 
 def test_impossible_arguments_are_named() -> None:

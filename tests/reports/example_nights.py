@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import yaml
 
-from rayssl.data.night_scores import write_stages
+from rayssl.data.nights.scores import write_stages
 from rayssl.data.sources.nights import STAGES
 from rayssl.evaluation.staging import staging_result
 from tests.evaluation.nights import night

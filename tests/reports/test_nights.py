@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from matplotlib.patches import PathPatch
 
-from rayssl.data.night_scores import NightScores, write_stages
+from rayssl.data.nights.scores import NightScores, write_stages
 from rayssl.data.sources.nights import STAGES
 from rayssl.reports.comparison import page as comparisons
 from rayssl.reports.drawing import VERMILION

@@ -48,6 +48,7 @@ MISTAKES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     (changed(method__clusters={"chioces": [1]}), ("space.method.clusters.choices", "required")),
     (changed(run={"choices": ["a"]}), ("run", "folder of its own")),
     ({"metric": "err"}, ("metric: 'err'", "did you mean 'eer'")),
+    ({"metric": "kappa"}, ("'kappa' is no figure", "there are eer")),
     ({"metric": "balanced_accuracy"}, ("'balanced_accuracy' is no figure", "eer")),
     ({"mode": "least"}, ("'mode'", "'min' or 'max'")),
     ({"trials": None}, ("trials", "how many")),
@@ -100,3 +101,11 @@ def test_a_value_is_the_same_after_it_was_an_override(value: Any) -> None:
 def test_space_of_the_tests_is_taken(tmp_path: Path) -> None:
     made = plan(tmp_path)
     assert set(made.config.space) == set(SPACE) and made.evaluated
+
+
+def test_a_sweep_over_nights_knows_their_figures(tmp_path: Path) -> None:
+    nights = ["evaluation={task: staging, corpus: c}"]
+    for metric in ("macro_f1", "kappa"):
+        assert plan(tmp_path, *nights, metric=metric, mode="max").evaluated
+    with pytest.raises(ConfigError, match=r"'eer' is no figure .* there are macro_f1, kappa"):
+        plan(tmp_path, *nights)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayssl import storage
-from rayssl.data.night_scores import NightScores, read_stages
+from rayssl.data.nights.scores import NightScores, read_stages
 from rayssl.errors import StorageError, UserError
 from rayssl.schema import load_yaml
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -55,6 +56,14 @@ class NightScores:
     def predicted(self) -> Ints:
         """The most probable stage of each epoch, int64 ``[n]``; of equal ones the first."""
         return np.asarray(self.probabilities.argmax(axis=1), np.int64)
+
+
+def consecutive_runs(index: Ints) -> list[tuple[int, int]]:
+    """The runs of consecutive epochs in ``index [n]``: the first row of each, and the row after its last."""
+    if not len(index):
+        return []
+    edges = [0, *(np.flatnonzero(np.diff(index) != 1) + 1).tolist(), len(index)]
+    return list(pairwise(edges))
 
 
 def write_stages(nights: Sequence[NightScores], names: Sequence[str] = STAGES) -> pa.Table:
