@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rayssl import storage
 from rayssl.data import decode, mel
 from rayssl.data.decode import DecodeError
-from rayssl.data.night_scores import NightScores
+from rayssl.data.nights.scores import NightScores
 from rayssl.data.sources.base import Reference
 from rayssl.data.sources.checked import CheckedSource
 from rayssl.data.sources.nights import EPOCH_S, STAGES, Dropped, NightSourceConfig

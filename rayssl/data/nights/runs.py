@@ -33,7 +33,7 @@ _SCHEMA = pa.schema(
 )
 
 
-class Run(Config):
+class NightRun(Config):
     """Consecutive epochs in a shard: ``epochs`` rows from row ``row``, epoch ``index`` of the night and later ones."""
 
     row: int

@@ -11,7 +11,7 @@ from pydantic import Field
 from rayssl import storage
 from rayssl.data import decode, mel, shards
 from rayssl.data.mel import MelConfig
-from rayssl.data.nights.runs import Run
+from rayssl.data.nights.runs import NightRun
 from rayssl.data.shards import Reject, Shard
 from rayssl.data.sources.base import Reference
 from rayssl.data.sources.checked import CheckedSource
@@ -46,7 +46,7 @@ class NightDone(Config):
 
     recording: int
     shards: list[Shard] = []
-    runs: list[list[Run]] = []
+    runs: list[list[NightRun]] = []
     stages: dict[str, int] = {}
     dropped: dict[str, int] = {}
     rejects: list[Reject] = []
@@ -65,7 +65,7 @@ class NightWriter:
         self._out, self._number, self._config, self._format = out, number, config, format
         self._facts = {"speaker": speaker, "recording": recording}
         self._columns: dict[str, list[Any]] = {field.name: [] for field in shards.SCHEMA}
-        self._runs: list[Run] = []
+        self._runs: list[NightRun] = []
         self._bytes = self._zeros = self._samples = 0
         self._stages: Counter[str] = Counter()
         self._dropped: Counter[str] = Counter()
@@ -113,7 +113,7 @@ class NightWriter:
             run = self._runs[-1]
             self._runs[-1] = run.model_copy(update={"epochs": run.epochs + 1})
         else:
-            self._runs.append(Run(row=rows, epochs=1, index=epoch.index))
+            self._runs.append(NightRun(row=rows, epochs=1, index=epoch.index))
         row = {"name": f"{night}/{epoch.index:04d}", "audio": audio, "samples": size, "label": epoch.stage}
         for name, value in (row | self._facts).items():
             self._columns[name].append(value)

@@ -61,8 +61,6 @@ def evaluate(run: str, which: str = "last", overrides: list[str] | None = None, 
         _write_table(folder, "embeddings", table)
         _write_result(folder, [result.model_dump(mode="json") for result in results])
         return results
-    if isinstance(settings, StagingConfig):
-        raise ConfigError("evaluation.task: staging cannot be evaluated yet")
     return _verify(experiment, settings, uri, folder, local)
 
 

@@ -10,8 +10,8 @@ from rayssl import storage
 from rayssl.batches.selection import split_of
 from rayssl.data import mel, shards, splits
 from rayssl.data.decode import RATE, pcm
-from rayssl.data.night_scores import NightScores, read_stages, write_stages
 from rayssl.data.nights import runs
+from rayssl.data.nights.scores import NightScores, read_stages, write_stages
 from rayssl.data.shards import Manifest, Shard
 from rayssl.data.sources.nights import STAGES
 from rayssl.errors import AudioError, ConfigError, CorpusError
@@ -26,7 +26,7 @@ from rayssl.runtime.embedding.actors import Embedder, EmbeddingTask, over_shards
 def stage(
     experiment: Experiment, settings: StagingConfig, uri: str, *, local: bool = False
 ) -> tuple[StagingResult, pa.Table]:
-    """The figures of the checkpoint at ``uri``, and the stages of all epochs (`rayssl.data.night_scores`).
+    """The figures of the checkpoint at ``uri``, and the stages of all epochs (`rayssl.data.nights.scores`).
 
     Raises `UserError` naming the corpus or the key that cannot be used.
     """
