@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import starmap
 from typing import ClassVar, Literal
@@ -146,21 +147,18 @@ class NightFiles(NightSource):
 
     def _scored(self, scoring: Scoring, recording: Recording, shift: float) -> Iterator[EpochOrDropped]:
         boundary = float(scoring.onsets[0]) + shift
-        left_out: dict[str, int] = {}  # at most one reason
+        left_out: Counter[str] = Counter()
         for one in cut(recording.pieces, boundary):
-            reason = ""
-            if not isinstance(one, Dropped):
-                start = seconds_of(one[0], boundary) - shift
-                stage = scoring.stage(start)
-                if stage == UNSCORED and self.config.unscored == "drop":
-                    reason = alignment.unscored(scoring, start)
-            if reason not in left_out:
-                yield from starmap(Dropped, left_out.items())
-                left_out = {}
-            if reason:
-                left_out[reason] = left_out.get(reason, 0) + 1
+            if isinstance(one, Dropped):
+                yield one
+                continue
+            index, samples = one
+            start = seconds_of(index, boundary) - shift
+            stage = scoring.stage(start)
+            if stage == UNSCORED and self.config.unscored == "drop":
+                left_out[alignment.unscored(scoring, start)] += 1
             else:
-                yield one if isinstance(one, Dropped) else Epoch(one[0], stage, one[1])
+                yield Epoch(index, stage, samples)
         yield from starmap(Dropped, left_out.items())
 
     def _paths(self) -> Sequence[str]:
