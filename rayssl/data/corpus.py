@@ -308,7 +308,9 @@ def _checked(settings: PreparedCorpusConfig, listed: Iterable[pa.RecordBatch]) -
 
 def content_settings(settings: PreparedCorpusConfig) -> dict[str, Any]:
     """The settings that the corpus's content depends on, as plain values."""
-    return settings.model_dump(mode="json", include=set(ContentConfig.model_fields))
+    # corpora without nights keep the settings, and so the digest, that they had before there were nights
+    left_out = {"nights"} if settings.nights is None else set()
+    return settings.model_dump(mode="json", include=set(ContentConfig.model_fields) - left_out)
 
 
 def _check_rejects(settings: PreparedCorpusConfig, plan: PreparePlan, rejects: Sequence[Reject]) -> None:
