@@ -7,7 +7,7 @@ the period over minutes is, as an RMS over many subjects, about::
 
 But irregular breathing comes in bouts of about a minute: the CV at one moment is log-normal around the stage's::
 
-    cv(t) = CV[stage] * irregularity * exp(B z(t) - B^2),     z: a normal AR(1) process, B = 0.9
+    cv(t) = CV[stage] * irregularity * exp(B z(t) - B^2),     z: a normal AR(1) process, B = 1
 
 so that its RMS over minutes is CV[stage], and one epoch (6 to 10 breaths) may be calm in REM or irregular in Light. A
 slow part, drawn for each epoch, moves the mean period from minute to minute: one epoch does not show it. Apneas and
@@ -26,7 +26,7 @@ from rayssl.data.sources.nights import EPOCH_S
 
 PERIOD_CV = np.array([0.25, 0.08, 0.03, 0.20])
 DEPTH_CV = np.array([0.30, 0.14, 0.06, 0.30])
-BOUT_SPREAD = 0.9  # B above
+BOUT_SPREAD = 1.0  # B above
 BOUT_EPOCHS = 2.0  # time constant of z
 _SLOW_EPOCHS, _SNORE_EPOCHS = 5.0, 6.0
 _FAST, _SLOW = 0.7, 0.7  # shares of the CV; their squares sum to about 1

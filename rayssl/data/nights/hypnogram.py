@@ -25,7 +25,7 @@ EPOCHS_AN_HOUR = 120
 _NIGHT_HOURS = (7.4, 8.6)
 _CYCLE_MINUTES = (80.0, 105.0)
 _REM_PHASE = 0.6  # the part of a cycle after which Light leads to REM, and before which it leads to Deep
-_UNSCORED_RUN = 4  # epochs without a score come in runs of this mean length
+_UNSCORED_RUN = 4.0  # epochs without a score come in runs of this mean length
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class SleepProfile:
 
 #: Expected shares: healthy W .12 L .55 D .15 R .18; long_tailed W .08 L .82 D .05 R .05, as in a clinic's patients.
 PROFILES: dict[str, SleepProfile] = {
-    "healthy": SleepProfile(13.0, 3.6, 9.0, 13.0, 14.0, 0.6, 0.70, 0.85, 0.21, 0.0),
+    "healthy": SleepProfile(13.0, 3.8, 8.2, 13.5, 14.5, 0.6, 0.70, 0.85, 0.21, 0.0),
     "long_tailed": SleepProfile(12.0, 2.6, 13.0, 6.5, 10.0, 0.6, 0.42, 0.52, 0.20, 0.33),
 }
 
@@ -106,8 +106,8 @@ def _dwell(rng: np.random.Generator, minutes: float, spread: float) -> int:
 def scored(rng: np.random.Generator, stages: np.ndarray, *, flips: float, unscored: float) -> np.ndarray:
     """What a scorer writes: int8 ``[epochs]``, ``stages [epochs]`` with mistakes.
 
-    A share ``flips`` of the transitions is written one epoch too early or too late. A share ``unscored`` of the epochs
-    is `UNSCORED`, in runs.
+    A share ``flips`` (0..1) of the transitions is written one epoch too early or too late. A share ``unscored`` (0 to
+    below 1) of the epochs is `UNSCORED`, in runs.
     """
     written = stages.copy()
     changes = np.flatnonzero(np.diff(stages)) + 1
@@ -117,10 +117,11 @@ def scored(rng: np.random.Generator, stages: np.ndarray, *, flips: float, unscor
         else:
             written[change] = stages[change - 1]
     if unscored:
-        start_rate = unscored / (_UNSCORED_RUN * (1 - unscored)) if unscored < 1 else 1.0
+        run = max(_UNSCORED_RUN, 2 * unscored / (1 - unscored))  # longer if hardly an epoch is scored
+        begins = unscored / (run * (1 - unscored))
         hidden, inside = np.zeros(len(stages), bool), rng.random() < unscored
-        for epoch, chance in enumerate(rng.random(len(stages))):
+        for epoch, chance in enumerate(rng.random(len(stages)).tolist()):
             hidden[epoch] = inside
-            inside = chance >= 1 / _UNSCORED_RUN if inside and unscored < 1 else chance < start_rate
+            inside = chance >= 1 / run if inside else chance < begins
         written[hidden] = UNSCORED
     return written

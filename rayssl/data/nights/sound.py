@@ -60,8 +60,8 @@ def pieces(
     The lengths are rounded to a series with steps of 6 %. ``rng`` draws the places in the carrier.
     """
     grid = _sizes()
-    nearest = np.searchsorted(grid[1:-1] * _STEP**0.5, np.asarray(lengths) * RATE)
-    size = grid[np.minimum(nearest, len(grid) - 1)] if shape != FLAT else np.rint(np.asarray(lengths) * RATE)
+    nearest = np.searchsorted(grid[:-1] * _STEP**0.5, np.asarray(lengths) * RATE)
+    size = grid[nearest] if shape != FLAT else np.rint(np.asarray(lengths) * RATE)
     count = len(size)
     return SoundPieces(
         np.rint(np.asarray(seconds) * RATE).astype(np.int64),
