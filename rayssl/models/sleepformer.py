@@ -93,7 +93,8 @@ class SleepFormer(NightBackbone):
 
     def encoded(self, pictures: Tensor) -> Tensor:
         """Each epoch alone: pictures ``[n, F, T]`` to ``[n, own_dim]``, float32."""
-        planes = self.epoch(self.resized(pictures)[:, None])
+        # channels last in memory: on a CPU a step takes 3/5 of the time, together with `PointwiseConv2d`
+        planes = self.epoch(self.resized(pictures)[..., None].permute(0, 3, 1, 2))
         found: Tensor = planes.mean((2, 3), dtype=torch.promote_types(planes.dtype, torch.float32))
         return found
 
@@ -107,6 +108,18 @@ class SleepFormer(NightBackbone):
         if pictures.shape[1:] == size:
             return pictures
         return F.interpolate(pictures[:, None], size, mode="bilinear", antialias=True)[:, 0]
+
+
+class PointwiseConv2d(nn.Module):
+    """A convolution of kernel 1 as one product over channels. On a CPU, with channels last, it takes half the time."""
+
+    def __init__(self, like: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.bias = like.weight, like.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[n, C, H, W]`` to ``[n, C', H, W]``, which lies in memory with channels last."""
+        return F.linear(x.permute(0, 2, 3, 1), self.weight[:, :, 0, 0], self.bias).permute(0, 3, 1, 2)
 
 
 class NormAct2d(BatchNorm2d):
@@ -124,7 +137,8 @@ class NormAct2d(BatchNorm2d):
 def mobilevitv2(width: float) -> nn.Module:
     """timm's MobileViTV2 for one channel ``[n, 1, H, W]`` to ``[n, 512 width, H / 32, W / 32]``, with initial weights.
 
-    The names of its weights are timm's.
+    The names of its weights are timm's. Two kinds of layers are ours, with the same function: batch normalisation whose
+    statistics ranks can share, and convolutions of kernel 1 that are faster on a CPU.
     """
     # here and not above: timm takes two seconds, which no command must wait for that builds no such network
     from timm.layers import BatchNormAct2d
@@ -142,4 +156,6 @@ def mobilevitv2(width: float) -> nn.Module:
     for name, part in list(network.named_modules()):
         if isinstance(part, BatchNormAct2d):
             network.set_submodule(name, NormAct2d(part))
+        elif isinstance(part, nn.Conv2d) and part.kernel_size == part.stride == (1, 1) and part.groups == 1:
+            network.set_submodule(name, PointwiseConv2d(part))
     return network

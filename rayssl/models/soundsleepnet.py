@@ -98,9 +98,10 @@ class SoundSleepNet(NightBackbone):
 
     def encoded(self, pictures: Tensor) -> Tensor:
         """Each epoch alone: pictures ``[n, F, T]`` to ``[n, width]``, float32."""
-        x = pictures[:, None]
+        x = pictures[..., None].permute(0, 3, 1, 2)  # channels last in memory: a CPU takes 3/4 of the time
         for place, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
-            x = F.relu(norm(convolution(x)))
+            x = norm(convolution(x))
             if place < 3:
                 x = F.max_pool2d(x, (2, 4), ceil_mode=True)
+            x = F.relu(x)  # after the maximum: the value is the same, of an eighth as many
         return x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
