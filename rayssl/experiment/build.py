@@ -17,6 +17,7 @@ from rayssl.training.context import Context
 from rayssl.training.loop import Loop
 from rayssl.training.nights import NightInput
 from rayssl.training.state import TrainState
+from rayssl.views.banks import RecordedBank, recorded, recorded_for_nights
 from rayssl.views.modules import build_night_recipes, build_recipes
 
 
@@ -61,17 +62,30 @@ def check_start(job: Job) -> None:
         checkpoint.load_module(build_method(job), loaded.state["method"], loaded.uri, job.architecture)
 
 
+def recorded_banks(job: Job) -> list[RecordedBank]:
+    """Every bank that `build_loop` asks its context for."""
+    experiment, rate, frontend = job.experiment, job.manifest.rate, _night_frontend(job)
+    if frontend is not None:
+        return recorded_for_nights(experiment.views, frontend.mel, rate, experiment.seed)
+    return recorded(experiment.views, rate, experiment.seed)
+
+
 def _recipes(job: Job, context: Context) -> nn.ModuleDict:
-    experiment, rate = job.experiment, job.manifest.rate
-    frontend = experiment.encoder.frontend
-    if experiment.method.sequences and isinstance(frontend, NightMelConfig):
+    experiment, rate, frontend = job.experiment, job.manifest.rate, _night_frontend(job)
+    if frontend is not None:
         return build_night_recipes(experiment.views, frontend.mel, rate, experiment.seed, context.bank)
     return build_recipes(experiment.views, rate, experiment.seed, context.bank)
 
 
-def _night_input(job: Job, context: Context) -> NightInput | None:
+def _night_frontend(job: Job) -> NightMelConfig | None:
+    """The front end that makes pictures of sequences; None if the method does not take sequences."""
     frontend = job.experiment.encoder.frontend
-    if not job.experiment.method.sequences or not isinstance(frontend, NightMelConfig):
+    return frontend if job.experiment.method.sequences and isinstance(frontend, NightMelConfig) else None
+
+
+def _night_input(job: Job, context: Context) -> NightInput | None:
+    frontend = _night_frontend(job)
+    if frontend is None:
         return None
     return NightInput(job.manifest, job.facts.sequence, frontend).to(context.device)
 
