@@ -54,7 +54,8 @@ def main() -> None:
     parser.add_argument("--dev", action="store_true")
     parser.add_argument("--here", action="store_true")
     arguments = parser.parse_args()
-    print("| run | unlabelled nights | macro F1 % | kappa | accuracy % | seeds |\n|---|---|---|---|---|---|", flush=True)
+    heads = ("run", "unlabelled nights", "macro F1 %", "kappa", "accuracy %", "seeds")
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}", flush=True)
     for name in arguments.rows:
         row = ROWS[name]
         for split in arguments.splits if row.unlabelled else ["none"]:
