@@ -70,7 +70,7 @@ def test_suggestions_are_of_the_named_member_only() -> None:
             {"name": "lgomel"},
             "'encoder.frontend.name': unknown name 'lgomel' (did you mean 'logmel'?); choose one of 'logmel', ",
         ),
-        ({"name": None}, "'encoder.frontend.name': choose one of 'logmel', 'raw', 'spectrum'"),
+        ({"name": None}, "'encoder.frontend.name': choose one of 'logmel', 'nightmel', 'raw', 'spectrum'"),
         (
             {"zzz": 3},
             "unknown key 'encoder.frontend.zzz'; known keys here: f_max, f_min, hop_ms, n_fft, n_mels, name, no",
@@ -124,7 +124,7 @@ def test_missing_key_and_how_many_follow() -> None:
 
 @pytest.mark.parametrize("method", [{}, {"name": "simclear"}])
 def test_union_tag(method: dict[str, str]) -> None:
-    names = "simclr dino moco swav vicreg ssps supervised clar classifier fixmatch usadtm daso"
+    names = "simclr dino moco swav vicreg ssps supervised clar classifier fixmatch usadtm daso sleep"
     known = ", ".join(f"'{name}'" for name in names.split())
     unknown = "unknown name 'simclear' (did you mean 'simclr'?); " if method else ""
     outside = ", or package.module:Class or file.py:Class" if method else ""

@@ -24,11 +24,13 @@ _BACKBONES = {
     "bands": ENCODER["backbone"],
     "samples": {"name": "resnet1d", "width": 4, "embedding_dim": 16},
     "planes": {"name": "resnet2d", "width": 4, "embedding_dim": 16},
+    "epochs": {"name": "soundsleepnet", "width": 8, "embedding_dim": 16, "blocks": 1, "hidden": 16, "sequence": 4},
 }
 _FRONTENDS = {
     "bands": ENCODER["frontend"],
     "samples": {"name": "raw"},
     "planes": {"name": "spectrum", "n_fft": 256, "hop_ms": 8, "bins": 16},
+    "epochs": {"name": "nightmel", "mel": {"hop_ms": 100}},
 }
 _REGISTRIES: tuple[Registry[Any], ...] = (METHODS, BACKBONES, FRONTENDS, SOURCES)
 

@@ -158,4 +158,7 @@ def mobilevitv2(width: float) -> nn.Module:
             network.set_submodule(name, NormAct2d(part))
         elif isinstance(part, nn.Conv2d) and part.kernel_size == part.stride == (1, 1) and part.groups == 1:
             network.set_submodule(name, PointwiseConv2d(part))
+        elif isinstance(part, nn.Conv2d):
+            # as its gradient will be: DDP wants both alike
+            part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network

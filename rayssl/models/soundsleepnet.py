@@ -75,7 +75,9 @@ class SoundSleepNet(NightBackbone):
         convolutions = [nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in pairs]
         for convolution in convolutions:
             nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+        # channels last in memory, as their gradients will be: DDP wants both alike
         self.convolutions = nn.ModuleList(convolutions)
+        self.convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.norms = nn.ModuleList(BatchNorm2d(b) for _, b in pairs)
         dim = config.embedding_dim
         self.project: nn.Module = nn.Identity()

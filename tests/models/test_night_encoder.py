@@ -42,6 +42,7 @@ def test_every_weight_learns(name: str) -> None:
     (z * torch.randn_like(z)).sum().backward()
     for weight_name, weight in encoder.named_parameters():
         assert weight.grad is not None and torch.isfinite(weight.grad).all() and weight.grad.any(), weight_name
+        assert weight.grad.stride() == weight.stride(), weight_name  # DDP warns at every step if they differ
     assert all("frontend" not in each for each in encoder.state_dict())
 
 
@@ -131,8 +132,9 @@ def test_rows_are_independent_in_evaluation(name: str) -> None:
     torch.testing.assert_close(encoder.sequence(x)[0][1:2], encoder.sequence(x[1:2])[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.long
-@EVERY
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in ALONE else pytest.mark.long) for name in NETWORKS]
+)
 def test_export_takes_any_number_of_epochs(name: str) -> None:
     encoder = night_encoder(name, sequence=3)
     exported = unpacked(packed(trace(encoder, RATE), {}))
