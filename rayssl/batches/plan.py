@@ -84,9 +84,10 @@ def steps_per_epoch(rows: int, batch: int, selection: Selection | None = None, *
     steps = -(-rows // batch) if wrap else rows // batch
     if steps:
         return steps
-    if selection is None or (not selection.place and selection.rows_total == rows):
+    if selection is None or not selection.place:
+        found = f"the corpus has {rows} utterances" if selection is None else selection.describe()
         raise CorpusError(
-            f"the corpus has {rows} utterances and training.batch is {batch}: an epoch would be empty; "
+            f"{found} and training.batch is {batch}: an epoch would be empty; "
             "lower training.batch or prepare a larger corpus"
         )
     raise CorpusError(

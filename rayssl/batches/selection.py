@@ -72,7 +72,11 @@ class Selection:
     def describe(self) -> str:
         """The selected utterances in a few words, for messages."""
         which = "" if self.roles == "all" else f"{self.roles} "
-        return f"split '{self.name}' has {self.rows_total} {which}utterances"
+        of = f"split '{self.name}'" if self.name else "the corpus"
+        return f"{of} has {self.rows_total} {which}{self._rows_are()}"
+
+    def _rows_are(self) -> str:
+        return "utterances"
 
     def each_once(self) -> Selection:
         """The same utterances without class-aware sampling: each comes once."""

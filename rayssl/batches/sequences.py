@@ -2,8 +2,9 @@
 
 A sequence has ``length`` N rows, and is named by its first one. A run of L > N epochs (`rayssl.data.nights.runs`) gives
 k = L // N + 1 sequences in every pass: they begin at j N - s for j = 0..k-1, clipped into the run, where s in
-[0, k N - L] is drawn for (seed, epoch, run). So every epoch of sleep is in a pass at least once, and the sequences of
-two passes begin elsewhere. A shorter run gives one sequence: its last epoch is repeated to the end.
+[0, k N - L] is drawn for (seed, epoch, run); in [1, N - 1] if N divides L, so that no sequence comes twice. So every
+epoch of sleep is in a pass at least once, and the sequences of two passes begin elsewhere. A shorter run gives one
+sequence: its last epoch is repeated to the end. With N = 1 each epoch comes once.
 
 This file must not import torch or ray, see `rayssl.batches.plan`.
 """
@@ -37,11 +38,8 @@ class Sequences(Selection):
     runs_place: str
     runs_sha256: str
 
-    def describe(self) -> str:
-        """The sequences in a few words, for messages."""
-        which = "" if self.roles == "all" else f"{self.roles} "
-        of = f"split '{self.name}'" if self.name else "the corpus"
-        return f"{of} has {self.rows_total} {which}sequences of {self.length} epochs of sleep"
+    def _rows_are(self) -> str:
+        return f"sequences of {self.length} epochs of sleep"
 
     def each_once(self) -> Sequences:
         """The same sequences: each comes once in any case."""
@@ -61,7 +59,8 @@ class Sequences(Selection):
         nth = np.arange(len(run)) - np.repeat(np.cumsum(count) - count, count)
         keys = draws.keys_np(draws.fold(seed, _OFFSET, epoch, *self.purpose), self.bounds[shard] + begin)
         spare = count * self.length - size
-        moved = np.floor(draws.uniform_np(keys, _OFFSET) * (spare + 1)).astype(np.int64)
+        least = (size > self.length) & (spare == self.length)  # N divides L: s of 0 or N would give a sequence twice
+        moved = least + np.floor(draws.uniform_np(keys, _OFFSET) * (spare + 1 - 2 * least)).astype(np.int64)
         room = np.maximum(size - self.length, 0)
         rows = begin[run] + np.clip(nth * self.length - moved[run], 0, room[run])
         return rows, np.zeros_like(rows), np.ones_like(rows)
@@ -90,7 +89,7 @@ class Sequences(Selection):
 
 def sequence_counts(epochs: np.ndarray, length: int) -> np.ndarray:
     """The number of sequences of ``length`` that runs of ``epochs [n]`` give in a pass."""
-    return np.asarray(np.where(epochs <= length, 1, epochs // length + 1))
+    return np.asarray(np.where(epochs <= length, 1, epochs // length + (length > 1)))
 
 
 def sequences(manifest: Manifest, uri: str, split: str | None, roles: Role, length: int) -> Sequences:

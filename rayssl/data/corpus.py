@@ -63,6 +63,15 @@ class PreparedCorpusConfig(ContentConfig):
                 raise ValueError(f"trials.{name}.source names utterances that join replaces; leave one of the two out")
         return self
 
+    @model_validator(mode="after")
+    def _splits_fit(self) -> PreparedCorpusConfig:
+        for name, split in self.splits.items():
+            if self.of_nights and split.nights is None:
+                raise ValueError(f"splits.{name}.labelled would divide nights; give splits.{name}.nights instead")
+            if split.nights is not None and not self.of_nights:
+                raise ValueError(f"splits.{name}.nights needs a source of nights; give splits.{name}.labelled instead")
+        return self
+
 
 class PrepareConfig(Config):
     """The settings of ``rayssl prepare``: corpora by name. ``seed`` shuffles utterances among shards."""
@@ -130,6 +139,9 @@ def plan(
             count += len(batch)
             tell("listed", count // per)
         rows = sorter.finish()
+        if settings.of_nights and rows.names["recording"].count < count:
+            what = f"{count} nights are {rows.names['recording'].count} recordings of subjects"
+            raise CorpusError(f"{settings.source.describe()}: {what}; each night must be a recording of its own")
         if settings.splits:
             names = STAGES if settings.of_nights else rows.names["label"].texts()
             labels.check(settings.splits, names, settings.out)
@@ -141,7 +153,7 @@ def plan(
         if isinstance(error, CorpusError):
             raise
         name = str(error) if settings.join is None else str(error).rpartition("#c")[0]
-        what = f"two utterances are named '{name}'; names must be unique"
+        what = f"two {settings.listed} are named '{name}'; names must be unique"
         raise CorpusError(f"{settings.source.describe()}: {what}") from None
     digest = hashlib.sha256("\n".join(unit.digest for unit in units).encode()).hexdigest()[:16]
     return PreparePlan(work=work, units=units, names=rows.names, sources=count // per, digest=digest)
@@ -201,7 +213,9 @@ def _nights(settings: PreparedCorpusConfig, done: Sequence[Done], parts: Sequenc
         dropped.update(night.dropped)
     path, sha256 = runs.write(settings.out, sorted(found))
     stages = {name: totals[name] for name in (*STAGES, UNSCORED_NAME)}
-    entry = NightsEntry(path=path, sha256=sha256, nights=len(kept), stages=stages, dropped=dict(dropped))
+    # sorted, because records come in the order in which tasks end
+    counts = {"nights": len(kept), "subjects": len({night.subject for night in kept})}
+    entry = NightsEntry(path=path, sha256=sha256, stages=stages, dropped=dict(sorted(dropped.items())), **counts)
     config = settings.nights or NightsConfig()
     return {"nights": entry, "mel": config.mel if settings.format == "mel" else None, "group_rows": GROUP_ROWS}
 
@@ -259,7 +273,7 @@ def clear(settings: PreparedCorpusConfig) -> None:
     The manifest goes first, so that nobody reads half of the corpus.
     """
     storage.remove(storage.join(settings.out, shards.MANIFEST))
-    for name in (shards.LABELS, shards.REJECTS):
+    for name in (shards.LABELS, shards.REJECTS, runs.PATH):
         storage.remove(storage.join(settings.out, name))
     for folder in (shards.SHARDS, splits.FOLDER):
         storage.remove(storage.join(settings.out, folder), recursive=True)
@@ -294,13 +308,17 @@ def _checked(settings: PreparedCorpusConfig, listed: Iterable[pa.RecordBatch]) -
             if len(reserved):
                 what = f"'{pc.min(reserved).as_py()}': '#c' is reserved for the names of conditions; rename it"
                 raise CorpusError(f"{where}: {what}")
+        for kind, means in (("speaker", "subject"), ("recording", "recording")) if settings.of_nights else ():
+            if batch.column(kind).null_count:
+                nameless = pc.min(names.filter(batch.column(kind).is_null())).as_py()
+                raise CorpusError(f"{where}: night '{nameless}' has no {means}; give it as Reference.{kind}")
         if settings.join is not None and batch.column("recording").null_count:
             nameless = pc.unique(names.filter(batch.column("recording").is_null()))
             unknown += len(nameless)
             first = min(first or nameless[0].as_py(), pc.min(nameless).as_py())
         yield batch
     if not found:
-        raise CorpusError(f"{where}: no utterances found; correct the keys of the source")
+        raise CorpusError(f"{where}: no {settings.listed} found; correct the keys of the source")
     if unknown:
         message = f"{where}: join needs recordings, and {unknown} utterances have none (first '{first}')"
         raise CorpusError(f"{message}; name the source's recording or leave join out")
@@ -320,6 +338,6 @@ def _check_rejects(settings: PreparedCorpusConfig, plan: PreparePlan, rejects: S
     if share > most:
         first = rejects[0]
         raise CorpusError(
-            f"{settings.out}: {len(rejects)} of {plan.sources} utterances ({share:.1%}) cannot be used, first "
+            f"{settings.out}: {len(rejects)} of {plan.sources} {settings.listed} ({share:.1%}) cannot be used, first "
             f"'{first.name}' ({first.reason}); fix them or raise max_reject_share (now {most:g})"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -12,7 +13,9 @@ import pyarrow as pa
 from rayssl import storage
 from rayssl.data import decode, shards
 from rayssl.data import splits as split_files
-from rayssl.data.shards import Shard
+from rayssl.data.nights import runs
+from rayssl.data.shards import Manifest, Shard
+from rayssl.data.sources.nights import UNSCORED_NAME
 from rayssl.errors import CorpusError, StorageError
 
 
@@ -43,18 +46,20 @@ def verify(uri: str) -> list[str]:
         if shard.first_id != first:
             problems.append(f"{storage.join(uri, shard.path)}: first id is {shard.first_id}, expected {first}")
         first += shard.rows
-        problems += _verify_shard(uri, shard, manifest.format, known, names)
+        problems += _verify_shard(uri, shard, manifest, known, names)
     if first != manifest.rows:
         problems.append(f"{storage.join(uri, shards.MANIFEST)}: rows is {manifest.rows}, the shards have {first}")
+    if manifest.nights is not None and not problems:
+        keys = ["name", "speaker", "recording", "label"]
+        parts = [shards.read_shard(uri, shard, keys) for shard in manifest.shards]
+        problems += runs.problems(uri, manifest.nights, parts, [*named["label"], UNSCORED_NAME])
     if manifest.splits and not problems:  # the splits are compared with the labels in the shards, which must be right
         columns = [shards.read_shard(uri, shard, ["label"])["label"].to_numpy() for shard in manifest.shards]
         problems += split_files.problems(uri, manifest.splits, np.concatenate(columns), named["label"])
     return problems
 
 
-def _verify_shard(
-    uri: str, shard: Shard, format: decode.Format, known: Mapping[str, int], names: set[str]
-) -> list[str]:
+def _verify_shard(uri: str, shard: Shard, manifest: Manifest, known: Mapping[str, int], names: set[str]) -> list[str]:
     place = storage.join(uri, shard.path)
     try:
         data = storage.read_bytes(place)
@@ -77,8 +82,11 @@ def _verify_shard(
         indices = table[kind].to_numpy()
         if len(indices) and (indices.min() < -1 or indices.max() >= known[kind]):
             problems.append(f"{place}: {kind} index out of range -1..{known[kind] - 1}")
+    epoch = None if manifest.nights is None else math.prod(manifest.epoch_shape)
     for name, audio, samples in zip(*(table[key].to_pylist() for key in ("name", "audio", "samples")), strict=True):
-        problem = "the name is not unique" if name in names else _audio_problem(audio, samples, format)
+        problem = "the name is not unique" if name in names else _audio_problem(audio, samples, manifest.format)
+        if not problem and epoch not in (None, samples):
+            problem = f"{samples} values, an epoch of this corpus has {epoch}"
         names.add(name)
         if problem:
             problems.append(f"{place}: '{name}': {problem}")
@@ -87,7 +95,9 @@ def _verify_shard(
 
 def _audio_problem(audio: bytes, samples: int, format: decode.Format) -> str:
     try:
-        found = len(decode.pcm(audio, format))
+        found = decode.pcm(audio, format)
     except CorpusError:
         return "the audio does not decode"
-    return "" if found == samples else f"{found} samples, the row says {samples}"
+    if format == "mel" and not np.isfinite(found.view(np.float16)).all():
+        return "its picture has values that are not finite"
+    return "" if len(found) == samples else f"{len(found)} samples, the row says {samples}"

@@ -157,13 +157,15 @@ def make(wanted: Mapping[str, SplitConfig], uri: str, parts: Sequence[Shard], na
     if not wanted:
         return {}
     check(wanted, names, uri)
-    utterance, nights, labels = _columns(uri, parts, any(config.nights is not None for config in wanted.values()))
+    by_night = any(config.nights is not None for config in wanted.values())
+    utterance, nights, labels = _columns(uri, parts, by_night)
+    subjects = shards.read_labels(uri)["speaker"] if by_night else []
     made = {}
     for name, config in wanted.items():
         if config.nights is None:
             chosen = choose(config, utterance, labels, names)
         else:
-            chosen = _by_night(config, nights, names, f"{uri}: splits.{name}")
+            chosen = _by_night(config, nights, subjects, names, f"{uri}: splits.{name}")
         made[name] = _make_one(name, config, uri, chosen, labels, names)
     return made
 
@@ -179,7 +181,8 @@ def current(uri: str, wanted: Mapping[str, SplitConfig], made: Mapping[str, Spli
 
 def settings_of(config: SplitConfig) -> dict[str, object]:
     """The settings of a split as plain values, as they are stored in `Split.settings`."""
-    return config.model_dump(mode="json")
+    # a split of utterances keeps the settings that it had before there were nights: else it would be made again
+    return config.model_dump(mode="json", exclude={"nights"} if config.nights is None else set())
 
 
 def choose(
@@ -273,17 +276,18 @@ def _shortfalls(role: str, names: Sequence[str], wanted: np.ndarray, taken: np.n
 
 
 def _by_night(
-    config: SplitConfig, nights: list[tuple[str, int, int]], names: Sequence[str], where: str
+    config: SplitConfig,
+    nights: list[tuple[str, int, int]],
+    subjects: Sequence[str],
+    names: Sequence[str],
+    where: str,
 ) -> tuple[np.ndarray, list[int], list[str]]:
-    """As `choose`, for whole nights: (name, subject, epochs) of each, in the order of ids."""
+    """As `choose`, for whole nights: (name, index of the subject, epochs) of each, in the order of ids."""
     assert config.nights is not None
     both = config.keep_labelled_in_unlabelled
-    night = list(dict.fromkeys(name for name, _, _ in nights))
-    subjects = {name: str(subject) for name, subject, _ in nights}
-    roles, notes = night_roles.choose(
-        config.nights, night, [subjects[name] for name in night], seed=config.seed, both=both, where=where
-    )
-    role = dict(zip(night, roles, strict=True))
+    who = {name: subjects[subject] for name, subject, _ in nights}
+    roles, notes = night_roles.choose(config.nights, [*who], [*who.values()], seed=config.seed, both=both, where=where)
+    role = dict(zip(who, roles, strict=True))
     rows = np.repeat([role[name] for name, _, _ in nights], [epochs for _, _, epochs in nights])
     return rows.astype(np.int8), list(range(len(names))), notes
 

@@ -41,7 +41,8 @@ class ContentConfig(Config):
 
     ``channels`` says what happens to audio with more than two channels. Audio shorter than ``min_s`` seconds is a
     reject. ``format``: how audio is stored; ``mel`` stores pictures of the epochs of nights, as ``nights.mel`` says.
-    ``nights`` belongs to sources of nights, whose utterances are epochs of sleep of 30 s.
+    ``nights`` belongs to sources of nights, whose utterances are epochs of sleep of 30 s. Of the other keys, only
+    ``source`` and ``format`` go with it.
     """
 
     source: AnySource
@@ -57,12 +58,18 @@ class ContentConfig(Config):
         """Whether the utterances are epochs of nights."""
         return isinstance(self.source, NightSourceConfig)
 
+    @property
+    def listed(self) -> str:
+        """What the source lists, in a word for messages."""
+        return "nights" if self.of_nights else "utterances"
+
     @model_validator(mode="after")
     def _nights_fit(self) -> ContentConfig:
         if self.of_nights:
-            for key in ("conditions", "join"):
-                if getattr(self, key) is not None:
-                    raise ValueError(f"{key} does not go with a source of nights; leave it out")
+            for key in ("conditions", "join", "channels", "min_s"):
+                if getattr(self, key) != ContentConfig.model_fields[key].default:
+                    hint = {"channels": "set source.channels", "min_s": "set nights.min_hours"}.get(key, "leave it out")
+                    raise ValueError(f"{key} does not go with a source of nights; {hint}")
         elif self.format == "mel" or self.nights is not None:
             key = "format: mel" if self.format == "mel" else "nights"
             raise ValueError(f"{key} needs a source of nights; source.name={self.source.name} gives utterances")

@@ -13,12 +13,14 @@ import pyarrow as pa
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from rayssl import errors
+from rayssl import errors, storage
 from rayssl.data import corpus, integrity, shards, trials
 from rayssl.data.corpus import PrepareConfig, PreparedCorpusConfig, PreparePlan
 from rayssl.data.listing import list_rows
-from rayssl.data.shards import Manifest
+from rayssl.data.nights.runs import NightsEntry
+from rayssl.data.shards import Manifest, Reject
 from rayssl.data.sources.checked import CheckedSource, described
+from rayssl.data.sources.nights import UNSCORED_NAME
 from rayssl.data.trials import Made
 from rayssl.data.units import Done, PrepareUnit, PrepareWork, process
 from rayssl.runtime import cluster
@@ -28,6 +30,7 @@ Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
 _PARTS_IN_TASKS = 8  # fewer parts are listed in this process, since starting tasks would take longer
 _QUIET_S = 2.0  # a plan that takes longer shows how far it is
+_MOST_LINES = 20  # rejects that a summary tells
 _KEPT = "made by an earlier rayssl; kept as it is; --overwrite makes it again"
 
 
@@ -43,7 +46,7 @@ class Prepared(Config):
     """One corpus of a `Summary`.
 
     ``reused``: it was complete before. ``reasons``: the number of rejected utterances for each reason. ``note``: a line
-    to tell, or nothing.
+    to tell, or nothing. ``rejects``: of a corpus of nights, the first rejects, of nights or of parts of nights.
     """
 
     out: str
@@ -53,6 +56,39 @@ class Prepared(Config):
     reasons: dict[str, int]
     trials: dict[str, Made]
     note: str = ""
+    rejects: list[Reject] = []
+
+    def lines(self, name: str) -> list[str]:
+        """What was made, for people; ``name`` is the corpus's."""
+        m = self.manifest
+        pace = "already complete" if self.reused else f"{self.wall_s:.1f} s"
+        where = f"{len(m.shards)} shards at {self.out} ({pace})"
+        hours, of = f"{m.seconds / 3600:.2f} h", ""
+        if m.nights is None:
+            what = f"{m.rows} utterances, {hours}, {m.speakers} speakers, {m.recordings} recordings"
+        else:
+            nights = f"{m.nights.nights}" + (f" of {m.recordings}" if m.nights.nights < m.recordings else "")
+            what, of = f"{nights} nights, {hours} in {m.rows} epochs, {m.nights.subjects} subjects", " epochs"
+        lines = [f"{name}: {what}, {where}", *([f"  {self.note}"] if self.note else [])]
+        if m.nights is None:
+            lines += [f"  rejected {count}: {reason}" for reason, count in self.reasons.items()]
+        else:
+            lines += [*_epochs(m.nights), *self._left_out()]
+        for label, split in m.splits.items():
+            lines.append(f"  split {label}: {split.labelled} labelled{of} of {len(split.classes)} classes, ")
+            lines[-1] += f"{split.unlabelled} unlabelled{of}"
+            lines += [f"    {note}" for note in split.notes]
+        for label, listed in self.trials.items():
+            left_out = f", {listed.left_out} left out" if listed.left_out else ""
+            lines.append(f"  trials {label}: {listed.trials}, {listed.targets} of them targets{left_out}")
+        return lines
+
+    def _left_out(self) -> list[str]:
+        """A line for each of the `rejects`, and one for all others."""
+        lines = [f"  left out {reject.name}: {reject.reason}" for reject in self.rejects]
+        if more := self.manifest.rejected - len(self.rejects):
+            lines.append(f"  and {more} more: see {storage.join(self.out, shards.REJECTS)}")
+        return lines
 
 
 class Summary(Config):
@@ -62,22 +98,19 @@ class Summary(Config):
 
     def text(self) -> str:
         """A few lines for people."""
-        lines = []
-        for name, made in self.corpora.items():
-            m = made.manifest
-            pace = "already complete" if made.reused else f"{made.wall_s:.1f} s"
-            lines.append(f"{name}: {m.rows} utterances, {m.seconds / 3600:.2f} h, {m.speakers} speakers, ")
-            lines[-1] += f"{m.recordings} recordings, {len(m.shards)} shards at {made.out} ({pace})"
-            lines += [f"  {made.note}"] if made.note else []
-            lines += [f"  rejected {count}: {reason}" for reason, count in made.reasons.items()]
-            for label, split in m.splits.items():
-                lines.append(f"  split {label}: {split.labelled} labelled of {len(split.classes)} classes, ")
-                lines[-1] += f"{split.unlabelled} unlabelled"
-                lines += [f"    {note}" for note in split.notes]
-            for label, listed in made.trials.items():
-                left_out = f", {listed.left_out} left out" if listed.left_out else ""
-                lines.append(f"  trials {label}: {listed.trials}, {listed.targets} of them targets{left_out}")
-        return "\n".join(lines)
+        return "\n".join(line for name, made in self.corpora.items() for line in made.lines(name))
+
+
+def _epochs(nights: NightsEntry) -> list[str]:
+    """The epochs of each stage, with their share of the scored ones, and the dropped ones by reason."""
+    counts = {name: count for name, count in nights.stages.items() if name != UNSCORED_NAME}
+    scored, unscored = sum(counts.values()), nights.stages[UNSCORED_NAME]
+    stages = [f"{name} {count} ({count / max(1, scored):.1%})" for name, count in counts.items()]
+    lines = [f"  stages: {', '.join(stages)}; {unscored} epochs unscored"]
+    if nights.dropped:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in nights.dropped.items())
+        lines.append(f"  dropped {sum(nights.dropped.values())} epochs: {reasons}")
+    return lines
 
 
 def prepare(config: PrepareConfig, *, progress: bool = True, overwrite: bool = False, local: bool = False) -> Summary:
@@ -110,7 +143,8 @@ def _prepare_one(
     if reused:
         manifest = corpus.renew_splits(settings, manifest)
     lists = {label: trials.make(wanted, settings.out) for label, wanted in settings.trials.items()}
-    reasons = Counter(reject.reason.partition(":")[0] for reject in shards.read_rejects(settings.out))
+    rejects = shards.read_rejects(settings.out)
+    reasons = Counter(reject.reason.partition(":")[0] for reject in rejects)
     return Prepared(
         out=settings.out,
         manifest=manifest,
@@ -119,6 +153,7 @@ def _prepare_one(
         reasons=dict(reasons),
         trials=lists,
         note=_KEPT if kept else "",
+        rejects=rejects[:_MOST_LINES] if settings.of_nights else [],
     )
 
 
@@ -146,7 +181,8 @@ def _plan(name: str, settings: PreparedCorpusConfig, seed: int, progress: bool, 
     parts = CheckedSource(work.settings.source).parts()
     where = over if len(parts) >= _PARTS_IN_TASKS else _here
     listed = where(partial(list_rows, work.settings, seed), parts)
-    columns = TextColumn("{task.description}"), TextColumn("{task.completed:,.0f} utterances"), TimeElapsedColumn()
+    counted = TextColumn(f"{{task.completed:,.0f}} {settings.listed}")
+    columns = TextColumn("{task.description}"), counted, TimeElapsedColumn()
     bar = Progress(*columns, console=Console(stderr=True), disable=not progress)
     begun = time.monotonic()
 
@@ -168,8 +204,9 @@ def _plan(name: str, settings: PreparedCorpusConfig, seed: int, progress: bool, 
 def _process(name: str, plan: PreparePlan, progress: bool, over: _Over) -> list[Done]:
     done: list[Done] = []
     count = rejects = 0
+    of_nights, what = plan.work.settings.of_nights, plan.work.settings.listed
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("utterances"),
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(what),
         TimeElapsedColumn(), TextColumn("{task.fields[pace]}"),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
@@ -178,8 +215,10 @@ def _process(name: str, plan: PreparePlan, progress: bool, over: _Over) -> list[
         for record in over(partial(_processed, plan.work), plan.units):
             done.append(record)
             count += record.utterances
-            rejects += len(record.rejects)
-            pace = f"{count / max(time.monotonic() - started, 1e-3):.0f} /s, {rejects} rejected"
+            rejects += len(record.unusable() if of_nights else record.rejects)
+            rate = count / max(time.monotonic() - started, 1e-3)
+            pace = f"{60 * rate:.1f} /min" if of_nights else f"{rate:.0f} /s"
+            pace += f", {rejects} rejected"
             bar.update(task, completed=count, pace=pace)
     return done
 

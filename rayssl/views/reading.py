@@ -188,7 +188,8 @@ def _fetched(unit: ReadUnit, stream: ReadSettings, rows: UnitRows) -> dict[int, 
 
 def _shard_rows(stream: ReadSettings, rows: UnitRows, number: int) -> ShardRows:
     shard, selection, size = stream.manifest.shards[number], stream.selection, stream.manifest.group_rows
-    if selection is None or selection.roles != "labelled":
+    # a unit has a few labelled clips of each shard; of nights a shard's labelled rows are all, too many to hold
+    if selection is None or selection.roles != "labelled" or isinstance(selection, Sequences):
         return row_groups.read_rows(stream.uri, shard, np.unique(rows.row[rows.shard == number]), size)
     key = (stream.uri, shard.sha256, selection.sha256)
     every = selection.rows_of(number)

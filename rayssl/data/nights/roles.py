@@ -21,8 +21,9 @@ class NightSplitConfig(Config):
     """A split of nights by subject. The patterns match the names of nights.
 
     ``labelled``: nights whose stages may be used. ``subjects``: the number of subjects of these; by default all.
-    ``unlabelled``: nights that are used without their stages. ``held_out``: this share of the subjects, rounded, is not
-    used at all, so that `rayssl evaluate` can take them from the same corpus (``evaluation.split``).
+    ``unlabelled``: nights that are used without their stages. Without ``keep_labelled_in_unlabelled`` no night of a
+    labelled subject is among them. ``held_out``: this share of the subjects, rounded, is not used at all, so that
+    `rayssl evaluate` can take them from the same corpus (``evaluation.split``).
     """
 
     labelled: list[str] = ["*"]
@@ -46,8 +47,8 @@ def choose(
         config: the split.
         names: the name of each night.
         subjects: the name of its subject.
-        seed: which subjects are chosen.
-        both: whether labelled nights are unlabelled ones too.
+        seed: which subjects are chosen. The choice depends on their names, not on their order.
+        both: whether labelled nights are unlabelled ones too, and other nights of their subjects may be.
         where: the split, for messages.
 
     Raises:
@@ -73,8 +74,16 @@ def choose(
             notes.append(f"{len(ranks)} labelled subjects, {config.subjects} were asked for")
         labelled &= np.isin(place, ranks[: config.subjects])
     unlabelled = matched["unlabelled"] & ~held
-    if not both:
-        unlabelled &= ~labelled
+    if both:
+        unlabelled |= labelled
+    else:
+        of_labelled = np.isin(place, place[labelled])
+        if others := int(np.count_nonzero(unlabelled & of_labelled & ~labelled)):
+            left_out = f"{others} unlabelled nights of labelled subjects are left out"
+            notes.append(f"{left_out}; keep_labelled_in_unlabelled takes them")
+        unlabelled &= ~of_labelled
+    if config.labelled and not labelled.any():
+        notes.append("no night is labelled")
     if not unlabelled.any():
         notes.append("no night is unlabelled")
     return (LABELLED * labelled + UNLABELLED * unlabelled).astype(np.int8), notes

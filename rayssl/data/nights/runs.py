@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayssl import storage
-from rayssl.errors import CorpusError
+from rayssl.errors import CorpusError, StorageError
 from rayssl.schema import Config
 
 PATH = "nights.parquet"
@@ -44,13 +44,15 @@ class NightRun(Config):
 class NightsEntry(Config):
     """The entry of a corpus of nights in its manifest.
 
-    ``path`` and ``sha256``: the file of runs. ``nights``: their number. ``stages``: the number of epochs of each stage,
-    by name, and of ``unscored`` ones. ``dropped``: the number of epochs that are missing, by reason.
+    ``path`` and ``sha256``: the file of runs. ``nights`` and ``subjects``: their numbers. ``stages``: the number of
+    epochs of each stage, by name, and of ``unscored`` ones. ``dropped``: the number of epochs that are missing, by
+    reason.
     """
 
     path: str
     sha256: str
     nights: int
+    subjects: int
     stages: dict[str, int]
     dropped: dict[str, int]
 
@@ -82,5 +84,67 @@ def read(place: str, sha256: str) -> Runs:
     data = storage.read_bytes(place)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise CorpusError(f"{place}: not the file that the manifest lists (sha256 differs); run rayssl prepare again")
+    return _parse(data)
+
+
+def problems(uri: str, entry: NightsEntry, parts: Sequence[pa.Table], stages: Sequence[str]) -> list[str]:
+    """Compares the file of runs and ``entry`` with the rows. One line for each problem; empty if there is none.
+
+    ``parts``: the columns name, speaker, recording and label of each shard, in order. ``stages``: the names of the
+    labels, and of the label -1 at the end.
+    """
+    place = storage.join(uri, entry.path)
+    try:
+        data = storage.read_bytes(place)
+    except StorageError as error:
+        if error.errno not in storage.ABSENT:
+            raise
+        return [f"{place}: absent"]
+    found = []
+    if hashlib.sha256(data).hexdigest() != entry.sha256:
+        found.append(f"{place}: content differs from the manifest (sha256)")
+    try:
+        listed = _parse(data)
+    except (CorpusError, pa.ArrowException, OSError):
+        return [*found, f"{place}: not a Parquet file of runs"]
+    expected, mixed = _runs_of(parts)
+    if mixed:
+        found.append(f"{uri}: the epochs of '{mixed}' have several subjects or recordings")
+    rows = np.stack([listed.first, listed.epochs, listed.night, listed.index], axis=1)
+    if not np.array_equal(rows, np.array(expected, np.int64).reshape(-1, 4)):
+        found.append(f"{place}: its runs are not those of the epochs in the shards")
+    labels = np.concatenate([part["label"].to_numpy() for part in parts])
+    counts = np.bincount(np.where(labels < 0, len(stages) - 1, labels), minlength=len(stages)).tolist()
+    if dict(zip(stages, counts, strict=True)) != entry.stages:
+        found.append(f"{uri}: the number of epochs of a stage differs from the manifest")
+    distinct = [len(set().union(*(part[key].to_pylist() for part in parts))) for key in ("recording", "speaker")]
+    if distinct != [entry.nights, entry.subjects]:
+        said = f"the manifest says {entry.nights} of {entry.subjects}"
+        found.append(f"{uri}: {distinct[0]} nights of {distinct[1]} subjects, {said}")
+    return found
+
+
+def _runs_of(parts: Sequence[pa.Table]) -> tuple[list[tuple[int, int, int, int]], str]:
+    """The runs (first, epochs, night, index) of the rows by their names, and the first night of several subjects."""
+    found, facts, mixed, row = list[tuple[int, int, int, int]](), dict[str, tuple[int, int]](), "", 0
+    for part in parts:
+        before = ("", 0)
+        columns = (part[key].to_pylist() for key in ("name", "speaker", "recording"))
+        for name, speaker, recording in zip(*columns, strict=True):
+            night, _, text = name.rpartition("/")
+            index = int(text) if text.isdecimal() else -1
+            if facts.setdefault(night, (speaker, recording)) != (speaker, recording):
+                mixed = mixed or night
+            if before == (night, index - 1):
+                found[-1] = (found[-1][0], found[-1][1] + 1, *found[-1][2:])
+            else:
+                found.append((row, 1, recording, index))
+            before, row = (night, index), row + 1
+    return found, mixed
+
+
+def _parse(data: bytes) -> Runs:
     table = pq.ParquetFile(io.BytesIO(data)).read()
+    if not table.schema.equals(_SCHEMA):
+        raise CorpusError("its columns are not those of runs")
     return Runs(*(table[name].to_numpy().astype(np.int64) for name in _SCHEMA.names))

@@ -28,8 +28,8 @@ class NightsConfig(Config):
 
     ``mel``: the pictures, if ``format`` is ``mel``. ``shard_epochs``: the most epochs of a night in one shard; a
     training sequence does not go beyond a shard. ``min_hours``: a night with less audio is a reject.
-    ``max_zero_share``: a night is a reject if a larger share of its samples is exactly zero. (The package that seems to
-    be the authors' has 6 h and 0.15.)
+    ``max_zero_share``: a night is a reject if a larger share of its samples is exactly zero, or if all are. (The
+    package that seems to be the authors' has 6 h and 0.15.)
     """
 
     mel: MelConfig = MelConfig()
@@ -41,10 +41,12 @@ class NightsConfig(Config):
 class NightDone(Config):
     """What a night became: its shards with their runs, its epochs of each stage, and what is missing, by reason.
 
-    ``recording``: the index of the night. ``rejects``: the night, if it cannot be used; else what was left out of it.
+    ``recording`` and ``subject``: the indices of both. ``rejects``: the night, if it cannot be used; else what was left
+    out of it.
     """
 
     recording: int
+    subject: int
     shards: list[Shard] = []
     runs: list[list[NightRun]] = []
     stages: dict[str, int] = {}
@@ -69,7 +71,7 @@ class NightWriter:
         self._bytes = self._zeros = self._samples = 0
         self._stages: Counter[str] = Counter()
         self._dropped: Counter[str] = Counter()
-        self.done = NightDone(recording=recording)
+        self.done = NightDone(recording=recording, subject=speaker)
 
     def write(self, source: CheckedSource, reference: Reference) -> NightDone:
         """Reads the night and writes it. A night that cannot be used leaves no shards, but a reject."""
@@ -83,12 +85,13 @@ class NightWriter:
         except decode.DecodeError as error:
             reason = str(error)
         self._flush()
-        unusable = reason if not self._samples else self._unusable()
-        if unusable is not None or not self._samples:
+        unusable = self._unusable() if self._samples else self._empty(reason)
+        if unusable is not None:
             for shard in self.done.shards:
                 storage.remove(storage.join(self._out, shard.path))
-            text = unusable or "empty: the night has no epoch that can be used"
-            self.done = NightDone(recording=self._facts["recording"], rejects=[self._reject(source, reference, text)])
+            text = unusable if reason in (None, unusable) else f"{unusable}; {reason}"
+            only = [self._reject(source, reference, text)]
+            self.done = NightDone(recording=self.done.recording, subject=self.done.subject, rejects=only)
             return self.done
         if reason is not None:  # what came before is kept, and the rest is told
             self.done.rejects.append(self._reject(source, reference, reason))
@@ -141,14 +144,21 @@ class NightWriter:
             self._dropped[kind] += item.epochs
         self.done.rejects.append(self._reject(source, reference, item.reason))
 
+    def _empty(self, reason: str | None) -> str:
+        """Why there is no epoch: ``reason``, if the night ended with an error, or what was dropped."""
+        dropped = ", ".join(f"{count} {kind}" for kind, count in sorted(self._dropped.items()))
+        return reason or "empty: no epoch of the night can be used" + (f" (dropped: {dropped})" if dropped else "")
+
     def _unusable(self) -> str | None:
         hours = self._samples / decode.RATE / 3600
         if hours < self._config.min_hours:
             return f"too short: {hours:.2f} h, nights.min_hours is {self._config.min_hours:g}"
         share = self._zeros / self._samples
-        if share > self._config.max_zero_share or share == 1:
-            limit = f"nights.max_zero_share is {self._config.max_zero_share:g}"
-            return f"{SILENT}: {share:.0%} of the samples are zero, {limit}"
+        if share == 1:
+            return f"{SILENT}: every sample is zero"
+        most = self._config.max_zero_share
+        if share > most:
+            return f"{SILENT}: {share:.1%} of the samples are zero, nights.max_zero_share is {most:g}"
         return None
 
     def _reject(self, source: CheckedSource, reference: Reference, reason: str) -> Reject:
