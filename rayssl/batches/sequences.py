@@ -3,8 +3,9 @@
 A sequence has ``length`` N rows, and is named by its first one. A run of L > N epochs (`rayssl.data.nights.runs`) gives
 k = L // N + 1 sequences in every pass: they begin at j N - s for j = 0..k-1, clipped into the run, where s in
 [0, k N - L] is drawn for (seed, epoch, run); in [1, N - 1] if N divides L, so that no sequence comes twice. So every
-epoch of sleep is in a pass at least once, and the sequences of two passes begin elsewhere. A shorter run gives one
-sequence: its last epoch is repeated to the end. With N = 1 each epoch comes once.
+epoch of sleep is in a pass at least once. The first and the last sequence of a run are the same in every pass, which
+that needs; those between begin elsewhere. A shorter run gives one sequence: its last epoch is repeated to the end. With
+N = 1 each epoch comes once.
 
 This file must not import torch or ray, see `rayssl.batches.plan`.
 """

@@ -6,7 +6,7 @@ Every utterance of the corpus is known here (`Corpus`), so that nothing has to b
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -42,7 +42,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Knobs:
-    """What the order of a stream depends on."""
+    """What the order of a stream depends on. ``entries_of``: see `tests.batches.night_definition`."""
 
     batch: int = 12
     unit_rows: int = 24
@@ -50,6 +50,7 @@ class Knobs:
     seed: int = 3
     wrap: bool = False
     selection: Selection | None = None
+    entries_of: Callable[[int, int], list[Entry]] | None = None
 
     def planned(self) -> dict[str, Any]:
         """The arguments of `plan.plan` and `plan.plan_steps`."""
@@ -83,6 +84,8 @@ def write(uri: str, sizes: Sequence[int], group_rows: int, **split: Any) -> Corp
 
 def entries(manifest: Manifest, shard: int, knobs: Knobs, epoch: int, *, once: bool = False) -> list[Entry]:
     """The entries of a shard in the order of its file; ``once``: without class-aware sampling."""
+    if knobs.entries_of is not None:
+        return knobs.entries_of(shard, epoch)
     rows, selection = range(manifest.shards[shard].rows), knobs.selection
     if selection is None or not selection.place:
         return [(shard, row, 0, 1) for row in rows]

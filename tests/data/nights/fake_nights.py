@@ -28,7 +28,7 @@ SMALL = MelConfig(n_mels=4, hop_ms=1000, f_max=4000)  # pictures of 4 x 31 value
 STAGE_OF = {"W": 0, "L": 1, "D": 2, "R": 3, "?": -1, "n": 0, "z": 1, "h": 1}
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def sound(night: str, index: int, kind: str = "L") -> np.ndarray:
     """The samples of an epoch: float32 ``[480000]``, other ones for every (night, index)."""
     if kind == "z":
