@@ -38,7 +38,7 @@ class NightCorpus:
     values: list[np.ndarray]
 
     @classmethod
-    def of(cls, nights: Mapping[str, str], uri: Path, **changes: Any) -> NightCorpus:
+    def of(cls, nights: Mapping[str, str], uri: Path | str, **changes: Any) -> NightCorpus:
         """Prepared at ``uri``."""
         manifest = fake_nights.make(nights, uri, **changes)
         rows, values = fake_nights.rows(uri), []

@@ -88,8 +88,8 @@ def test_the_stream_is_what_its_definition_says(
             assert batch["weak"].shape == (knobs.batch * knobs.selection.length, 4 * 31)  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("format", ["flac", "pcm16"])
 @pytest.mark.long
+@pytest.mark.parametrize("format", ["flac", "pcm16"])
 def test_samples_are_those_of_the_shards(tmp_path: Path, format: str) -> None:
     sound = NightCorpus.of({"a/n0": "WLLLD_RR", "b/n0": "LLL"}, tmp_path, format=format, limits={"shard_epochs": 4})
     knobs = knobs_of(sound, 3, batch=2, unit_rows=4, wrap=True)
@@ -217,10 +217,14 @@ ENCODER = {
 
 def job(corpus: NightCorpus, *changes: str, method: dict[str, Any] | None = None, encoder: Any = ENCODER) -> Job:
     """A training of `sleep` on both streams."""
-    run, uri = Path(corpus.uri) / "run", Path(corpus.uri)
-    tree = ["labels={split: some, ratio: 2}", "training={batch: 4, epochs: 2, epoch_steps: 3}", "corpus.unit_rows=24"]
+    tree = [
+        f"corpus.uri={corpus.uri}",
+        "labels={split: some, ratio: 2}",
+        "training={batch: 4, epochs: 2, epoch_steps: 3}",
+        "corpus.unit_rows=24",
+    ]
     keys = [f"encoder={encoder!r}".replace("'", '"'), *tree, *changes]
-    return job_of(experiment(run, uri, *keys, method=method or METHOD), corpus.manifest)
+    return job_of(experiment(Path("run"), Path("corpus"), *keys, method=method or METHOD), corpus.manifest)
 
 
 def test_two_streams_of_a_job(corpus: NightCorpus) -> None:

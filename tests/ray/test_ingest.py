@@ -75,7 +75,9 @@ def job(uri: str, manifest: shards.Manifest, ranks: int, *more: str) -> Job:
     return replace(job_of(settings, manifest), segments=SegmentPlan(tuple(SEGMENTS), tuple(FILLS)), own=STREAM)
 
 
-def consume(made: Job, start: Cursor, slow: int = -1, readers: int = 1) -> list[list[dict[str, Any]]]:
+def consume(
+    made: Job, start: Cursor, slow: int = -1, readers: int = 1, name: str = "train"
+) -> list[list[dict[str, Any]]]:
     """The batches that each of the job's ranks gets, which all consume at once; number ``slow`` dawdles.
 
     Raises the error of rank 0, if there is one; then all ranks have one like it.
@@ -83,7 +85,7 @@ def consume(made: Job, start: Cursor, slow: int = -1, readers: int = 1) -> list[
     from rayssl.runtime import ingest
 
     ranks = made.experiment.ray.workers
-    found = ingest.dataset(made, "train", start=start, epoch_count=EPOCHS, readers=readers)
+    found = ingest.dataset(made, name, start=start, epoch_count=EPOCHS, readers=readers)
     found.context.execution_options.preserve_order = True
     iterators = found.streaming_split(ranks, equal=True)
     taken: list[list[dict[str, Any]]] = [[] for _ in range(ranks)]
