@@ -8,7 +8,7 @@ from torch import nn
 from rayssl.experiment.config import Experiment
 from rayssl.experiment.job import Job, position
 from rayssl.methods.base import Method
-from rayssl.models.encoder import Encoder, build_encoder
+from rayssl.models.encoder import Encoder, NightEncoder, build_encoder
 from rayssl.models.nightmel import NightMelConfig
 from rayssl.models.norm import set_sync
 from rayssl.random import draws
@@ -96,7 +96,8 @@ def build_loop(job: Job, context: Context) -> Loop:
     method = build_method(job).to(context.device)
     if training.compile:
         for part in method.modules():
-            if type(part) is Encoder:  # includes a teacher's encoder; two joined encoders are compiled separately
+            # includes a teacher's encoder; two joined encoders are compiled separately
+            if type(part) in (Encoder, NightEncoder):
                 part.compile()
     memory = None if job.utterances is None else context.utterance_memory(job.utterances)
     prototypes = None if job.classes is None else context.class_memory(job.classes)

@@ -33,7 +33,7 @@ from rayssl.training.context import ClassClient, MemoryClient
 from rayssl.training.feed import placed
 from rayssl.training.stopping import Stopping
 from rayssl.training.trackers.base import Tracker
-from rayssl.views.banks import RecordedBank, recorded
+from rayssl.views.banks import RecordedBank
 
 if TYPE_CHECKING:  # it imports ray, and ray reads the environment then: see `rayssl.runtime.cluster.connect`
     from rayssl.runtime.banks import BankRefs
@@ -68,7 +68,7 @@ def train(job: Job, until: int | None = None) -> dict[str, Any]:
         _check_actors(experiment)
     from rayssl.runtime import banks
 
-    read = banks.start(recorded(experiment.views, job.manifest.rate, experiment.seed))
+    read = banks.start(job.banks())
     line = job.memory_line()
     if line is not None:
         print(line, flush=True)
