@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from rayssl.memory.classes.memory import ClassMemory
+from rayssl.memory.classes.settings import ClassSettings
 from rayssl.training import checkpoint
 from rayssl.training.context import InProcessClasses
 from tests.night_runs import ANCHORED_SLEEP, SLEEP_METHOD, night_experiment, write_night_corpus
@@ -68,6 +70,6 @@ def test_the_queues_are_in_the_checkpoint_and_in_use(corpus: Path, tmp_path: Pat
     assert loop.step == 3 and isinstance(loop.state.prototypes, InProcessClasses)
     memory = loop.state.prototypes.memory
     assert memory.recall(3).filled.sum() > 0
-    memory.load_state_dict({name: array * 0 for name, array in memory.state_dict().items()})
+    memory.load_state_dict(ClassMemory(ClassSettings(classes=4, dim=memory.dim, length=6, anchors=6)).state_dict())
     loop.fit(batches(other, loop))
     assert records(other.run, "step")[3]["ssc"] != records(whole.run, "step")[3]["ssc"]
