@@ -48,60 +48,15 @@ from rayssl.methods.base import (
     Views,
 )
 from rayssl.methods.semi import Labelled, LabelledMethodConfig, global_mean, pseudo_counts
+from rayssl.methods.sleep_terms import (
+    CcsslTermConfig,
+    FixMatchTermConfig,
+    NoiseTermConfig,
+    SequentialTermConfig,
+    SscTermConfig,
+)
 from rayssl.models.encoder import Encoder, NightEncoder
-from rayssl.schema import Config
 from rayssl.views.recipes import Segment, ViewsConfig
-
-
-class NoiseTermConfig(Config):
-    """``L_NC``: its ``weight``; ``on`` which sequences; ``distance`` between the predictions.
-
-    ``detach_clean``: the clean view is a target without gradient.
-    """
-
-    weight: float = Field(default=0.0, ge=0)
-    on: Literal["labelled", "unlabelled", "both"] = "labelled"
-    distance: Literal["js", "kl", "mse"] = "js"
-    detach_clean: bool = False
-
-
-class FixMatchTermConfig(Config):
-    """``L_FM``: its ``weight``; ``threshold``: the least confidence of a pseudo-label."""
-
-    weight: float = Field(default=0.0, ge=0)
-    threshold: float = Field(default=0.95, ge=0, le=1)
-
-
-class SequentialTermConfig(Config):
-    """``L_SC``: its ``weight``; ``w_min``: the weight of the first epoch with the last; see the loss for the rest."""
-
-    weight: float = Field(default=0.0, ge=0)
-    w_min: float = Field(default=0.5, ge=0, le=1)
-    distance: Literal["l2", "l1"] = "l2"
-    detach_b: bool = False
-
-
-class CcsslTermConfig(Config):
-    """``L_CCSSL``: its ``weight`` and ``temperature``. ``push``: epochs below it attract only their other view."""
-
-    weight: float = Field(default=0.0, ge=0)
-    temperature: float = Field(default=0.07, gt=0)
-    push: float = Field(default=0.0, ge=0, le=1)
-
-
-class SscTermConfig(Config):
-    """``L_SSC``: its ``weight`` and ``temperature``; ``threshold`` and ``normaliser``: see the loss.
-
-    ``anchors``: the labelled epochs of the ``batch``, or the last ``queue`` ones of each stage in the ``memory``, which
-    an actor keeps for all ranks.
-    """
-
-    weight: float = Field(default=0.0, ge=0)
-    temperature: float = Field(default=0.07, gt=0)
-    threshold: float = Field(default=0.0, ge=0, le=1)
-    normaliser: Literal["soft", "count"] = "soft"
-    anchors: Literal["batch", "memory"] = "batch"
-    queue: int = Field(default=64, ge=1)
 
 
 class SleepConfig(LabelledMethodConfig):
@@ -373,7 +328,8 @@ class Sleep(Labelled):
     def _used(self, logits: Tensor, batch: Batch) -> Tensor:
         """Bool ``[B, N]``: the epochs that count, see the file's docstring."""
         place = torch.arange(logits.shape[1], device=logits.device)
-        return _real(logits, batch) & (place >= self.scored.start) & (place < self.scored.stop)
+        used: Tensor = _real(logits, batch) & (place >= self.scored.start) & (place < self.scored.stop)
+        return used
 
 
 def _real(logits: Tensor, batch: Batch) -> Tensor:
