@@ -10,6 +10,7 @@ from rayssl import storage
 from rayssl.checks.encoder import check_encoder
 from rayssl.checks.outcome import Outcome
 from rayssl.checks.small_job import ENCODER, METHOD, VIEWS, SmallJob
+from rayssl.checks.small_nights import MEL, NIGHT_METHOD
 from rayssl.checks.source import check_source
 from rayssl.checks.training import check_training
 from rayssl.data.sources.registry import SOURCES, AnySource
@@ -24,13 +25,13 @@ _BACKBONES = {
     "bands": ENCODER["backbone"],
     "samples": {"name": "resnet1d", "width": 4, "embedding_dim": 16},
     "planes": {"name": "resnet2d", "width": 4, "embedding_dim": 16},
-    "epochs": {"name": "soundsleepnet", "width": 8, "embedding_dim": 16, "blocks": 1, "hidden": 16, "sequence": 4},
+    "epochs": {"name": "soundsleepnet", "width": 8, "embedding_dim": 16, "blocks": 1, "hidden": 16, "sequence": 6},
 }
 _FRONTENDS = {
     "bands": ENCODER["frontend"],
     "samples": {"name": "raw"},
     "planes": {"name": "spectrum", "n_fft": 256, "hop_ms": 8, "bins": 16},
-    "epochs": {"name": "nightmel", "mel": {"hop_ms": 100}},
+    "epochs": {"name": "nightmel", "mel": MEL},
 }
 _REGISTRIES: tuple[Registry[Any], ...] = (METHODS, BACKBONES, FRONTENDS, SOURCES)
 
@@ -88,14 +89,20 @@ def _experiment(name: str, assignments: list[str]) -> dict[str, Any]:
     tree |= {"encoder": ENCODER, "method": METHOD, "training": {"epochs": 2, "batch": 8}, "ray": {"workers": 1}}
     if registry is METHODS:
         tree["method"] = component
-        if parse(_Method, {"method": component}, name).method.learns_labels:
+        method = parse(_Method, {"method": component}, name).method
+        if method.learns_labels:
             tree["labels"] = {"split": "few"}
-    elif registry is FRONTENDS:
+        if method.sequences:
+            tree["encoder"] = {"frontend": _FRONTENDS["epochs"], "backbone": _BACKBONES["epochs"]}
+        return tree
+    if registry is FRONTENDS:
         layout = parse(_Frontend, {"frontend": component}, name).frontend.layout
         tree["encoder"] = {"frontend": component, "backbone": _BACKBONES[layout]}
     else:
         layout = parse(_Backbone, {"backbone": component}, name).backbone.layouts[0]
         tree["encoder"] = {"frontend": _FRONTENDS[layout], "backbone": component}
+    if layout == "epochs":
+        tree |= {"method": NIGHT_METHOD, "labels": {"split": "few"}}
     return tree
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from rayssl import collectives
+from rayssl.checks.small_nights import write_nights
 from rayssl.data import decode, labels, shards
 from rayssl.data.labels import SplitConfig
 from rayssl.errors import described
@@ -22,6 +23,7 @@ from rayssl.experiment.build import build_loop
 from rayssl.experiment.config import Experiment
 from rayssl.experiment.job import resolve
 from rayssl.experiment.local import LocalContext, batches
+from rayssl.models.nightmel import NightMelConfig
 from rayssl.schema import override, parse
 from rayssl.training.loop import Loop
 from rayssl.training.stopping import Stopping
@@ -49,6 +51,7 @@ VIEWS: dict[str, Any] = {
     "distort": {"noise": {"clips": 2, "clip_s": 0.5}, "reverb": {"rooms": 4, "length_s": 0.05}},
     "weak": {"time_shift": {"p": 0.5}},
     "strong": {"fade": {"p": 1.0}},
+    "night": {"strong": {"noise": {"kinds": ["white", "hum"], "clips": 2, "clip_s": 5}}},
 }
 
 
@@ -70,6 +73,8 @@ class Trace:
 class SmallJob:
     """Trains an experiment for a few steps in ``folder``, on a corpus of tones that are long enough for its segments.
 
+    A method that learns from sequences gets a corpus of short nights instead, as pictures if the front end takes them.
+
     The run, corpus, labels and training of ``tree`` are replaced by small ones.
     """
 
@@ -77,7 +82,12 @@ class SmallJob:
         self.folder = folder
         self._tree = _small(dict(tree), folder)
         self._runs = 0
-        write_tones(f"{folder}/corpus", _longest(parse(Experiment, self._tree, "check")))
+        settings = parse(Experiment, self._tree, "check")
+        if settings.method.sequences:
+            frontend = settings.encoder.frontend
+            write_nights(f"{folder}/corpus", frontend.mel if isinstance(frontend, NightMelConfig) else None)
+        else:
+            write_tones(f"{folder}/corpus", _longest(settings))
 
     def experiment(self, *overrides: str, run: str | None = None) -> Experiment:
         """The experiment with ``overrides``, in the folder ``run`` (default: a new one)."""

@@ -8,7 +8,7 @@ from torch import nn
 from rayssl.experiment.config import Experiment
 from rayssl.experiment.job import Job, position
 from rayssl.methods.base import Method
-from rayssl.models.encoder import Encoder, build_encoder
+from rayssl.models.encoder import Encoder, NightEncoder, build_encoder
 from rayssl.models.nightmel import NightMelConfig
 from rayssl.models.norm import set_sync
 from rayssl.random import draws
@@ -17,7 +17,6 @@ from rayssl.training.context import Context
 from rayssl.training.loop import Loop
 from rayssl.training.nights import NightInput
 from rayssl.training.state import TrainState
-from rayssl.views.banks import RecordedBank, recorded, recorded_for_nights
 from rayssl.views.modules import build_night_recipes, build_recipes
 
 
@@ -62,14 +61,6 @@ def check_start(job: Job) -> None:
         checkpoint.load_module(build_method(job), loaded.state["method"], loaded.uri, job.architecture)
 
 
-def recorded_banks(job: Job) -> list[RecordedBank]:
-    """Every bank that `build_loop` asks its context for."""
-    experiment, rate, frontend = job.experiment, job.manifest.rate, _night_frontend(job)
-    if frontend is not None:
-        return recorded_for_nights(experiment.views, frontend.mel, rate, experiment.seed)
-    return recorded(experiment.views, rate, experiment.seed)
-
-
 def _recipes(job: Job, context: Context) -> nn.ModuleDict:
     experiment, rate, frontend = job.experiment, job.manifest.rate, _night_frontend(job)
     if frontend is not None:
@@ -110,7 +101,8 @@ def build_loop(job: Job, context: Context) -> Loop:
     method = build_method(job).to(context.device)
     if training.compile:
         for part in method.modules():
-            if type(part) is Encoder:  # includes a teacher's encoder; two joined encoders are compiled separately
+            # includes a teacher's encoder; two joined encoders are compiled separately
+            if type(part) in (Encoder, NightEncoder):
                 part.compile()
     memory = None if job.utterances is None else context.utterance_memory(job.utterances)
     prototypes = None if job.classes is None else context.class_memory(job.classes)

@@ -22,6 +22,7 @@ from rayssl.models.base import NightBackboneConfig
 from rayssl.models.nightmel import NightMelConfig
 from rayssl.training import checkpoint
 from rayssl.training.trackers import opening as trackers
+from rayssl.views.banks import RecordedBank, recorded, recorded_for_nights
 from rayssl.views.reading import ReadSettings
 from rayssl.views.recipes import Segment, SegmentPlan
 
@@ -91,6 +92,14 @@ class Job:
             ranks=ranks,
             fills=self.fills(name),
         )
+
+    def banks(self) -> list[RecordedBank]:
+        """The recorded noises and rooms that `rayssl.experiment.build.build_loop` asks its context for."""
+        experiment, rate = self.experiment, self.manifest.rate
+        frontend = experiment.encoder.frontend
+        if experiment.method.sequences and isinstance(frontend, NightMelConfig):
+            return recorded_for_nights(experiment.views, frontend.mel, rate, experiment.seed)
+        return recorded(experiment.views, rate, experiment.seed)
 
     def memory_line(self) -> str | None:
         """One line with the bytes that the actors of the memory of utterances need; None without such a memory."""

@@ -13,11 +13,14 @@ The total loss is a sum of terms, each with a weight; a term with weight 0 is no
   absent from many batches; with ``ssc.anchors: memory`` the anchors come from queues that hold each stage.
 
 The paper is SleepFormer's: L_sup, L_SC and L_SSC. Its weights were never published; the others are baselines.
+
+Only epochs that count are in a term: those at a position that the network scores (`NightEncoder.scored`), and not those
+that repeat the last epoch of a short night. ``L_sup`` and the anchors need a stage, too.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -45,67 +48,24 @@ from rayssl.methods.base import (
     Views,
 )
 from rayssl.methods.semi import Labelled, LabelledMethodConfig, global_mean, pseudo_counts
+from rayssl.methods.sleep_terms import (
+    CcsslTermConfig,
+    FixMatchTermConfig,
+    NoiseTermConfig,
+    SequentialTermConfig,
+    SscTermConfig,
+)
 from rayssl.models.encoder import Encoder, NightEncoder
-from rayssl.schema import Config
 from rayssl.views.recipes import Segment, ViewsConfig
-
-
-class NoiseTermConfig(Config):
-    """``L_NC``: its ``weight``; ``on`` which sequences; ``distance`` between the predictions.
-
-    ``detach_clean``: the clean view is a target without gradient.
-    """
-
-    weight: float = Field(default=0.0, ge=0)
-    on: Literal["labelled", "unlabelled", "both"] = "labelled"
-    distance: Literal["js", "kl", "mse"] = "js"
-    detach_clean: bool = False
-
-
-class FixMatchTermConfig(Config):
-    """``L_FM``: its ``weight``; ``threshold``: the least confidence of a pseudo-label."""
-
-    weight: float = Field(default=0.0, ge=0)
-    threshold: float = Field(default=0.95, ge=0, le=1)
-
-
-class SequentialTermConfig(Config):
-    """``L_SC``: its ``weight``; ``w_min``: the weight of the first epoch with the last; see the loss for the rest."""
-
-    weight: float = Field(default=0.0, ge=0)
-    w_min: float = Field(default=0.5, ge=0, le=1)
-    distance: Literal["l2", "l1"] = "l2"
-    detach_b: bool = False
-
-
-class CcsslTermConfig(Config):
-    """``L_CCSSL``: its ``weight`` and ``temperature``. ``push``: epochs below it attract only their other view."""
-
-    weight: float = Field(default=0.0, ge=0)
-    temperature: float = Field(default=0.07, gt=0)
-    push: float = Field(default=0.0, ge=0, le=1)
-
-
-class SscTermConfig(Config):
-    """``L_SSC``: its ``weight`` and ``temperature``; ``threshold`` and ``normaliser``: see the loss.
-
-    ``anchors``: the labelled epochs of the ``batch``, or the last ``queue`` ones of each stage in the ``memory``, which
-    an actor keeps for all ranks.
-    """
-
-    weight: float = Field(default=0.0, ge=0)
-    temperature: float = Field(default=0.07, gt=0)
-    threshold: float = Field(default=0.0, ge=0, le=1)
-    normaliser: Literal["soft", "count"] = "soft"
-    anchors: Literal["batch", "memory"] = "batch"
-    queue: int = Field(default=64, ge=1)
 
 
 class SleepConfig(LabelledMethodConfig):
     """Sleep staging. A term whose weight is 0 costs nothing; without unlabelled terms there is no unlabelled stream.
 
     - ``stage_power``: a stage of n labelled epochs counts n ** -stage_power in ``L_sup``; 0 counts all alike.
-    - ``labelled_recipe``: how labelled sequences are augmented.
+      The inherited ``adjust`` shifts the logits in ``L_sup`` by the frequencies of the stages.
+    - ``labelled_recipe``: how labelled sequences are augmented. With ``none`` the network draws no dropout and no masks
+      for them either, and batch normalisation sees them apart from the other views.
     - ``features``: which features the contrastive terms and L_SC use: those of the sequence ``head``, or those of the
       ``backbone``, which sees each epoch alone.
     - ``pseudo``: whose predictions of the weak view are the pseudo-labels: those of the ``online`` or of the
@@ -166,18 +126,38 @@ class SleepConfig(LabelledMethodConfig):
         return ClassSettings(classes=len(facts.classes.names), dim=dim, length=queue, anchors=queue)
 
     def check(self, facts: JobFacts) -> None:
-        """Raises `ConfigError` if the terms contradict each other, or the split has fewer than two stages."""
+        """Raises `ConfigError` if the terms contradict each other, or fewer than two stages have labelled epochs."""
         super().check(facts)
+        assert facts.classes is not None
+        seen = [name for name, count in zip(facts.classes.names, facts.classes.labelled, strict=True) if count]
+        if len(seen) < 2:
+            raise ConfigError(
+                "labels.split: the labelled nights have epochs of "
+                f"{seen[0] + ' only' if seen else 'no stage'}, and two stages are needed; choose other nights in "
+                "splits.<name>.nights.labelled"
+            )
         if self.remembers_anchors and self.features == "backbone":
             raise ConfigError(
                 "method.ssc.anchors=memory keeps features of the head; set method.features=head or "
                 "method.ssc.anchors=batch"
             )
 
+    @classmethod
+    def trial_settings(cls) -> dict[str, Any]:
+        """All terms, with temperatures and thresholds for a network that has learnt nothing yet."""
+        return {
+            "stage_power": 0.5,
+            "ema": 0.8,
+            "noise": {"weight": 1.0, "on": "both"},
+            "fixmatch": {"weight": 1.0, "threshold": 0.25},
+            "sequential": {"weight": 1.0},
+            "ccssl": {"weight": 0.5, "temperature": 0.5},
+            "ssc": {"weight": 0.5, "temperature": 0.5, "anchors": "memory", "queue": 4},
+        }
+
     def for_trial(self) -> SleepConfig:
-        """With all terms and a small queue."""
-        changes = {"noise": NoiseTermConfig(weight=1, on="both")}
-        return self.model_copy(update=changes if self.uses_unlabelled else {})
+        """A copy with queues that are full after a few steps."""
+        return self.model_copy(update={"ssc": self.ssc.model_copy(update={"queue": min(4, self.ssc.queue)})})
 
     def _of_labelled(self) -> tuple[Segment, ...]:
         plain = Segment(name="labelled", seconds=30, recipe=self.labelled_recipe)
@@ -237,20 +217,21 @@ class Sleep(Labelled):
         config = self.config
         labelled = batch if batch.labelled is None else batch.labelled
         logits = out["labelled"]
-        labels, real = self._labels(logits, labelled), _real(logits, labelled)
-        loss = global_mean(*sequence_cross_entropy(logits, labels, weights=self.weights))
+        labels, used = self._labels(logits, labelled), self._used(logits, labelled)
+        adjusted = logits + config.adjust * self.log_prior if config.adjust else logits
+        loss = global_mean(*sequence_cross_entropy(adjusted, labels, weights=self.weights))
         right = ((logits.detach().argmax(-1) == labels) & (labels >= 0)).sum()
         accuracy = right / (labels >= 0).sum().clamp_min(1)
         terms = {"supervised": loss.detach(), "train_accuracy": accuracy}
         noisy: list[tuple[Tensor, Tensor]] = []
         if config.noisy_labelled:
-            noisy.append(self._noise(logits, out["labelled_noisy"], real))
+            noisy.append(self._noise(logits, out["labelled_noisy"], used))
         counts = None
         if config.uses_unlabelled:
             extra, found, counts = self._unlabelled(out, batch, labelled, recall)
             loss, terms = loss + extra, terms | found
             if config.noise.weight and config.noise.on != "labelled":
-                noisy.append(self._noise(out["weak"], out["strong"], _real(out["weak"], batch)))
+                noisy.append(self._noise(out["weak"], out["strong"], self._used(out["weak"], batch)))
         if noisy:
             total, count = (torch.stack(parts).sum() for parts in zip(*noisy, strict=True))
             term = global_mean(total, count)
@@ -262,39 +243,40 @@ class Sleep(Labelled):
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """The weighted sum of the terms over unlabelled sequences, the terms, and the counts of the pseudo-labels."""
         config = self.config
-        weak, strong, real = out["weak"], out["strong"], _real(out["weak"], batch)
+        weak, strong, used = out["weak"], out["strong"], self._used(out["weak"], batch)
+        flat, count = used.flatten(), used.sum()
         pseudo = (out["weak_average"] if config.pseudo == "average" else weak).detach().softmax(dim=-1).flatten(0, 1)
         confidence, targets = pseudo.max(dim=1)
-        confident = (confidence >= config.fixmatch.threshold) & real.flatten()
-        terms: dict[str, Tensor] = {"confident": confident.float().mean()}
+        confident = (confidence >= config.fixmatch.threshold) & flat
+        terms: dict[str, Tensor] = {"confident": confident.sum() / count.clamp_min(1)}
         loss = weak.new_zeros(())
         if config.fixmatch.weight:
-            terms["fixmatch"] = consistency(strong.flatten(0, 1), targets, confident)
+            # `consistency` divides by all epochs, and this term only by those that count
+            total = consistency(strong.flatten(0, 1), targets, confident) * len(targets)
+            terms["fixmatch"] = global_mean(total, count)
             loss = loss + config.fixmatch.weight * terms["fixmatch"]
         rows = out["weak_rows"], out["strong_rows"]
         if config.sequential.weight:
             how = config.sequential
             terms["sequential"] = sequential_consistency(
-                *rows, w_min=how.w_min, distance=how.distance, detach_b=how.detach_b, real=real
+                *rows, w_min=how.w_min, distance=how.distance, detach_b=how.detach_b, real=used
             )
             loss = loss + how.weight * terms["sequential"]
-        if config.ccssl.weight or config.ssc.weight:
-            a, b = (row.flatten(0, 1) for row in rows)
-            seen = pseudo.masked_fill(~real.flatten()[:, None], 0.0)
-            if config.ccssl.weight:
-                terms["ccssl"] = self._ccssl(a, b, seen)
-                loss = loss + config.ccssl.weight * terms["ccssl"]
-            if config.ssc.weight:
-                terms["ssc"] = self._ssc(a, b, seen, out, labelled, recall)
-                loss = loss + config.ssc.weight * terms["ssc"]
-        counts = pseudo_counts(targets, confident, batch.truth, len(self.classes.names))
+        a, b = (row.flatten(0, 1) for row in rows)
+        if config.ccssl.weight:
+            terms["ccssl"] = self._ccssl(a, b, pseudo, flat)
+            loss = loss + config.ccssl.weight * terms["ccssl"]
+        if config.ssc.weight:
+            terms["ssc"] = self._ssc(a, b, pseudo, flat, out, labelled, recall)
+            loss = loss + config.ssc.weight * terms["ssc"]
+        counts = pseudo_counts(targets[flat], confident[flat], batch.truth[flat], len(self.classes.names))
         return loss, {name: term.detach() for name, term in terms.items()}, counts
 
-    def _noise(self, clean: Tensor, noisy: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    def _noise(self, clean: Tensor, noisy: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
         how = self.config.noise
-        return noise_consistency(clean, noisy, distance=how.distance, detach_clean=how.detach_clean, valid=real)
+        return noise_consistency(clean, noisy, distance=how.distance, detach_clean=how.detach_clean, valid=used)
 
-    def _ccssl(self, a: Tensor, b: Tensor, pseudo: Tensor) -> Tensor:
+    def _ccssl(self, a: Tensor, b: Tensor, pseudo: Tensor, used: Tensor) -> Tensor:
         how = self.config.ccssl
         return ccssl(
             a,
@@ -306,15 +288,17 @@ class Sleep(Labelled):
             offset=collectives.rank() * len(a),
             temperature=how.temperature,
             push=how.push,
+            valid=used,
+            key_valid=collectives.gather(used),
         )
 
     def _ssc(
-        self, a: Tensor, b: Tensor, pseudo: Tensor, out: Outputs, labelled: Batch, recall: Recalled | None
+        self, a: Tensor, b: Tensor, pseudo: Tensor, used: Tensor, out: Outputs, labelled: Batch, recall: Recalled | None
     ) -> Tensor:
         """``L_SSC``. The candidates are those of all ranks; anchors are this rank's, or the memory's on every rank."""
         how = self.config.ssc
         both = collectives.gather(torch.stack([a, b], dim=1)).flatten(0, 1)
-        seen = collectives.gather(pseudo).repeat_interleave(2, dim=0)
+        predicted, valid = (collectives.gather(each).repeat_interleave(2, dim=0) for each in (pseudo, used))
         if how.anchors == "memory":
             assert isinstance(recall, ClassRecall)
             anchors, most = recall.rows.flatten(0, 1), recall.rows.shape[1]
@@ -328,21 +312,24 @@ class Sleep(Labelled):
             anchors,
             classes,
             both,
-            seen,
+            predicted,
             temperature=how.temperature,
             threshold=how.threshold,
             normaliser=how.normaliser,
             weights=weights,
-            valid=seen.sum(dim=1) > 0,
+            valid=valid,
         )
         return global_mean(total, count)
 
     def _labels(self, logits: Tensor, batch: Batch) -> Tensor:
-        """The stages ``[B, N]``; -1 for epochs without one, for padding, and where the network does not score."""
-        labels = batch.labels.view(logits.shape[:2])
+        """The stages ``[B, N]``; -1 for epochs without one, and for those that do not count."""
+        return batch.labels.view(logits.shape[:2]).masked_fill(~self._used(logits, batch), -1)
+
+    def _used(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Bool ``[B, N]``: the epochs that count, see the file's docstring."""
         place = torch.arange(logits.shape[1], device=logits.device)
-        used = (place >= self.scored.start) & (place < self.scored.stop)
-        return labels.masked_fill(~(_real(logits, batch) & used), -1)
+        used: Tensor = _real(logits, batch) & (place >= self.scored.start) & (place < self.scored.stop)
+        return used
 
 
 def _real(logits: Tensor, batch: Batch) -> Tensor:

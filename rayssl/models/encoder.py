@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from pydantic import model_validator
@@ -156,6 +157,10 @@ class NightEncoder(Encoder):
         places = number * window + positions - starts[number]
         z, own = (part.unflatten(0, (rows, windows)).flatten(1, 2).index_select(1, places) for part in (z, own))
         return z, own
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles the network of `sequence`, as ``nn.Module.compile`` does that of ``forward``; same arguments."""
+        self.backbone.sequence = torch.compile(self.backbone.sequence, *args, **kwargs)  # type: ignore[method-assign]
 
     def _windows(self, epochs: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
         """`sequence` of N <= ``window`` epochs: samples ``[B, N, T]`` or pictures ``[B, N, F, frames]``."""

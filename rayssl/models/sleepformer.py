@@ -62,8 +62,8 @@ class SleepFormerConfig(NightBackboneConfig):
 
     @classmethod
     def trial_settings(cls) -> dict[str, Any]:
-        """A small network for small pictures."""
-        return {"width": 0.125, "frames": 64, "blocks": 1}
+        """A small network for small pictures and short sequences."""
+        return {"width": 0.125, "frames": 64, "blocks": 1, "sequence": 6}
 
 
 class SleepFormer(NightBackbone):

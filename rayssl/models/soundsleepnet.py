@@ -47,8 +47,8 @@ class SoundSleepNetConfig(NightBackboneConfig):
 
     @classmethod
     def trial_settings(cls) -> dict[str, Any]:
-        """A network of a few thousand weights."""
-        return {"width": 8, "embedding_dim": 16, "blocks": 1, "hidden": 16}
+        """A network of a few thousand weights, for short sequences."""
+        return {"width": 8, "embedding_dim": 16, "blocks": 1, "hidden": 16, "sequence": 6}
 
     @property
     def scored_slice(self) -> slice:

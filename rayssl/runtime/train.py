@@ -21,7 +21,7 @@ from torch import nn
 from rayssl import collectives
 from rayssl.batches.streams import joined
 from rayssl.errors import ConfigError, Stopped, UserError
-from rayssl.experiment.build import build_loop, recorded_banks
+from rayssl.experiment.build import build_loop
 from rayssl.experiment.config import Experiment
 from rayssl.experiment.job import Job, position
 from rayssl.memory.classes.settings import ClassSettings
@@ -68,7 +68,7 @@ def train(job: Job, until: int | None = None) -> dict[str, Any]:
         _check_actors(experiment)
     from rayssl.runtime import banks
 
-    read = banks.start(recorded_banks(job))
+    read = banks.start(job.banks())
     line = job.memory_line()
     if line is not None:
         print(line, flush=True)

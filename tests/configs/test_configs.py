@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from rayssl.checks.small_nights import write_nights
 from rayssl.data.corpus import PrepareConfig
 from rayssl.experiment.config import Experiment
+from rayssl.methods.registry import METHODS
+from rayssl.models.nightmel import NightMelConfig
 from rayssl.schema import load_yaml, override, parse
 from rayssl.sweeps import points
 from rayssl.sweeps.config import read_plan
@@ -42,8 +45,22 @@ QUICK_METHODS = {
     "daso": ("warmup_steps=1", "window=1"),
     "configs/own_method/barlow.py:BarlowTwins": ("projector.sizes=[16, 16, 8]",),
 }
-# of clips of four classes, two of each labelled
+# A sequence of four epochs of 8 bands x 31 frames. A window that the file scores is left to the network again.
+QUICK_NIGHTS = (
+    *("encoder.frontend.mel.n_mels=8", "encoder.frontend.mel.hop_ms=1000", "encoder.backbone.sequence=4"),
+    *("encoder.backbone.scored=null", "views.night.strong.noise.clips=1", "views.night.strong.noise.clip_s=5"),
+)
+QUICK_NIGHT_BACKBONES = {
+    "sleepformer": ("width=0.125", "embedding_dim=64", "heads=4", "bands=32", "frames=32", "blocks=1"),
+    "soundsleepnet": ("width=8", "embedding_dim=16", "heads=4", "hidden=16", "blocks=1"),
+}
+# of clips of four classes, two of each labelled; of nights, those of the hospital
 QUICK_LABELS = ("labels.split=few", "labels.ratio=2", "training.epoch_steps=2")
+
+
+def learns_sequences(tree: dict[str, Any]) -> bool:
+    """Whether the experiment is of sleep: its corpus is one of nights."""
+    return METHODS.find(tree["method"]["name"]).sequences
 
 
 def made_small(tree: dict[str, Any]) -> list[str]:
@@ -52,6 +69,10 @@ def made_small(tree: dict[str, Any]) -> list[str]:
     over = method.get("over", {}) if method["name"] == "ssps" else method
     changes = [*QUICK, *(QUICK_SSPS if method["name"] == "ssps" else ())]
     encoder, at = tree["encoder"], "encoder"
+    if learns_sequences(tree):
+        encoder = None
+        backbone = tree["encoder"]["backbone"]["name"]
+        changes += [*QUICK_NIGHTS, *(f"encoder.backbone.{change}" for change in QUICK_NIGHT_BACKBONES[backbone])]
     while encoder is not None:
         backbone = encoder["backbone"]
         if "width" in backbone:
@@ -66,7 +87,7 @@ def made_small(tree: dict[str, Any]) -> list[str]:
 
 
 # of the default layer: a memory of utterances, a teacher, a memory of classes, two encoders, a method of one's own
-QUICK_ONES = ("synthetic_ssps", "gsc_dino", "words_daso", "digits_clar_cross", "own_method/barlow")
+QUICK_ONES = ("synthetic_ssps", "gsc_dino", "words_daso", "digits_clar_cross", "own_method/barlow", "nights_sleep")
 
 
 def test_there_are_some() -> None:
@@ -112,11 +133,16 @@ def test_sweeps_are_read(name: str) -> None:
 def test_experiments_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As written it is read; made small it is built, and runs, with every weight moved."""
     monkeypatch.chdir(ROOT)  # a method of one's own is named from there
-    assert parse(Experiment, TREES[name], name).training.epochs > 1
-    write_corpus(tmp_path / "corpus", (9, 8), splits=SPLITS)
+    full = parse(Experiment, TREES[name], name)
+    assert full.training.epochs > 1
     method: dict[str, Any] = TREES[name]["method"]
     changes = [*made_small(TREES[name]), f"run={tmp_path}/run", f"corpus.uri={tmp_path}/corpus"]
     settings = parse(Experiment, override(TREES[name], changes), name)
+    frontend = settings.encoder.frontend
+    if isinstance(frontend, NightMelConfig):
+        write_nights(f"{tmp_path}/corpus", frontend.mel)
+    else:
+        write_corpus(tmp_path / "corpus", (9, 8), splits=SPLITS)
     loop = build(settings)
     before = {name: p.detach().clone() for name, p in loop.state.method.named_parameters()}
     loop.fit(batches(settings, loop))
@@ -124,6 +150,7 @@ def test_experiments_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     unmoved = [name for name, p in loop.state.method.named_parameters() if torch.equal(p, before[name])]
     unseen = UNSEEN if settings.training.optimiser.name == "sgd" else ()
     assert [name for name in unmoved if not name.endswith(unseen)] == []
+    assert (full.evaluation is not None and full.evaluation.task == "staging") <= full.method.sequences
     if method["name"] == "ssps":
         assert records(settings.run, "epoch")[-1]["coverage"] > 0
 

@@ -115,6 +115,40 @@ def test_shares_of_a_batch_average_to_the_whole() -> None:
     torch.testing.assert_close(_gradients(sum(parts) / 4, a, b), _gradients(whole, a, b))
 
 
+VALID = torch.tensor([1, 0, 1, 1, 1, 0, 0, 1]).bool()
+
+
+@pytest.mark.parametrize("push", [0.0, 0.75])
+def test_rows_that_are_not_valid_are_as_if_left_out(push: float) -> None:
+    a, b, pseudo = _inputs()
+    keys = {"keys_a": a, "keys_b": b, "key_pseudo": pseudo, "temperature": 0.1, "push": push}
+    ours = ccssl(a, b, pseudo, **keys, offset=0, valid=VALID, key_valid=VALID)
+    theirs = _alone(a[VALID], b[VALID], pseudo[VALID], 0.1, push)
+    torch.testing.assert_close(ours, theirs)
+    found = _gradients(ours, a, b)
+    torch.testing.assert_close(found, _gradients(theirs, a, b))
+    assert all((gradient[~VALID] == 0).all() and torch.isfinite(gradient).all() for gradient in found)
+
+
+def test_shares_with_more_and_fewer_valid_rows_average_to_the_whole() -> None:
+    a, b, pseudo = _inputs()
+    keys = {"keys_a": a, "keys_b": b, "key_pseudo": pseudo, "temperature": 0.1, "key_valid": VALID}
+    whole = ccssl(a, b, pseudo, **keys, offset=0, valid=VALID)
+    own = [slice(i, i + 2) for i in (0, 2, 4, 6)]
+    parts = [ccssl(a[k], b[k], pseudo[k], **keys, offset=k.start, valid=VALID[k]) for k in own]
+    torch.testing.assert_close(sum(parts) / 4, whole)
+    torch.testing.assert_close(_gradients(sum(parts) / 4, a, b), _gradients(whole, a, b))
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_without_a_pair_of_valid_rows_it_is_0(count: int) -> None:
+    a, b, pseudo = _inputs(dtype=torch.float32)
+    valid = torch.arange(8) < count
+    keys = {"keys_a": a, "keys_b": b, "key_pseudo": pseudo}
+    loss = ccssl(a, b, pseudo, **keys, offset=0, valid=valid, key_valid=valid)
+    assert loss.item() == 0 and all((gradient == 0).all() for gradient in _gradients(loss, a, b))
+
+
 def test_no_gradient_flows_to_the_labels() -> None:
     a, b, pseudo = _inputs()
     pseudo.requires_grad_()
@@ -148,3 +182,8 @@ def test_impossible_arguments() -> None:
         ccssl(a, b, pseudo, **keys, offset=1)
     with pytest.raises(ValueError, match=r"pseudo \(7, 4\) .* 8 rows"):
         ccssl(a, b, pseudo[1:], **keys, offset=0)
+    everyone = torch.ones(8).bool()
+    with pytest.raises(ValueError, match="give both of valid and key_valid, or neither"):
+        ccssl(a, b, pseudo, **keys, offset=0, valid=everyone)
+    with pytest.raises(ValueError, match=r"key_valid must be bool \[8\], got torch.float32 \(8,\)"):
+        ccssl(a, b, pseudo, **keys, offset=0, valid=everyone, key_valid=everyone.float())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -39,11 +40,13 @@ def _sequential(views: list[Tensor], own: slice, detached: bool) -> Tensor:
     return sequential_consistency(views[0], views[1], real=VALID[own])
 
 
-def _ccssl(views: list[Tensor], own: slice, detached: bool) -> Tensor:
+def _ccssl(views: list[Tensor], own: slice, detached: bool, padded: bool = False) -> Tensor:
     a, b = (view.flatten(0, 1) for view in views[:2])
     pseudo = views[2].detach().mul(3).softmax(-1).flatten(0, 1)
     keys = {"keys_a": _gathered(a, detached), "keys_b": _gathered(b, detached)}
-    settings = {"offset": own.start * EPOCHS, "temperature": 0.2, "push": 0.5}
+    settings: dict[str, Any] = {"offset": own.start * EPOCHS, "temperature": 0.2, "push": 0.5}
+    if padded:
+        settings |= {"valid": VALID[own].flatten(), "key_valid": collectives.gather(VALID[own].flatten())}
     return ccssl(a, b, pseudo, **keys, key_pseudo=collectives.gather(pseudo), **settings)
 
 
@@ -69,6 +72,7 @@ def _staging(views: list[Tensor], own: slice, detached: bool) -> Tensor:
 LOSSES: dict[str, Callable[[list[Tensor], slice, bool], Tensor]] = {
     "sequential": _sequential,
     "ccssl": _ccssl,
+    "ccssl_padded": partial(_ccssl, padded=True),
     "ssc": _ssc,
     "noise": _noise,
     "staging": _staging,
@@ -105,7 +109,7 @@ def test_ranks_equal_one_rank(ranks: Any, world: int) -> None:
 def test_a_detached_gather_would_be_seen(ranks: Any) -> None:
     results = ranks(losses_and_gradients, True)
     whole = losses_and_gradients(0, 1)
-    for name in ("ccssl", "ssc"):
+    for name in ("ccssl", "ccssl_padded", "ssc"):
         value, on_weights, _ = whole[name]
         assert sum(r[name][0] for r in results) / 2 == pytest.approx(value, rel=1e-12), name
         assert (sum(r[name][1] for r in results) / 2 - on_weights).norm() > 0.05 * on_weights.norm(), name
