@@ -162,3 +162,11 @@ def ray_cluster(request: pytest.FixtureRequest) -> Iterator[Any]:
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def night_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `tests.small_nights.make`, for tests that only read it."""
+    from tests.small_nights import make
+
+    return make(tmp_path_factory.mktemp("nights") / "small")

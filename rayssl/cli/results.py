@@ -84,20 +84,28 @@ def embed(arguments: argparse.Namespace) -> int:
 
 
 def stage(arguments: argparse.Namespace) -> int:
-    """Stages nights with a run of the method sleep: a table, a summary and a picture for each night."""
+    """Stages nights with a run of the method sleep: a table, a summary and a picture for each night.
+
+    A night that cannot be used gets one line, and the status becomes 2; the other nights are staged all the same.
+    """
     from rayssl.inference.model import load
     from rayssl.inference.staging import write_night
+
+    failed = []
 
     def say(line: str) -> None:
         print(f"rayssl stage: {line}", file=sys.stderr, flush=True)
 
-    model, count = load(arguments.run, arguments.checkpoint), 0
-    for night in model.stage(arguments.night, channel=arguments.channel, stride=arguments.stride, say=say):
+    def refused(line: str) -> None:
+        say(line)
+        failed.append(line)
+
+    model = load(arguments.run, arguments.checkpoint)
+    for night in model.stage(arguments.night, channel=arguments.channel, stride=arguments.stride, say=refused):
         for note in night.notes:
             say(f"{night.scores.name}: {note}")
         print(write_night(arguments.out, night), flush=True)
-        count += 1
-    return 0 if count else 2
+    return 2 if failed else 0
 
 
 def export(arguments: argparse.Namespace) -> int:

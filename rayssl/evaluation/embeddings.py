@@ -1,15 +1,22 @@
-"""Embeds whole utterances with a frozen encoder. An embedding does not depend on the rest of its batch."""
+"""Embeds utterances, and the epochs of nights, with a frozen encoder.
+
+The embedding of an utterance does not depend on the rest of its batch. That of an epoch of sleep depends on the epochs
+around it, and on nothing else.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from rayssl.evaluation.windows import averaged, night_windows
+from rayssl.models.encoder import NightEncoder
 
 
 def embed_utterances(
@@ -63,6 +70,44 @@ def embed_utterances(
     if bad:
         raise ValueError(f"{len(bad)} of {len(waves)} embeddings are NaN or infinite, first of utterance {bad[0]}")
     return (nn.functional.normalize(result, dim=1) if normalise else result).numpy()
+
+
+def embed_epochs(
+    encoder: NightEncoder,
+    index: NDArray[np.int64],
+    pictures: Sequence[NDArray[np.float16]],
+    device: torch.device | str,
+    *,
+    stride: int,
+    batch: int,
+    head: Callable[[Tensor], Tensor] = lambda z: z,
+) -> NDArray[np.float32]:
+    """What ``head`` makes of the embeddings of a night's epochs: float32 ``[n, D]``, by default the embeddings.
+
+    Windows of ``encoder.window`` epochs go over the night. An epoch has the mean over the windows in which its place is
+    one that the encoder scores, see `rayssl.evaluation.windows`.
+
+    Args:
+        encoder: it runs as in `embed_utterances`.
+        index: int64 ``[n]``, the positions of the epochs in the night, rising. A window does not go over a gap.
+        pictures: n pictures ``[F, frames]``, see `rayssl.data.mel.picture`.
+        device: where the encoder is.
+        stride: how many epochs a window begins after the one before.
+        batch: the most windows of one forward pass.
+        head: ``[B, N, embedding_dim] -> [B, N, D]``.
+
+    Raises:
+        ValueError: a result is not finite.
+    """
+    scored = encoder.scored
+    windows = night_windows(index, sequence=encoder.window, stride=stride, scored=(scored.start, scored.stop))
+    found = []
+    with frozen(encoder):
+        for rows in np.split(windows.source, range(batch, len(windows.source), batch)):
+            given = np.stack([pictures[row] for row in rows.ravel().tolist()]).reshape(*rows.shape, *pictures[0].shape)
+            z, _ = encoder.sequence(torch.from_numpy(given).to(device).float(), None)
+            found.append(head(z).cpu().numpy())
+    return averaged(windows, np.concatenate(found), len(index))
 
 
 @contextmanager

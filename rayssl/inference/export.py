@@ -3,8 +3,9 @@
     module = torch.export.load("encoder.pt2").module()
     embeddings = module(wave)       # float32 [B, T] in [-1, 1] at the run's rate, to [B, D], not normalised
 
-Batch size and length are free. The file also has a description of itself: JSON under the name `ABOUT`. Reading such a
-file can run code: load only files of people you trust.
+Batch size and length are free. The embedding of a run of nights is the mean over the epochs of 30 s in ``wave``. The
+file also has a description of itself: JSON under the name `ABOUT`. Reading such a file can run code: load only files of
+people you trust.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from rayssl.data import decode, shards
 from rayssl.errors import CheckpointError, ConfigError, UserError
 from rayssl.evaluation.embeddings import frozen
 from rayssl.inference.encoder import load_encoder
-from rayssl.models.encoder import Encoder
+from rayssl.models.encoder import Encoder, NightEncoder
 from rayssl.runs.reading import RunCheckpoint, find
 
 ABOUT = "rayssl.json"
@@ -76,7 +77,7 @@ def export(run: str, out: str | None = None, which: str = "last") -> Exported:
     with torch.random.fork_rng(devices=[]):
         encoder = load_encoder(source.experiment, source.uri, decode.RATE)
     data = packed(trace(encoder, decode.RATE), _about(source, encoder))
-    clips, origin = _audio(source, encoder.minimum_samples)
+    clips, origin = _audio(source, encoder)
     difference = largest_difference(encoder, unpacked(data), clips)
     if not difference <= TOLERANCE:
         raise CheckpointError(
@@ -162,29 +163,41 @@ def _about(source: RunCheckpoint, encoder: Encoder) -> dict[str, Any]:
     }
 
 
-def _audio(source: RunCheckpoint, least: int) -> tuple[list[np.ndarray], str]:
+def _audio(source: RunCheckpoint, encoder: Encoder) -> tuple[list[np.ndarray], str]:
     """Clips float32 ``[T]`` of several lengths to compare on, and where they come from.
 
-    They are the first clips of the training corpus, or else of the test corpus. If neither can be read any more, they
-    are noise.
+    They are the first clips of the training corpus, or else of the test corpus. If neither has audio that can be read,
+    they are noise. For an encoder of nights they are consecutive epochs, more than a window.
     """
     settings = source.experiment.evaluation
     corpora = [source.experiment.corpus.uri, *([settings.corpus] if settings is not None else [])]
-    whole, origin = [], ""
-    for origin in corpora:
+    least, by_night = encoder.minimum_samples, isinstance(encoder, NightEncoder)
+    count = encoder.window + 2 if isinstance(encoder, NightEncoder) else _CLIPS
+    whole, reasons = [], dict[str, str]()
+    for uri in corpora:
+        reasons[uri] = "cannot be read"
         try:
-            manifest = shards.read_manifest(origin)
-            audio = shards.read_shard(origin, manifest.shards[0], ["audio"])["audio"].slice(0, _CLIPS)
+            manifest = shards.read_manifest(uri)
+            if manifest.mel is not None:
+                reasons[uri] = "holds pictures"
+                continue
+            audio = shards.read_shard(uri, manifest.shards[0], ["audio"])["audio"].slice(0, count)
             whole = [decode.pcm(each.as_py(), manifest.format) for each in audio]
             whole = [clip for clip in whole if len(clip) >= least]
         except (UserError, IndexError):
             continue
         if whole:
             break
+        reasons[uri] = "has no clip that is long enough"
+    origin = uri
     if not whole:
-        rng = np.random.default_rng(0)
-        whole = [decode.quantise(rng.normal(0, 0.1, 2 * max(decode.RATE, least))) for _ in range(_CLIPS)]
-        origin = f"noise, as {' and '.join(corpora)} cannot be read"
-    cuts = [whole[0][:least]]
-    cuts += [clip[: max(least, round(share * len(clip)))] for share in _CUTS for clip in whole]
+        rng, samples = np.random.default_rng(0), least if by_night else 2 * max(decode.RATE, least)
+        whole = [decode.quantise(rng.normal(0, 0.1, samples)) for _ in range(count)]
+        origin = "noise, as " + " and ".join(f"{uri} {reason}" for uri, reason in reasons.items())
+    if by_night:
+        night = np.concatenate(whole)
+        cuts = [night[: min(length, len(night))] for length in (least, 5 * least // 2, len(night) - least // 3)]
+    else:
+        cuts = [whole[0][:least]]
+        cuts += [clip[: max(least, round(share * len(clip)))] for share in _CUTS for clip in whole]
     return [clip.astype(np.float32) / np.float32(32768.0) for clip in cuts], origin

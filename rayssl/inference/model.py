@@ -118,7 +118,7 @@ class Model:
         Raises:
             UserError: the run does not stage nights, or there is no night at ``path``.
         """
-        stager = Stager(self.source.experiment, self.source.uri, self.device, stride=stride)
+        stager = Stager(self.source.experiment, self.source.uri, self.device, stride=stride, encoder=self.encoder)
         source = NightFilesConfig(uri=storage.absolute(str(path)), channel=channel, scoring="none")
         return stage_nights(stager, source, say)
 

@@ -5,30 +5,31 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from rayssl import storage
 from rayssl.data import decode, mel
 from rayssl.data.decode import DecodeError
 from rayssl.data.nights.scores import NightScores
+from rayssl.data.nights.timeline import shown
 from rayssl.data.sources.base import Reference
 from rayssl.data.sources.checked import CheckedSource
 from rayssl.data.sources.nights import EPOCH_S, STAGES, Dropped, NightSourceConfig
 from rayssl.errors import AudioError, CheckpointError
-from rayssl.evaluation.embeddings import frozen
+from rayssl.evaluation.embeddings import embed_epochs
 from rayssl.evaluation.hypnogram import sleep_variables
-from rayssl.evaluation.windows import averaged, night_windows
 from rayssl.experiment.config import Experiment
-from rayssl.inference.encoder import load_encoder
-from rayssl.models.encoder import NightEncoder
+from rayssl.inference.encoder import encoder_of
+from rayssl.models.encoder import Encoder, NightEncoder
 from rayssl.models.nightmel import NightMel
-from rayssl.reports.nights import night_file
 from rayssl.training import checkpoint
 
 
@@ -36,7 +37,8 @@ class Stager:
     """The encoder and the classifier of a checkpoint of the method ``sleep``.
 
     ``names``: the C stages. ``stride``: see `rayssl.evaluation.settings.StagingConfig`. ``batch``: windows of one
-    forward pass. Raises `CheckpointError` if the run does not stage nights.
+    forward pass; 0: eight on a GPU, and one on a CPU, where more only take memory. ``encoder``: that of the checkpoint,
+    if it has been loaded. Raises `CheckpointError` if the run does not stage nights.
     """
 
     def __init__(
@@ -46,52 +48,52 @@ class Stager:
         device: str | torch.device = "cpu",
         *,
         stride: int = 20,
-        batch: int = 8,
+        batch: int = 0,
+        encoder: Encoder | None = None,
     ) -> None:
         loaded = checkpoint.load(checkpoint_uri)
         prefix = loaded.state.get("head_prefix")
-        encoder = load_encoder(experiment, checkpoint_uri, decode.RATE)
-        if prefix is None or not isinstance(encoder, NightEncoder):
+        if prefix is None or experiment.encoder.frontend.layout != "epochs":
             raise CheckpointError(
                 f"{checkpoint_uri}: a run of method.name={experiment.method.name} does not stage nights; give one of "
                 "method sleep"
             )
-        assert isinstance(encoder.frontend, NightMel)
-        self.encoder, self.device = encoder.to(device), torch.device(device)
+        found = encoder_of(experiment, loaded, decode.RATE) if encoder is None else encoder
+        assert isinstance(found, NightEncoder) and isinstance(found.frontend, NightMel)
+        self.encoder, self.device = found.to(device), torch.device(device)
         weights = (loaded.state["method"][f"{prefix}linear.{name}"].float() for name in ("weight", "bias"))
-        self._weight, self._bias = (weight.to(device) for weight in weights)
-        self.names, self.stride, self.batch = STAGES, stride, batch
-        self.mel = encoder.frontend.config.mel
+        self._weight, self._bias = (weight.to(device, copy=True) for weight in weights)
+        self.names, self.stride = STAGES, stride
+        self.batch = batch or (1 if self.device.type == "cpu" else 8)
+        self.mel = found.frontend.config.mel
 
-    def probabilities(self, index: NDArray[np.int64], pictures: NDArray[np.float16]) -> NDArray[np.float32]:
+    def probabilities(self, index: NDArray[np.int64], pictures: Sequence[NDArray[np.float16]]) -> NDArray[np.float32]:
         """The probabilities ``[n, C]`` of a night's epochs.
 
-        ``index [n]``: their positions in the night, rising. ``pictures [n, F, frames]``: see `rayssl.data.mel.picture`.
-        Raises `AudioError` if a result is not finite.
+        ``index [n]``: their positions in the night, rising. ``pictures``: n pictures ``[F, frames]``, see
+        `rayssl.data.mel.picture`. Raises `AudioError` if a result is not finite.
         """
-        scored = self.encoder.scored
-        windows = night_windows(
-            index, sequence=self.encoder.window, stride=self.stride, scored=(scored.start, scored.stop)
-        )
-        found = []
-        with frozen(self.encoder):
-            for first in range(0, len(windows.source), self.batch):
-                rows = windows.source[first : first + self.batch]
-                given = torch.from_numpy(pictures[rows]).to(self.device).float()
-                z, _ = self.encoder.sequence(given, None)
-                found.append(torch.softmax(z @ self._weight.T + self._bias, dim=-1).cpu().numpy())
-        made = np.concatenate(found)
-        if not np.isfinite(made).all():
-            raise AudioError("the predictions are not finite; use another checkpoint")
-        return averaged(windows, made, len(index))
+        how = {"stride": self.stride, "batch": self.batch}
+        try:
+            return embed_epochs(self.encoder, index, pictures, self.device, head=self._head, **how)
+        except ValueError:
+            raise AudioError("the predictions are not finite; use another checkpoint") from None
+
+    def _head(self, z: Tensor) -> Tensor:
+        return torch.softmax(z @ self._weight.T + self._bias, dim=-1)
 
 
 @dataclass(frozen=True)
 class StagedNight:
-    """A night with its ``scores``, and ``notes``: what was missing in its files, a line each."""
+    """A night with its ``scores``, and ``notes``: what was missing in its files, a line each.
+
+    ``begins``: the local time at which epoch 0 begins, None if the files do not say it; year 1 stands for an unknown
+    day.
+    """
 
     scores: NightScores
     notes: list[str]
+    begins: datetime | None = None
 
 
 def stage_nights(stager: Stager, source: NightSourceConfig, say: Callable[[str], None]) -> Iterator[StagedNight]:
@@ -123,30 +125,36 @@ def _staged(stager: Stager, source: CheckedSource, reference: Reference) -> Stag
             raise
         notes.append(str(error))
     if not index:
-        raise AudioError(notes[0] if notes else "has no whole epoch of 30 s")
+        raise AudioError(notes[0] if notes else "too short: it has no whole epoch of 30 s")
     places = np.array(index, np.int64)
-    found = stager.probabilities(places, np.stack(pictures))
+    found = stager.probabilities(places, pictures)
     scores = NightScores(reference.name, reference.speaker or reference.name, places, np.array(truth, np.int64), found)
-    return StagedNight(scores, notes)
+    return StagedNight(scores, notes, source.begins(reference))
 
 
 def write_night(folder: str, staged: StagedNight, names: tuple[str, ...] = STAGES) -> str:
-    """Writes ``<night>.csv``, ``<night>.json`` and ``<night>.png`` into ``folder``; returns the path of the picture.
+    """Writes ``<night>.csv``, ``<night>.json`` and ``<night>.png`` below ``folder``; returns the path of the picture.
 
-    The CSV has a row for each epoch: epoch, seconds from the beginning, stage, and the probability of each stage. The
-    JSON has the sleep variables (minutes; efficiency as a share) and the minutes of each stage.
+    The CSV has a row for each epoch: epoch, seconds from the beginning of epoch 0, the clock if it is known, stage, and
+    the probability of each stage. The JSON has the sleep variables (minutes; efficiency as a share), the minutes of
+    each stage, and how many epochs are missing between the first and the last one.
     """
-    scores = staged.scores
-    stem = storage.join(folder, scores.name.replace("/", "_"))
+    from rayssl.reports.nights import night_file  # imports matplotlib, 30 MB, which reading and staging need not hold
+
+    scores, predicted = staged.scores, staged.scores.predicted
+    stem = storage.join(folder, scores.name)
+    clocks = [] if staged.begins is None else [shown(staged.begins, EPOCH_S * place) for place in scores.index.tolist()]
     lines = io.StringIO()
     table = csv.writer(lines, lineterminator="\n")
-    table.writerow(["epoch", "seconds", "stage", *(name.lower() for name in names)])
-    predicted = scores.predicted
-    for place, stage, row in zip(scores.index.tolist(), predicted.tolist(), scores.probabilities, strict=True):
-        table.writerow([place, place * EPOCH_S, names[stage], *(f"{value:.4f}" for value in row)])
+    table.writerow(["epoch", "seconds", *(["clock"] if clocks else []), "stage", *(name.lower() for name in names)])
+    for row, (place, stage) in enumerate(zip(scores.index.tolist(), predicted.tolist(), strict=True)):
+        values = (f"{value:.4f}" for value in scores.probabilities[row])
+        table.writerow([place, place * EPOCH_S, *clocks[row : row + 1], names[stage], *values])
     summary: dict[str, Any] = {
         "night": scores.name,
+        "begins": None if staged.begins is None else shown(staged.begins, 0),
         "epochs": len(predicted),
+        "missing": int(scores.index[-1] - scores.index[0]) + 1 - len(predicted),
         **sleep_variables(predicted, scores.index, names).model_dump(),
         "minutes": {name: float((predicted == k).sum() * EPOCH_S / 60) for k, name in enumerate(names)},
         "notes": staged.notes,

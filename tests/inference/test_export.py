@@ -16,6 +16,7 @@ import torch
 from rayssl.cli import main
 from rayssl.errors import CheckpointError
 from rayssl.inference import export as exporting
+from rayssl.inference.encoder import load_encoder
 from rayssl.models.encoder import EncoderConfig, build_encoder
 from rayssl.runs.reading import find
 from rayssl.schema import parse
@@ -91,7 +92,8 @@ def test_noise_where_the_corpus_is_gone(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus")
     run = write_run(experiment(tmp_path / "run", tmp_path / "corpus"))
     (tmp_path / "corpus/manifest.json").unlink()
-    clips, origin = exporting._audio(find(str(run)), 640)
+    source = find(str(run))
+    clips, origin = exporting._audio(source, load_encoder(source.experiment, source.uri, RATE))
     assert origin == f"noise, as {tmp_path}/corpus cannot be read"
     assert {len(clip) for clip in clips} == {32000, 24640, 16000, 640}
 

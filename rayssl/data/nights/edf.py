@@ -96,9 +96,7 @@ class EdfFile:
                 return labels.index(name.strip().lower())
         wanted = " or ".join(f"'{name}'" for name in names)
         there = ", ".join(channel.label for channel in self.channels) or "none"
-        raise DecodeError(
-            f"no channel: {self.file} has no channel {wanted}; set the source's channel to one of: {there}"
-        )
+        raise DecodeError(f"no channel: {self.file} has no channel {wanted}; set channel to one of: {there}")
 
     def rate(self, number: int) -> float:
         """The rate of channel ``number`` in Hz."""

@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from operator import itemgetter
 from typing import Any
 
@@ -95,6 +96,12 @@ class CheckedSource:
                     raise self._broken(f"reading '{reference.name}' gives {given}; give {wanted}")
                 last = item.index
             yield item
+
+    def begins(self, reference: Reference) -> datetime | None:
+        """When epoch 0 of a night begins, see `NightSource.begins`."""
+        with self._faults("reading failed", [reference], {0}):
+            assert isinstance(self._source, NightSource)
+            return self._source.begins(reference)
 
     def place(self, reference: Reference) -> str:
         """Where the utterance was read from, for the list of rejects."""

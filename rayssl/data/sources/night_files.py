@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
 from itertools import starmap
 from typing import ClassVar, Literal
 
@@ -144,6 +145,20 @@ class NightFiles(NightSource):
         yield from (Dropped(note, 0) for note in scoring.notes)
         yield from alignment.missing(scoring, recording, shift)
         yield from self._scored(scoring, recording, shift)
+
+    def begins(self, reference: Reference) -> datetime | None:
+        """The clock of the night's first EDF file, at epoch 0. It reads the headers again, and the labels."""
+        config = self.config
+        labels, paths = self._located(reference)
+        recording = self._recording(paths)
+        if recording.clock is None:
+            return None
+        scoring, boundary = self._scoring(labels, paths, recording), 0.0
+        if scoring is not None:
+            shift = alignment.shift(scoring, recording, config.label_offset_s, config.max_start_difference_h)
+            boundary = float(scoring.onsets[0]) + shift
+        clock = recording.clock if recording.dated else recording.clock.replace(year=1)
+        return clock + timedelta(seconds=seconds_of(0, boundary))
 
     def _scored(self, scoring: Scoring, recording: Recording, shift: float) -> Iterator[EpochOrDropped]:
         boundary = float(scoring.onsets[0]) + shift

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TypeAlias
 
 import numpy as np
@@ -63,6 +64,14 @@ class NightSource(Source):
             DecodeError: the night, or the rest of it, cannot be used. What came before is kept.
         """
         raise NotImplementedError(f"{type(self).__name__}.epochs is not implemented")
+
+    def begins(self, reference: Reference) -> datetime | None:
+        """The local time at which epoch 0 of a night begins, or None if it is unknown; year 1 is an unknown day.
+
+        Raises:
+            DecodeError: the night cannot be used.
+        """
+        return None
 
     def read(self, reference: Reference) -> np.ndarray:
         """All epochs of a night, one after the other: float32 ``[T]``. Only for tools; a night may be 2 GB."""

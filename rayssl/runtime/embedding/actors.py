@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
 from rayssl import errors, storage
 from rayssl.data import decode, shards
-from rayssl.data.shards import Manifest
+from rayssl.data.shards import Manifest, Shard
 from rayssl.errors import CorpusError
-from rayssl.evaluation.embeddings import embed_utterances
+from rayssl.evaluation.embeddings import embed_epochs, embed_utterances
 from rayssl.experiment.config import Experiment
 from rayssl.inference.encoder import load_encoder
+from rayssl.models.encoder import NightEncoder
+from rayssl.models.nightmel import NightMel
 from rayssl.runtime import cluster
+from rayssl.runtime.embedding.nights import check_pictures, night_windows_of, read_epochs
 
+_Rows: TypeAlias = tuple[pa.Table, Callable[[], NDArray[np.float32]]]  # a shard without audio; makes its embeddings
 _COLUMNS = ("name", "speaker", "recording", "label")
 
 
@@ -68,6 +74,7 @@ def embed(
     length 1. ``local``: in this process, without Ray. Raises `UserError` naming what cannot be used.
     """
     job = EmbeddingTask(experiment, checkpoint_uri, corpus, read_corpus(corpus), normalise, local=local)
+    check_pictures(experiment, corpus, job.manifest)
     load_encoder(experiment, checkpoint_uri, job.manifest.rate)  # if it does not fit, raises before any actor starts
     count = len(job.manifest.shards)
     if limit is not None:
@@ -148,19 +155,38 @@ class Embedder:
         return sink.getvalue()
 
     def table(self, index: int) -> pa.Table:
-        """Shard ``index``, with embeddings instead of audio. Raises `CorpusError` naming what cannot be embedded."""
+        """Shard ``index``, with embeddings instead of audio. Raises `CorpusError` naming what cannot be embedded.
+
+        An encoder of nights embeds each epoch of a night among its neighbours in the shard, in the windows of staging,
+        see `rayssl.evaluation.embeddings.embed_epochs`. Any other encoder embeds each utterance alone.
+        """
         job, shard = self.job, self.job.manifest.shards[index]
         place = storage.join(job.corpus, shard.path)
+        by_night = job.manifest.nights is not None and isinstance(self.encoder, NightEncoder)
+        table, made = self._epochs(shard) if by_night else self._utterances(place, shard)
+        try:
+            rows = made()
+        except ValueError as error:
+            raise CorpusError(f"{place}: {error}; did the run of {job.checkpoint_uri} diverge?") from None
+        values = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
+        return table.add_column(1, "embedding", values)
+
+    def _utterances(self, place: str, shard: Shard) -> _Rows:
+        job = self.job
         table = shards.read_shard(job.corpus, shard, columns=["name", "audio", *_COLUMNS[1:]])
         names = table.column("name").to_pylist()
         pairs = zip(names, table.column("audio"), strict=True)
         waves = [self._wave(f"{place}: utterance '{name}'", audio.as_py()) for name, audio in pairs]
-        try:
-            rows = embed_utterances(self.encoder, waves, self.device, job.batch, normalise=job.normalise)
-        except ValueError as error:
-            raise CorpusError(f"{place}: {error}; did the run of {job.checkpoint_uri} diverge?") from None
-        values = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
-        return table.drop_columns(["audio"]).add_column(1, "embedding", values)
+        made = partial(embed_utterances, self.encoder, waves, self.device, job.batch, normalise=job.normalise)
+        return table.drop_columns(["audio"]), made
+
+    def _epochs(self, shard: Shard) -> _Rows:
+        job, encoder = self.job, self.encoder
+        assert isinstance(encoder, NightEncoder) and isinstance(encoder.frontend, NightMel)
+        read = read_epochs(job.corpus, job.manifest, shard, encoder.frontend.config.mel)
+        stride, batch = night_windows_of(job.experiment)
+        found = partial(embed_epochs, encoder, read.places, read.pictures, self.device, stride=stride, batch=batch)
+        return read.table, (lambda: unit_rows(found())) if job.normalise else found
 
     def _wave(self, utterance: str, audio: bytes) -> np.ndarray:
         """Samples int16 ``[T]`` of one utterance."""
@@ -175,6 +201,11 @@ class Embedder:
                 f"again with min_s={least / self.job.manifest.rate:g} or more"
             )
         return wave
+
+
+def unit_rows(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows ``[n, D]`` scaled to length 1; a row of zeros stays."""
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), np.float32)
 
 
 def matrix(table: pa.Table) -> np.ndarray:

@@ -30,6 +30,7 @@ from rayssl.inference.encoder import load_encoder
 from rayssl.models.encoder import EncoderConfig
 from rayssl.runs.reading import RunCheckpoint, find
 from rayssl.runtime.embedding.actors import Embedder, EmbeddingTask, over_shards, read_corpus
+from rayssl.runtime.embedding.nights import check_pictures, night_windows_of
 from rayssl.schema import Config
 
 RECORD = "_embeddings.json"  # readers of a Parquet folder ignore names that begin with _
@@ -43,7 +44,8 @@ class EmbeddingRecord(Config):
     """Describes a folder of embeddings: ``dim`` float32 numbers for each of ``rows`` utterances, not normalised.
 
     ``digest`` is the SHA-256 of the checkpoint's weights, ``fingerprint`` that of the corpus's content. Embeddings may
-    be in one folder only if these two and ``encoder`` are equal. ``files`` are in the order of the corpus.
+    be in one folder only if these two, ``encoder`` and ``stride`` are equal. ``files`` are in the order of the corpus.
+    ``stride``: for epochs of nights, how many epochs a window of the encoder begins after the one before.
     """
 
     version: int = _VERSION
@@ -59,12 +61,14 @@ class EmbeddingRecord(Config):
     rate: int
     rows: int
     files: list[str]
+    stride: int | None = None
     complete: bool = False
 
     @property
     def made_from(self) -> str:
         """A hash of everything that determines the embeddings."""
         parts = [self.version, self.digest, self.fingerprint, self.encoder.model_dump(mode="json")]
+        parts += [] if self.stride is None else [self.stride]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -97,6 +101,7 @@ def embed_corpus(
     source = find(run, which, overrides)
     corpus, out = storage.absolute(corpus), storage.absolute(out)
     manifest = read_corpus(corpus)
+    check_pictures(source.experiment, corpus, manifest)
     record = _record(source, corpus, manifest)
     _check_out(out, record)
     missing = _missing(out, record, manifest)
@@ -160,6 +165,7 @@ class _Progress:
 
 def _record(source: RunCheckpoint, corpus: str, manifest: Manifest) -> EmbeddingRecord:
     experiment = source.experiment
+    by_night = manifest.nights is not None and experiment.encoder.frontend.layout == "epochs"
     return EmbeddingRecord(
         run=source.run,
         checkpoint=source.uri,
@@ -173,6 +179,7 @@ def _record(source: RunCheckpoint, corpus: str, manifest: Manifest) -> Embedding
         rate=manifest.rate,
         rows=manifest.rows,
         files=[_file(index) for index in range(len(manifest.shards))],
+        stride=night_windows_of(experiment)[0] if by_night else None,
     )
 
 
@@ -195,7 +202,8 @@ def _check_out(out: str, record: EmbeddingRecord) -> None:
     if there.digest != record.digest:
         raise ConfigError(f"{out}: holds embeddings by {there.checkpoint}, not by {record.checkpoint}; {way_out}")
     if there.made_from != record.made_from:
-        raise ConfigError(f"{out}: holds embeddings by {there.checkpoint} with another 'encoder' section; {way_out}")
+        what = "'encoder' section" if there.encoder != record.encoder else "evaluation.stride"
+        raise ConfigError(f"{out}: holds embeddings by {there.checkpoint} with another {what}; {way_out}")
 
 
 def _read_record(out: str) -> EmbeddingRecord | None:

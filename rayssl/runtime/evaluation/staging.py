@@ -8,11 +8,10 @@ import torch
 
 from rayssl import storage
 from rayssl.batches.selection import split_of
-from rayssl.data import mel, shards, splits
-from rayssl.data.decode import RATE, pcm
+from rayssl.data import shards, splits
 from rayssl.data.nights import runs
 from rayssl.data.nights.scores import NightScores, read_stages, write_stages
-from rayssl.data.shards import Manifest, Shard
+from rayssl.data.shards import Manifest
 from rayssl.data.sources.nights import STAGES
 from rayssl.errors import AudioError, ConfigError, CorpusError
 from rayssl.evaluation.settings import StagingConfig
@@ -21,6 +20,7 @@ from rayssl.experiment.config import Experiment
 from rayssl.inference.staging import Stager
 from rayssl.models.nightmel import NightMelConfig
 from rayssl.runtime.embedding.actors import Embedder, EmbeddingTask, over_shards, read_corpus
+from rayssl.runtime.embedding.nights import check_pictures, read_epochs
 
 
 def stage(
@@ -60,30 +60,17 @@ class NightStager(Embedder):
 
     def table(self, index: int) -> pa.Table:
         """The stages of one night."""
-        parts = [self._read(self.job.manifest.shards[number]) for number in self.nights[index]]
-        name, subject = parts[0][3]
-        place, truth, pictures = (np.concatenate([part[k] for part in parts]) for k in range(3))
+        job, stager = self.job, self.stager
+        chosen = (job.manifest.shards[number] for number in self.nights[index])
+        parts = [read_epochs(job.corpus, job.manifest, shard, stager.mel) for shard in chosen]
+        place = np.concatenate([part.places for part in parts])
         try:
-            found = self.stager.probabilities(place, pictures)
+            found = stager.probabilities(place, [picture for part in parts for picture in part.pictures])
         except AudioError as error:
-            raise CorpusError(f"{self.job.corpus}: night '{name}': {error}") from None
-        return write_stages([NightScores(name, subject, place, truth, found)])
-
-    def _read(self, shard: Shard) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, str]]:
-        """The positions, stages and pictures of a shard's epochs, and the names of its night and subject."""
-        job, manifest = self.job, self.job.manifest
-        table = shards.read_shard(job.corpus, shard, ["name", "audio", "speaker", "label"])
-        names = table["name"].to_pylist()
-        place = [int(name.rpartition("/")[2]) for name in names]
-        truth = table["label"].to_numpy().astype(np.int64)
-        values = [pcm(audio.as_py(), manifest.format) for audio in table["audio"]]
-        if manifest.mel is not None:
-            pictures = np.stack([value.view(np.float16).reshape(manifest.epoch_shape) for value in values])
-        else:
-            scale = np.float32(1 / 32768)
-            pictures = np.stack([mel.picture(value * scale, self.stager.mel, RATE) for value in values])
-        subject = self.subjects[table["speaker"][0].as_py()]
-        return np.array(place, np.int64), truth, pictures, (names[0].rpartition("/")[0], subject)
+            raise CorpusError(f"{job.corpus}: night '{parts[0].night}': {error}") from None
+        truth = np.concatenate([part.table["label"].to_numpy() for part in parts]).astype(np.int64)
+        subject = self.subjects[parts[0].table["speaker"][0].as_py()]
+        return write_stages([NightScores(parts[0].night, subject, place, truth, found)])
 
 
 def _nights(settings: StagingConfig, manifest: Manifest) -> list[list[int]]:
@@ -115,11 +102,7 @@ def _check(experiment: Experiment, settings: StagingConfig, manifest: Manifest) 
         raise ConfigError(
             f"evaluation.task: staging needs an encoder of nights, and encoder.frontend.name is {frontend.name}"
         )
-    if manifest.mel is not None and manifest.mel != frontend.mel:
-        raise CorpusError(
-            f"{settings.corpus}: its pictures were made with other settings than encoder.frontend.mel; prepare it with "
-            "those of the run"
-        )
+    check_pictures(experiment, settings.corpus, manifest)
 
 
 def _train_counts(experiment: Experiment) -> list[int] | None:
