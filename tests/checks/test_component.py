@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from rayssl.checks.component import check
+from rayssl.checks.component import _experiment, check
 from rayssl.checks.encoder import check_encoder
+from rayssl.checks.small_job import SmallJob
 from rayssl.cli import main
+from rayssl.data.shards import read_manifest
 from rayssl.errors import ConfigError
+from rayssl.methods.sleep import SleepConfig
 from rayssl.models.encoder import EncoderConfig
 from tests import outside
+from tests.small_experiment import write_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,6 +66,38 @@ def test_the_guides_encoder_holds(tmp_path: Path) -> None:
     assert [outcome.text() for outcome in outcomes if not outcome.passed] == []
 
 
+@pytest.mark.parametrize(
+    "name", ["sleep", "nightmel", "soundsleepnet", pytest.param("sleepformer", marks=pytest.mark.long)]
+)
+def test_parts_for_nights_get_a_job_of_nights(name: str, tmp_path: Path) -> None:
+    """As a method, a front end or a backbone: two steps on short nights, whose pictures the front end takes."""
+    job = SmallJob(str(tmp_path), _experiment(name, []))
+    trace = job.train(2)
+    manifest = read_manifest(f"{tmp_path}/corpus")
+    assert manifest.nights is not None and manifest.mel is not None and "few" in manifest.splits
+    assert len(trace.losses) == 2 and all(gradient.any() for gradient in trace.gradients.values())
+    assert bool(trace.memory) == (name == "sleep")
+
+
+def test_an_experiment_of_nights_is_checked_with_short_sequences(tmp_path: Path) -> None:
+    backbone = {"name": "soundsleepnet", "width": 8, "embedding_dim": 16, "sequence": 40, "scored": [10, 30]}
+    tree = {
+        "run": "r",
+        "corpus": {"uri": "c"},
+        "labels": {"split": "hospital"},
+        "encoder": {"frontend": {"name": "nightmel", "mel": {"hop_ms": 500}}, "backbone": backbone},
+        "views": {"night": {"strong": {"noise": {"kinds": ["white"], "clips": 1, "clip_s": 5}}}},
+        "method": {"name": "sleep", "ssc": {"weight": 1, "anchors": "memory"}},
+    }
+    job = SmallJob(str(tmp_path), _experiment(write_config(tmp_path / "nights.yaml", tree), []))
+    settings = job.experiment()
+    assert settings.encoder.backbone.model_dump() == {
+        **settings.encoder.backbone.model_dump(), **backbone, "sequence": 6, "scored": None
+    }  # fmt: skip
+    assert isinstance(settings.method, SleepConfig) and settings.method.ssc.queue == 4
+    assert len(job.train(1).losses) == 1
+
+
 @pytest.mark.ranks
 class TestTraining:
     """Each spawns two gloo processes of its own."""
@@ -76,7 +112,7 @@ class TestTraining:
             assert sum(rule in line and line.startswith("ok") for line in lines) == 1
         assert "5 checks in " in lines[-1] and lines[-1].endswith("all hold")
 
-    @pytest.mark.parametrize("name", ["ssps", "daso"])
+    @pytest.mark.parametrize("name", ["ssps", "daso", "sleep"])
     def test_ours_with_a_memory_hold(self, name: str) -> None:
         assert failures(name) == {}
 
