@@ -101,7 +101,8 @@ def evaluate(run: str | PathLike[str], checkpoint: str = "last", *, local: bool 
 
     Returns:
         For verification, a `rayssl.evaluation.verification.Result`. For classification, a list of
-        `rayssl.evaluation.imbalance.ClassificationResult`, with the method's own classifier first.
+        `rayssl.evaluation.imbalance.ClassificationResult`, with the method's own classifier first. For the staging of
+        nights, a `rayssl.evaluation.staging.StagingResult`.
 
     Raises:
         UserError: the user can fix it; the message is one line.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from rayssl.experiment.build import build_run_encoder
 from rayssl.experiment.config import Experiment
 from rayssl.models.encoder import Encoder
@@ -20,3 +22,12 @@ def encoder_of(experiment: Experiment, loaded: checkpoint.Loaded, rate: int) -> 
     weights = {name[len(prefix) :]: value for name, value in loaded.state["method"].items() if name.startswith(prefix)}
     checkpoint.load_module(encoder, weights, loaded.uri, experiment.architecture)
     return encoder.eval().requires_grad_(False)
+
+
+def head_of(loaded: checkpoint.Loaded) -> tuple[Tensor, Tensor] | None:
+    """The weight ``[C, D]`` and the bias ``[C]`` of the linear classifier of a checkpoint; None if it has none."""
+    prefix = loaded.state.get("head_prefix")
+    if prefix is None:
+        return None
+    weight, bias = (loaded.state["method"].get(f"{prefix}linear.{name}") for name in ("weight", "bias"))
+    return None if weight is None or bias is None else (weight.float().clone(), bias.float().clone())

@@ -16,10 +16,11 @@ from rayssl.data import decode
 from rayssl.data.sources.night_files import NightFilesConfig
 from rayssl.errors import AudioError
 from rayssl.evaluation.embeddings import frozen
-from rayssl.inference.encoder import load_encoder
-from rayssl.inference.staging import StagedNight, Stager, stage_nights
+from rayssl.inference.encoder import encoder_of, head_of
+from rayssl.inference.staging import StagedNight, Stager, stage_nights, staging_parts
 from rayssl.models.encoder import Encoder
 from rayssl.runs.reading import RunCheckpoint, find
+from rayssl.training import checkpoint as checkpoints
 
 Waveform: TypeAlias = "Tensor | np.ndarray | list[float]"
 
@@ -30,10 +31,24 @@ class Model:
     """The frozen encoder of one checkpoint. It gives the same embeddings as ``rayssl embed``, up to rounding.
 
     ``rate`` (Hz) is that of the audio it was trained on. ``dim`` is the size D of an embedding. ``minimum_samples`` is
-    the least length at ``rate``. ``source`` has the run and the checkpoint.
+    the least length at ``rate``. ``source`` has the run and the checkpoint. ``head``: the weight and the bias of the
+    run's classifier, if it has one.
+
+    A run of nights has one embedding for each waveform: the mean over its epochs of 30 s. Its stages are `stage`'s::
+
+        for night in rayssl.load("runs/nights/sleep").stage("night.edf"):
+            print(night.scores.name, night.scores.predicted)  # 0 Wake, 1 Light, 2 Deep, 3 REM
     """
 
-    def __init__(self, encoder: Encoder, source: RunCheckpoint, rate: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        source: RunCheckpoint,
+        rate: int,
+        device: torch.device,
+        head: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        self._head = head
         self.encoder, self.source, self.rate, self.device = encoder.to(device), source, rate, device
         self.dim, self.minimum_samples = int(encoder.embedding_dim), int(encoder.minimum_samples)
 
@@ -118,7 +133,8 @@ class Model:
         Raises:
             UserError: the run does not stage nights, or there is no night at ``path``.
         """
-        stager = Stager(self.source.experiment, self.source.uri, self.device, stride=stride, encoder=self.encoder)
+        parts = staging_parts(self.source.experiment, self.source.uri, self.encoder, self._head)
+        stager = Stager(*parts, self.device, stride=stride)
         source = NightFilesConfig(uri=storage.absolute(str(path)), channel=channel, scoring="none")
         return stage_nights(stager, source, say)
 
@@ -170,6 +186,7 @@ def load(run: str | PathLike[str], checkpoint: str = "last", device: str | torch
     """
     source = find(str(run), checkpoint)
     with torch.random.fork_rng(devices=[]):
-        encoder = load_encoder(source.experiment, source.uri, decode.RATE)
+        loaded = checkpoints.load(source.uri)
+        encoder = encoder_of(source.experiment, loaded, decode.RATE)
     chosen = device if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
-    return Model(encoder, source, decode.RATE, torch.device(chosen))
+    return Model(encoder, source, decode.RATE, torch.device(chosen), head_of(loaded))

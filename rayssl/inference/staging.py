@@ -27,45 +27,52 @@ from rayssl.errors import AudioError, CheckpointError
 from rayssl.evaluation.embeddings import embed_epochs
 from rayssl.evaluation.hypnogram import sleep_variables
 from rayssl.experiment.config import Experiment
-from rayssl.inference.encoder import encoder_of
+from rayssl.inference.encoder import encoder_of, head_of
 from rayssl.models.encoder import Encoder, NightEncoder
 from rayssl.models.nightmel import NightMel
 from rayssl.training import checkpoint
 
 
 class Stager:
-    """The encoder and the classifier of a checkpoint of the method ``sleep``.
+    """An encoder of nights and the classifier behind it.
 
-    ``names``: the C stages. ``stride``: see `rayssl.evaluation.settings.StagingConfig`. ``batch``: windows of one
-    forward pass; 0: eight on a GPU, and one on a CPU, where more only take memory. ``encoder``: that of the checkpoint,
-    if it has been loaded. Raises `CheckpointError` if the run does not stage nights.
+    ``names``: the C stages. ``head``: weight ``[C, D]`` and bias ``[C]``. ``stride``: see
+    `rayssl.evaluation.settings.StagingConfig`. ``batch``: windows of one forward pass; 0: eight on a GPU, and one on a
+    CPU, where more only take memory.
     """
 
     def __init__(
         self,
+        encoder: NightEncoder,
+        head: tuple[Tensor, Tensor],
+        device: str | torch.device = "cpu",
+        *,
+        stride: int = 20,
+        batch: int = 0,
+    ) -> None:
+        assert isinstance(encoder.frontend, NightMel)
+        self.encoder, self.device = encoder.to(device), torch.device(device)
+        self._weight, self._bias = (each.to(device) for each in head)
+        self.names, self.stride = STAGES, stride
+        self.batch = batch or (1 if self.device.type == "cpu" else 8)
+        self.mel = encoder.frontend.config.mel
+
+    @classmethod
+    def load(
+        cls,
         experiment: Experiment,
         checkpoint_uri: str,
         device: str | torch.device = "cpu",
         *,
         stride: int = 20,
         batch: int = 0,
-        encoder: Encoder | None = None,
-    ) -> None:
+    ) -> Stager:
+        """The stager of a checkpoint. Raises `CheckpointError` if the run does not stage nights."""
         loaded = checkpoint.load(checkpoint_uri)
-        prefix = loaded.state.get("head_prefix")
-        if prefix is None or experiment.encoder.frontend.layout != "epochs":
-            raise CheckpointError(
-                f"{checkpoint_uri}: a run of method.name={experiment.method.name} does not stage nights; give one of "
-                "method sleep"
-            )
-        found = encoder_of(experiment, loaded, decode.RATE) if encoder is None else encoder
-        assert isinstance(found, NightEncoder) and isinstance(found.frontend, NightMel)
-        self.encoder, self.device = found.to(device), torch.device(device)
-        weights = (loaded.state["method"][f"{prefix}linear.{name}"].float() for name in ("weight", "bias"))
-        self._weight, self._bias = (weight.to(device, copy=True) for weight in weights)
-        self.names, self.stride = STAGES, stride
-        self.batch = batch or (1 if self.device.type == "cpu" else 8)
-        self.mel = found.frontend.config.mel
+        encoder = encoder_of(experiment, loaded, decode.RATE)
+        return cls(
+            *staging_parts(experiment, checkpoint_uri, encoder, head_of(loaded)), device, stride=stride, batch=batch
+        )
 
     def probabilities(self, index: NDArray[np.int64], pictures: Sequence[NDArray[np.float16]]) -> NDArray[np.float32]:
         """The probabilities ``[n, C]`` of a night's epochs.
@@ -81,6 +88,18 @@ class Stager:
 
     def _head(self, z: Tensor) -> Tensor:
         return torch.softmax(z @ self._weight.T + self._bias, dim=-1)
+
+
+def staging_parts(
+    experiment: Experiment, checkpoint_uri: str, encoder: Encoder, head: tuple[Tensor, Tensor] | None
+) -> tuple[NightEncoder, tuple[Tensor, Tensor]]:
+    """``encoder`` and ``head``, if they stage nights. Raises `CheckpointError` if they do not."""
+    if head is None or not isinstance(encoder, NightEncoder):
+        raise CheckpointError(
+            f"{checkpoint_uri}: a run of method.name={experiment.method.name} does not stage nights; give one of "
+            "method sleep"
+        )
+    return encoder, head
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,10 @@ with ``encoder: {backbone: {name: average.py:Average}}`` in the YAML.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Literal, TypeAlias
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -28,6 +30,8 @@ from rayssl.registry import ComponentConfig, Configurable
 # The shape of features: bands over time [B, F, T], samples [B, 1, T], channels of bands over time [B, C, F, T], or
 # pictures of N consecutive epochs of sleep [B, N, F, T]
 Layout: TypeAlias = Literal["bands", "samples", "planes", "epochs"]
+
+_PICTURES = 8  # epochs whose pictures are encoded at once on a CPU, in inference
 
 
 class FrontendConfig(ComponentConfig):
@@ -130,6 +134,16 @@ class NightBackbone(Backbone):
         seed the random draws of dropout; without keys there is none.
         """
         raise NotImplementedError(f"{type(self).__name__}.sequence is not implemented")
+
+    def in_parts(self, encode: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
+        """``encode(pictures [n, F, T])``, whose rows do not depend on each other.
+
+        In inference on a CPU it is done for a few pictures at a time: more of them are not faster, and 40 epochs would
+        take 300 MB.
+        """
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_exporting() or pictures.device.type != "cpu":
+            return encode(pictures)
+        return torch.cat([encode(part) for part in pictures.split(_PICTURES)])
 
     def forward(self, features: Tensor) -> Tensor:
         """The mean of ``z`` over the epochs, ``[B, embedding_dim]``."""

@@ -85,7 +85,7 @@ class SleepFormer(NightBackbone):
 
     def sequence(self, features: Tensor, keys: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """See `NightBackbone.sequence`."""
-        own = self.encoded(features.flatten(0, 1)).unflatten(0, features.shape[:2])
+        own = self.in_parts(self.encoded, features.flatten(0, 1)).unflatten(0, features.shape[:2])
         if self.config.head == "fc":
             return self.project(own), own
         tokens = keyed_dropout(own, keys if self.training else None, self.config.dropout)

@@ -91,7 +91,7 @@ class SoundSleepNet(NightBackbone):
 
     def sequence(self, features: Tensor, keys: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """See `NightBackbone.sequence`."""
-        own = self.encoded(features.flatten(0, 1)).unflatten(0, features.shape[:2])
+        own = self.in_parts(self.encoded, features.flatten(0, 1)).unflatten(0, features.shape[:2])
         if self.config.context == "epoch":
             return self.project(own), own
         along = self.recurrent(own)

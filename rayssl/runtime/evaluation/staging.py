@@ -55,7 +55,9 @@ class NightStager(Embedder):
         self.job, self.nights = job, nights
         torch.set_num_threads(1)
         device = torch.device("cuda" if torch.cuda.is_available() and job.experiment.ray.gpu is not False else "cpu")
-        self.stager = Stager(job.experiment, job.checkpoint_uri, device, stride=settings.stride, batch=settings.batch)
+        self.stager = Stager.load(
+            job.experiment, job.checkpoint_uri, device, stride=settings.stride, batch=settings.batch
+        )
         self.subjects = shards.read_labels(job.corpus)["speaker"]
 
     def table(self, index: int) -> pa.Table:
