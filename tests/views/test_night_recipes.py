@@ -76,7 +76,7 @@ def write_noises(uri: str, pcms: list[np.ndarray]) -> str:
     }
     names = {kind: ["a"] for kind in shards.KINDS}
     shards.write_manifest(
-        uri, [shards.write_shard(uri, 0, columns)], format="flac", names=names, rejected=0, settings={}
+        uri, [shards.write_shard(uri, (0,), columns)], format="flac", names=names, rejected=0, settings={}
     )
     return uri
 
