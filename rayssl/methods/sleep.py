@@ -26,7 +26,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from rayssl import collectives
+from rayssl import collectives, storage
 from rayssl.batches.selection import Role
 from rayssl.errors import ConfigError
 from rayssl.losses.ccssl import ccssl
@@ -70,6 +70,8 @@ class SleepConfig(LabelledMethodConfig):
       ``backbone``, which sees each epoch alone.
     - ``pseudo``: whose predictions of the weak view are the pseudo-labels: those of the ``online`` or of the
       ``average`` model.
+    - ``start_from``: a run of this method with the same encoder, or one of its checkpoints, that gives the initial
+      weights: HomeSleepNet began with those of supervised training.
     - ``noise``, ``fixmatch``, ``sequential``, ``ccssl``, ``ssc``: the terms.
     """
 
@@ -78,6 +80,7 @@ class SleepConfig(LabelledMethodConfig):
     labelled_recipe: Literal["none", "weak", "strong"] = "weak"
     features: Literal["head", "backbone"] = "head"
     pseudo: Literal["online", "average"] = "online"
+    start_from: str | None = None
     noise: NoiseTermConfig = NoiseTermConfig()
     fixmatch: FixMatchTermConfig = FixMatchTermConfig()
     sequential: SequentialTermConfig = SequentialTermConfig()
@@ -85,6 +88,17 @@ class SleepConfig(LabelledMethodConfig):
     ssc: SscTermConfig = SscTermConfig()
 
     sequences: ClassVar[bool] = True
+
+    @property
+    def starts_from(self) -> str | None:
+        """``start_from``."""
+        return self.start_from
+
+    def located(self) -> SleepConfig:
+        """A copy with the absolute path of ``start_from``."""
+        start = None if self.start_from is None else storage.absolute(self.start_from)
+        located: SleepConfig = super().located().model_copy(update={"start_from": start})
+        return located
 
     @property
     def uses_unlabelled(self) -> bool:

@@ -73,3 +73,13 @@ def test_the_queues_are_in_the_checkpoint_and_in_use(corpus: Path, tmp_path: Pat
     memory.load_state_dict(ClassMemory(ClassSettings(classes=4, dim=memory.dim, length=6, anchors=6)).state_dict())
     loop.fit(batches(other, loop))
     assert records(other.run, "step")[3]["ssc"] != records(whole.run, "step")[3]["ssc"]
+
+
+def test_a_run_begins_with_the_weights_of_another(corpus: Path, tmp_path: Path) -> None:
+    """Of one with other terms; its average too. The queues begin empty."""
+    first = night_experiment(tmp_path / "first", corpus, method={"name": "sleep", "noise": {"weight": 1.0}})
+    trained = content(fit(first))["weights"]
+    method = {**ANCHORED_SLEEP, "start_from": str(tmp_path / "first")}
+    begun = build(night_experiment(tmp_path / "second", corpus, method=method))
+    for name, value in begun.state.method.state_dict().items():
+        assert torch.equal(value, trained[name]), name
