@@ -94,7 +94,8 @@ def test_two_ranks_are_one(ranks: Callable[..., list[Result]], corpus: str, case
             assert far <= 1e-3 * np.linalg.norm(expected) + 2e-6, name
         for name, expected in one["weights"].items():
             np.testing.assert_allclose(result["weights"][name], expected, rtol=1e-3, atol=2e-5, err_msg=name)
-        same_memory(result["memory"], one["memory"])
+        # features of a deep network after steps of Adam, of size 1: the rounding of all of them adds up
+        same_memory(result["memory"], one["memory"], atol=1e-3)
     assert bool(one["memory"]) == (CASES[case][1].get("ssc", {}).get("anchors") == "memory")
     assert two[0]["classes"] == one["classes"]
     for name, value in two[0]["weights"].items():  # between the ranks there is not even rounding

@@ -133,14 +133,14 @@ def test_two_ranks_are_one(ranks: Callable[..., list[Result]], corpus: str, meth
         assert one["epochs"][-1]["coverage"] > 0.3
 
 
-def same_memory(mine: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
+def same_memory(mine: dict[str, np.ndarray], theirs: dict[str, np.ndarray], atol: float = 1e-4) -> None:
     """Exactly the same utterances, ages and clusters; embeddings up to rounding."""
     assert mine.keys() == theirs.keys()
     for name, expected in theirs.items():
         if name == "counters":  # read, and so reset, on rank 0 only
             continue
         if np.issubdtype(expected.dtype, np.floating):
-            np.testing.assert_allclose(mine[name], expected, rtol=1e-3, atol=1e-4, err_msg=name)
+            np.testing.assert_allclose(mine[name], expected, rtol=1e-3, atol=atol, err_msg=name)
         else:
             np.testing.assert_array_equal(mine[name], expected, err_msg=name)
 
