@@ -16,8 +16,7 @@ from rayssl import storage
 from tests.bench.table_runs import cell, result
 
 CONFIG = "nights_sleep.yaml"
-ALONE = ("method.sequential.weight=0", "method.ssc.weight=0")
-SSN = "encoder.backbone={name: soundsleepnet, width: 32, embedding_dim: 64, hidden: 128, sequence: 20}"
+FORMER = "encoder.backbone={name: sleepformer, width: 0.125, bands: 32, frames: 300, blocks: 2, sequence: 20}"
 
 
 @dataclass(frozen=True)
@@ -30,16 +29,16 @@ class Row:
 
 
 ROWS = {
-    "epoch": Row("one epoch: CNN", (*ALONE, f"{SSN[:-1]}, context: epoch}}"), False),
-    "soundsleepnet": Row("SoundSleepNet, supervised", (*ALONE, SSN), False),
-    "fc": Row("SleepFormer fc, supervised", (*ALONE, "encoder.backbone.head=fc"), False),
-    "vit": Row("SleepFormer vit, supervised", ALONE, False),
-    "noise": Row("+ noise consistency, labelled nights", (*ALONE, "method.noise.weight=1"), False),
-    "fixmatch": Row("+ FixMatch", (*ALONE, "method.fixmatch.weight=1")),
-    "sequential": Row("+ L_SC", (ALONE[1],)),
-    "ccssl": Row("+ CCSSL", (*ALONE, "method.ccssl.weight=0.1")),
-    "ssc": Row("+ SSC", (ALONE[0],)),
-    "both": Row("+ L_SC + SSC", ()),
+    "epoch": Row("one epoch: CNN", ("encoder.backbone.context=epoch",), False),
+    "soundsleepnet": Row("SoundSleepNet, supervised", (), False),
+    "fc": Row("SleepFormer fc, supervised", (f"{FORMER[:-1]}, head: fc}}",), False),
+    "vit": Row("SleepFormer vit, supervised", (FORMER,), False),
+    "noise": Row("+ noise consistency, labelled nights", (FORMER, "method.noise.weight=1"), False),
+    "fixmatch": Row("+ FixMatch", (FORMER, "method.fixmatch.weight=1")),
+    "sequential": Row("+ L_SC", (FORMER, "method.sequential.weight=1")),
+    "ccssl": Row("+ CCSSL", (FORMER, "method.ccssl.weight=0.1")),
+    "ssc": Row("+ SSC", (FORMER, "method.ssc.weight=0.1")),
+    "both": Row("+ L_SC + SSC", (FORMER, "method.sequential.weight=1", "method.ssc.weight=0.1")),
 }
 
 

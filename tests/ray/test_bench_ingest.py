@@ -37,8 +37,10 @@ def test_against_a_dataloader(
     assert main(["bench", "ingest", *options.split(), *SMALL.split(), "--against", "dataloader"]) == 0
     printed = capsys.readouterr()
     figures = json.loads(printed.out.splitlines()[-1])
-    positive = ("utterances_per_s", "ratio", "cores", "cpu_seconds_per_1000", "first_batch_s", "cpu_tasks_per_1000")
-    assert all(figures[name] > 0 for name in positive)
+    for name in ("utterances_per_s", "ratio", "cores", "first_batch_s"):
+        assert figures[name] > 0, name
+    for name in ("cpu_seconds_per_1000", "cpu_tasks_per_1000"):  # the system counts in hundredths of a second
+        assert figures[name] >= 0, name
     assert (figures["steps"], figures["readers"], figures["utterances"], figures["device"]) == (6, 2, 48, "cpu")
     assert figures["cores_needed"] >= 1
     assert figures["dataloader_utterances_per_s"] > 0
