@@ -7,6 +7,8 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
+from rayssl.losses.rows import precise
+
 
 def joint(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """The probability that three views of a clip get the classes i, j and k: float32 ``[C, C, C]`` with sum 1. ::
@@ -23,7 +25,7 @@ def joint(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     if not a.shape == b.shape == c.shape or a.ndim != 2 or not len(a):
         raise ValueError(f"not probabilities of three views: {tuple(a.shape)}, {tuple(b.shape)}, {tuple(c.shape)}")
     with torch.autocast(device_type=a.device.type, enabled=False):
-        p = torch.einsum("ni,nj,nk->ijk", _wide(a), _wide(b), _wide(c)) / len(a)
+        p = torch.einsum("ni,nj,nk->ijk", precise(a), precise(b), precise(c)) / len(a)
         return torch.stack([p.permute(order) for order in permutations(range(3))]).mean(dim=0)
 
 
@@ -41,14 +43,10 @@ def mutual_information(joint: Tensor) -> Tensor:
     if joint.ndim != 3 or len(set(joint.shape)) != 1:
         raise ValueError(f"joint must be [C, C, C], got {tuple(joint.shape)}")
     with torch.autocast(device_type=joint.device.type, enabled=False):
-        p = _wide(joint)
+        p = precise(joint)
         marginals = [p.sum(dim=others) for others in ((1, 2), (0, 2), (0, 1))]
         return torch.stack([_entropy(marginal) for marginal in marginals]).sum() - _entropy(p)
 
 
 def _entropy(p: Tensor) -> Tensor:
     return -(p * p.clamp_min(torch.finfo(p.dtype).tiny).log()).sum()
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rayssl.losses.rows import precise
+
 
 def adjusted_cross_entropy(logits: Tensor, labels: Tensor, *, log_prior: Tensor, tau: float) -> Tensor:
     """Cross-entropy of logits to which the classes' frequencies are added, mean over B rows; a scalar, float32. ::
@@ -29,7 +31,7 @@ def adjusted_cross_entropy(logits: Tensor, labels: Tensor, *, log_prior: Tensor,
             f"{tuple(logits.shape)}"
         )
     with torch.autocast(device_type=logits.device.type, enabled=False):
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        wide = precise(logits)
         return functional.cross_entropy(wide + tau * log_prior.to(wide), labels)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+from rayssl.losses.rows import check_views, unit
 
 
 def ccssl(
@@ -44,7 +45,7 @@ def ccssl(
     _check(a, b, pseudo, keys_a, keys_b, key_pseudo, offset, temperature, valid, key_valid)
     rows, total = a.shape[0], keys_a.shape[0]
     with torch.autocast(device_type=a.device.type, enabled=False):
-        anchors, keys = _unit(torch.cat([a, b])), _unit(torch.cat([keys_a, keys_b]))
+        anchors, keys = unit(torch.cat([a, b])), unit(torch.cat([keys_a, keys_b]))
         own = torch.arange(offset, offset + rows, device=a.device)
         itself = torch.cat([own, own + total])[:, None]
         other_view = torch.cat([own + total, own])[:, None]
@@ -74,10 +75,6 @@ def _pair_weights(pseudo: Tensor, key_pseudo: Tensor, push: float) -> Tensor:
     return torch.where(sure & same, confidence[:, None] * key_confidence, 0.0)
 
 
-def _unit(x: Tensor) -> Tensor:
-    return functional.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1)
-
-
 def _check(
     a: Tensor,
     b: Tensor,
@@ -91,13 +88,7 @@ def _check(
     key_valid: Tensor | None,
 ) -> None:
     rows, total = a.shape[0], keys_a.shape[0]
-    if temperature <= 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
-    if a.shape != b.shape or keys_a.shape != keys_b.shape or not 0 <= offset <= total - rows:
-        raise ValueError(
-            f"a {tuple(a.shape)}, b {tuple(b.shape)} are not rows {offset}..{offset + rows} of keys "
-            f"{tuple(keys_a.shape)}, {tuple(keys_b.shape)}"
-        )
+    check_views(a, b, keys_a, keys_b, offset=offset, temperature=temperature)
     if pseudo.dim() != 2 or len(pseudo) != rows or key_pseudo.shape != (total, pseudo.shape[1]):
         raise ValueError(
             f"pseudo {tuple(pseudo.shape)} and key_pseudo {tuple(key_pseudo.shape)} are not those of {rows} rows and "

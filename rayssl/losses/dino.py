@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rayssl.losses.rows import precise
+
 
 def dino(
     students: Sequence[Tensor],
@@ -38,7 +40,7 @@ def dino(
         for number, student in enumerate(students):
             others = [target for crop, target in enumerate(targets) if crop != number]
             if others:  # cross-entropy is linear in its target, so one call serves all pairs of this crop
-                logits = _wide(student) / student_temperature
+                logits = precise(student) / student_temperature
                 losses.append(functional.cross_entropy(logits, torch.stack(others).sum(0)))
         return torch.stack(losses).sum() / pairs
 
@@ -46,7 +48,7 @@ def dino(
 @torch.no_grad()
 def distribution(logits: Tensor, centre: Tensor, temperature: float) -> Tensor:
     """The teacher's ``softmax((logits - centre) / temperature)``, ``[B, K]``, without gradient, float32 at least."""
-    return functional.softmax((_wide(logits) - centre) / temperature, dim=1)
+    return functional.softmax((precise(logits) - centre) / temperature, dim=1)
 
 
 @torch.no_grad()
@@ -63,17 +65,13 @@ def entropy(teachers: Sequence[Tensor], *, centre: Tensor, temperature: float) -
 @torch.no_grad()
 def mean_logits(teachers: Sequence[Tensor]) -> Tensor:
     """The mean of this rank's teacher logits over crops and rows, ``[K]``. Its mean over ranks is the global one."""
-    return torch.stack([_wide(teacher).mean(0) for teacher in teachers]).mean(0)
+    return torch.stack([precise(teacher).mean(0) for teacher in teachers]).mean(0)
 
 
 @torch.no_grad()
 def moved_centre(centre: Tensor, mean: Tensor, *, momentum: float) -> Tensor:
     """The new centre ``[K]``, ``m * centre + (1 - m) * mean``, if the teacher's logits of a batch have ``mean [K]``."""
     return centre * momentum + mean.to(centre.dtype) * (1 - momentum)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _check(

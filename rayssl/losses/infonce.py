@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rayssl.losses.rows import unit
+
 
 def infonce(queries: Tensor, keys: Tensor, queue: Tensor, *, filled: Tensor, temperature: float) -> Tensor:
     """Cross-entropy of finding each query's own key among this key and the queue; a scalar >= 0, float32.
@@ -30,12 +32,8 @@ def infonce(queries: Tensor, keys: Tensor, queue: Tensor, *, filled: Tensor, tem
     if filled.shape != queue.shape[:1] or filled.dtype != torch.bool:
         raise ValueError(f"filled must be bool {tuple(queue.shape[:1])}, got {filled.dtype} {tuple(filled.shape)}")
     with torch.autocast(device_type=queries.device.type, enabled=False):
-        q, k, negatives = _unit(queries), _unit(keys), _unit(queue)
+        q, k, negatives = unit(queries), unit(keys), unit(queue)
         own = (q * k).sum(dim=1, keepdim=True)
         others = (q @ negatives.T).masked_fill(~filled, float("-inf"))
         logits = torch.cat([own, others], dim=1) / temperature
         return functional.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
-
-
-def _unit(x: Tensor) -> Tensor:
-    return functional.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1)

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rayssl.losses.rows import precise
+
 
 def noise_consistency(
     clean: Tensor,
@@ -54,7 +56,7 @@ def noise_consistency(
 
 
 def _log_share(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
+    return precise(logits).log_softmax(dim=-1)
 
 
 def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rayssl.losses.rows import check_views, unit
+
 
 def ntxent(a: Tensor, b: Tensor, *, keys_a: Tensor, keys_b: Tensor, offset: int, temperature: float) -> Tensor:
     """Normalised temperature-scaled cross-entropy, mean over this rank's 2B anchors; a scalar >= 0, float32.
@@ -23,22 +25,12 @@ def ntxent(a: Tensor, b: Tensor, *, keys_a: Tensor, keys_b: Tensor, offset: int,
     the temperature is not positive.
     """
     rows, total = a.shape[0], keys_a.shape[0]
-    if temperature <= 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
-    if a.shape != b.shape or keys_a.shape != keys_b.shape or not 0 <= offset <= total - rows:
-        raise ValueError(
-            f"a {tuple(a.shape)}, b {tuple(b.shape)} are not rows {offset}..{offset + rows} of keys "
-            f"{tuple(keys_a.shape)}, {tuple(keys_b.shape)}"
-        )
+    check_views(a, b, keys_a, keys_b, offset=offset, temperature=temperature)
     with torch.autocast(device_type=a.device.type, enabled=False):
-        anchors = _unit(torch.cat([a, b]))
-        keys = _unit(torch.cat([keys_a, keys_b]))
+        anchors = unit(torch.cat([a, b]))
+        keys = unit(torch.cat([keys_a, keys_b]))
         own = torch.arange(offset, offset + rows, device=a.device)
         itself = torch.cat([own, own + total])
         positive = torch.cat([own + total, own])
         logits = (anchors @ keys.T / temperature).scatter(1, itself[:, None], float("-inf"))
         return functional.cross_entropy(logits, positive)
-
-
-def _unit(x: Tensor) -> Tensor:
-    return functional.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rayssl.losses.rows import precise
+
 
 def consistency(strong_logits: Tensor, targets: Tensor, confident: Tensor) -> Tensor:
     """FixMatch's L_u: cross-entropy of the strong view against the pseudo-label of the weak one; a scalar, float32. ::
@@ -31,7 +33,7 @@ def consistency(strong_logits: Tensor, targets: Tensor, confident: Tensor) -> Te
         )
     with torch.autocast(device_type=strong_logits.device.type, enabled=False):
         counted = targets.masked_fill(~confident, _IGNORED)
-        return functional.cross_entropy(_wide(strong_logits), counted, ignore_index=_IGNORED, reduction="sum") / rows
+        return functional.cross_entropy(precise(strong_logits), counted, ignore_index=_IGNORED, reduction="sum") / rows
 
 
 def alignment(strong_q_logits: Tensor, q: Tensor, present: Tensor) -> Tensor:
@@ -48,8 +50,8 @@ def alignment(strong_q_logits: Tensor, q: Tensor, present: Tensor) -> Tensor:
     _check_present(present, q.shape[1])
     with torch.autocast(device_type=q.device.type, enabled=False):
         # an absent class has q = 0 and a logarithm of -inf, and their product would be NaN
-        log_share = _wide(strong_q_logits).log_softmax(dim=1).masked_fill(~present, 0)
-        return -(_wide(q.detach()) * log_share).sum(dim=1).mean()
+        log_share = precise(strong_q_logits).log_softmax(dim=1).masked_fill(~present, 0)
+        return -(precise(q.detach()) * log_share).sum(dim=1).mean()
 
 
 def semantic_logits(features: Tensor, prototypes: Tensor, present: Tensor, *, temperature: float) -> Tensor:
@@ -68,7 +70,7 @@ def semantic_logits(features: Tensor, prototypes: Tensor, present: Tensor, *, te
         raise ValueError(f"features {tuple(features.shape)} and prototypes {tuple(prototypes.shape)} do not fit")
     _check_present(present, len(prototypes))
     with torch.autocast(device_type=features.device.type, enabled=False):
-        cosine = _direction(_wide(features)) @ _direction(_wide(prototypes.detach())).T
+        cosine = _direction(precise(features)) @ _direction(precise(prototypes.detach())).T
         nothing = torch.where(present.any(), float("-inf"), 0.0).to(cosine.dtype)
         return torch.where(present, cosine / temperature, nothing)
 
@@ -87,8 +89,8 @@ def blend(p: Tensor, q: Tensor, weights: Tensor) -> Tensor:
     """
     if p.shape != q.shape or weights.shape != p.shape[1:]:
         raise ValueError(f"p {tuple(p.shape)}, q {tuple(q.shape)} and weights {tuple(weights.shape)} do not fit")
-    share = _wide(weights)[p.argmax(dim=1)][:, None]
-    return (1 - share) * _wide(p) + share * _wide(q)
+    share = precise(weights)[p.argmax(dim=1)][:, None]
+    return (1 - share) * precise(p) + share * precise(q)
 
 
 @torch.no_grad()
@@ -109,10 +111,6 @@ def blend_weights(histogram: Tensor, *, temperature: float) -> Tensor:
 
 
 _IGNORED = -100  # a target that cross_entropy skips
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _direction(x: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+from rayssl.losses.rows import unit
 
 
 def sequential_consistency(
@@ -64,5 +65,5 @@ def pair_weights(count: int, *, w_min: float, device: torch.device | str = "cpu"
 
 def _similarity(x: Tensor) -> Tensor:
     """``[S, N, N]``"""
-    z = functional.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=2)
+    z = unit(x)
     return z @ z.transpose(1, 2)

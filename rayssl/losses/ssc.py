@@ -6,7 +6,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+from rayssl.losses.rows import unit
 
 
 def ssc(
@@ -45,8 +46,8 @@ def ssc(
     """
     _check(anchors, classes, candidates, predicted, temperature, threshold, normaliser, weights, valid)
     with torch.autocast(device_type=candidates.device.type, enabled=False):
-        z = _unit(candidates)
-        logits = _unit(anchors.detach()).to(z.dtype) @ z.T / temperature
+        z = unit(candidates)
+        logits = unit(anchors.detach()).to(z.dtype) @ z.T / temperature
         p = predicted.detach().to(z.dtype).T.index_select(0, classes.clamp_min(0))
         trusted = (p >= threshold) & (p > 0)
         if valid is not None:
@@ -60,10 +61,6 @@ def ssc(
             counted = counted * weights.detach().to(z.dtype)
         attracted = (p * logits.log_softmax(dim=1)).sum(dim=1) / torch.where(norm > 0, norm, 1)
         return -(counted * attracted).sum(), counted.sum()
-
-
-def _unit(x: Tensor) -> Tensor:
-    return functional.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1)
 
 
 def _check(

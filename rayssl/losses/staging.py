@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rayssl.losses.rows import precise
+
 _UNSCORED = -1
 
 
@@ -31,7 +33,7 @@ def sequence_cross_entropy(
     if valid is not None and (valid.shape != labels.shape or valid.dtype != torch.bool):
         raise ValueError(f"valid must be bool {tuple(labels.shape)}, got {valid.dtype} {tuple(valid.shape)}")
     with torch.autocast(device_type=logits.device.type, enabled=False):
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, -2)
+        wide = precise(logits).flatten(0, -2)
         counted = labels if valid is None else labels.masked_fill(~valid, _UNSCORED)
         total = functional.cross_entropy(
             wide,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+from rayssl.losses.rows import check_views, unit
 
 
 def supcon(
@@ -39,8 +40,8 @@ def supcon(
     _check(a, b, labels, keys_a, keys_b, key_labels, offset, temperature)
     rows, total = a.shape[0], keys_a.shape[0]
     with torch.autocast(device_type=a.device.type, enabled=False):
-        anchors = _unit(torch.cat([a, b]))
-        keys = _unit(torch.cat([keys_a, keys_b]))
+        anchors = unit(torch.cat([a, b]))
+        keys = unit(torch.cat([keys_a, keys_b]))
         own = torch.arange(offset, offset + rows, device=a.device)
         itself = torch.cat([own, own + total])[:, None]
         other_view = torch.cat([own + total, own])[:, None]
@@ -50,10 +51,6 @@ def supcon(
         # `where` and not a product: the anchor's own entry is -inf, and times 0 it would be NaN
         per_anchor = torch.where(positive, log_share, 0).sum(dim=1) / positive.sum(dim=1)
         return -per_anchor.mean()
-
-
-def _unit(x: Tensor) -> Tensor:
-    return functional.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1)
 
 
 def _check(
@@ -67,13 +64,7 @@ def _check(
     temperature: float,
 ) -> None:
     rows, total = a.shape[0], keys_a.shape[0]
-    if temperature <= 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
-    if a.shape != b.shape or keys_a.shape != keys_b.shape or not 0 <= offset <= total - rows:
-        raise ValueError(
-            f"a {tuple(a.shape)}, b {tuple(b.shape)} are not rows {offset}..{offset + rows} of keys "
-            f"{tuple(keys_a.shape)}, {tuple(keys_b.shape)}"
-        )
+    check_views(a, b, keys_a, keys_b, offset=offset, temperature=temperature)
     if labels.shape != (rows,) or key_labels.shape != (total,):
         raise ValueError(
             f"labels {tuple(labels.shape)} and key_labels {tuple(key_labels.shape)} are not those of {rows} rows and "

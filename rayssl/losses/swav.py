@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rayssl.losses.rows import check_views, precise
+
 
 def swav(
     a: Tensor,
@@ -32,20 +34,14 @@ def swav(
     ``counted [N]`` see `sinkhorn`. The arithmetic is float32 (float64 for float64 inputs), even under autocast. Raises
     `ValueError` if the shapes do not fit each other, or if temperature, epsilon or iterations are not positive.
     """
-    rows, total = a.shape[0], keys_a.shape[0]
-    if temperature <= 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
-    if a.shape != b.shape or keys_a.shape != keys_b.shape or not 0 <= offset <= total - rows:
-        raise ValueError(
-            f"a {tuple(a.shape)}, b {tuple(b.shape)} are not rows {offset}..{offset + rows} of keys "
-            f"{tuple(keys_a.shape)}, {tuple(keys_b.shape)}"
-        )
+    rows = len(a)
+    check_views(a, b, keys_a, keys_b, offset=offset, temperature=temperature)
     own = slice(offset, offset + rows)
     code_a, code_b = (
         sinkhorn(keys, epsilon=epsilon, iterations=iterations, counted=counted)[own] for keys in (keys_a, keys_b)
     )
     with torch.autocast(device_type=a.device.type, enabled=False):
-        predicted_a, predicted_b = ((_precise(x) / temperature).log_softmax(dim=1) for x in (a, b))
+        predicted_a, predicted_b = ((precise(x) / temperature).log_softmax(dim=1) for x in (a, b))
         return -(code_b * predicted_a + code_a * predicted_b).sum(dim=1).mean() / 2
 
 
@@ -64,13 +60,9 @@ def sinkhorn(scores: Tensor, *, epsilon: float, iterations: int, counted: Tensor
     if counted is not None and (counted.shape != scores.shape[:1] or counted.dtype != torch.bool):
         raise ValueError(f"counted must be bool {tuple(scores.shape[:1])}, got {counted.dtype} {tuple(counted.shape)}")
     with torch.autocast(device_type=scores.device.type, enabled=False):
-        log = _precise(scores) / epsilon
+        log = precise(scores) / epsilon
         for _ in range(iterations):
             taking_part = log if counted is None else log.masked_fill(~counted[:, None], float("-inf"))
             log = log - taking_part.logsumexp(dim=0, keepdim=True)
             log = log - log.logsumexp(dim=1, keepdim=True)
         return log.exp()
-
-
-def _precise(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rayssl.losses.rows import precise
+
 
 class Terms(NamedTuple):
     """The three scalars of VICReg before their coefficients, float32, with gradient."""
@@ -47,8 +49,8 @@ def vicreg(a: Tensor, b: Tensor, *, keys_a: Tensor, keys_b: Tensor, floor: float
     if keys_a.shape[0] < 2:
         raise ValueError("a variance needs at least two rows")
     with torch.autocast(device_type=a.device.type, enabled=False):
-        invariance = functional.mse_loss(_precise(a), _precise(b))
-        covariances = [_covariance(_precise(keys)) for keys in (keys_a, keys_b)]
+        invariance = functional.mse_loss(precise(a), precise(b))
+        covariances = [_covariance(precise(keys)) for keys in (keys_a, keys_b)]
         deviations = [torch.sqrt(matrix.diagonal() + floor) for matrix in covariances]
         variance = torch.stack([functional.relu(1 - deviation).mean() for deviation in deviations]).sum()
         covariance = torch.stack([_off_diagonal(matrix) for matrix in covariances]).sum()
@@ -63,7 +65,3 @@ def _covariance(x: Tensor) -> Tensor:
 def _off_diagonal(matrix: Tensor) -> Tensor:
     """The sum of the squared covariances of different dimensions, divided by the number of dimensions."""
     return (matrix - torch.diag(matrix.diagonal())).square().sum() / len(matrix)
-
-
-def _precise(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
