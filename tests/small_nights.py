@@ -9,7 +9,7 @@ import numpy as np
 import soundfile
 
 import rayssl
-from rayssl.data.sources.night_synthetic import SyntheticNightsConfig
+from rayssl.data.sources.night_synthetic import NightPart, SyntheticNightsConfig
 
 MEL = {"hop_ms": 1000}
 NIGHTS = ("a-1", "b-1", "c-1")
@@ -20,7 +20,8 @@ _STAGES = ("W", "N2", "N3", "R")
 def write_nights(folder: Path) -> None:
     """Nights of 11 epochs as WAV, with all stages in a text file; the second in floats, the others in 16 bits."""
     folder.mkdir(parents=True)
-    source = SyntheticNightsConfig(domain="home", subjects=len(NIGHTS), first_subject=100, hours=EPOCHS / 120).build()
+    part = NightPart(domain="home", subjects=len(NIGHTS), first_subject=100, hours=EPOCHS / 120)
+    source = SyntheticNightsConfig(parts=[part]).build()
     for number, (name, reference) in enumerate(zip(NIGHTS, source.list(), strict=True)):
         subtype = "FLOAT" if number == 1 else "PCM_16"
         soundfile.write(folder / f"{name}.wav", np.asarray(source.read(reference)), 16000, subtype=subtype)

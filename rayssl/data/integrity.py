@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import math
 from collections.abc import Mapping
 
 import numpy as np
-import pyarrow as pa
 
 from rayssl import storage
-from rayssl.data import decode, shards
+from rayssl.data import decode, listed, shards
 from rayssl.data import splits as split_files
 from rayssl.data.nights import runs
 from rayssl.data.shards import Manifest, Shard
 from rayssl.data.sources.nights import UNSCORED_NAME
-from rayssl.errors import CorpusError, StorageError
+from rayssl.errors import CorpusError
 
 
 def verify(uri: str) -> list[str]:
@@ -61,19 +58,9 @@ def verify(uri: str) -> list[str]:
 
 def _verify_shard(uri: str, shard: Shard, manifest: Manifest, known: Mapping[str, int], names: set[str]) -> list[str]:
     place = storage.join(uri, shard.path)
-    try:
-        data = storage.read_bytes(place)
-    except StorageError as error:
-        if error.errno not in storage.ABSENT:
-            raise
-        return [f"{place}: absent"]
-    problems = []
-    if hashlib.sha256(data).hexdigest() != shard.sha256:
-        problems.append(f"{place}: content differs from the manifest (sha256, {len(data)} of {shard.bytes} bytes)")
-    try:
-        table = shards.read_parquet(io.BytesIO(data))
-    except (pa.ArrowException, OSError) as error:
-        return [*problems, f"{place}: not a Parquet file ({shards.first_line(error)})"]
+    table, problems = listed.examine(place, shard.sha256, listed.parquet, "", shard.bytes)
+    if table is None:
+        return problems
     if not table.schema.equals(shards.SCHEMA):
         return [*problems, f"{place}: its columns are not those of a shard"]
     if table.num_rows != shard.rows:

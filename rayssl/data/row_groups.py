@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayssl import storage
+from rayssl.data.listed import first_line
 from rayssl.data.shards import CHECKSUMS, KINDS, Shard
 from rayssl.errors import CorpusError, StorageError
 
@@ -72,8 +73,9 @@ def read_rows(uri: str, shard: Shard, rows: np.ndarray, group_rows: int) -> Shar
     except StorageError:
         raise
     except (pa.ArrowException, OSError, EOFError) as error:
-        text = str(error).strip().split("\n")[0][:120].rstrip(".")
-        raise CorpusError(f"{place}: damaged, or not a Parquet file ({text}); run rayssl prepare --verify") from None
+        raise CorpusError(
+            f"{place}: damaged, or not a Parquet file ({first_line(error)}); run rayssl prepare --verify"
+        ) from None
     held = np.concatenate([np.arange(group * size, min((group + 1) * size, shard.rows)) for group in groups])
     at = np.searchsorted(held, rows)
     audio = _views(table.column("audio"))

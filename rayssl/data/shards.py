@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from pydantic import Field, ValidationError
 
 from rayssl import storage
-from rayssl.data import decode
+from rayssl.data import decode, listed
 from rayssl.data.mel import EPOCH_S, MelConfig
 from rayssl.data.nights.runs import NightsEntry
 from rayssl.data.splits import Split
@@ -165,7 +165,7 @@ def read_shard(uri: str, shard: Shard, columns: Sequence[str] | None = None) -> 
     except StorageError:
         raise
     except (pa.ArrowException, OSError, EOFError) as error:
-        text = f"damaged, or not a Parquet file ({first_line(error)})"
+        text = f"damaged, or not a Parquet file ({listed.first_line(error)})"
         raise CorpusError(f"{place}: {text}; run rayssl prepare --verify") from None
     if table.num_rows != shard.rows:
         message = f"{place}: holds {table.num_rows} rows, the manifest says {shard.rows}; run rayssl prepare --verify"
@@ -180,9 +180,11 @@ def read_labels(uri: str) -> dict[str, list[str]]:
     """
     place = storage.join(uri, LABELS)
     try:
-        table = read_parquet(io.BytesIO(storage.read_bytes(place)))
+        table = listed.parquet(storage.read_bytes(place))
     except pa.ArrowException as error:
-        raise CorpusError(f"{place}: not a Parquet file ({first_line(error)}); run rayssl prepare again") from None
+        raise CorpusError(
+            f"{place}: not a Parquet file ({listed.first_line(error)}); run rayssl prepare again"
+        ) from None
     names: dict[str, list[str]] = {kind: [] for kind in KINDS}
     for kind, name in zip(table["kind"].to_pylist(), table["name"].to_pylist(), strict=True):
         names[kind].append(name)
@@ -191,7 +193,7 @@ def read_labels(uri: str) -> dict[str, list[str]]:
 
 def read_rejects(uri: str) -> list[Reject]:
     """The utterances that were left out of the corpus at ``uri``, in order of name."""
-    table = read_parquet(io.BytesIO(storage.read_bytes(storage.join(uri, REJECTS))))
+    table = listed.parquet(storage.read_bytes(storage.join(uri, REJECTS)))
     return [Reject(**row) for row in table.to_pylist()]
 
 
@@ -321,11 +323,6 @@ def _write(uri: str, manifest: Manifest) -> None:
     storage.write_text(storage.join(uri, MANIFEST), json.dumps(manifest.model_dump(), indent=1) + "\n")
 
 
-def read_parquet(file: io.BytesIO) -> pa.Table:
-    """The table in ``file``, whose pages are compared with their checksums. Raises pa.ArrowException or OSError."""
-    return pq.ParquetFile(file, page_checksum_verification=True).read()
-
-
 def _rows_table(rows: Sequence[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
     return pa.table(
         {field.name: pa.array([row[k] for row in rows], field.type) for k, field in enumerate(schema)}, schema=schema
@@ -360,8 +357,3 @@ def _parquet(table: pa.Table, plain: Sequence[str] = (), group_rows: int | None 
         write_page_checksum=True,
     )
     return buffer.getvalue()
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line of at most 120 characters."""
-    return str(error).strip().split("\n")[0][:120].rstrip(".")

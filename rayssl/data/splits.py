@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayssl import storage
+from rayssl.data import listed
 from rayssl.errors import CorpusError, StorageError
 from rayssl.schema import Config
 
@@ -74,10 +75,7 @@ def columns(place: str, sha256: str) -> tuple[np.ndarray, np.ndarray]:
     The last four results stay in memory, with 3 bytes per utterance. Raises `CorpusError` if the file does not have the
     hash ``sha256``, which the manifest lists.
     """
-    data = storage.read_bytes(place)
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise CorpusError(f"{place}: not the file that the manifest lists (sha256 differs); run rayssl prepare again")
-    return _parse(data)
+    return _parse(listed.read(place, sha256))
 
 
 def unchanged(uri: str, split: Split) -> bool:
@@ -115,20 +113,11 @@ def problems(uri: str, splits: Mapping[str, Split], labels: np.ndarray, names: S
     found = []
     for split in splits.values():
         place = storage.join(uri, split.path)
-        try:
-            data = storage.read_bytes(place)
-        except StorageError as error:
-            if error.errno not in storage.ABSENT:
-                raise
-            found.append(f"{place}: absent")
+        columns, wrong = listed.examine(place, split.sha256, _parse, "roles and classes")
+        found += wrong
+        if columns is None:
             continue
-        if hashlib.sha256(data).hexdigest() != split.sha256:
-            found.append(f"{place}: content differs from the manifest (sha256)")
-        try:
-            roles, classes = _parse(data)
-        except (CorpusError, pa.ArrowException, OSError):
-            found.append(f"{place}: not a Parquet file of roles and classes")
-            continue
+        roles, classes = columns
         if len(roles) != len(labels):
             found.append(f"{place}: {len(roles)} rows, the corpus has {len(labels)}")
             continue
@@ -162,7 +151,7 @@ def _disagreements(
 
 
 def _parse(data: bytes) -> tuple[np.ndarray, np.ndarray]:
-    table = pq.ParquetFile(io.BytesIO(data)).read()
+    table = listed.parquet(data)
     if not table.schema.equals(_SCHEMA):
         raise CorpusError("its columns are not those of a split")
     roles, classes = (table[name].to_numpy() for name in ("role", "class"))

@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayssl import storage
-from rayssl.errors import CorpusError, StorageError
+from rayssl.data import listed
+from rayssl.errors import CorpusError
 from rayssl.schema import Config
 
 PATH = "nights.parquet"
@@ -81,10 +82,7 @@ def write(uri: str, runs: Sequence[tuple[int, int, int, int]]) -> tuple[str, str
 @functools.lru_cache(maxsize=4)
 def read(place: str, sha256: str) -> Runs:
     """The runs in the file at ``place``. Raises `CorpusError` if its hash is not ``sha256``, as the manifest says."""
-    data = storage.read_bytes(place)
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise CorpusError(f"{place}: not the file that the manifest lists (sha256 differs); run rayssl prepare again")
-    return _parse(data)
+    return _parse(listed.read(place, sha256))
 
 
 def problems(uri: str, entry: NightsEntry, parts: Sequence[pa.Table], stages: Sequence[str]) -> list[str]:
@@ -94,23 +92,13 @@ def problems(uri: str, entry: NightsEntry, parts: Sequence[pa.Table], stages: Se
     labels, and of the label -1 at the end.
     """
     place = storage.join(uri, entry.path)
-    try:
-        data = storage.read_bytes(place)
-    except StorageError as error:
-        if error.errno not in storage.ABSENT:
-            raise
-        return [f"{place}: absent"]
-    found = []
-    if hashlib.sha256(data).hexdigest() != entry.sha256:
-        found.append(f"{place}: content differs from the manifest (sha256)")
-    try:
-        listed = _parse(data)
-    except (CorpusError, pa.ArrowException, OSError):
-        return [*found, f"{place}: not a Parquet file of runs"]
+    known, found = listed.examine(place, entry.sha256, _parse, "runs")
+    if known is None:
+        return found
     expected, mixed = _runs_of(parts)
     if mixed:
         found.append(f"{uri}: the epochs of '{mixed}' have several subjects or recordings")
-    rows = np.stack([listed.first, listed.epochs, listed.night, listed.index], axis=1)
+    rows = np.stack([known.first, known.epochs, known.night, known.index], axis=1)
     if not np.array_equal(rows, np.array(expected, np.int64).reshape(-1, 4)):
         found.append(f"{place}: its runs are not those of the epochs in the shards")
     labels = np.concatenate([part["label"].to_numpy() for part in parts])
@@ -144,7 +132,7 @@ def _runs_of(parts: Sequence[pa.Table]) -> tuple[list[tuple[int, int, int, int]]
 
 
 def _parse(data: bytes) -> Runs:
-    table = pq.ParquetFile(io.BytesIO(data)).read()
+    table = listed.parquet(data)
     if not table.schema.equals(_SCHEMA):
         raise CorpusError("its columns are not those of runs")
     return Runs(*(table[name].to_numpy().astype(np.int64) for name in _SCHEMA.names))

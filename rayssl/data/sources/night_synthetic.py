@@ -61,31 +61,16 @@ class NightPart(Config):
 
 
 class SyntheticNightsConfig(NightSourceConfig):
-    """Generated nights: the groups of subjects in ``parts``, all from one ``seed``.
-
-    For a single group, give its keys (see `NightPart`: domain, subjects, first_subject, nights, hours, stages,
-    label_flips, unscored, ood_share) directly, without ``parts``.
-    """
+    """Generated nights: the groups of subjects in ``parts``, all from one ``seed``."""
 
     name: Literal["synthetic_nights"] = "synthetic_nights"
     seed: int = Field(default=0, ge=0)
-    domain: Domain = "hospital"
-    subjects: int = Field(default=8, ge=1, le=100_000)
-    first_subject: int | None = Field(default=None, ge=0)
-    nights: int = Field(default=1, ge=1)
-    hours: float | tuple[float, float] = 8.0
-    stages: Literal["healthy", "long_tailed"] = "healthy"
-    label_flips: float = Field(default=0.1, ge=0, le=1)
-    unscored: float = Field(default=0.0, ge=0, lt=1)
-    ood_share: float = Field(default=0.0, ge=0, le=1)
-    parts: list[NightPart] = []
+    parts: list[NightPart] = Field(default=[NightPart()], min_length=1)
 
     def groups(self) -> list[tuple[NightPart, int]]:
         """The parts, each with the number of its first subject."""
-        keys = NightPart.model_fields.keys() - {"name"}
-        single = NightPart.model_validate({key: getattr(self, key) for key in keys})
         found, after = [], 0
-        for part in self.parts or [single]:
+        for part in self.parts:
             first = after if part.first_subject is None else part.first_subject
             after = first + part.subjects
             found.append((part, first))
@@ -93,9 +78,6 @@ class SyntheticNightsConfig(NightSourceConfig):
 
     @model_validator(mode="after")
     def _parts(self) -> SyntheticNightsConfig:
-        for key in NightPart.model_fields.keys() - {"name"}:
-            if self.parts and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"{key} and parts are both given; write {key} into each of the parts")
         seen: list[tuple[NightPart, int]] = []
         for part, first in self.groups():
             for other, start in seen:

@@ -295,8 +295,8 @@ class Nameless(FakeNights):
 
 def test_synthetic_nights_become_a_corpus(tmp_path: Path) -> None:
     """Of the default source: every epoch of every night, with the stages and pictures of its source."""
-    keys = {"subjects": 2, "nights": 2, "hours": 0.03, "domain": "home", "seed": 3}
-    tree = {"source": {"name": "synthetic_nights", **keys}, "out": str(tmp_path), "format": "pcm16"}
+    parts = [{"subjects": 2, "nights": 2, "hours": 0.03, "domain": "home"}]
+    tree = {"source": {"name": "synthetic_nights", "seed": 3, "parts": parts}, "out": str(tmp_path), "format": "pcm16"}
     config = PreparedCorpusConfig.model_validate(tree)
     manifest = prepare(config)
     source = config.source.build()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from rayssl.data.sources.checked import CheckedSource
-from rayssl.data.sources.night_synthetic import NightPart, SyntheticNights, SyntheticNightsConfig
+from rayssl.data.sources.night_synthetic import SyntheticNights, SyntheticNightsConfig
 from rayssl.data.sources.nights import EPOCH_SAMPLES, UNSCORED, Epoch
 from rayssl.data.sources.registry import SOURCES
 from rayssl.errors import ConfigError
@@ -22,8 +22,9 @@ from rayssl.schema import parse
 from tests.data.corpora import listed
 
 
-def config(**keys: Any) -> SyntheticNightsConfig:
-    return parse(SyntheticNightsConfig, keys, "x.yaml")
+def config(seed: int = 0, parts: list[dict[str, Any]] | None = None, **keys: Any) -> SyntheticNightsConfig:
+    """The settings of ``parts``, or of one part with ``keys``."""
+    return parse(SyntheticNightsConfig, {"seed": seed, "parts": parts or [keys]}, "x.yaml")
 
 
 def epochs(settings: SyntheticNightsConfig, which: int = 0) -> list[Epoch]:
@@ -62,35 +63,14 @@ def test_parts_follow_each_other_and_share_nobody() -> None:
     assert len(SyntheticNights(settings).night(found[3]).stages) == 12
 
 
-def test_one_part_equals_the_keys_of_the_source() -> None:
-    keys: dict[str, Any] = {"domain": "home", "subjects": 2, "hours": 0.02, "label_flips": 0.3, "first_subject": 5}
-    flat, parted = config(seed=3, **keys), config(seed=3, parts=[keys])
-    assert listed(flat) == listed(parted)
-    for one, other in zip(epochs(flat, 1), epochs(parted, 1), strict=True):
-        assert (one.index, one.stage) == (other.index, other.stage)
-        assert np.array_equal(one.samples, other.samples)
-
-
 def test_a_dumped_configuration_is_read_again() -> None:
     for settings in (config(subjects=3, hours=[2, 3.5]), config(parts=[{"domain": "home"}, {"stages": "long_tailed"}])):
         assert parse(SyntheticNightsConfig, settings.model_dump(mode="json"), "x.yaml") == settings
 
 
-def test_every_key_of_a_part_is_a_key_of_the_source_with_the_same_default() -> None:
-    for key, field in NightPart.model_fields.items():
-        if key != "name":
-            other = SyntheticNightsConfig.model_fields[key]
-            assert (field.default, field.annotation, field.metadata) == (
-                other.default,
-                other.annotation,
-                other.metadata,
-            )
-
-
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"parts": [{"domain": "home"}], "subjects": 3}, "subjects and parts are both given; write subjects into each"),
         ({"parts": [{}, {}]}, r"two parts are called hospital; give each a name of its own \(parts.name\)"),
         (
             {"parts": [{"name": "a", "subjects": 4}, {"name": "b", "subjects": 4, "first_subject": 2}]},

@@ -1,0 +1,58 @@
+"""Files of a corpus that its manifest lists with a hash: read with the hash compared, or examined for what is wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+from typing import TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayssl import storage
+from rayssl.errors import CorpusError, StorageError
+
+T = TypeVar("T")
+
+
+def read(place: str, sha256: str) -> bytes:
+    """The content of the file at ``place``. Raises `CorpusError` if its hash is not ``sha256``."""
+    data = storage.read_bytes(place)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise CorpusError(f"{place}: not the file that the manifest lists (sha256 differs); run rayssl prepare again")
+    return data
+
+
+def examine(
+    place: str, sha256: str, parse: Callable[[bytes], T], what: str, size: int | None = None
+) -> tuple[T | None, list[str]]:
+    """What ``parse`` gives for the file at ``place``, or None, and a line for each problem.
+
+    ``parse`` raises `CorpusError`, or what pyarrow raises, if the content is not ``what``; if ``what`` is empty, the
+    line has the error instead. ``size``: how many bytes the manifest says; for the message.
+    """
+    try:
+        data = storage.read_bytes(place)
+    except StorageError as error:
+        if error.errno not in storage.ABSENT:
+            raise
+        return None, [f"{place}: absent"]
+    found = []
+    if hashlib.sha256(data).hexdigest() != sha256:
+        sizes = "" if size is None else f", {len(data)} of {size} bytes"
+        found.append(f"{place}: content differs from the manifest (sha256{sizes})")
+    try:
+        return parse(data), found
+    except (CorpusError, pa.ArrowException, OSError) as error:
+        return None, [*found, f"{place}: not a Parquet file {f'of {what}' if what else f'({first_line(error)})'}"]
+
+
+def parquet(data: bytes) -> pa.Table:
+    """The table in a Parquet file; pages are compared with their checksums. Raises pa.ArrowException or OSError."""
+    return pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).read()
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line of at most 120 characters."""
+    return str(error).strip().split("\n")[0][:120].rstrip(".")
