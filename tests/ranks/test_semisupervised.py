@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from rayssl.losses.aggregation import joint, mutual_information
 from rayssl.losses.balance import adjusted_cross_entropy, log_prior
 from rayssl.losses.pseudolabel import alignment, consistency, semantic_logits
 from rayssl.losses.supcon import supcon
+from tests.ranks import linear
 
 pytestmark = pytest.mark.ranks
 
@@ -53,7 +53,7 @@ def _balance(views: list[Tensor], own: slice, detached: bool) -> Tensor:
     return adjusted_cross_entropy(views[0], LABELS[own].clamp_min(0), log_prior=prior, tau=1.0)
 
 
-LOSSES: dict[str, Callable[[list[Tensor], slice, bool], Tensor]] = {
+LOSSES: dict[str, linear.Loss] = {
     "supcon": _supcon,
     "aggregation": _aggregation,
     "consistency": _consistency,
@@ -62,32 +62,14 @@ LOSSES: dict[str, Callable[[list[Tensor], slice, bool], Tensor]] = {
 }
 
 
-def losses_and_gradients(rank: int, world: int, detached: bool = False) -> dict[str, tuple[float, Tensor, Tensor]]:
-    """Of each loss this rank's value, its gradients on the weights of a linear encoder that three views share (as DDP
-    would average them) and on its rows of the first view. ``detached``: other ranks' rows are given no gradient, or
-    the joint is this rank's alone.
-    """
-    generator = torch.Generator().manual_seed(3)
-    inputs = torch.randn(3, BATCH, 5, generator=generator, dtype=torch.float64)
-    weights = torch.randn(5, CLASSES, generator=generator, dtype=torch.float64).requires_grad_()
-    own = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
-    found = {}
-    for name, loss in LOSSES.items():
-        views = [view[own] @ weights for view in inputs]
-        value = loss(views, own, detached)
-        found[name] = (value.item(), *torch.autograd.grad(value, [weights, views[0]], materialize_grads=True))
-    return found
+def losses_and_gradients(rank: int, world: int, detached: bool = False) -> linear.Found:
+    """``detached``: other ranks' rows are given no gradient, or the joint is this rank's alone."""
+    return linear.losses_and_gradients(LOSSES, (BATCH,), CLASSES, rank, world, detached)
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_equal_one_rank(ranks: Any, world: int) -> None:
-    results = ranks(losses_and_gradients, world=world)
-    for name, (value, on_weights, on_rows) in losses_and_gradients(0, 1).items():
-        of_ranks = [result[name] for result in results]
-        assert abs(value) > 0.01 and on_weights.norm() > 0.01, name
-        assert sum(r[0] for r in of_ranks) / world == pytest.approx(value, rel=1e-12), name
-        torch.testing.assert_close(sum(r[1] for r in of_ranks) / world, on_weights)
-        torch.testing.assert_close(torch.cat([r[2] for r in of_ranks]) / world, on_rows)
+    linear.assert_ranks_equal_one(ranks(losses_and_gradients, world=world), losses_and_gradients(0, 1))
 
 
 def test_rows_without_gradient_and_a_joint_of_each_rank_would_be_seen(ranks: Any) -> None:

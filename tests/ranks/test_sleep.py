@@ -6,13 +6,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional
-from torch.nn.parallel import DistributedDataParallel
 
 from rayssl import collectives
 from rayssl.memory.classes.memory import ClassMemory
@@ -28,8 +25,7 @@ from tests.night_runs import (
     sleep_batch,
     write_night_corpus,
 )
-from tests.ranks.test_training import OVERRIDES, same_memory
-from tests.runs import batches, build, records, remembered
+from tests.ranks.test_training import OVERRIDES, same_memory, trained
 
 pytestmark = pytest.mark.ranks
 Result = dict[str, Any]
@@ -48,25 +44,7 @@ def _train(rank: int, world: int, corpus: str, case: str, sync: bool) -> Result:
     overrides = (*OVERRIDES, f"ray.workers={world}", f"training.sync_batchnorm={str(sync).lower()}")
     with tempfile.TemporaryDirectory(prefix="rank-") as folder:
         settings = night_experiment(Path(folder), Path(corpus), *overrides, method=method, backbone=backbone)
-        loop = build(settings, wrap=DistributedDataParallel if world > 1 else None)
-        gradients: dict[str, np.ndarray] = {}
-
-        def first(*_: object) -> None:
-            if not gradients:
-                found = {name: p.grad for name, p in loop.state.method.named_parameters() if p.grad is not None}
-                gradients.update({name: gradient.numpy().copy() for name, gradient in found.items()})
-
-        loop.optimiser.register_step_pre_hook(first)
-        # smooth in place of ReLU: where its input is next to zero, rounding decides over a whole gradient
-        with mock.patch.object(functional, "relu", lambda x, inplace=False: functional.softplus(x)):
-            loop.fit(batches(settings, loop))
-        return {
-            "gradients": gradients,
-            "weights": {name: value.numpy() for name, value in loop.state.method.state_dict().items()},
-            "memory": remembered(loop),
-            "steps": records(settings.run, "step") if rank == 0 else [],
-            "classes": records(settings.run, "classes") if rank == 0 else [],
-        }
+        return trained(settings, rank, world)
 
 
 @pytest.fixture(scope="module")

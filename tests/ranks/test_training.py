@@ -13,6 +13,7 @@ import pytest
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
+from rayssl.experiment.config import Experiment
 from tests.anchored import ANCHORED_METHOD
 from tests.runs import (
     DASO_METHOD,
@@ -72,7 +73,11 @@ def _train_in(folder: Path, rank: int, world: int, corpus: str, method: str, syn
     overrides = (*OVERRIDES, f"ray.workers={world}", f"training.sync_batchnorm={str(sync).lower()}")
     # as many steps as there are passes of the others
     few = (*FEW, "training.epoch_steps=4") if method in LEARNERS else ()
-    settings = experiment(folder, Path(corpus), *overrides, *few, method=METHODS[method])
+    return trained(experiment(folder, Path(corpus), *overrides, *few, method=METHODS[method]), rank, world)
+
+
+def trained(settings: Experiment, rank: int, world: int) -> Result:
+    """What the training of ``settings`` gives on this rank, wrapped as `rayssl.runtime.train` does."""
     loop = build(settings, wrap=DistributedDataParallel if world > 1 else None)
     gradients: dict[str, np.ndarray] = {}
 
