@@ -101,11 +101,21 @@ def embed_epochs(
     """
     scored = encoder.scored
     windows = night_windows(index, sequence=encoder.window, stride=stride, scored=(scored.start, scored.stop))
+
+    def given(rows: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(np.stack([pictures[row] for row in rows.tolist()])).to(device).float()
+
     found = []
     with frozen(encoder):
+        own = None
+        if encoder.apart:  # windows overlap: each epoch is encoded once, and only its context again
+            parts = np.array_split(np.arange(len(index)), -(-len(index) // encoder.window))
+            own = torch.cat([encoder.alone(given(part)) for part in parts])
         for rows in np.split(windows.source, range(batch, len(windows.source), batch)):
-            given = np.stack([pictures[row] for row in rows.ravel().tolist()]).reshape(*rows.shape, *pictures[0].shape)
-            z, _ = encoder.sequence(torch.from_numpy(given).to(device).float(), None)
+            if own is not None:
+                z = encoder.among(own[torch.from_numpy(rows).to(device)])
+            else:
+                z, _ = encoder.sequence(given(rows.ravel()).unflatten(0, rows.shape), None)
             found.append(head(z).cpu().numpy())
     return averaged(windows, np.concatenate(found), len(index))
 

@@ -18,7 +18,6 @@ with ``encoder: {backbone: {name: average.py:Average}}`` in the YAML.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar, Literal, TypeAlias
 
 import torch
@@ -122,7 +121,7 @@ class NightBackboneConfig(BackboneConfig):
 class NightBackbone(Backbone):
     """Pictures of N epochs ``[B, N, F, T]`` to one embedding for each epoch, and their mean for the whole.
 
-    A subclass must implement `sequence`. ``own_dim`` is D_e, the width of the epoch encoder's output.
+    A subclass must implement `encoded` and `context`. ``own_dim`` is D_e, the width of the epoch encoder's output.
     """
 
     own_dim: int
@@ -133,17 +132,26 @@ class NightBackbone(Backbone):
         ``features [B, N, F, T]`` with N at most `NightBackboneConfig.sequence`. In training mode, ``keys [B]`` int64
         seed the random draws of dropout; without keys there is none.
         """
-        raise NotImplementedError(f"{type(self).__name__}.sequence is not implemented")
+        own = self.alone(features.flatten(0, 1)).unflatten(0, features.shape[:2])
+        return self.context(own, keys), own
 
-    def in_parts(self, encode: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
-        """``encode(pictures [n, F, T])``, whose rows do not depend on each other.
+    def encoded(self, pictures: Tensor) -> Tensor:
+        """Each epoch alone: pictures ``[n, F, T]`` to ``[n, own_dim]``, float32."""
+        raise NotImplementedError(f"{type(self).__name__}.encoded is not implemented")
+
+    def context(self, own: Tensor, keys: Tensor | None) -> Tensor:
+        """Each epoch among its neighbours: ``own [B, N, own_dim]`` to ``z [B, N, embedding_dim]``; see `sequence`."""
+        raise NotImplementedError(f"{type(self).__name__}.context is not implemented")
+
+    def alone(self, pictures: Tensor) -> Tensor:
+        """`encoded`, a few pictures at a time if that takes less memory.
 
         In inference on a CPU it is done for a few pictures at a time: more of them are not faster, and 40 epochs would
         take 300 MB.
         """
         if self.training or torch.is_grad_enabled() or torch.compiler.is_exporting() or pictures.device.type != "cpu":
-            return encode(pictures)
-        return torch.cat([encode(part) for part in pictures.split(_PICTURES)])
+            return self.encoded(pictures)
+        return torch.cat([self.encoded(part) for part in pictures.split(_PICTURES)])
 
     def forward(self, features: Tensor) -> Tensor:
         """The mean of ``z`` over the epochs, ``[B, embedding_dim]``."""

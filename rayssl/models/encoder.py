@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rayssl.models.base import NightBackbone, NightBackboneConfig
 from rayssl.models.ecapa import EcapaConfig
 from rayssl.models.frontends import FeatureMask, FeatureMaskConfig, LogMelConfig
+from rayssl.models.nightmel import NightMel
 from rayssl.models.norm import set_sync
 from rayssl.models.registry import BACKBONES, FRONTENDS, AnyBackbone, AnyFrontend
 from rayssl.registry import ComponentConfig
@@ -157,6 +158,19 @@ class NightEncoder(Encoder):
         places = number * window + positions - starts[number]
         z, own = (part.unflatten(0, (rows, windows)).flatten(1, 2).index_select(1, places) for part in (z, own))
         return z, own
+
+    @property
+    def apart(self) -> bool:
+        """Whether the features of an epoch do not depend on its neighbours, so that `alone` can be computed once."""
+        return isinstance(self.frontend, NightMel) and self.frontend.config.loudness == "epoch"
+
+    def alone(self, pictures: Tensor) -> Tensor:
+        """``own [n, own_dim]`` of pictures ``[n, F, frames]``, float32, in inference; only if they are `apart`."""
+        return self.backbone.alone(self.frontend(pictures[:, None])[:, 0]).float()
+
+    def among(self, own: Tensor) -> Tensor:
+        """``z [B, N, embedding_dim]`` of epochs whose own features are ``own [B, N, own_dim]``, N <= ``window``."""
+        return self.backbone.context(own, None).float()
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compiles the network of `sequence`, as ``nn.Module.compile`` does that of ``forward``; same arguments."""

@@ -83,16 +83,17 @@ class SleepFormer(NightBackbone):
         same = config.embedding_dim == self.own_dim
         self.project: nn.Module = nn.Identity() if same else nn.Linear(self.own_dim, config.embedding_dim)
 
-    def sequence(self, features: Tensor, keys: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """See `NightBackbone.sequence`."""
-        own = self.in_parts(self.encoded, features.flatten(0, 1)).unflatten(0, features.shape[:2])
+    def context(self, own: Tensor, keys: Tensor | None) -> Tensor:
+        """See `NightBackbone.context`."""
         if self.config.head == "fc":
-            return self.project(own), own
+            alone: Tensor = self.project(own)
+            return alone
         tokens = keyed_dropout(own, keys if self.training else None, self.config.dropout)
-        return self.project(self.blocks(tokens + self.positions[: own.shape[1]])), own
+        among: Tensor = self.project(self.blocks(tokens + self.positions[: own.shape[1]]))
+        return among
 
     def encoded(self, pictures: Tensor) -> Tensor:
-        """Each epoch alone: pictures ``[n, F, T]`` to ``[n, own_dim]``, float32."""
+        """See `NightBackbone.encoded`."""
         # channels last in memory: on a CPU a step takes 3/5 of the time, together with `PointwiseConv2d`
         planes = self.epoch(self.resized(pictures)[..., None].permute(0, 3, 1, 2))
         found: Tensor = planes.mean((2, 3), dtype=torch.promote_types(planes.dtype, torch.float32))

@@ -89,17 +89,17 @@ class SoundSleepNet(NightBackbone):
         elif dim != config.width:
             self.project = nn.Linear(config.width, dim)
 
-    def sequence(self, features: Tensor, keys: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """See `NightBackbone.sequence`."""
-        own = self.in_parts(self.encoded, features.flatten(0, 1)).unflatten(0, features.shape[:2])
+    def context(self, own: Tensor, keys: Tensor | None) -> Tensor:
+        """See `NightBackbone.context`."""
         if self.config.context == "epoch":
-            return self.project(own), own
-        along = self.recurrent(own)
-        along = keyed_dropout(along, keys if self.training else None, self.config.dropout)
-        return self.blocks(along), own
+            alone: Tensor = self.project(own)
+            return alone
+        along = keyed_dropout(self.recurrent(own), keys if self.training else None, self.config.dropout)
+        among: Tensor = self.blocks(along)
+        return among
 
     def encoded(self, pictures: Tensor) -> Tensor:
-        """Each epoch alone: pictures ``[n, F, T]`` to ``[n, width]``, float32."""
+        """See `NightBackbone.encoded`."""
         x = pictures[..., None].permute(0, 3, 1, 2)  # channels last in memory: a CPU takes 3/4 of the time
         for place, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
             x = norm(convolution(x))

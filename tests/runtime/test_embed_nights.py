@@ -86,7 +86,8 @@ def test_an_embedding_for_each_epoch_among_its_neighbours(night_folder: Path, co
     for shard in shards.read_manifest(f"{night_folder}/{corpus}").shards:
         pictures = pictures_of(night_folder, corpus, shard, frontend.config.mel)
         wanted, mine = alone(model.encoder, pictures, 2), rows[shard.first_id :][: shard.rows]
-        np.testing.assert_allclose(mine / scale, wanted / scale, rtol=0, atol=1e-5)
+        # other numbers of epochs at once are rounded otherwise
+        np.testing.assert_allclose(mine / scale, wanted / scale, rtol=0, atol=5e-5)
     record = json.loads((tmp_path / "_embeddings.json").read_text())
     assert record["stride"] == 2 and record["complete"]
 
