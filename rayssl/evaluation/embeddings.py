@@ -7,8 +7,9 @@ around it, and on nothing else.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 
 from rayssl.evaluation.windows import averaged, night_windows
 from rayssl.models.encoder import NightEncoder
+
+_TOGETHER = 4  # epochs that a CPU encodes at once: more only take memory
 
 
 def embed_utterances(
@@ -75,7 +78,41 @@ def embed_utterances(
 def embed_epochs(
     encoder: NightEncoder,
     index: NDArray[np.int64],
-    pictures: Sequence[NDArray[np.float16]],
+    pictures: Iterable[NDArray[np.float16]],
+    device: torch.device | str,
+    *,
+    stride: int,
+    batch: int,
+) -> NDArray[np.float32]:
+    """The embeddings ``[n, D]`` of a night's epochs: `encode_epochs`, then `embed_windows`."""
+    return embed_windows(encoder, index, encode_epochs(encoder, pictures, device), device, stride=stride, batch=batch)
+
+
+def encode_epochs(encoder: NightEncoder, pictures: Iterable[NDArray[np.float16]], device: torch.device | str) -> Tensor:
+    """What `embed_windows` needs of each of n epochs, in their order; ``pictures`` are taken one after the other.
+
+    Windows overlap. Where an epoch's features do not depend on its neighbours (`NightEncoder.apart`), each epoch is
+    encoded here, once, and its picture is not kept: ``own [n, own_dim]``. Else the pictures are: ``[n, F, frames]``.
+
+    ``pictures``: ``[F, frames]`` each, see `rayssl.data.mel.picture`. ``encoder`` runs as in `embed_utterances`.
+    """
+    rest, found = iter(pictures), list[Tensor]()
+    together = encoder.window if torch.device(device).type == "cuda" else _TOGETHER
+    while some := list(islice(rest, together)):
+        part = torch.from_numpy(np.stack(some))
+        if encoder.apart:
+            with frozen(encoder):
+                part = encoder.alone(part.to(device).float())
+        found.append(part)
+    if not found:
+        raise ValueError("a night without epochs")
+    return torch.cat(found)
+
+
+def embed_windows(
+    encoder: NightEncoder,
+    index: NDArray[np.int64],
+    encoded: Tensor,
     device: torch.device | str,
     *,
     stride: int,
@@ -90,7 +127,7 @@ def embed_epochs(
     Args:
         encoder: it runs as in `embed_utterances`.
         index: int64 ``[n]``, the positions of the epochs in the night, rising. A window does not go over a gap.
-        pictures: n pictures ``[F, frames]``, see `rayssl.data.mel.picture`.
+        encoded: what `encode_epochs` gives of them.
         device: where the encoder is.
         stride: how many epochs a window begins after the one before.
         batch: the most windows of one forward pass.
@@ -101,21 +138,11 @@ def embed_epochs(
     """
     scored = encoder.scored
     windows = night_windows(index, sequence=encoder.window, stride=stride, scored=(scored.start, scored.stop))
-
-    def given(rows: NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(np.stack([pictures[row] for row in rows.tolist()])).to(device).float()
-
     found = []
     with frozen(encoder):
-        own = None
-        if encoder.apart:  # windows overlap: each epoch is encoded once, and only its context again
-            parts = np.array_split(np.arange(len(index)), -(-len(index) // encoder.window))
-            own = torch.cat([encoder.alone(given(part)) for part in parts])
         for rows in np.split(windows.source, range(batch, len(windows.source), batch)):
-            if own is not None:
-                z = encoder.among(own[torch.from_numpy(rows).to(device)])
-            else:
-                z, _ = encoder.sequence(given(rows.ravel()).unflatten(0, rows.shape), None)
+            given = encoded[torch.from_numpy(rows).to(encoded.device)]
+            z = encoder.among(given) if encoder.apart else encoder.sequence(given.to(device).float(), None)[0]
             found.append(head(z).cpu().numpy())
     return averaged(windows, np.concatenate(found), len(index))
 

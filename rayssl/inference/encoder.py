@@ -12,7 +12,7 @@ from rayssl.training import checkpoint
 
 def load_encoder(experiment: Experiment, checkpoint_uri: str, rate: int) -> Encoder:
     """The frozen encoder of a checkpoint. Raises `CheckpointError` if it does not fit the run's configuration."""
-    return encoder_of(experiment, checkpoint.load(checkpoint_uri), rate)
+    return encoder_of(experiment, checkpoint.load(checkpoint_uri, mapped=True), rate)
 
 
 def encoder_of(experiment: Experiment, loaded: checkpoint.Loaded, rate: int) -> Encoder:

@@ -186,7 +186,7 @@ def load(run: str | PathLike[str], checkpoint: str = "last", device: str | torch
     """
     source = find(str(run), checkpoint)
     with torch.random.fork_rng(devices=[]):
-        loaded = checkpoints.load(source.uri)
+        loaded = checkpoints.load(source.uri, mapped=True)
         encoder = encoder_of(source.experiment, loaded, decode.RATE)
     chosen = device if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
     return Model(encoder, source, decode.RATE, torch.device(chosen), head_of(loaded))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -24,7 +24,7 @@ from rayssl.data.sources.base import Reference
 from rayssl.data.sources.checked import CheckedSource
 from rayssl.data.sources.nights import EPOCH_S, STAGES, Dropped, NightSourceConfig
 from rayssl.errors import AudioError, CheckpointError
-from rayssl.evaluation.embeddings import embed_epochs
+from rayssl.evaluation.embeddings import embed_windows, encode_epochs
 from rayssl.evaluation.hypnogram import sleep_variables
 from rayssl.experiment.config import Experiment
 from rayssl.inference.encoder import encoder_of, head_of
@@ -68,21 +68,25 @@ class Stager:
         batch: int = 0,
     ) -> Stager:
         """The stager of a checkpoint. Raises `CheckpointError` if the run does not stage nights."""
-        loaded = checkpoint.load(checkpoint_uri)
+        loaded = checkpoint.load(checkpoint_uri, mapped=True)
         encoder = encoder_of(experiment, loaded, decode.RATE)
         return cls(
             *staging_parts(experiment, checkpoint_uri, encoder, head_of(loaded)), device, stride=stride, batch=batch
         )
 
-    def probabilities(self, index: NDArray[np.int64], pictures: Sequence[NDArray[np.float16]]) -> NDArray[np.float32]:
+    def encode(self, pictures: Iterable[NDArray[np.float16]]) -> Tensor:
+        """What `probabilities` needs of a night's epochs, see `rayssl.evaluation.embeddings.encode_epochs`."""
+        return encode_epochs(self.encoder, pictures, self.device)
+
+    def probabilities(self, index: NDArray[np.int64], encoded: Tensor) -> NDArray[np.float32]:
         """The probabilities ``[n, C]`` of a night's epochs.
 
-        ``index [n]``: their positions in the night, rising. ``pictures``: n pictures ``[F, frames]``, see
-        `rayssl.data.mel.picture`. Raises `AudioError` if a result is not finite.
+        ``index [n]``: their positions in the night, rising. ``encoded``: what `encode` gives of them. Raises
+        `AudioError` if a result is not finite.
         """
         how = {"stride": self.stride, "batch": self.batch}
         try:
-            return embed_epochs(self.encoder, index, pictures, self.device, head=self._head, **how)
+            return embed_windows(self.encoder, index, encoded, self.device, head=self._head, **how)
         except ValueError:
             raise AudioError("the predictions are not finite; use another checkpoint") from None
 
@@ -116,7 +120,7 @@ class StagedNight:
 
 
 def stage_nights(stager: Stager, source: NightSourceConfig, say: Callable[[str], None]) -> Iterator[StagedNight]:
-    """The nights of ``source`` one after the other. A night lies in memory as pictures only: 50 MB for 8 h.
+    """The nights of ``source`` one after the other. An epoch is encoded once it is read, and its sound is not kept.
 
     ``say`` gets a line for each night that cannot be used. Raises `UserError` if the source cannot be listed.
     """
@@ -130,23 +134,27 @@ def stage_nights(stager: Stager, source: NightSourceConfig, say: Callable[[str],
 
 
 def _staged(stager: Stager, source: CheckedSource, reference: Reference) -> StagedNight:
-    index, truth, pictures, notes = list[int](), list[int](), list[NDArray[np.float16]](), list[str]()
-    try:
-        for item in source.epochs(reference):
-            if isinstance(item, Dropped):
-                notes.append(item.reason)
-                continue
-            index.append(item.index)
-            truth.append(item.stage)
-            pictures.append(mel.picture(item.samples, stager.mel, decode.RATE))
-    except DecodeError as error:
+    index, truth, notes = list[int](), list[int](), list[str]()
+
+    def pictures() -> Iterator[NDArray[np.float16]]:
+        try:
+            for item in source.epochs(reference):
+                if isinstance(item, Dropped):
+                    notes.append(item.reason)
+                    continue
+                index.append(item.index)
+                truth.append(item.stage)
+                yield mel.picture(item.samples, stager.mel, decode.RATE)
+        except DecodeError as error:
+            if not index:
+                raise
+            notes.append(str(error))
         if not index:
-            raise
-        notes.append(str(error))
-    if not index:
-        raise AudioError(notes[0] if notes else "too short: it has no whole epoch of 30 s")
+            raise AudioError(notes[0] if notes else "too short: it has no whole epoch of 30 s")
+
+    encoded = stager.encode(pictures())
     places = np.array(index, np.int64)
-    found = stager.probabilities(places, pictures)
+    found = stager.probabilities(places, encoded)
     scores = NightScores(reference.name, reference.speaker or reference.name, places, np.array(truth, np.int64), found)
     return StagedNight(scores, notes, source.begins(reference))
 

@@ -29,13 +29,15 @@ class NightMelConfig(FrontendConfig):
     ``mel``: bands and frames of a picture; a corpus of stored pictures must have been prepared with the same.
     ``loudness``: ``epoch`` scales each epoch's picture by its own maximum, mean and deviation, so that the loudness of
     one epoch against another is lost. ``sequence`` scales all epochs of a sequence by the same three numbers, so that
-    it stays. ``floor_db``: how many dB below the maximum the values end.
+    it stays. ``floor_db``: how many dB below the maximum the values end. ``centre``: ``band`` takes the mean over time
+    from each band, in dB, so that the colour of a stationary noise is lost and breathing stands out.
     """
 
     name: Literal["nightmel"] = "nightmel"
     mel: MelConfig = MelConfig()
     loudness: Literal["epoch", "sequence"] = "epoch"
     floor_db: float = Field(default=80.0, gt=0.0)
+    centre: Literal["none", "band"] = "none"
 
     layout: ClassVar[Layout] = "epochs"
 
@@ -67,6 +69,7 @@ class NightMel(Frontend):
     With ``L`` the picture of an epoch (``loudness: epoch``) or the pictures of all N epochs (``sequence``)::
 
         d = max(10 (L - max L), -floor_db)        dB below the maximum
+        d = d - mean of its band                  with centre: band
         x = (d - mean d) / std d
 
     This is librosa's ``power_to_db(ref=max, top_db=floor_db)``, standardised. Constant pictures (digital silence)
@@ -120,7 +123,10 @@ class NightMel(Frontend):
         dims = (2, 3) if self.config.loudness == "epoch" else (1, 2, 3)
         with torch.autocast(pictures.device.type, enabled=False):
             decibels = 10.0 * (pictures.float() - pictures.float().amax(dims, keepdim=True))
-            return standardised(decibels.clamp_min(-self.config.floor_db), dims, 1e-6)
+            decibels = decibels.clamp_min(-self.config.floor_db)
+            if self.config.centre == "band":
+                decibels = decibels - decibels.mean([dim for dim in dims if dim != 2], keepdim=True)
+            return standardised(decibels, dims, 1e-6)
 
     def samples_for(self, frames: int) -> int:
         """The samples of one epoch: ``30 * rate``."""

@@ -48,6 +48,11 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
+def is_remote(uri: str) -> bool:
+    """Whether ``uri`` is in an object store, and not on a disk of this machine."""
+    return stores.scheme(uri) != "file"
+
+
 def exists(uri: str) -> bool:
     """Whether a file or folder exists at ``uri``.
 
@@ -128,7 +133,7 @@ def write_bytes(uri: str, data: bytes) -> None:
     Missing local folders are created. A missing bucket is an error.
     """
     fs, path = filesystem(uri)
-    if _is_remote(uri):
+    if is_remote(uri):
         attempt(uri, lambda: fs.pipe_file(path, data))
     else:
         attempt(uri, lambda: _replace(path, data))
@@ -152,7 +157,7 @@ def remove(uri: str, recursive: bool = False) -> None:
     if recursive:
         for name in _names(uri):
             remove(join(uri, name))
-        if not _is_remote(uri):
+        if not is_remote(uri):
             _remove_empty_folders(filesystem(uri)[1])
         return
     fs, path = filesystem(uri)
@@ -202,7 +207,7 @@ def _names(uri: str) -> list[str]:
 
 def _find(uri: str) -> list[str]:
     fs, path = filesystem(uri)
-    if not _is_remote(uri):
+    if not is_remote(uri):
         return list(fs.find(path)) if os.path.isdir(path) else []
     if stores.scheme(uri) == "s3":
         return list(fs.find(path))
@@ -222,10 +227,6 @@ def _is_unfinished(name: str) -> bool:
     """Whether ``name`` is a temporary file that a killed `write_bytes` left."""
     base = name.rpartition("/")[2]
     return base.startswith(".") and base.endswith(".part")
-
-
-def _is_remote(uri: str) -> bool:
-    return stores.scheme(uri) != "file"
 
 
 def _replace(path: str, data: bytes) -> None:

@@ -152,14 +152,23 @@ def read_meta(uri: str) -> Meta:
         raise CheckpointError(f"{uri}/{_META}: not a checkpoint's meta data; delete this folder and resume") from error
 
 
-def load(uri: str) -> Loaded:
-    """Reads the checkpoint at ``uri`` and verifies it. Raises `CheckpointError` naming the damaged file."""
+def load(uri: str, *, mapped: bool = False) -> Loaded:
+    """Reads the checkpoint at ``uri`` and verifies it. Raises `CheckpointError` naming the damaged file.
+
+    ``mapped``: the tensors of a local checkpoint are pages of its file, for one who copies some of them at once.
+    """
     meta = read_meta(uri)
     if _STATE not in meta.files:
         raise CheckpointError(f"{uri}/{_META}: does not list {_STATE}; delete this folder and resume")
-    data = pieces.verified(uri, _STATE, meta.files[_STATE])
+    find = pieces.verified_file if mapped else pieces.verified
+    found = find(uri, _STATE, meta.files[_STATE])
     try:
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        state = torch.load(
+            io.BytesIO(found) if isinstance(found, bytes) else found,
+            map_location="cpu",
+            weights_only=True,
+            mmap=isinstance(found, str),
+        )
     except (pickle.UnpicklingError, RuntimeError) as error:
         raise pieces.foreign(uri, _STATE) from error
     return Loaded(uri, meta, state)

@@ -57,10 +57,29 @@ def verified(folder: str, name: str, record: dict[str, Any]) -> bytes:
     """The content of a file. Raises `CheckpointError` if its hash is not that of ``record``, or `StorageError`."""
     data = storage.read_bytes(storage.join(folder, name))
     if hashlib.sha256(data).hexdigest() != record["sha256"]:
-        raise CheckpointError(
-            f"{folder}/{name}: damaged (its hash differs from meta.json); delete this folder and resume"
-        )
+        raise _damaged(storage.join(folder, name))
     return data
+
+
+def _damaged(path: str) -> CheckpointError:
+    return CheckpointError(f"{path}: damaged (its hash differs from meta.json); delete this folder and resume")
+
+
+def verified_file(folder: str, name: str, record: dict[str, Any]) -> io.BytesIO | str:
+    """What `torch.load` can read of a file: the path of a local one, which was verified without holding it in memory.
+
+    Else the content. Raises as `verified` does.
+    """
+    path = storage.join(folder, name)
+    if storage.is_remote(path):
+        return io.BytesIO(verified(folder, name, record))
+    digest = hashlib.sha256()
+    with storage.open_read(path) as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest() != record["sha256"]:
+        raise _damaged(path)
+    return storage.filesystem(path)[1]
 
 
 def recorded(folder: str, name: str, data: bytes) -> dict[str, Any]:

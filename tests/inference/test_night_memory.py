@@ -1,8 +1,8 @@
 """A long night is prepared and staged in bounded memory: the peak of fresh processes, in MB.
 
-`rayssl prepare --local` imports neither torch nor Ray, and its whole peak is bounded. `rayssl stage` needs torch; its
-CUDA build takes 480 MB by its import alone, its CPU build 230 MB, and timm 165 MB. So what is bounded is the peak above
-a process that has imported torch, and above one that has imported timm too.
+`rayssl prepare --local` imports neither torch nor Ray, and its whole peak is bounded. `rayssl stage` needs torch, whose
+code alone fills 300 to 500 MB of pages: they are read from files, processes share them, and how many a machine maps at
+once is its own choice. So what is bounded there is private memory (RssAnon): everything that a process has made itself.
 """
 
 from __future__ import annotations
@@ -22,16 +22,26 @@ from tests.data.sources.night_memory import ROOT, write_night
 from tests.small_nights import tree
 
 _PEAK = """
-def peak():  # ru_maxrss would begin with the peak of the process that started this one
-    (line,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
+import json, sys, threading
+def now(name):  # ru_maxrss would begin with the peak of the process that started this one
+    (line,) = [line for line in open("/proc/self/status") if line.startswith(name)]
     return int(line.split()[1]) / 1024
+private, done = [0.0], threading.Event()
+def watch():
+    while not done.wait(0.005):
+        private[0] = max(private[0], now("RssAnon"))
+watcher = threading.Thread(target=watch)
+watcher.start()
 """
 _VERB = f"""{_PEAK}
-import json, sys
-from rayssl.cli import main
-status = main(sys.argv[1:])
+try:
+    from rayssl.cli import main
+    status = main(sys.argv[1:])
+finally:
+    done.set()
+    watcher.join()
 heavy = [name for name in ("ray", "torch", "matplotlib", "timm", "sklearn", "faiss") if name in sys.modules]
-print(json.dumps({{"status": status, "peak": peak(), "modules": heavy}}))
+print(json.dumps({{"status": status, "peak": now("VmHWM"), "private": private[0], "modules": heavy}}))
 """
 
 
@@ -53,15 +63,12 @@ def prepared(folder: Path, **settings: Any) -> dict[str, Any]:
     return found
 
 
-def staged(folder: Path, run: Path) -> dict[str, float]:
-    """Stages the nights in ``folder``/in; the peak, and those of processes that only import libraries."""
-    found = fresh(_VERB, "stage", str(run), f"{folder}/in", "--out", f"{folder}/out")
+def staged(folder: Path, run: Path) -> dict[str, Any]:
+    """Stages the nights in ``folder``/in; returns what `_VERB` prints."""
+    found: dict[str, Any] = fresh(_VERB, "stage", str(run), f"{folder}/in", "--out", f"{folder}/out")
+    print("stage", found)  # noqa: T201
     assert found["status"] == 0 and not {"ray", "sklearn", "faiss"} & set(found["modules"])
-    torch = fresh(f"import torch\n{_PEAK}\nprint(peak())")
-    timm = fresh(f"import torch, timm.models\n{_PEAK}\nprint(peak())")
-    peaks = {"whole": found["peak"], "torch": torch, "timm": timm}
-    print("stage", peaks)  # noqa: T201
-    return peaks
+    return found
 
 
 @pytest.mark.long
@@ -70,8 +77,7 @@ def test_a_short_night(night_folder: Path, tmp_path: Path) -> None:
     write_night(tmp_path / "in", parts=2, seconds=300)
     assert prepared(tmp_path, format="mel")["peak"] < 350
     assert prepared(tmp_path, format="flac")["peak"] < 350
-    peaks = staged(tmp_path, night_folder / "run")
-    assert peaks["whole"] - peaks["timm"] < 200, peaks
+    assert staged(tmp_path, night_folder / "run")["private"] < 500
     assert len((tmp_path / "out/0001-100507.csv").read_text().splitlines()) == 21
 
 
@@ -90,10 +96,9 @@ def test_eight_hours_at_48_khz(tmp_path: Path) -> None:
         assert write_night(tmp_path / "in", parts=8, seconds=3600) > 2.7e9
         for form in ("mel", "flac"):
             assert prepared(tmp_path, format=form)["peak"] < 500
-        peaks = staged(tmp_path, tmp_path / "run")
+        found = staged(tmp_path, tmp_path / "run")
     finally:
         for name in ("in", "mel", "flac"):
             shutil.rmtree(tmp_path / name, ignore_errors=True)
     assert len((tmp_path / "out/0001-100507.csv").read_text().splitlines()) == 961
-    assert peaks["whole"] - peaks["torch"] < 500, peaks
-    assert peaks["whole"] - peaks["timm"] < 250, peaks
+    assert found["private"] < 500, found

@@ -67,7 +67,7 @@ class NightStager(Embedder):
         parts = [read_epochs(job.corpus, job.manifest, shard, stager.mel) for shard in chosen]
         place = np.concatenate([part.places for part in parts])
         try:
-            found = stager.probabilities(place, [picture for part in parts for picture in part.pictures])
+            found = stager.probabilities(place, stager.encode(picture for part in parts for picture in part.pictures))
         except AudioError as error:
             raise CorpusError(f"{job.corpus}: night '{parts[0].night}': {error}") from None
         truth = np.concatenate([part.table["label"].to_numpy() for part in parts]).astype(np.int64)
