@@ -17,28 +17,36 @@ from tests.bench.table_runs import cell, result
 
 CONFIG = "nights_sleep.yaml"
 FORMER = "encoder.backbone={name: sleepformer, width: 0.125, bands: 32, frames: 300, blocks: 2, sequence: 20}"
+# A term begins with the weights of the supervised run of its seed, as HomeSleepNet does: from the first step on, L_SC
+# and SSC kept the network where all epochs look alike
+LATER = ("training.epochs=2", "training.optimiser.lr=0.001")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One run of the table. ``unlabelled``: whether it uses unlabelled nights, so that odd ones matter."""
+    """One run of the table. ``unlabelled``: whether it uses unlabelled nights, so that odd ones matter.
+
+    ``later``: whether it goes on from the supervised run of the same seed.
+    """
 
     title: str
-    overrides: tuple[str, ...]
-    unlabelled: bool = True
+    overrides: tuple[str, ...] = ()
+    unlabelled: bool = False
+    later: bool = False
 
 
 ROWS = {
-    "epoch": Row("one epoch: CNN", ("encoder.backbone.context=epoch",), False),
-    "soundsleepnet": Row("SoundSleepNet, supervised", (), False),
-    "fc": Row("SleepFormer fc, supervised", (f"{FORMER[:-1]}, head: fc}}",), False),
-    "vit": Row("SleepFormer vit, supervised", (FORMER,), False),
-    "noise": Row("+ noise consistency, labelled nights", (FORMER, "method.noise.weight=1"), False),
-    "fixmatch": Row("+ FixMatch", (FORMER, "method.fixmatch.weight=1")),
-    "sequential": Row("+ L_SC", (FORMER, "method.sequential.weight=1")),
-    "ccssl": Row("+ CCSSL", (FORMER, "method.ccssl.weight=0.1")),
-    "ssc": Row("+ SSC", (FORMER, "method.ssc.weight=0.1")),
-    "both": Row("+ L_SC + SSC", (FORMER, "method.sequential.weight=1", "method.ssc.weight=0.1")),
+    "epoch": Row("one epoch: CNN", ("encoder.backbone.context=epoch",)),
+    "soundsleepnet": Row("SoundSleepNet, supervised"),
+    "fc": Row("SleepFormer fc, supervised", (f"{FORMER[:-1]}, head: fc}}",)),
+    "vit": Row("SleepFormer vit, supervised", (FORMER,)),
+    "longer": Row("supervised, 300 steps more", (), later=True),
+    "noise": Row("+ noise consistency, labelled nights", ("method.noise.weight=1",), later=True),
+    "fixmatch": Row("+ FixMatch", ("method.fixmatch={weight: 1, threshold: 0.7}",), True, True),
+    "sequential": Row("+ L_SC", ("method.sequential.weight=1",), True, True),
+    "ccssl": Row("+ CCSSL", ("method.ccssl.weight=0.1",), True, True),
+    "ssc": Row("+ SSC", ("method.ssc.weight=0.1",), True, True),
+    "both": Row("+ L_SC + SSC", ("method.sequential.weight=1", "method.ssc.weight=0.1"), True, True),
 }
 
 
@@ -48,6 +56,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--splits", nargs="+", default=["clean", "odd"])
+    parser.add_argument("--base", default="soundsleepnet", choices=["soundsleepnet", "fc", "vit"])
     parser.add_argument("--into", default="runs/nights/table")
     parser.add_argument("--set", nargs="*", default=[], help="more overrides, for every run")
     parser.add_argument("--dev", action="store_true")
@@ -58,22 +67,33 @@ def main() -> None:
     for name in arguments.rows:
         row = ROWS[name]
         for split in arguments.splits if row.unlabelled else ["none"]:
-            where = [f"labels.split={'clean' if split == 'none' else split}"]
-            where += ["evaluation.corpus=runs/nights/dev"] if arguments.dev else []
-            found = [
-                result(
-                    storage.join(arguments.into, f"{name}-{split}-seed{seed}{'-dev' if arguments.dev else ''}"),
-                    CONFIG,
-                    seed,
-                    (*where, *row.overrides, *arguments.set),
-                    here=arguments.here,
-                )
-                for seed in arguments.seeds
-            ]
+            found = [run(name, split, seed, arguments) for seed in arguments.seeds]
             cells = [cell((each[key] for each in found), 100, 1) for key in ("macro_f1", "accuracy")]
             kappa = cell((each["kappa"] for each in found), 1, 3)
             seeds = len(arguments.seeds)
             print(f"| {row.title} | {split} | {cells[0]} | {kappa} | {cells[1]} | {seeds} |", flush=True)
+
+
+def run(name: str, split: str, seed: int, arguments: argparse.Namespace) -> dict[str, float]:
+    """The figures of one run. What is missing is trained, the run it goes on from first."""
+    row, where = ROWS[name], [f"labels.split={'clean' if split == 'none' else split}"]
+    if arguments.dev:
+        where.append("evaluation.corpus=runs/nights/dev")
+    if row.later:
+        run(arguments.base, "none", seed, arguments)
+        where += [
+            *ROWS[arguments.base].overrides,
+            *LATER,
+            f"method.start_from={place(arguments.base, 'none', seed, arguments)}",
+        ]
+    overrides = (*where, *row.overrides, *arguments.set)
+    return result(place(name, split, seed, arguments), CONFIG, seed, overrides, here=arguments.here)
+
+
+def place(name: str, split: str, seed: int, arguments: argparse.Namespace) -> str:
+    """Where a run lies."""
+    on = f"-on-{arguments.base}" if ROWS[name].later else ""
+    return storage.join(arguments.into, f"{name}{on}-{split}-seed{seed}{'-dev' if arguments.dev else ''}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -20,16 +21,15 @@ def result(
 ) -> Any:
     """What `rayssl evaluate` wrote of the checkpoint ``which``; a run that was interrupted resumes.
 
-    ``here``: trained by `tests.bench.train_here` in place of `rayssl train`.
+    ``here``: with ``--local``, in one process of one thread without Ray.
     """
     place = storage.join(run, "evaluation", *([] if which == "last" else [which]), "result.json")
     if not storage.exists(place):
-        say = [str(Path(sys.executable).with_name("rayssl"))]
-        train = [str(CONFIGS / config), f"run={run}", f"seed={seed}", *overrides]
-        subprocess.run(
-            [*([sys.executable, "-m", "tests.bench.train_here"] if here else [*say, "train"]), *train], check=True
-        )
-        subprocess.run([*say, "evaluate", run, "--checkpoint", which], check=True)
+        say, how = str(Path(sys.executable).with_name("rayssl")), ["--local"] if here else []
+        env = {**os.environ, "OMP_NUM_THREADS": "1"} if here else None
+        train = ["train", str(CONFIGS / config), f"run={run}", f"seed={seed}", *overrides]
+        for verb in (train, ["evaluate", run, "--checkpoint", which]):
+            subprocess.run([say, *verb, *how], check=True, env=env)
     return json.loads(storage.read_text(place))
 
 
