@@ -21,43 +21,16 @@ import ray
 
 from rayssl import collectives
 from rayssl.experiment.config import MemoryConfig
-from rayssl.memory.classes.memory import ClassMemory, ClassRecallArrays, ClassRememberArrays
+from rayssl.memory.classes.memory import ClassRecallArrays, ClassRememberArrays
 from rayssl.memory.classes.settings import ClassSettings
 from rayssl.memory.pieces import limits
 from rayssl.runtime.memory.actor import on_all_ranks, options
-from rayssl.runtime.memory.rounds import Rounds, get
-from rayssl.runtime.memory.servers import CheckpointableServer, Staleness
+from rayssl.runtime.memory.rounds import get
+from rayssl.runtime.memory.servers import ClassServer
 from rayssl.training.pieces import Records
 
 _SHARES = ("prototypes_filled", "queue_fill")  # of an actor's own classes; the others but "rejected" are the same
 _OF_CLASSES = ("prototypes", "present", "rows", "filled")  # of an answer, with a row for each class of an actor
-
-
-class ClassServer(CheckpointableServer):
-    """The memory of some classes; every method is a coroutine of one event loop, so none interrupts another."""
-
-    def __init__(self, settings: ClassSettings, world: int, strict: bool, first: int, last: int) -> None:
-        self.memory: ClassMemory = ClassMemory(settings, first=first, last=last)
-        self.rounds = Rounds(world, strict, ordered=True)  # a rank calls again before it has its answer
-        self.staleness = Staleness(world)
-
-    async def exchange(
-        self, call: int, rank: int, remember: ClassRememberArrays, step: int | None
-    ) -> ClassRecallArrays | None:
-        """The ``call``-th exchange (from 1) of ``rank``; see `rayssl.training.context.ClassClient`."""
-
-        def answer(_: None) -> ClassRecallArrays | None:
-            self.staleness.count(call, rank)
-            return None if step is None else self.memory.recall(step)
-
-        taken = await self.rounds.take(call, rank, lambda: self.memory.remember(remember), answer)
-        return taken  # type: ignore[no-any-return]
-
-    async def metrics(self) -> dict[str, float]:
-        """The memory's figures, and by how many steps its answers were stale."""
-        async with self.rounds.lock:
-            behind = self.staleness.metrics(self.rounds.strict)["staleness_steps"] / 2  # two calls a step
-            return {**self.memory.metrics(), "staleness_steps": behind}
 
 
 def start(settings: ClassSettings, world: int, config: MemoryConfig, names: list[str]) -> list[Any]:
