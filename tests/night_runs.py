@@ -42,7 +42,7 @@ SLEEP_METHOD: dict[str, Any] = {
     "name": "sleep",
     "ema": 0.8,
     "stage_power": 0.5,
-    "noise": {"weight": 0.5, "on": "both"},
+    "noise": {"weight": 0.5, "nights": "both"},
     "fixmatch": {"weight": 0.7, "threshold": 0.25},
     "sequential": {"weight": 2.0},
     "ccssl": {"weight": 0.1, "temperature": 0.5},

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from rayssl.data.corpus import PrepareConfig
 from rayssl.errors import ConfigError
@@ -252,3 +253,14 @@ def test_the_bound_of_ssps_needs_labels_and_no_clusters(tmp_path: Path) -> None:
     assert UtteranceMemory(found).version == 0
     with pytest.raises(ConfigError, match=r"method\.sampling=speaker: .* no labels of speaker and recording"):
         job_of(settings, manifest.model_copy(update={"recordings": 0}))
+
+
+def test_yaml_reads_every_key_as_a_name() -> None:
+    """In YAML `on:`, `off:`, `yes:` and `no:` are truth values: nobody could write such a key."""
+
+    def below(model: type[Config]) -> set[type[Config]]:
+        return {model, *(each for child in model.__subclasses__() for each in below(child))}
+
+    assert Experiment in below(Config) and PrepareConfig in below(Config)
+    names = {name for model in below(Config) for name in model.model_fields}
+    assert [name for name in sorted(names) if yaml.safe_load(name) != name] == []

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Runs every check of the project: ruff, mypy, import-linter, then pytest with all layers. Arguments go to pytest.
-# The last line is pytest's count. The status is not zero if any check failed.
+# Runs every check of the project: ruff, mypy, import-linter, then pytest: the pure layers on all cores, then those that
+# start processes of their own, one test at a time. With arguments pytest runs once, with all layers, and gets them.
+# The last line is pytest's count, or names the checks that failed; then the status is not zero.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 
@@ -35,7 +36,7 @@ install_servers() {
     local commands=("${servers[@]}" radosgw-admin monmaptool ceph)
     if have "${commands[@]}"; then return; fi
     if install_packages "the s3 layer" "${servers[@]}" && have "${commands[@]}"; then return; fi
-    layers=default,long,ranks,ray
+    layers=ranks,ray
 }
 
 # One test scrapes a run with Prometheus, others check the rules. Without it they are skipped. Its package starts a
@@ -50,11 +51,11 @@ install_prometheus() {
 failed=()
 check() {
     say "$*"
-    "$@" || failed+=("$1 ${2:-}")
+    "$@" || failed+=("$*")
 }
 
 ensure_venv test
-layers=all
+layers=ranks,s3,ray
 install_servers
 install_prometheus
 cd "$root"
@@ -67,6 +68,13 @@ check lint-imports --no-logo
 if [ ${#failed[@]} -gt 0 ]; then
     say "FAILED before pytest: $(printf '%s; ' "${failed[@]}")"
 fi
-status=0
-python -m pytest --layers "$layers" "$@" || status=$?
-[ "$status" = 0 ] && [ ${#failed[@]} = 0 ]
+if [ $# -gt 0 ]; then
+    check python -m pytest --layers "default,long,$layers" "$@"
+else
+    check python -m pytest --layers default,long --numprocesses "$(nproc)" --dist worksteal
+    check python -m pytest --layers "$layers"
+fi
+if [ ${#failed[@]} -gt 0 ]; then
+    say "FAILED: $(printf '%s; ' "${failed[@]}")"
+    exit 1
+fi

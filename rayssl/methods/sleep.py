@@ -104,12 +104,12 @@ class SleepConfig(LabelledMethodConfig):
     def uses_unlabelled(self) -> bool:
         """Whether any term learns from unlabelled sequences."""
         terms = (self.fixmatch, self.sequential, self.ccssl, self.ssc)
-        return any(term.weight > 0 for term in terms) or (self.noise.weight > 0 and self.noise.on != "labelled")
+        return any(term.weight > 0 for term in terms) or (self.noise.weight > 0 and self.noise.nights != "labelled")
 
     @property
     def noisy_labelled(self) -> bool:
         """Whether labelled sequences have a noisy view too."""
-        return self.noise.weight > 0 and self.noise.on != "unlabelled"
+        return self.noise.weight > 0 and self.noise.nights != "unlabelled"
 
     @property
     def remembers_anchors(self) -> bool:
@@ -162,7 +162,7 @@ class SleepConfig(LabelledMethodConfig):
         return {
             "stage_power": 0.5,
             "ema": 0.8,
-            "noise": {"weight": 1.0, "on": "both"},
+            "noise": {"weight": 1.0, "nights": "both"},
             "fixmatch": {"weight": 1.0, "threshold": 0.25},
             "sequential": {"weight": 1.0},
             "ccssl": {"weight": 0.5, "temperature": 0.5},
@@ -244,7 +244,7 @@ class Sleep(Labelled):
         if config.uses_unlabelled:
             extra, found, counts = self._unlabelled(out, batch, labelled, recall)
             loss, terms = loss + extra, terms | found
-            if config.noise.weight and config.noise.on != "labelled":
+            if config.noise.weight and config.noise.nights != "labelled":
                 noisy.append(self._noise(out["weak"], out["strong"], self._used(out["weak"], batch)))
         if noisy:
             total, count = (torch.stack(parts).sum() for parts in zip(*noisy, strict=True))

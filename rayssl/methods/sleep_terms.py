@@ -10,13 +10,13 @@ from rayssl.schema import Config
 
 
 class NoiseTermConfig(Config):
-    """``L_NC``: its ``weight``; ``on`` which sequences; ``distance`` between the predictions.
+    """``L_NC``: its ``weight``; ``nights`` whose sequences; ``distance`` between the predictions.
 
     ``detach_clean``: the clean view is a target without gradient.
     """
 
     weight: float = Field(default=0.0, ge=0)
-    on: Literal["labelled", "unlabelled", "both"] = "labelled"
+    nights: Literal["labelled", "unlabelled", "both"] = "labelled"
     distance: Literal["js", "kl", "mse"] = "js"
     detach_clean: bool = False
 

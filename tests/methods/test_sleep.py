@@ -35,9 +35,9 @@ TERMS: dict[str, dict[str, Any]] = {
     "supervised": {},
     "stage_power": {"stage_power": 0.5},
     "adjust": {"adjust": 1.5},
-    "noise on labelled": {"noise": {"weight": 0.5, "on": "labelled"}},
-    "noise on unlabelled": {"noise": {"weight": 0.5, "on": "unlabelled", "distance": "kl"}},
-    "noise on both": {"noise": {"weight": 0.5, "on": "both", "detach_clean": True}},
+    "noise on labelled": {"noise": {"weight": 0.5, "nights": "labelled"}},
+    "noise on unlabelled": {"noise": {"weight": 0.5, "nights": "unlabelled", "distance": "kl"}},
+    "noise on both": {"noise": {"weight": 0.5, "nights": "both", "detach_clean": True}},
     "fixmatch": {"fixmatch": {"weight": 0.7, "threshold": 0.6}},
     "sequential": {"sequential": {"weight": 2.0, "w_min": 0.3}},
     "sequential, l1": {"sequential": {"weight": 2.0, "distance": "l1", "detach_b": True}},
@@ -99,9 +99,9 @@ def expected(method: Sleep, out: dict[str, Tensor], known: ClassRecall | None) -
     weights = (raw * counts.sum() / (counts * raw).sum()).float().double()
     terms = {"supervised": (weights[stages] * cross_entropy(logits, stages, reduction="none")).mean()}
     noisy = []
-    if config.noise.on != "unlabelled":
+    if config.noise.nights != "unlabelled":
         noisy.append((picked(out["labelled"], few), picked(out["labelled_noisy"], few)))
-    if config.noise.on != "labelled":
+    if config.noise.nights != "labelled":
         noisy.append((picked(out["weak"], many), picked(out["strong"], many)))
     how = config.noise
     clean, noise = (torch.cat(rows) for rows in zip(*noisy, strict=True))
@@ -290,10 +290,10 @@ def test_the_counts_of_pseudo_labels() -> None:
     ("terms", "own", "labelled"),
     [
         ({}, ["labelled"], []),
-        ({"noise": {"weight": 1, "on": "labelled"}}, ["labelled", "labelled_noisy"], []),
-        ({"noise": {"weight": 1, "on": "unlabelled"}}, ["weak", "strong"], ["labelled"]),
-        ({"noise": {"weight": 1, "on": "both"}}, ["weak", "strong"], ["labelled", "labelled_noisy"]),
-        ({"noise": {"weight": 0, "on": "both"}}, ["labelled"], []),
+        ({"noise": {"weight": 1, "nights": "labelled"}}, ["labelled", "labelled_noisy"], []),
+        ({"noise": {"weight": 1, "nights": "unlabelled"}}, ["weak", "strong"], ["labelled"]),
+        ({"noise": {"weight": 1, "nights": "both"}}, ["weak", "strong"], ["labelled", "labelled_noisy"]),
+        ({"noise": {"weight": 0, "nights": "both"}}, ["labelled"], []),
         ({"ssc": {"weight": 1}}, ["weak", "strong"], ["labelled"]),
     ],
 )

@@ -109,7 +109,7 @@ def test_the_memory_keeps_features_of_the_head(corpora: Path) -> None:
         ("method.ssc.queue=0", "method.ssc.queue"),
         ("method.ssc.temperature=0", "method.ssc.temperature"),
         ("method.ssc.anchors=memry", "method.ssc.anchors"),
-        ("method.noise.on=all", "method.noise.on"),
+        ("method.noise.nights=all", "method.noise.nights"),
         ("method.sequential.w_min=1.5", "method.sequential.w_min"),
         ("method.ccssl.weight=-1", "method.ccssl.weight"),
         ("method.sequental={weight: 1}", "method.sequental"),
