@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs every check of the project: ruff, mypy, import-linter, then pytest: the pure layers on all cores, then those that
-# start processes of their own, one test at a time. With arguments pytest runs once, with all layers, and gets them.
+# Runs every check of the project: ruff, mypy, import-linter, then pytest: first all layers but ray on all cores, then the
+# layer ray, one test at a time. With arguments pytest runs once, with all layers, and gets them.
 # The last line is pytest's count, or names the checks that failed; then the status is not zero.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
@@ -36,7 +36,7 @@ install_servers() {
     local commands=("${servers[@]}" radosgw-admin monmaptool ceph)
     if have "${commands[@]}"; then return; fi
     if install_packages "the s3 layer" "${servers[@]}" && have "${commands[@]}"; then return; fi
-    layers=ranks,ray
+    layers=default,long,ranks without=" and not s3"
 }
 
 # One test scrapes a run with Prometheus, others check the rules. Without it they are skipped. Its package starts a
@@ -55,7 +55,7 @@ check() {
 }
 
 ensure_venv test
-layers=ranks,s3,ray
+layers=default,long,ranks,s3 without=
 install_servers
 install_prometheus
 cd "$root"
@@ -69,10 +69,10 @@ if [ ${#failed[@]} -gt 0 ]; then
     say "FAILED before pytest: $(printf '%s; ' "${failed[@]}")"
 fi
 if [ $# -gt 0 ]; then
-    check python -m pytest --layers "default,long,$layers" "$@"
+    check python -m pytest --layers "$layers,ray" "$@"
 else
-    check python -m pytest --layers default,long --numprocesses "$(nproc)" --dist worksteal
-    check python -m pytest --layers "$layers"
+    check python -m pytest --layers "$layers" --numprocesses "$(nproc)" --dist loadfile
+    check python -m pytest -m "ray and not slow$without"
 fi
 if [ ${#failed[@]} -gt 0 ]; then
     say "FAILED: $(printf '%s; ' "${failed[@]}")"

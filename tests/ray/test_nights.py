@@ -58,6 +58,7 @@ def test_two_workers_and_an_actor_twice(ray_cluster: Any, config: str, tmp_path:
     assert one[0]["queues"] and all(float(line["ssc"]) > 0 for line in one[1] if line["kind"] == "step")
 
 
+@pytest.mark.slow
 def test_one_worker_is_local(ray_cluster: Any, config: str, tmp_path: Path) -> None:
     on_ray = trained(config, tmp_path / "ray", "ray.workers=1")
     here = trained(config, tmp_path / "local", "ray.workers=1", "--local")

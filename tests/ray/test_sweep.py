@@ -88,6 +88,7 @@ def test_a_sweep_of_which_nothing_comes(ray_cluster: Any, folder: Path, capsys: 
     assert "failed: " not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_population(ray_cluster: Any, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two trials, of which the worse one resumes, after an epoch, from the checkpoint of the better one."""
     space = {"training.optimiser.lr": {"low": 0.0001, "high": 0.01, "log": True}}
