@@ -17,6 +17,7 @@ from tests.bench.table_runs import cell, result
 
 CONFIG = "nights_sleep.yaml"
 FORMER = "encoder.backbone={name: sleepformer, width: 0.125, bands: 32, frames: 300, blocks: 2, sequence: 20}"
+SSC = "method.ssc={weight: 0.1, threshold: 0.5}"
 # A term begins with the weights of the supervised run of its seed, as HomeSleepNet does: from the first step on, L_SC
 # and SSC kept the network where all epochs look alike
 LATER = ("training.epochs=2", "training.optimiser.lr=0.001")
@@ -41,12 +42,12 @@ ROWS = {
     "fc": Row("SleepFormer fc, supervised", (f"{FORMER[:-1]}, head: fc}}",)),
     "vit": Row("SleepFormer vit, supervised", (FORMER,)),
     "longer": Row("supervised, 300 steps more", (), later=True),
-    "noise": Row("+ noise consistency, labelled nights", ("method.noise.weight=1",), later=True),
-    "fixmatch": Row("+ FixMatch", ("method.fixmatch={weight: 1, threshold: 0.7}",), True, True),
-    "sequential": Row("+ L_SC", ("method.sequential.weight=1",), True, True),
+    "noise": Row("+ noise consistency", ("method.noise={weight: 1, nights: both}",), True, True),
+    "fixmatch": Row("+ FixMatch", ("method.fixmatch.weight=1",), True, True),
+    "sequential": Row("+ L_SC", ("method.sequential.weight=100",), True, True),
     "ccssl": Row("+ CCSSL", ("method.ccssl.weight=0.1",), True, True),
-    "ssc": Row("+ SSC", ("method.ssc.weight=0.1",), True, True),
-    "both": Row("+ L_SC + SSC", ("method.sequential.weight=1", "method.ssc.weight=0.1"), True, True),
+    "ssc": Row("+ SSC", (SSC,), True, True),
+    "both": Row("+ L_SC + SSC", ("method.sequential.weight=100", SSC), True, True),
 }
 
 

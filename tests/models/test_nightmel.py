@@ -87,6 +87,18 @@ def test_loudness_between_epochs_is_lost_or_kept() -> None:
         assert out.mean(dims).abs().max() < 1e-4 and (out.std(dims, correction=0) - 1).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("loudness", ["epoch", "sequence"])
+def test_the_colour_of_a_noise_is_lost_where_bands_are_centred(loudness: str) -> None:
+    """A filter before the microphone adds a constant to each band of the picture in dB."""
+    pictures = torch.rand(2, 3, 6, 61, generator=torch.Generator().manual_seed(0))
+    coloured = pictures + torch.linspace(-2, 1, 6)[:, None]
+    plain, centred = (short(loudness=loudness, centre=centre) for centre in ("none", "band"))
+    assert not torch.allclose(plain(coloured), plain(pictures), atol=0.1)
+    torch.testing.assert_close(centred(coloured), centred(pictures), rtol=0, atol=1e-4)
+    dims = (3,) if loudness == "epoch" else (1, 3)
+    assert centred(coloured).mean(dims).abs().max() < 1e-5
+
+
 def test_epochs_do_not_see_each_other() -> None:
     x = noise(1, 18_000)
     other = x.clone()
