@@ -1,8 +1,8 @@
 """Layers, bounds, and the servers of the test session: one S3 server, one Ray cluster, one pool of ranks.
 
 `pytest` alone runs the default layer: tests without a mark, each well under a second, pure. The marks are the other
-layers: `long` (seconds each, as pure as the default layer), `ranks`, `s3`, `ray`; `--layers all`, which
-``infra/local/test.sh`` asks for, runs them all. `slow` runs only when it is asked for.
+layers: `long` (seconds each, as pure as the default layer), `ranks`, `s3`, `ray`; `--layers all` runs them all.
+`infra/local/test.sh` runs those of `ray` after the others, alone. `slow` runs only when it is asked for.
 """
 
 from __future__ import annotations

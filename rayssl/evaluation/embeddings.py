@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from rayssl.evaluation.windows import averaged, night_windows
 from rayssl.models.encoder import NightEncoder
 
-_TOGETHER = 4  # epochs that a CPU encodes at once: more only take memory
-
 
 def embed_utterances(
     encoder: nn.Module,
@@ -88,24 +86,27 @@ def embed_epochs(
     return embed_windows(encoder, index, encode_epochs(encoder, pictures, device), device, stride=stride, batch=batch)
 
 
-def encode_epochs(encoder: NightEncoder, pictures: Iterable[NDArray[np.float16]], device: torch.device | str) -> Tensor:
+def encode_epochs(
+    encoder: NightEncoder,
+    pictures: Iterable[NDArray[np.float16]],
+    device: torch.device | str,
+    together: int | None = None,
+) -> Tensor:
     """What `embed_windows` needs of each of n epochs, in their order; ``pictures`` are taken one after the other.
 
     Windows overlap. Where an epoch's features do not depend on its neighbours (`NightEncoder.apart`), each epoch is
     encoded here, once, and its picture is not kept: ``own [n, own_dim]``. Else the pictures are: ``[n, F, frames]``.
 
-    ``pictures``: ``[F, frames]`` each, see `rayssl.data.mel.picture`. ``encoder`` runs as in `embed_utterances`.
+    ``pictures``: at least one ``[F, frames]``, see `rayssl.data.mel.picture`. ``encoder`` runs as in
+    `embed_utterances`. ``together``: epochs of one forward pass, by default a window of the encoder.
     """
     rest, found = iter(pictures), list[Tensor]()
-    together = encoder.window if torch.device(device).type == "cuda" else _TOGETHER
-    while some := list(islice(rest, together)):
+    while some := list(islice(rest, together or encoder.window)):
         part = torch.from_numpy(np.stack(some))
         if encoder.apart:
             with frozen(encoder):
                 part = encoder.alone(part.to(device).float())
         found.append(part)
-    if not found:
-        raise ValueError("a night without epochs")
     return torch.cat(found)
 
 

@@ -32,6 +32,9 @@ from rayssl.models.encoder import Encoder, NightEncoder
 from rayssl.models.nightmel import NightMel
 from rayssl.training import checkpoint
 
+# epochs that a CPU encodes at once where a whole night is read: 40 take 35 MB more and a seventh less of time
+_TOGETHER = 4
+
 
 class Stager:
     """An encoder of nights and the classifier behind it.
@@ -74,9 +77,9 @@ class Stager:
             *staging_parts(experiment, checkpoint_uri, encoder, head_of(loaded)), device, stride=stride, batch=batch
         )
 
-    def encode(self, pictures: Iterable[NDArray[np.float16]]) -> Tensor:
+    def encode(self, pictures: Iterable[NDArray[np.float16]], together: int | None = None) -> Tensor:
         """What `probabilities` needs of a night's epochs, see `rayssl.evaluation.embeddings.encode_epochs`."""
-        return encode_epochs(self.encoder, pictures, self.device)
+        return encode_epochs(self.encoder, pictures, self.device, together)
 
     def probabilities(self, index: NDArray[np.int64], encoded: Tensor) -> NDArray[np.float32]:
         """The probabilities ``[n, C]`` of a night's epochs.
@@ -152,7 +155,7 @@ def _staged(stager: Stager, source: CheckedSource, reference: Reference) -> Stag
         if not index:
             raise AudioError(notes[0] if notes else "too short: it has no whole epoch of 30 s")
 
-    encoded = stager.encode(pictures())
+    encoded = stager.encode(pictures(), _TOGETHER if stager.device.type == "cpu" else None)
     places = np.array(index, np.int64)
     found = stager.probabilities(places, encoded)
     scores = NightScores(reference.name, reference.speaker or reference.name, places, np.array(truth, np.int64), found)

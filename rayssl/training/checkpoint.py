@@ -160,15 +160,10 @@ def load(uri: str, *, mapped: bool = False) -> Loaded:
     meta = read_meta(uri)
     if _STATE not in meta.files:
         raise CheckpointError(f"{uri}/{_META}: does not list {_STATE}; delete this folder and resume")
-    find = pieces.verified_file if mapped else pieces.verified
-    found = find(uri, _STATE, meta.files[_STATE])
+    what = uri, _STATE, meta.files[_STATE]
+    found = pieces.verified_file(*what) if mapped else io.BytesIO(pieces.verified(*what))
     try:
-        state = torch.load(
-            io.BytesIO(found) if isinstance(found, bytes) else found,
-            map_location="cpu",
-            weights_only=True,
-            mmap=isinstance(found, str),
-        )
+        state = torch.load(found, map_location="cpu", weights_only=True, mmap=isinstance(found, str))
     except (pickle.UnpicklingError, RuntimeError) as error:
         raise pieces.foreign(uri, _STATE) from error
     return Loaded(uri, meta, state)

@@ -1,7 +1,7 @@
 """A long night is prepared and staged in bounded memory: the peak of fresh processes, in MB.
 
 `rayssl prepare --local` imports neither torch nor Ray, and its whole peak is bounded. `rayssl stage` needs torch, whose
-code alone fills 300 to 500 MB of pages: they are read from files, processes share them, and how many a machine maps at
+code alone fills hundreds of MB of pages: they are read from files, processes share them, and how many a machine maps at
 once is its own choice. So what is bounded there is private memory (RssAnon): everything that a process has made itself.
 """
 
@@ -77,7 +77,10 @@ def test_a_short_night(night_folder: Path, tmp_path: Path) -> None:
     write_night(tmp_path / "in", parts=2, seconds=300)
     assert prepared(tmp_path, format="mel")["peak"] < 350
     assert prepared(tmp_path, format="flac")["peak"] < 350
-    assert staged(tmp_path, night_folder / "run")["private"] < 500
+    # what importing takes depends on the build of torch
+    imported = fresh(f"{_PEAK}\nimport torch, timm.models\ndone.set()\nwatcher.join()\nprint(now('RssAnon'))")
+    found = staged(tmp_path, night_folder / "run")
+    assert found["private"] - imported < 200, (found, imported)
     assert len((tmp_path / "out/0001-100507.csv").read_text().splitlines()) == 21
 
 

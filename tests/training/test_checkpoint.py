@@ -107,7 +107,8 @@ def test_a_crash_before_the_last_file_leaves_no_checkpoint(tmp_path: Path, monke
 
 @pytest.mark.parametrize("file", ["state.pt", "memory-index.npz", "memory-references-0001.npz"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
-def test_a_damaged_file_is_named(tmp_path: Path, file: str, damage: str) -> None:
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_damaged_file_is_named(tmp_path: Path, file: str, damage: str, mapped: bool) -> None:
     uri = checkpoint.save(str(tmp_path), META, state(), memory)
     path = Path(uri) / file
     data = bytearray(path.read_bytes())
@@ -117,8 +118,16 @@ def test_a_damaged_file_is_named(tmp_path: Path, file: str, damage: str) -> None
         data[len(data) // 2] ^= 1
         path.write_bytes(data if damage == "flip" else data[:-1])
     with pytest.raises(UserError) as caught:
-        whole(checkpoint.load(uri))
+        whole(checkpoint.load(uri, mapped=mapped))
     assert f"{uri}/{file}" in one_line(caught.value)
+
+
+def test_mapped_tensors_are_those_of_the_file_and_are_not_written_back(tmp_path: Path) -> None:
+    uri = checkpoint.save(str(tmp_path), META, {"method": {"w": torch.arange(4.0)}}, None)
+    weights = checkpoint.load(uri, mapped=True).state["method"]["w"]
+    assert weights.tolist() == [0, 1, 2, 3]
+    weights.zero_()
+    assert checkpoint.load(uri).state["method"]["w"].tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"step": 1}', '{"a": 1}'])
