@@ -36,6 +36,7 @@ _LEAST_BYTES = 256 << 20  # read ahead for each rank at least, if the object sto
 _STORE_SHARE = 0.4  # of the object store, the most that may be read ahead
 _READERS_SHARE = 0.5  # of the limit; Ray Data keeps the rest for the task that lists units, which needs nothing
 _PAUSE_S = 0.01
+_LEAST_SPARE = 2  # the fewest tasks beyond `readers`, see `tasks_at_once`
 
 
 class Placement:
@@ -79,6 +80,15 @@ def reader_count(job: Job) -> int:
     return max(config.ray.workers, int(free) - 1)
 
 
+def tasks_at_once(readers: int) -> int:
+    """How many data tasks run or have just ended, so that ``readers`` cores always read.
+
+    Ray Data looks ten times a second for tasks that have ended, and starts the next ones then. A task may take a third
+    of a second: with one spare task two cores were idle for a tenth of their time.
+    """
+    return readers + max(_LEAST_SPARE, readers // 2)
+
+
 def ahead_bytes(job: Job, name: str, readers: int) -> float:
     """The most bytes of finished blocks of the stream ``name`` in the object store: a unit for each reader and more."""
     import ray
@@ -86,7 +96,8 @@ def ahead_bytes(job: Job, name: str, readers: int) -> float:
     stream, ranks = job.streams[name], job.experiment.ray.workers
     segments = max((job.segments_of(name, epoch) for epoch in range(job.experiment.training.epochs)), key=_seconds)
     rows = stream.unit_steps(job.experiment.corpus.unit_rows) * stream.batch * stream.length
-    wanted = (readers + _AHEAD + 2) * rows * reading.utterance_bytes(job.manifest, segments) / _READERS_SHARE
+    unit_bytes = rows * reading.utterance_bytes(job.manifest, segments)
+    wanted = (tasks_at_once(readers) + _AHEAD + 1) * unit_bytes / _READERS_SHARE
     share = _STORE_SHARE * ray.cluster_resources().get("object_store_memory", 0.0) / len(job.streams)
     return float(max(_LEAST_BYTES, min(max(wanted, _LEAST_BYTES * ranks), share)))
 
@@ -103,10 +114,9 @@ def dataset(
     """The batches of the job's stream ``name`` from ``start`` to the end of epoch ``epoch_count``.
 
     It is a lazy dataset, to be split over the ranks. The executor must preserve the order (Ray Train takes this from
-    its DataConfig). ``readers`` tasks read at once, and one more begins: Ray Data looks only ten times a second for
-    tasks that have ended, and after each unit a core would wait that long. RAM is bounded: a task holds the encoded
-    audio of one unit and one block, finished blocks wait in the object store, and Ray Data starts no task when their
-    share of it is full.
+    its DataConfig). ``readers`` cores read, see `tasks_at_once`. RAM is bounded: a task holds the encoded audio of one
+    unit and one block, finished blocks wait in the object store, and Ray Data starts no task when their share of it is
+    full.
     """
     import ray.data
     from ray.data import DataContext
@@ -115,6 +125,7 @@ def dataset(
         ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
     )
 
+    tasks = tasks_at_once(readers)
     context = DataContext.get_current()
     context.target_max_block_size = 1  # each row becomes its own block, see above
     # If bars are disabled, Ray Data prints that they are. As log lines they are below the level of cluster.connect.
@@ -122,13 +133,14 @@ def dataset(
     # every 30 s they would print many lines that advise to reserve memory for the task that lists the units
     context.issue_detectors_config.detectors = []
     context.custom_execution_callback_classes = [_SchedulerThrottle]
-    policies = [*ENABLED_BACKPRESSURE_POLICIES, _units_ahead(2 * readers + 2)]
+    policies = [*ENABLED_BACKPRESSURE_POLICIES, _units_ahead(2 * tasks)]
     context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, policies)
     # If all units were listed first, each would cost a block before anything is read: 100 epochs of VoxCeleb2 have
     # 100,000 units, and 10,000 took over a minute. This task lists units only as fast as the readers take them.
     whole = ray.data.from_items([{"whole": True}])
     units = whole.map_batches(_Planner(job, name, start, epoch_count), batch_size=1, num_cpus=0.01)
-    how: dict[str, Any] = {"batch_size": 1, "num_cpus": 0.5, "compute": ray.data.TaskPoolStrategy(size=readers + 1)}
+    cpus = round(0.5 * (readers + 1) / tasks, 3)  # together a little more than half a CPU for each reader
+    how: dict[str, Any] = {"batch_size": 1, "num_cpus": cpus, "compute": ray.data.TaskPoolStrategy(size=tasks)}
     if placement is not None:
         how["ray_remote_args_fn"] = placement
     with warnings.catch_warnings():

@@ -75,6 +75,10 @@ def test_readers_are_the_cores_that_training_leaves(
     assert ingest.reader_count(job(corpus, "ray={workers: 2, cpus_per_worker: 2}", "memory.cpus=0")) == 16 - 4 - 1
 
 
+def test_spare_tasks_wait_for_the_next_turn() -> None:
+    assert [ingest.tasks_at_once(readers) for readers in (1, 2, 4, 5, 30)] == [3, 4, 6, 7, 45]
+
+
 def test_what_is_read_ahead_is_bounded(cluster: SimpleNamespace, corpus: tuple[Path, Manifest]) -> None:
     """A unit for each reader and four more, twice, as Ray Data keeps half in reserve; at least 256 MiB a rank; never
     more than a share of the object store."""
@@ -84,7 +88,7 @@ def test_what_is_read_ahead_is_bounded(cluster: SimpleNamespace, corpus: tuple[P
     manifest = corpus[1].model_copy(update={"seconds": 60 * 8.0})
     large = replace(job(corpus, "corpus.unit_rows=1024", batch=512), manifest=manifest)
     each = 2 * 16000 * 0.5  # both segments, as the utterances are longer
-    assert ingest.ahead_bytes(large, "train", 30) == 2 * 34 * rows * each
+    assert ingest.ahead_bytes(large, "train", 30) == 2 * (45 + 3) * rows * each
     assert ingest.ahead_bytes(large, "train", 1000) == 0.4 * 10 * GIB
     cluster.whole = {"CPU": 32.0, "object_store_memory": 400.0 * MIB}
     assert ingest.ahead_bytes(large, "train", 30) == 256 * MIB
@@ -100,7 +104,7 @@ def test_streams_share_the_object_store_and_the_longest_segments_count(
     labelled = Stream(256, 1, 1, cycles=True)
     two = replace(one, labelled=labelled, segments=replace(one.segments, labelled=CUT[:1]))
     assert ingest.ahead_bytes(one, "train", 1000) == 2 * ingest.ahead_bytes(two, "train", 1000) == 0.4 * 10 * GIB
-    assert ingest.ahead_bytes(two, "labelled", 100) == 2 * 104 * 1024 * 2 * 16000 * 0.2
+    assert ingest.ahead_bytes(two, "labelled", 100) == 2 * (150 + 3) * 1024 * 2 * 16000 * 0.2
     later = replace(one, segments=SegmentPlan((CUT[:1], CUT), ((), ())))
     assert ingest.ahead_bytes(later, "train", 30) == ingest.ahead_bytes(one, "train", 30)
 
