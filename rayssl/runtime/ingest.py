@@ -247,14 +247,20 @@ def _units_ahead(most: int) -> type:
 
 
 class _Planner:
-    """The task that lists the units: in order, one in each block, and only when the readers take them."""
+    """The task that lists the units: in order, one in each block, and only when the readers take them.
+
+    If a file that it needs has been damaged since the job began, the user's error stands in place of the next unit.
+    """
 
     def __init__(self, job: Job, name: str, start: Cursor, epoch_count: int) -> None:
         self.units = job.units(name, start, epoch_count, job.experiment.ray.workers)
 
     def __call__(self, _: Any) -> Iterator[dict[str, Any]]:
-        for unit in self.units():
-            yield {"unit": [_written(unit)]}
+        try:
+            for unit in self.units():
+                yield {"unit": [_written(unit)]}
+        except errors.UserError as error:
+            yield {"unit": [json.dumps({"error": type(error).__name__, "message": str(error)})]}
 
 
 class _Reader:
@@ -268,8 +274,12 @@ class _Reader:
         self.segments_of = partial(job.segments.of_unit, name, cycles=job.own.cycles)
 
     def __call__(self, items: dict[str, Any]) -> Iterator[pa.Table]:
-        for text in items["unit"]:
-            unit = _unit(str(text))
+        for text in map(str, items["unit"]):
+            unit = _unit(text)
+            if unit is None:
+                for _ in range(self.settings.ranks):
+                    yield pa.table({name: [value] for name, value in json.loads(text).items()})
+                continue
             segments = self.segments_of(unit.epoch, fill=unit.fill)
             done = 0
             try:
@@ -291,8 +301,11 @@ def _written(unit: ReadUnit) -> str:
     return json.dumps(fields)
 
 
-def _unit(text: str) -> ReadUnit:
+def _unit(text: str) -> ReadUnit | None:
+    """What `_written` wrote. None if `_Planner` wrote an error."""
     fields = json.loads(text)
+    if "error" in fields:
+        return None
     pools = tuple(tuple(ShardRange(*piece) for piece in pool) for pool in fields.pop("pools"))
     return ReadUnit(pools=pools, **fields)
 

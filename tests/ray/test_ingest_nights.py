@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rayssl.batches.plan import Cursor
-from rayssl.errors import StorageError
+from rayssl.errors import CorpusError, StorageError
 from rayssl.experiment.job import Job
 from tests.batches.definition import assert_same, joined
 from tests.batches.night_definition import NightCorpus, expected, knobs_of
@@ -73,6 +73,14 @@ def test_damage_is_the_users_one_line(ray_cluster: Any, tmp_path: Path) -> None:
     for shard in corpus.manifest.shards:
         (tmp_path / shard.path).unlink()
     with pytest.raises(StorageError, match=rf"^{tmp_path}/shards/0000\d-000\.parquet: no such file$"):
+        consume(made, Cursor())
+
+
+def test_runs_that_changed_after_the_start_are_the_users_one_line(ray_cluster: Any, tmp_path: Path) -> None:
+    corpus = NightCorpus.of(NIGHTS, tmp_path, splits=SPLITS)
+    made = trained(corpus, 2)
+    (tmp_path / "nights.parquet").write_bytes(b"damaged")
+    with pytest.raises(CorpusError, match=rf"^{tmp_path}/nights\.parquet: .*rayssl prepare"):
         consume(made, Cursor())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import subprocess
@@ -151,8 +152,9 @@ def tables(made: Job, name: str = "train") -> Iterator[tuple[Any, list[pa.Table]
     reader = pickle.loads(pickle.dumps(ingest._Reader(made, name)))
     for row in planner(None):
         (text,) = row["unit"]
-        assert ingest._written(ingest._unit(text)) == text
-        yield ingest._unit(text), list(reader({"unit": [text]}))
+        unit = ingest._unit(text)
+        assert unit is None or ingest._written(unit) == text
+        yield unit, list(reader({"unit": [text]}))
 
 
 @pytest.mark.parametrize(("workers", "part_rows"), [(1, 256), (2, 256), (2, 4), (4, 2), (4, 4)])
@@ -199,6 +201,29 @@ def test_an_error_becomes_the_rows_that_are_missing(
             with pytest.raises(CorpusError, match=r"shards/00001\.parquet: utterance 'utt033': damaged audio"):
                 list(ingest.packed(Batches([table]), 0))
     assert 0 < failed < len(bad)
+
+
+def test_an_error_of_the_plan_comes_to_each_rank_after_the_units_before_it(
+    corpus: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = job(corpus, "ray.workers=2", "corpus.unit_rows=16")
+    good = list(tables(made))
+    honest = Job.units
+
+    def units(self: Job, *args: Any) -> Any:
+        def some() -> Iterator[Any]:
+            yield from itertools.islice(honest(self, *args)(), 2)
+            raise CorpusError("s3://b/nights.parquet: other bytes than the manifest lists")
+
+        return some
+
+    monkeypatch.setattr(Job, "units", units)
+    *bad, (unit, blocks) = tables(made)
+    assert [each for each, _ in bad] == [each for each, _ in good[:2]]
+    assert unit is None and len(blocks) == 2
+    for table in blocks:
+        with pytest.raises(CorpusError, match=r"^s3://b/nights.parquet: other bytes than the manifest lists$"):
+            list(ingest.packed(Batches([table]), 0))
 
 
 class Batches:
