@@ -19,7 +19,8 @@ from typing import Literal
 import numpy as np
 import soundfile
 
-from rayssl.data import flac
+from rayssl.data import containers, flac
+from rayssl.data.errors import DecodeError as DecodeError  # also for the sources of others
 from rayssl.errors import CorpusError
 
 RATE = 16000
@@ -30,15 +31,18 @@ Channels = Literal["reject_above_2", "mean", "first"]
 _FULL_SCALE = 32768
 _SEEK_COSTS = 8192  # samples that decode as fast as FLAC seeks
 _INCOMPLETE = "damaged audio in a shard: not complete mono FLAC at 16 kHz; run rayssl prepare --verify"
-_RIFF_OPEN_SIZES = (0, 0xFFFFFFFF, 0x7FFFFFFF)  # written by streaming writers, which cannot correct the header later
-
-
-class DecodeError(Exception):
-    """Audio that cannot be part of a corpus. ``str(error)`` is the reason that the list of rejects records."""
+# Other formats that libsndfile knows cannot show that they were cut, or any bytes can be taken for them
+_FORMATS = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "FLAC", "OGG", "MP3")
+_RATES = (1000, 768_000)  # Hz, of source audio. 64 kB at 1 Hz would be 18 hours
+_CHANNELS = 256
+_BLOCK = 1 << 19  # frames
+_MOST = 1 << 29  # samples of a file: 2 GB as float32, 9 h at 16 kHz
+LOUDEST = 4.0  # a larger sample is on an integer scale; resampling can lift a full-scale signal a little above 1
+_CANCELLED = 1e-4  # the power of the mean of the channels against theirs
 
 
 def decode(data: bytes, channels: Channels = "reject_above_2", rate: int = RATE) -> np.ndarray:
-    """Decodes source audio.
+    """Decodes source audio: all that the file holds, whatever its header says (`rayssl.data.containers`).
 
     Args:
         data: the whole file.
@@ -50,20 +54,27 @@ def decode(data: bytes, channels: Channels = "reject_above_2", rate: int = RATE)
         Mono float32 ``[T]``, clipped to [-1, 1].
 
     Raises:
-        DecodeError: the bytes do not decode, or only in part; there are no samples; a sample is NaN or infinite; or
-            there are too many channels.
+        DecodeError: the bytes do not decode, or only in part; there are no samples, or more than 2^29; the rate is
+            not between 1 kHz and 768 kHz; a sample is NaN, infinite or above 4; there are too many channels; or they
+            cancel each other.
     """
     if not data:
         raise DecodeError("empty: the file has no bytes")
-    samples, source_rate = _read(data)
-    count = samples.shape[1]
-    if samples.shape[0] == 0:
+    found = containers.opened(data)
+    try:
+        parts = [_read(part, channels) for part in found.parts]
+    except DecodeError:
+        if found.otherwise is None:
+            raise
+        parts = [_read(found.otherwise, channels, found.samples)]
+    if len({source_rate for _, source_rate in parts}) > 1:
+        raise DecodeError(f"unreadable: chained streams of {' and '.join(f'{each} Hz' for _, each in parts)}")
+    mono, source_rate = np.concatenate([samples for samples, _ in parts])[: found.keep], parts[0][1]
+    if len(mono) == 0:
         raise DecodeError("empty: the file has no samples")
-    if not np.isfinite(samples).all():
-        raise DecodeError("not finite: the samples contain NaN or infinity")
-    if count > 2 and channels == "reject_above_2":
-        raise DecodeError(f"{count} channels: set channels to 'mean' or 'first' to accept more than two")
-    mono = samples[:, 0] if channels == "first" else samples.mean(axis=1)
+    least = found.samples or found.keep or 0
+    if len(mono) < least:
+        raise DecodeError(f"unreadable: truncated or damaged after {len(mono)} of {least} samples")
     return np.asarray(np.clip(resample(mono, source_rate, rate), -1.0, 1.0), dtype=np.float32)
 
 
@@ -183,20 +194,60 @@ def _flac(audio: bytes | memoryview) -> Iterator[soundfile.SoundFile]:
         raise CorpusError("damaged audio in a shard: not FLAC; run rayssl prepare --verify") from None
 
 
-def _read(data: bytes) -> tuple[np.ndarray, int]:
-    """The samples, float32 ``[T, channels]``, and their rate; raises `DecodeError` for damaged or truncated audio."""
+class _Bytes(io.BytesIO):
+    """Bytes for libsndfile. After a damaged header it seeks before the beginning, and soundfile prints a traceback."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        try:
+            return super().seek(offset, whence)
+        except ValueError:
+            return self.tell()
+
+
+class _Stream(soundfile.SoundFile):  # type: ignore[misc]
+    """A file that is read to its end. soundfile would read as many frames as the header says, or refuse."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def _read(data: bytes, channels: Channels, most: int | None = None) -> tuple[np.ndarray, int]:
+    """The samples as mono float32 ``[T]``, at most ``most``, and their rate. Raises `DecodeError`."""
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            samples, frames, rate = file.read(dtype="float32", always_2d=True), file.frames, file.samplerate
+        with _Stream(_Bytes(data)) as file:
+            rate, count = file.samplerate, file.channels
+            if file.format not in _FORMATS:
+                raise DecodeError(f"unreadable: {file.format_info}; convert it to FLAC or WAV")
+            if not _RATES[0] <= rate <= _RATES[1]:
+                raise DecodeError(f"implausible rate: {rate} Hz, expected {_RATES[0]} to {_RATES[1]}")
+            if count > 2 and channels == "reject_above_2":
+                raise DecodeError(f"{count} channels: set channels to 'mean' or 'first' to accept more than two")
+            if count > _CHANNELS:
+                raise DecodeError(f"implausible: {count} channels")
+            return _mono(file, channels, most), rate
     except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError) as error:
         # only libsndfile's text: soundfile's message also contains a memory address, which changes every time
         text = str(getattr(error, "error_string", type(error).__name__)).removeprefix("Error : ")
         raise DecodeError(f"unreadable: {text.rstrip('.').lower()}") from None
-    if len(samples) < frames:
-        raise DecodeError(f"unreadable: truncated after {len(samples)} of {frames} samples")
-    # libsndfile reads a truncated WAV without an error, but the RIFF header still has the full length
-    if data[:4] == b"RIFF" and len(data) >= 8:
-        promised = int.from_bytes(data[4:8], "little")
-        if promised not in _RIFF_OPEN_SIZES and len(data) + 1 < promised + 8:
-            raise DecodeError(f"unreadable: truncated after {len(data)} of {promised + 8} bytes")
-    return samples, rate
+
+
+def _mono(file: soundfile.SoundFile, channels: Channels, most: int | None) -> np.ndarray:
+    """The samples of ``file``, read a block at a time, so that what a header claims is never allocated."""
+    parts, total, loudness, mixed = list[np.ndarray](), 0, 0.0, 0.0
+    while len(block := file.read(min(_BLOCK, (most or _MOST + 1) - total), dtype="float32", always_2d=True)):
+        if not np.isfinite(block).all():
+            raise DecodeError("not finite: the samples contain NaN or infinity")
+        if (peak := float(np.abs(block).max())) > LOUDEST:
+            raise DecodeError(
+                f"too loud: a sample is {peak:g}; floats must be in [-1, 1], or scale the file by 1/32768"
+            )
+        parts.append(block[:, 0].copy() if channels == "first" else block.mean(axis=1))
+        total += len(block)
+        if total > _MOST:
+            raise DecodeError(f"too long: over {_MOST / file.samplerate / 3600:.1f} h; split the file")
+        if channels != "first" and block.shape[1] > 1:
+            loudness += float(np.square(block, dtype=np.float64).mean() * len(block))
+            mixed += float(np.square(parts[-1], dtype=np.float64).sum())
+    if mixed < _CANCELLED * loudness:
+        raise DecodeError("cancelled: the channels have opposite phases, their mean is silent; set channels to 'first'")
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)

@@ -24,8 +24,6 @@ from rayssl.training import checkpoint as checkpoints
 
 Waveform: TypeAlias = "Tensor | np.ndarray | list[float]"
 
-_LOUDEST = 4.0  # larger samples are on an integer scale; resampling can lift a full-scale signal a little above 1
-
 
 class Model:
     """The frozen encoder of one checkpoint. It gives the same embeddings as ``rayssl embed``, up to rounding.
@@ -151,7 +149,7 @@ class Model:
         if not np.isfinite(samples).all():
             raise AudioError("waveform: holds NaN or infinity")
         peak = float(np.abs(samples).max())
-        if peak > _LOUDEST:
+        if peak > decode.LOUDEST:
             raise AudioError(f"waveform: reaches {peak:g}; give floats in [-1, 1], or integers as int16")
         return decode.resample(samples, rate, self.rate)
 

@@ -27,8 +27,18 @@ def test_quantising_reaches_both_ends_of_int16_and_never_wraps() -> None:
 
 
 def test_two_channels_are_averaged() -> None:
-    stereo = np.stack([sine(1), -sine(1)], axis=1)
-    assert np.abs(decode.decode(encoded(stereo, "WAV"))).max() < 1e-4
+    stereo = np.stack([sine(1), -0.5 * sine(1)], axis=1)
+    np.testing.assert_allclose(decode.decode(encoded(stereo, "WAV")), 0.25 * sine(1), atol=1e-4)
+
+
+def test_channels_that_cancel_are_not_called_silent() -> None:
+    stereo = encoded(np.stack([sine(1), -sine(1)], axis=1), "WAV")
+    with pytest.raises(
+        decode.DecodeError, match=r"^cancelled: the channels have opposite phases.*set channels to 'first'"
+    ):
+        decode.decode(stereo)
+    np.testing.assert_allclose(decode.decode(stereo, "first"), sine(1), atol=1e-4)
+    assert not decode.decode(encoded(np.zeros((100, 2)), "WAV")).any()
 
 
 @pytest.mark.parametrize(("policy", "factor"), [("mean", 0.5), ("first", 1.0)])
