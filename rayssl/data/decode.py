@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 import soundfile
 
-from rayssl.data import containers, flac
+from rayssl.data import containers, flac, media
 from rayssl.data.errors import DecodeError as DecodeError  # also for the sources of others
 from rayssl.errors import CorpusError
 
@@ -214,37 +214,52 @@ class _Stream(soundfile.SoundFile):  # type: ignore[misc]
 def _read(data: bytes, channels: Channels, most: int | None = None) -> tuple[np.ndarray, int]:
     """The samples as mono float32 ``[T]``, at most ``most``, and their rate. Raises `DecodeError`."""
     try:
-        with _Stream(_Bytes(data)) as file:
-            rate, count = file.samplerate, file.channels
-            if file.format not in _FORMATS:
-                raise DecodeError(f"unreadable: {file.format_info}; convert it to FLAC or WAV")
+        with _opened(data, most) as (rate, count, blocks):
             if not _RATES[0] <= rate <= _RATES[1]:
                 raise DecodeError(f"implausible rate: {rate} Hz, expected {_RATES[0]} to {_RATES[1]}")
             if count > 2 and channels == "reject_above_2":
                 raise DecodeError(f"{count} channels: set channels to 'mean' or 'first' to accept more than two")
             if count > _CHANNELS:
                 raise DecodeError(f"implausible: {count} channels")
-            return _mono(file, channels, most), rate
+            return _mono(blocks, rate, channels), rate
     except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError) as error:
         # only libsndfile's text: soundfile's message also contains a memory address, which changes every time
         text = str(getattr(error, "error_string", type(error).__name__)).removeprefix("Error : ")
         raise DecodeError(f"unreadable: {text.rstrip('.').lower()}") from None
 
 
-def _mono(file: soundfile.SoundFile, channels: Channels, most: int | None) -> np.ndarray:
-    """The samples of ``file``, read a block at a time, so that what a header claims is never allocated."""
+@contextmanager
+def _opened(data: bytes, most: int | None) -> Iterator[tuple[int, int, Iterator[np.ndarray]]]:
+    """The rate, the number of channels, and blocks of float32 ``[T, channels]``."""
+    if media.is_media(data):
+        with media.opened(data) as found:
+            yield found
+        return
+    with _Stream(_Bytes(data)) as file:
+        if file.format not in _FORMATS:
+            raise DecodeError(f"unreadable: {file.format_info}; convert it to FLAC or WAV")
+        yield file.samplerate, file.channels, _blocks(file, most)
+
+
+def _blocks(file: soundfile.SoundFile, most: int | None) -> Iterator[np.ndarray]:
+    """What the file holds, a block at a time, so that what a header claims is never allocated."""
+    left = most
+    while len(block := file.read(_BLOCK if left is None else min(_BLOCK, left), dtype="float32", always_2d=True)):
+        left = left if left is None else left - len(block)
+        yield block
+
+
+def _mono(blocks: Iterator[np.ndarray], rate: int, channels: Channels) -> np.ndarray:
     parts, total, loudness, mixed = list[np.ndarray](), 0, 0.0, 0.0
-    while len(block := file.read(min(_BLOCK, (most or _MOST + 1) - total), dtype="float32", always_2d=True)):
+    for block in blocks:
         if not np.isfinite(block).all():
             raise DecodeError("not finite: the samples contain NaN or infinity")
-        if (peak := float(np.abs(block).max())) > LOUDEST:
-            raise DecodeError(
-                f"too loud: a sample is {peak:g}; floats must be in [-1, 1], or scale the file by 1/32768"
-            )
+        if (peak := float(np.abs(block).max(initial=0.0))) > LOUDEST:
+            raise DecodeError(f"too loud: a sample is {peak:g}, floats must be in [-1, 1]; scale the file by 1/32768")
         parts.append(block[:, 0].copy() if channels == "first" else block.mean(axis=1))
         total += len(block)
         if total > _MOST:
-            raise DecodeError(f"too long: over {_MOST / file.samplerate / 3600:.1f} h; split the file")
+            raise DecodeError(f"too long: over {_MOST / rate / 3600:.1f} h; split the file")
         if channels != "first" and block.shape[1] > 1:
             loudness += float(np.square(block, dtype=np.float64).mean() * len(block))
             mixed += float(np.square(parts[-1], dtype=np.float64).sum())

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayssl import storage
-from rayssl.errors import CorpusError, StorageError
+from rayssl.errors import CorpusError, StorageError, UserError
 
 T = TypeVar("T")
+
+#: What pyarrow and the reading of its values raise over damaged Parquet files.
+DAMAGE = (pa.ArrowException, OSError, EOFError, LookupError, ValueError, TypeError, OverflowError, MemoryError)
 
 
 def read(place: str, sha256: str) -> bytes:
@@ -44,8 +48,20 @@ def examine(
         found.append(f"{place}: content differs from the manifest (sha256{sizes})")
     try:
         return parse(data), found
-    except (CorpusError, pa.ArrowException, OSError) as error:
+    except (CorpusError, *DAMAGE) as error:
         return None, [*found, f"{place}: not a Parquet file {f'of {what}' if what else f'({first_line(error)})'}"]
+
+
+@contextmanager
+def damage(place: str, advice: str) -> Iterator[None]:
+    """Turns what pyarrow raises over a damaged file into a `CorpusError` of one line, with ``advice`` at its end."""
+    try:
+        yield
+    except UserError:
+        raise
+    except DAMAGE as error:
+        text = f"damaged, or not a Parquet file ({first_line(error) or type(error).__name__})"
+        raise CorpusError(f"{place}: {text}; {advice}") from None
 
 
 def parquet(data: bytes) -> pa.Table:

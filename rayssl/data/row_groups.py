@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayssl import storage
-from rayssl.data.listed import first_line
+from rayssl.data import listed
 from rayssl.data.shards import CHECKSUMS, KINDS, Shard
-from rayssl.errors import CorpusError, StorageError
+from rayssl.errors import CorpusError
 
 _FOOTER = 1 << 15  # bytes of the file's end that are read first
 _COLUMNS = ("audio", "samples", *KINDS)
@@ -61,7 +61,7 @@ def read_rows(uri: str, shard: Shard, rows: np.ndarray, group_rows: int) -> Shar
     place = storage.join(uri, shard.path)
     size = group_rows or shard.rows
     groups = np.unique(rows // size)
-    try:
+    with listed.damage(place, "run rayssl prepare --verify"):
         footer = _footer(place, shard.bytes, shard.sha256)
         _check(place, footer, shard, size)
         ranges = _ranges(footer, groups)
@@ -70,18 +70,12 @@ def read_rows(uri: str, shard: Shard, rows: np.ndarray, group_rows: int) -> Shar
         # one by one: together their values would be appended to one array, which is copied each time it grows
         tables = [read.read_row_group(group, columns=list(_COLUMNS), use_threads=False) for group in groups.tolist()]
         table = pa.concat_tables(tables)
-    except StorageError:
-        raise
-    except (pa.ArrowException, OSError, EOFError) as error:
-        raise CorpusError(
-            f"{place}: damaged, or not a Parquet file ({first_line(error)}); run rayssl prepare --verify"
-        ) from None
-    held = np.concatenate([np.arange(group * size, min((group + 1) * size, shard.rows)) for group in groups])
-    at = np.searchsorted(held, rows)
-    audio = _views(table.column("audio"))
-    columns = {name: table.column(name).to_numpy()[at] for name in ("samples", *KINDS)}
-    verified = CHECKSUMS in (footer.metadata or {})
-    return ShardRows(rows, [audio[k] for k in at], columns.pop("samples"), columns, verified)
+        held = np.concatenate([np.arange(group * size, min((group + 1) * size, shard.rows)) for group in groups])
+        at = np.searchsorted(held, rows)
+        audio = _views(table.column("audio"))
+        columns = {name: table.column(name).to_numpy()[at] for name in ("samples", *KINDS)}
+        verified = CHECKSUMS in (footer.metadata or {})
+        return ShardRows(rows, [audio[k] for k in at], columns.pop("samples"), columns, verified)
 
 
 @lru_cache(maxsize=256)

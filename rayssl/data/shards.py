@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
@@ -52,6 +53,8 @@ SCHEMA = pa.schema(
 )
 LABELS_SCHEMA = pa.schema([("kind", pa.string()), ("index", pa.int32()), ("name", pa.string())])
 _REJECTS_SCHEMA = pa.schema([("name", pa.string()), ("source", pa.string()), ("reason", pa.string())])
+
+_SHARD_PATH = re.compile(r"shards/\w[\w.-]*\.parquet")
 
 
 class Shard(Config):
@@ -123,21 +126,45 @@ def read_manifest(uri: str) -> Manifest:
         if error.errno in storage.ABSENT:
             raise CorpusError(f"{uri}: no prepared corpus there ({MANIFEST} is absent); run rayssl prepare") from None
         raise
+    damaged = f"{uri}: {MANIFEST} is damaged"
+    advice = "run rayssl prepare with --overwrite"
     try:
         tree = json.loads(text)
         version = tree["version"]
-    except (ValueError, KeyError, TypeError):
-        raise CorpusError(f"{uri}: {MANIFEST} is damaged (not a JSON manifest); run rayssl prepare again") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise CorpusError(f"{damaged} (not a JSON manifest); {advice}") from None
     if version != VERSION:
-        message = (
-            f"{uri}: the corpus has format version {version}, this rayssl reads {VERSION}; run rayssl prepare again"
-        )
-        raise CorpusError(message)
+        message = f"{uri}: the corpus has format version {version}, this rayssl reads {VERSION}"
+        raise CorpusError(f"{message}; prepare it again with --overwrite")
     try:
-        return Manifest.model_validate(tree)
+        found = Manifest.model_validate(tree)
     except ValidationError as error:
         key = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise CorpusError(f"{uri}: {MANIFEST} is damaged (key '{key}'); run rayssl prepare again") from None
+        raise CorpusError(f"{damaged} (key '{key}'); {advice}") from None
+    wrong = _contradiction(found)
+    if wrong:
+        raise CorpusError(f"{damaged} ({wrong}); {advice}")
+    return found
+
+
+def _contradiction(manifest: Manifest) -> str:
+    """What in a manifest cannot be true; empty if nothing."""
+    first = 0
+    for number, shard in enumerate(manifest.shards):
+        if not _SHARD_PATH.fullmatch(shard.path):
+            return f"shards.{number}.path is not a file below shards/"
+        if shard.first_id != first:
+            return f"shards.{number}.first_id is {shard.first_id}, expected {first}"
+        first += shard.rows
+    if manifest.rows != first:
+        return f"rows is {manifest.rows}, its shards have {first}"
+    if not 0 < manifest.rate <= 768_000:
+        return f"rate is {manifest.rate}"
+    if min(manifest.speakers, manifest.recordings, manifest.labels, manifest.rejected) < 0 or not manifest.seconds >= 0:
+        return "a count is negative"
+    if manifest.fingerprint != fingerprint(manifest.shards):
+        return "fingerprint does not fit the shards"
+    return ""
 
 
 def read_shard(uri: str, shard: Shard, columns: Sequence[str] | None = None) -> pa.Table:
@@ -156,17 +183,12 @@ def read_shard(uri: str, shard: Shard, columns: Sequence[str] | None = None) -> 
         StorageError: the file cannot be read.
     """
     place = storage.join(uri, shard.path)
-    try:
+    with listed.damage(place, "run rayssl prepare --verify"):
         # with audio: the whole shard in one request; without: a few small columns by ranges, without the audio between
         audio = columns is None or "audio" in columns
         file = io.BytesIO(storage.read_bytes(place)) if audio else storage.open_read(place)
         read = pq.ParquetFile(file, page_checksum_verification=True)
         table = read.read(columns=list(columns) if columns is not None else None)
-    except StorageError:
-        raise
-    except (pa.ArrowException, OSError, EOFError) as error:
-        text = f"damaged, or not a Parquet file ({listed.first_line(error)})"
-        raise CorpusError(f"{place}: {text}; run rayssl prepare --verify") from None
     if table.num_rows != shard.rows:
         message = f"{place}: holds {table.num_rows} rows, the manifest says {shard.rows}; run rayssl prepare --verify"
         raise CorpusError(message)
@@ -179,22 +201,19 @@ def read_labels(uri: str) -> dict[str, list[str]]:
     Raises `CorpusError` if the file is not Parquet, `StorageError` if it cannot be read.
     """
     place = storage.join(uri, LABELS)
-    try:
-        table = listed.parquet(storage.read_bytes(place))
-    except pa.ArrowException as error:
-        raise CorpusError(
-            f"{place}: not a Parquet file ({listed.first_line(error)}); run rayssl prepare again"
-        ) from None
     names: dict[str, list[str]] = {kind: [] for kind in KINDS}
-    for kind, name in zip(table["kind"].to_pylist(), table["name"].to_pylist(), strict=True):
-        names[kind].append(name)
+    with listed.damage(place, "run rayssl prepare again, with --overwrite"):
+        table = listed.parquet(storage.read_bytes(place))
+        for kind, name in zip(table["kind"].to_pylist(), table["name"].to_pylist(), strict=True):
+            names[kind].append(name)
     return names
 
 
 def read_rejects(uri: str) -> list[Reject]:
-    """The utterances that were left out of the corpus at ``uri``, in order of name."""
-    table = listed.parquet(storage.read_bytes(storage.join(uri, REJECTS)))
-    return [Reject(**row) for row in table.to_pylist()]
+    """The utterances that were left out of the corpus at ``uri``, in order of name. Raises `CorpusError` for damage."""
+    place = storage.join(uri, REJECTS)
+    with listed.damage(place, "run rayssl prepare again, with --overwrite"):
+        return [Reject(**row) for row in listed.parquet(storage.read_bytes(place)).to_pylist()]
 
 
 def write_shard(

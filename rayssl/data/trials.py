@@ -1,6 +1,7 @@
 """Verification trials: read from a list, expanded to renderings under simulated conditions, or generated from a corpus.
 
 A list is a text file with one trial per line, ``label enrol test``: label 1 means the same speaker, 0 different ones.
+Tabs or spaces are between the three; if there is a tab in the line, names may hold spaces.
 """
 
 from __future__ import annotations
@@ -51,9 +52,11 @@ def read(uri: str) -> list[Trial]:
     Raises `CorpusError` for a malformed line, with its number, or for a list without trials.
     """
     trials = []
-    for number, line in enumerate(storage.read_text(uri).splitlines(), 1):
-        fields = line.split()
-        if not fields:
+    # not splitlines(): a name may hold one of the other characters at which that would split
+    for number, line in enumerate(storage.read_text(uri).split("\n"), 1):
+        line = line.rstrip("\r")
+        fields = line.split("\t") if "\t" in line else line.split()
+        if not line.strip():
             continue
         if len(fields) != 3 or fields[0] not in ("0", "1"):
             raise CorpusError(f"{uri}: line {number}: expected 'label enrol test' with label 0 or 1, got '{line[:80]}'")
@@ -64,8 +67,16 @@ def read(uri: str) -> list[Trial]:
 
 
 def write(uri: str, trials: Iterable[Trial]) -> None:
-    """Writes the list atomically."""
-    storage.write_text(uri, "".join(f"{trial.label} {trial.enrol} {trial.test}\n" for trial in trials))
+    """Writes the list atomically, with tabs. Raises `CorpusError` if a name holds a tab or the end of a line."""
+    lines = []
+    for label, *names in trials:
+        for name in names:
+            if any(mark in name for mark in "\t\n\r"):
+                raise CorpusError(
+                    f"{uri}: a trial cannot name {name!r}: it holds a tab or the end of a line; rename it"
+                )
+        lines.append("\t".join([str(label), *names]) + "\n")
+    storage.write_text(uri, "".join(lines))
 
 
 class Made(NamedTuple):

@@ -7,6 +7,7 @@ figures are computed from these points. Rates are fractions in [0, 1], never per
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,6 +75,10 @@ def det_curve(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, Floats, Flo
     return false_alarm[0], miss[0], np.concatenate([[np.inf], stairs.thresholds])
 
 
+class NoIntervalError(ValueError):
+    """Trials of too few speakers for an interval."""
+
+
 def bootstrap_interval(
     scores: ArrayLike,
     labels: ArrayLike,
@@ -92,8 +97,8 @@ def bootstrap_interval(
     targets' variance.) A resample without targets or without non-targets has no EER and is left out.
 
     All four arrays are ``[n]``, one entry for each trial; labels are 1 (target) or 0, and speakers are integers or
-    strings. Returns ``(low, high)``. Raises `ValueError` for unusable trials, for fewer than two speakers, or if more
-    than half of the resamples have no EER.
+    strings. Returns ``(low, high)``. Raises `ValueError` for unusable trials, and its kind `NoIntervalError` for fewer
+    than two speakers, or if more than half of the resamples have no EER.
     """
     stairs = _stairs(scores, labels)
     enrol, test = np.ravel(enrol_speakers), np.ravel(test_speakers)
@@ -103,7 +108,7 @@ def bootstrap_interval(
         raise ValueError(f"resamples must be positive and level lie in (0, 1), got {resamples} and {level}")
     known, index = np.unique(np.concatenate([enrol, test]), return_inverse=True)
     if len(known) < 2:
-        raise ValueError("an interval over speakers needs trials of at least two speakers")
+        raise NoIntervalError("an interval over speakers needs trials of at least two speakers")
     first, second = index[: len(enrol)], index[len(enrol) :]
     same = first == second
 
@@ -119,7 +124,7 @@ def bootstrap_interval(
     found = np.concatenate(rates)
     found = found[np.isfinite(found)]
     if len(found) * 2 < resamples:
-        raise ValueError(
+        raise NoIntervalError(
             f"only {len(found)} of {resamples} resamples of {len(known)} speakers have both kinds of trial"
         )
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
@@ -150,12 +155,14 @@ def verification_result(
         checkpoint: a name for the checkpoint.
 
     Raises:
-        ValueError: trials are unusable, or see `bootstrap_interval`.
+        ValueError: trials are unusable.
     """
     values, kinds = np.ravel(scores), np.ravel(labels)
     low = high = None
     if enrol_speakers is not None and test_speakers is not None:
-        low, high = bootstrap_interval(values, kinds, enrol_speakers, test_speakers, resamples=resamples, seed=seed)
+        # a list of a few trials has figures, but they say nothing of other speakers
+        with suppress(NoIntervalError):
+            low, high = bootstrap_interval(values, kinds, enrol_speakers, test_speakers, resamples=resamples, seed=seed)
     return Result(
         eer=eer(values[kinds == 1], values[kinds == 0]),
         eer_low=low,

@@ -120,9 +120,9 @@ def read_ranges(uri: str, ranges: Sequence[tuple[int, int]]) -> list[pa.Buffer]:
 
 
 def read_text(uri: str) -> str:
-    """The content of the file at ``uri`` as text; raises `StorageError` if it is not UTF-8."""
+    """The file at ``uri`` as text, without a byte-order mark. Raises `StorageError` if it is not UTF-8."""
     try:
-        return read_bytes(uri).decode()
+        return read_bytes(uri).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise StorageError(f"{uri}: not UTF-8 text (byte {error.start})") from None
 

@@ -198,6 +198,33 @@ def test_damage_inside_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         shards.read_shard(str(tmp_path), shard)
 
 
+def test_mutated_shards_are_read_or_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of any byte: nothing but the project's own errors, which name the file."""
+    shard = write(tmp_path, monkeypatch)
+    place, chance = tmp_path / shard.path, random.Random(0)
+    data = place.read_bytes()
+    reads: list[Callable[[], Any]] = [
+        lambda: row_groups.read_rows(str(tmp_path), shard, np.arange(ROWS), GROUP),
+        lambda: shards.read_shard(str(tmp_path), shard),
+        lambda: shards.read_shard(str(tmp_path), shard, ["name"]),
+    ]
+    for _ in range(300):
+        made = bytearray(data)
+        reach = chance.choice([200, len(made)])  # from the end: most faults in the footer
+        for _ in range(chance.choice([1, 1, 4])):
+            made[-chance.randrange(1, reach)] = chance.choice([0, 127, 255, chance.randrange(256)])
+        place.write_bytes(made)
+        row_groups._footer.cache_clear()
+        for read in reads:
+            try:
+                read()
+            except UserError as error:
+                text = str(error)
+                continue
+            text = str(place)
+        assert text.startswith(str(place)) and "\n" not in text
+
+
 def test_a_file_that_ends_while_it_is_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The footer is known from before; then the file was replaced by a shorter one."""
     shard = write(tmp_path, monkeypatch)

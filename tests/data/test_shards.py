@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -84,15 +85,33 @@ def test_verify_catches_what_a_hash_does_not(corpus: str) -> None:
     assert "speaker index out of range" in problems
 
 
-def test_verify_catches_a_missing_shard_and_wrong_ids(corpus: str) -> None:
-    manifest = shards.read_manifest(corpus)
-    (Path(corpus) / manifest.shards[0].path).unlink()
-    tree = manifest.model_dump()
-    tree["shards"][1]["first_id"] += 1
+def test_verify_catches_a_missing_shard(corpus: str) -> None:
+    (Path(corpus) / shards.read_manifest(corpus).shards[0].path).unlink()
+    assert any(problem.endswith("00000.parquet: absent") for problem in integrity.verify(corpus))
+
+
+CONTRADICTIONS = {
+    "shards.1.first_id is 7, expected 6": (("shards", 1, "first_id"), 7),
+    "shards.1.path is not a file below shards/": (("shards", 1, "path"), "../../../etc/passwd"),
+    "shards.0.path is not a file below shards/": (("shards", 0, "path"), "shards/../secret.parquet"),
+    "key 'shards.0.rows'": (("shards", 0, "rows"), -5),
+    "rows is 1, its shards have ": (("rows",), 1),
+    "rate is 0": (("rate",), 0),
+    "a count is negative": (("speakers",), -1),
+    "fingerprint does not fit the shards": (("fingerprint",), "0" * 16),
+}
+
+
+@pytest.mark.parametrize("what", CONTRADICTIONS)
+def test_a_manifest_that_contradicts_itself_is_damaged(corpus: str, what: str) -> None:
+    (*path, last), value = CONTRADICTIONS[what]
+    tree = at = shards.read_manifest(corpus).model_dump()
+    for key in path:
+        at = at[key]
+    at[last] = value
     storage.write_text(storage.join(corpus, shards.MANIFEST), json.dumps(tree))
-    problems = integrity.verify(corpus)
-    assert any(problem.endswith("00000.parquet: absent") for problem in problems)
-    assert any("first id is" in problem for problem in problems)
+    with pytest.raises(CorpusError, match=rf"damaged \({re.escape(what)}.*run rayssl prepare with --overwrite$"):
+        shards.read_manifest(corpus)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,24 @@ from tests.data import corpora
 
 
 def test_a_list_is_read_as_it_was_written(tmp_path: Path) -> None:
-    listed = [Trial(1, "a/b.wav", "c"), Trial(0, "d", "e#c3")]
+    names = ("a/b.wav", "c", "d e", " e#c3 ", "a?b%20", "x\u2028y", "x\x85y", "//z")
+    listed = [Trial(k % 2, first, second) for k, (first, second) in enumerate(itertools.pairwise(names))]
     trials.write(str(tmp_path / "t.txt"), listed)
-    assert (tmp_path / "t.txt").read_text() == "1 a/b.wav c\n0 d e#c3\n"
+    assert (tmp_path / "t.txt").read_text().startswith("0\ta/b.wav\tc\n")
     assert trials.read(str(tmp_path / "t.txt")) == listed
+
+
+@pytest.mark.parametrize("text", ["1 a b\n0 a c\n", "\ufeff1 a b\n0 a c", "1\ta\tb\r\n\r\n0 a  c\r\n"])
+def test_lists_of_others_are_read(tmp_path: Path, text: str) -> None:
+    (tmp_path / "t.txt").write_bytes(text.encode())
+    assert trials.read(str(tmp_path / "t.txt")) == [Trial(1, "a", "b"), Trial(0, "a", "c")]
+
+
+@pytest.mark.parametrize("name", ["a\tb", "a\nb", "a\r"])
+def test_a_name_that_a_list_cannot_hold_is_told(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CorpusError, match=r"cannot name .*rename it"):
+        trials.write(str(tmp_path / "t.txt"), [Trial(1, "a", name)])
+    assert not (tmp_path / "t.txt").exists()
 
 
 @pytest.mark.parametrize("line", ["1 a", "2 a b", "1 a b c", "target a b"])

@@ -10,7 +10,13 @@ from rayssl import storage
 from rayssl.data.sources.base import Reference, Source, SourceConfig
 from rayssl.errors import CorpusError
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif")
+#: What libsndfile reads.
+SNDFILE_SUFFIXES = (
+    *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc"),
+    *(".au", ".caf", ".sph", ".w64", ".rf64"),
+)
+#: And what PyAV reads, see `rayssl.data.media`.
+AUDIO_SUFFIXES = (*SNDFILE_SUFFIXES, ".m4a", ".mp4", ".aac", ".mka", ".webm")
 FACTS = ("speaker", "recording", "label")
 
 
@@ -76,5 +82,5 @@ def reference(name: str, facts: Mapping[str, Any], locator: tuple[str | int, ...
 
 
 def text(value: Any) -> str | None:
-    """A fact as text; None if it is unknown or empty."""
-    return None if value is None or value == "" else str(value)
+    """A fact as text; None if it is unknown, empty or not a number (what pandas writes for nothing)."""
+    return None if value is None or value == "" or value != value else str(value)

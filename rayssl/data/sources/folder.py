@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from typing import ClassVar, Literal
 
 from rayssl import storage
+from rayssl.data.errors import DecodeError
+from rayssl.data.sources import tables
 from rayssl.data.sources.base import Reference
 from rayssl.data.sources.files import AUDIO_SUFFIXES, FACTS, FilesConfig, FilesSource, join, matching, reference
 from rayssl.errors import CorpusError, StorageError
@@ -18,8 +18,8 @@ class FolderConfig(FilesConfig):
     """Audio files below ``uri``. The name of an utterance is its path relative to ``uri``.
 
     ``layout`` says what the first folders of that path are, for example ``[speaker, recording]`` for VoxCeleb. With
-    ``csv`` (a URI) a CSV file lists the utterances instead, in the column path and the optional columns speaker,
-    recording and label. ``files`` is a pattern that the path must match.
+    ``csv`` (a URI) a CSV or TSV file lists the utterances instead, in the column path and the optional columns speaker,
+    recording and label; see `rayssl.data.sources.tables`. ``files`` is a pattern that the path must match.
     """
 
     name: Literal["folder"] = "folder"
@@ -45,12 +45,13 @@ class Folder(FilesSource):
         return self._found()
 
     def read(self, reference: Reference) -> bytes:
-        """The content of the file. A file that is listed but absent gives no bytes, so that it becomes a reject."""
+        """The content of the file. Raises `DecodeError` for a file that is listed but absent."""
         try:
             return storage.read_bytes(self.place(reference))
         except StorageError as error:
             if error.errno in storage.ABSENT:
-                return b""
+                where = "" if self.config.csv is None else "; paths in the list are relative to the source's uri"
+                raise DecodeError(f"no such file{where}") from None
             raise
 
     def _found(self) -> Iterator[Reference]:
@@ -66,13 +67,7 @@ class Folder(FilesSource):
             yield reference(path, known, (path,))
 
     def _listed(self, place: str) -> Iterator[Reference]:
-        rows = csv.DictReader(io.StringIO(storage.read_text(place)))
-        columns = rows.fieldnames or []
-        if "path" not in columns:
-            raise CorpusError(f"{place}: line 1: no column 'path' (found: {', '.join(columns) or 'nothing'})")
-        for row in rows:
-            path = (row["path"] or "").strip()
-            if not path or None in row:
-                raise CorpusError(f"{place}: line {rows.line_num}: expected {len(columns)} columns with a path")
+        for _, row in tables.rows(place, "path", FACTS):
+            path = row["path"]
             if fnmatch(path, self.config.files):
-                yield reference(path, {fact: (row.get(fact) or "").strip() for fact in FACTS}, (path,))
+                yield reference(path, {fact: row.get(fact, "") for fact in FACTS}, (path,))

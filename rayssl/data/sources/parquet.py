@@ -11,11 +11,13 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from rayssl import storage
+from rayssl.data import listed
 from rayssl.data.sources.base import Reference
 from rayssl.data.sources.files import FACTS, ContainerSource, FilesConfig, join, reference, text
 from rayssl.errors import CorpusError
 
 _BATCH_ROWS = 64
+_ADVICE = "get the file again, or leave it out with the source's files"
 
 
 class ParquetConfig(FilesConfig):
@@ -47,8 +49,9 @@ class Parquet(ContainerSource):
         """The rows of one file. The audio column is not read. Raises `CorpusError` if a column does not exist."""
         file, wanted = self._checked(part)
         for group in range(file.num_row_groups):
-            table = file.read_row_group(group, columns=sorted({*wanted.values(), *self.config.where}))
-            values = {key: table[column].to_pylist() for key, column in wanted.items()}
+            with listed.damage(join(self.config.uri, part), _ADVICE):
+                table = file.read_row_group(group, columns=sorted({*wanted.values(), *self.config.where}))
+                values = {key: table[column].to_pylist() for key, column in wanted.items()}
             for row in self._kept(table):
                 known = {fact: values[fact][row] for fact in FACTS if fact in values}
                 yield reference(text(values["id"][row]) or f"{part}#{group}.{row}", known, (part, group, row))
@@ -69,7 +72,12 @@ class Parquet(ContainerSource):
             if file is None or path != opened:
                 opened, file = path, _open(join(self.config.uri, path))
             first = 0
-            for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=[name]):
+            batches = file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=[name])
+            while True:
+                with listed.damage(join(self.config.uri, path), _ADVICE):
+                    batch = next(batches, None)
+                if batch is None:
+                    break
                 column = batch.column(name if name in batch.schema.names else batch.schema.names[0])
                 for row in range(batch.num_rows):
                     if first + row in rows:
@@ -89,19 +97,27 @@ class Parquet(ContainerSource):
             if column not in file.schema_arrow.names:
                 columns = ", ".join(file.schema_arrow.names)
                 raise CorpusError(f"{place}: no column '{column}' (the source's {key}); its columns are {columns}")
+        kind = file.schema_arrow.field(config.audio).type
+        if not _holds_bytes(kind):
+            how = "it must hold encoded bytes, or structs with a field 'bytes'"
+            raise CorpusError(f"{place}: the column '{config.audio}' (the source's audio) is {kind}; {how}")
         return file, wanted
 
     def _kept(self, table: pa.Table) -> list[int]:
         """The rows that ``where`` keeps."""
         kept = np.ones(table.num_rows, bool)
-        for column, listed in self.config.where.items():
-            kept &= np.array([text(value) in listed for value in table[column].to_pylist()], bool)
+        for column, values in self.config.where.items():
+            kept &= np.array([text(value) in values for value in table[column].to_pylist()], bool)
         rows: list[int] = np.flatnonzero(kept).tolist()
         return rows
 
 
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
 def _open(place: str) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(storage.open_read(place))
-    except pa.ArrowException:
-        raise CorpusError(f"{place}: not a Parquet file; correct the source's uri or files") from None
+    with listed.damage(place, "correct the source's uri or files"):
+        return pq.ParquetFile(storage.open_read(place), page_checksum_verification=True)

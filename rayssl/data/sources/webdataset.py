@@ -12,6 +12,8 @@ from rayssl.data.sources.base import Reference
 from rayssl.data.sources.files import AUDIO_SUFFIXES, FACTS, ContainerSource, FilesConfig, join, reference
 from rayssl.errors import CorpusError
 
+_BLOCK = 512  # bytes; an empty one ends a tar
+
 
 class WebDatasetConfig(FilesConfig):
     """Tar files below ``uri`` with members ``key.wav`` (or another audio suffix) and ``key.json``.
@@ -40,17 +42,26 @@ class WebDataset(ContainerSource):
         facts: dict[str, Any] = {}
         try:
             with tarfile.open(fileobj=storage.open_read(place), mode="r:") as tar:
-                for member in tar:
+                for member in filter(_counts, tar):
                     folder, slash, base = member.name.removeprefix("./").rpartition("/")
                     key = folder + slash + base.partition(".")[0]
                     suffix = "." + base.rpartition(".")[2].lower()
-                    if member.isfile() and suffix in AUDIO_SUFFIXES:
+                    if suffix in AUDIO_SUFFIXES:
+                        if key in audio:
+                            clash = f"two audio members of '{key}', the second is {member.name}"
+                            raise CorpusError(
+                                f"{place}: {clash}; a name up to its first dot must be unique: rename one"
+                            )
                         audio[key] = (part, member.offset_data, member.size)
-                    elif member.isfile() and suffix == ".json":
+                    elif suffix == ".json":
                         facts[key] = _json_object(tar.extractfile(member), f"{place}: {member.name}")
+                end = tar.offset
         except tarfile.TarError as error:
             message = f"{place}: not a complete, uncompressed tar ({error}); correct the source's uri"
             raise CorpusError(message) from None
+        # Python's tarfile stops without a word where a header is damaged, or where the file was cut behind a member
+        if storage.read_range(place, end, _BLOCK) != bytes(_BLOCK):
+            raise CorpusError(f"{place}: the tar is damaged or cut at byte {end}, after {len(audio)} audio members")
         for key, locator in audio.items():
             given = facts.get(key, {})
             yield reference(key, {fact: given.get(getattr(self.config, fact)) for fact in FACTS}, locator)
@@ -59,6 +70,11 @@ class WebDataset(ContainerSource):
         """The member's bytes."""
         _, offset, size = reference.locator
         return storage.read_range(self.place(reference), int(offset), int(size))
+
+
+def _counts(member: tarfile.TarInfo) -> bool:
+    """Whether the member is a file of the corpus. macOS adds a file ``._NAME`` to each file NAME."""
+    return member.isfile() and not member.name.rpartition("/")[2].startswith("._")
 
 
 def _json_object(file: Any, where: str) -> dict[str, Any]:

@@ -32,10 +32,12 @@ def test_files_choose_by_the_path(tmp_path: Path) -> None:
     assert {one.name for one in listed(FolderConfig(uri=uri, files="spk1/*"))} == names
 
 
-def test_a_listed_file_that_is_absent_has_no_bytes(tmp_path: Path) -> None:
-    (tmp_path / "list.csv").write_text("path,speaker\nnowhere.wav,ann\n")
+@pytest.mark.parametrize("path", ["nowhere.wav", "/data/a.wav"])
+def test_a_listed_file_that_is_absent_is_refused(tmp_path: Path, path: str) -> None:
+    (tmp_path / "list.csv").write_text(f"path,speaker\n{path},ann\n")
     config = FolderConfig(uri=str(tmp_path), csv=str(tmp_path / "list.csv"))
-    assert read(config, listed(config)) == {"nowhere.wav": b""}
+    (refused,) = read(config, listed(config)).values()
+    assert str(refused) == "no such file; paths in the list are relative to the source's uri"
 
 
 def test_located_settings_name_absolute_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

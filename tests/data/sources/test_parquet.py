@@ -66,7 +66,7 @@ def test_mistakes_name_file_and_key(tmp_path: Path) -> None:
     cases = [
         (ParquetConfig(uri=rows, speaker="voice"), "0.parquet: no column 'voice' .the source's speaker"),
         (ParquetConfig(uri=rows, files="x-*"), "no files match 'x-\\*'"),
-        (ParquetConfig(uri=rows, files="*.pq"), "text.pq: not a Parquet file"),
+        (ParquetConfig(uri=rows, files="*.pq"), "text.pq: damaged, or not a Parquet file"),
         (ParquetConfig(uri=str(tmp_path / "none")), "none: no files match"),
     ]
     for config, message in cases:
