@@ -13,7 +13,7 @@ With ``local=True`` everything runs in this process, without Ray.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any, TypeAlias, TypeVar
 
@@ -22,9 +22,12 @@ from rayssl.data.corpus import PrepareConfig
 from rayssl.experiment import local as local_training
 from rayssl.experiment.build import check_start
 from rayssl.experiment.config import Experiment
-from rayssl.experiment.job import resolve
+from rayssl.experiment.job import position, resolve
+from rayssl.runs.changes import changes as changes_of
+from rayssl.runs.changes import refuse
 from rayssl.runs.origin import origins, record
 from rayssl.schema import Config, Tree, flatten, load_yaml, override, parse
+from rayssl.training import checkpoint
 
 Given: TypeAlias = "str | PathLike[str] | Mapping[str, Any]"
 C = TypeVar("C", bound=Config)
@@ -59,12 +62,16 @@ def prepare(
     return runtime.prepare(settings, progress=progress, overwrite=overwrite, local=local)
 
 
-def train(experiment: Given | Experiment, *, local: bool = False, **changes: Any) -> dict[str, Any]:
+def train(
+    experiment: Given | Experiment, *, local: bool = False, allow_change: Sequence[str] = (), **changes: Any
+) -> dict[str, Any]:
     """Trains a run, or resumes it; see ``rayssl train``.
 
     Args:
         experiment: YAML file, mapping, or `Experiment`.
         local: whether to train in this process alone, without Ray. The result has the same bits as one Ray worker's.
+        allow_change: keys that may have another value than in the steps that the run has. Without them, only
+            `rayssl.runs.changes.FREE` may change.
         changes: keys of the configuration to change.
 
     Returns:
@@ -75,14 +82,23 @@ def train(experiment: Given | Experiment, *, local: bool = False, **changes: Any
         Stopped: a signal stopped the training, and a checkpoint was saved.
     """
     settings, tree, assignments = _read(Experiment, experiment, changes)
-    return train_recorded(settings, origins(tree, assignments, settings), local=local)
+    return train_recorded(settings, origins(tree, assignments, settings), local=local, allow_change=allow_change)
 
 
-def train_recorded(experiment: Experiment, where: dict[str, str], *, local: bool) -> dict[str, Any]:
-    """`train` for settings that have been read. ``where``: the origin of each key, for the run's folder."""
+def train_recorded(
+    experiment: Experiment, where: dict[str, str], *, local: bool, allow_change: Sequence[str] = ()
+) -> dict[str, Any]:
+    """`train` for settings that have been read. ``where``: the origin of each key, for the run's folder.
+
+    The folder's record changes only if something is trained.
+    """
     job = resolve(experiment)
+    trained = checkpoint.steps(job.run)
+    changed = changes_of(experiment) if trained else []
+    refuse(job.run, changed, allow_change, max(trained, default=0))
     check_start(job)
-    record(experiment, where)
+    if position(job).epoch < experiment.training.epochs:
+        record(experiment, where, [{"step": max(trained), **change._asdict()} for change in changed])
     if local:
         return local_training.train(job)
     from rayssl.runtime import train as runtime

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import yaml
@@ -19,6 +20,8 @@ from pydantic.fields import FieldInfo
 from rayssl.errors import ConfigError
 
 Tree = dict[str, Any]
+_SHOWN = 6  # mistakes of a configuration in one message
+_DEEPEST = 5  # keys of a path that is suggested
 
 
 class Config(BaseModel):
@@ -46,15 +49,32 @@ def load_yaml(text: str, where: str) -> Tree:
         where: the file or URI that it comes from, for messages.
 
     Raises:
-        ConfigError: the text is not valid YAML, or its top level is not a mapping. The message names ``where``.
+        ConfigError: the text is not valid YAML, a key comes twice in a mapping, or its top level is not a mapping. The
+            message names ``where``.
     """
     try:
-        tree = yaml.safe_load(text)
+        tree = yaml.load(text, _OnceLoader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{where}: expected a mapping of keys at the top level, found {type(tree).__name__}")
     return tree
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """The safe loader, but a key that comes twice is an error: PyYAML would take the last and drop the others."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """See PyYAML. A key that comes with ``<<`` may come again: that is what it is for."""
+        seen: dict[Any, int] = {}
+        for key, _ in node.value:
+            name, line = (key.tag, key.value if isinstance(key, yaml.ScalarNode) else id(key)), key.start_mark.line + 1
+            if key.tag != "tag:yaml.org,2002:merge" and name in seen:
+                problem = f"the key '{key.value}' comes twice, in lines {seen[name]} and {line}; make it one"
+                raise yaml.constructor.ConstructorError(problem=problem)
+            seen[name] = line
+        made: dict[Any, Any] = super().construct_mapping(node, deep)
+        return made
 
 
 def override(tree: Tree, assignments: list[str]) -> Tree:
@@ -98,7 +118,7 @@ def parse(model: type[C], tree: Tree, where: str) -> C:
         where: the file or URI that the tree comes from, for messages.
 
     Raises:
-        ConfigError: the message names the dotted key of the first mistake, and how many more mistakes there are.
+        ConfigError: the message names the dotted key of each mistake, of the first `_SHOWN` if there are more.
     """
     try:
         return model.model_validate(tree)
@@ -106,9 +126,9 @@ def parse(model: type[C], tree: Tree, where: str) -> C:
         problems: dict[tuple[str, ...], list[Any]] = {}  # a plain union reports one problem for each member
         for problem in error.errors(include_url=False):
             problems.setdefault(_readable_path(tree, problem), []).append(problem)
-        keys, first = next(iter(problems.items()))
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise ConfigError(f"{where}: {_explain(model, tree, keys, first)}{more}") from None
+        said = [_explain(model, tree, keys, each) for keys, each in list(problems.items())[:_SHOWN]]
+        more = f" (and {len(problems) - _SHOWN} more)" if len(problems) > _SHOWN else ""
+        raise ConfigError(f"{where}: {'; '.join(said)}{more}") from None
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -150,7 +170,10 @@ def _explain(model: type[BaseModel], tree: Tree, keys: tuple[str, ...], problems
         taken = {candidate for candidate in candidates if set(_names(candidate)) & set(problem["loc"])} or candidates
         known = sorted({name for candidate in taken for name in candidate.model_fields})
         close = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
+        below = list(_paths(model, tree, keys[-1], keys[:-1]))  # the same word is nearer than a like one
         hint = f"did you mean '{close[0]}'?" if close else f"known keys here: {', '.join(known)}"
+        if below:
+            hint = f"did you mean {' or '.join(repr(path) for path in sorted(below, key=len)[:3])}?"
         return f"unknown key '{dotted}'; {hint}"
     if problem["type"] == "missing":
         return f"'{dotted}' is required and not given"
@@ -163,6 +186,8 @@ def _explain(model: type[BaseModel], tree: Tree, keys: tuple[str, ...], problems
     given = problem.get("input")
     shown = f", got {given!r}" if isinstance(given, (str, int, float, bool, type(None))) else ""
     message = " or ".join(_message(problem) for problem in problems)
+    if isinstance(given, bool) and any(problem["type"] == "string_type" for problem in problems):
+        shown += ": YAML reads yes, no, on and off as true and false, put quotes around the word"
     return f"'{dotted}': {message}{shown}" if dotted else f"{message}{shown}"
 
 
@@ -186,6 +211,16 @@ def _models_at(model: type[BaseModel], tree: Any, path: tuple[str, ...]) -> set[
         name = node.get("name") if isinstance(node, dict) else None
         models = {candidate for candidate in models if name in _names(candidate)} or models
     return models
+
+
+def _paths(model: type[BaseModel], tree: Any, leaf: str, above: tuple[str, ...]) -> Iterator[str]:
+    """The dotted paths below ``above`` that end with ``leaf``, where ``tree`` has chosen a member, only in that."""
+    for key in sorted({name for found in _models_at(model, tree, above) for name in found.model_fields}):
+        path = (*above, key)
+        if key == leaf:
+            yield ".".join(path)
+        elif len(path) < _DEEPEST and _models_at(model, tree, path):
+            yield from _paths(model, tree, leaf, path)
 
 
 def _models_of(field: FieldInfo, given: Any) -> set[type[BaseModel]]:

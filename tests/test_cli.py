@@ -88,19 +88,30 @@ def save(folder: Path, values: dict[str, Any], **where: int) -> str:
     return checkpoint.save(experiment.run, meta, state, None)
 
 
+ALLOW = ("--allow-change",)
+
+
 def test_run_folder_of_another_architecture(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "run").mkdir()
     uri = save(folder, tree(str(folder)), step=4, epoch=1, epoch_step=0)
-    line = refused(capsys, "train", str(folder / "experiment.yaml"), "encoder.backbone.channels=24")
+    line = refused(capsys, "train", str(folder / "experiment.yaml"), "encoder.backbone.channels=24", *ALLOW, "encoder")
     assert line.startswith(f"{uri}: the checkpoint is of another architecture")
     assert "channels=24" in line and "another run folder" in line
+
+
+def test_run_folder_of_other_settings(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "run").mkdir()
+    save(folder, tree(str(folder)), step=4, epoch=1, epoch_step=0)
+    line = refused(capsys, "train", str(folder / "experiment.yaml"), "training.batch=8", "method.over.temperature=0.5")
+    assert "its 4 steps were trained with other settings (" in line and "training.batch: 16 -> 8" in line
+    assert "--allow-change method.over.temperature" in line and "another run folder" in line
 
 
 def test_run_folder_of_another_batch(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Eight steps an epoch instead of four: the fifth step is no longer the first of the second epoch."""
     (folder / "run").mkdir()
     uri = save(folder, tree(str(folder)), step=5, epoch=1, epoch_step=1)
-    line = refused(capsys, "train", str(folder / "experiment.yaml"), "training.batch=8")
+    line = refused(capsys, "train", str(folder / "experiment.yaml"), "training.batch=8", *ALLOW, "training.batch")
     assert line.startswith(f"{uri}: step 5 is not in epoch 2 of 8 steps") and "training.batch" in line
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -86,6 +87,37 @@ def test_a_finished_run_is_not_trained_again(folder: Path, capsys: pytest.Captur
 
 
 @pytest.mark.long
+def test_a_runs_record_stays_true(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Settings that the weights never saw are not written; a change is refused, or recorded with its step."""
+    run = folder / "true"
+    argv = ["train", "--local", str(folder / "experiment.yaml"), f"run={run}"]
+    assert main([*argv, "training.epochs=2"]) == 0
+    before = {name: (run / name).read_bytes() for name in ("config.yaml", "origin.json")}
+    changed = ["seed=7", "training.optimiser.lr=0.5"]
+    capsys.readouterr()
+    for epochs in (2, 3):
+        assert main([*argv, f"training.epochs={epochs}", *changed]) == 2
+        said = capsys.readouterr().err
+        assert f"{run}: its 12 steps were trained with other settings (seed: 3 -> 7, training.optimiser.lr: " in said
+        assert said.endswith(
+            " -> 0.5); use another run folder, change them back, or add --allow-change seed "
+            "--allow-change training.optimiser.lr\n"
+        )
+    assert main([*argv, "training.epochs=2", "ray.workers=4", "training.log_every=3"]) == 0  # nothing to train
+    assert {name: (run / name).read_bytes() for name in before} == before
+    allowed = ["--allow-change", "seed", "--allow-change", "training.optimiser"]
+    assert main([*argv, "training.epochs=3", *changed, *allowed]) == 0
+    config, origin = yaml.safe_load((run / "config.yaml").read_text()), json.loads((run / "origin.json").read_text())
+    assert config["seed"] == 7 and config["training"]["optimiser"]["lr"] == 0.5
+    assert [(each["step"], each["key"], each["after"]) for each in origin["changes"]] == [
+        (12, "seed", 7),
+        (12, "training.optimiser.lr", 0.5),
+    ]
+    assert main([*argv, "training.epochs=4", *changed, *allowed]) == 0  # the same command again is no change
+    assert len(json.loads((run / "origin.json").read_text())["changes"]) == 2
+
+
+@pytest.mark.long
 def test_a_signal_saves_and_the_same_command_resumes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = folder / "stopped"
     argv = ["train", "--local", str(folder / "experiment.yaml"), f"run={run}", "training.epochs=40"]
@@ -104,7 +136,7 @@ def test_a_signal_saves_and_the_same_command_resumes(folder: Path, capsys: pytes
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL and step < 40 * 6
     epoch = step // 6 + 1
     assert main([*argv[:-1], f"training.epochs={epoch}"]) == 0
-    assert f"resumed from {run}/checkpoints/step-{step:010d} (step {step})" in capsys.readouterr().out
+    assert f"resumed from {run}/checkpoints/step-{step:010d} (step {step} of {6 * epoch})" in capsys.readouterr().out
     assert checkpoint.read_meta(checkpoint.locate(str(run), "last")).epoch == epoch
 
 

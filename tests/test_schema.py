@@ -120,7 +120,42 @@ def test_missing_key_and_how_many_follow() -> None:
     without = {key: value for key, value in tree().items() if key != "corpus"}
     assert message(without) == "'corpus' is required and not given"
     del without["run"]
-    assert message(without) == "'run' is required and not given (and 1 more)"
+    assert message(without) == "'run' is required and not given; 'corpus' is required and not given"
+    many = message({f"wrong{k}": 1 for k in range(9)} | tree())
+    assert many.count("unknown key") == 6 and many.endswith(" (and 3 more)")
+
+
+@pytest.mark.parametrize(
+    ("key", "paths"),
+    [
+        ("epochs", "'training.epochs'"),
+        ("lr", "'training.optimiser.lr'"),
+        ("readers", "'corpus.readers'"),
+        ("workers", "'ray.workers'"),
+    ],
+)
+def test_a_key_without_its_section_is_found(key: str, paths: str) -> None:
+    assert message({**tree(), key: 1}).startswith(f"unknown key '{key}'; did you mean {paths}")
+
+
+def test_words_that_yaml_reads_as_truth_values_are_explained() -> None:
+    text = message({**tree(), "labels": {"split": True}})
+    assert text.endswith("got True: YAML reads yes, no, on and off as true and false, put quotes around the word")
+
+
+@pytest.mark.parametrize(
+    "text", ["a: 1\nb: 2\na: 3\n", "x:\n  a: 1\n  a: 1\n", "- {a: 1, a: 2}\n", "x: [{a: 1, a: 2}]\n"]
+)
+def test_a_key_that_comes_twice_is_an_error(text: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^f\.yaml: not valid YAML: the key 'a' comes twice, in lines \d and \d; make"
+    ):
+        load_yaml(text, "f.yaml")
+
+
+def test_a_merged_key_may_come_again() -> None:
+    found = load_yaml("base: &base {a: 1, b: 2}\nown: {<<: *base, a: 3}\n", "f.yaml")
+    assert found["own"] == {"a": 3, "b": 2}
 
 
 @pytest.mark.parametrize("method", [{}, {"name": "simclear"}])

@@ -14,6 +14,8 @@ def add(verbs: Verbs) -> None:
     trained = declare(verbs, train, "train a run, or resume it", example, CONFIG, OVERRIDES)
     text = "in this process alone, without Ray: the same bits as one Ray worker"
     trained.add_argument("--local", action="store_true", help=text)
+    text = "let this key differ from what the run's steps were trained with; recorded in origin.json; may be repeated"
+    trained.add_argument("--allow-change", metavar="KEY", action="append", default=[], help=text)
     text, example = "search over keys of an experiment", "configs/sweep_synthetic.yaml trials=20 training.epochs=12"
     searched = declare(verbs, sweep, text, example, CONFIG, OVERRIDES)
     searched.add_argument("--retry-failed", action="store_true", help="run failed trials again")
@@ -27,7 +29,7 @@ def train(arguments: argparse.Namespace) -> int:
 
     tree, experiment = read_experiment(arguments)
     where = origins(tree, arguments.overrides, experiment)
-    metrics = train_recorded(experiment, where, local=arguments.local)
+    metrics = train_recorded(experiment, where, local=arguments.local, allow_change=arguments.allow_change)
     print(
         f"{experiment.run}: trained to epoch {experiment.training.epochs}, loss {metrics.get('loss', float('nan')):.4f}"
     )

@@ -133,7 +133,8 @@ def build_loop(job: Job, context: Context) -> Loop:
     )
     if loaded is not None:
         loop.restore(loaded)
-        context.say(f"rank {context.rank}: resumed from {loaded.uri} (step {loaded.meta.step})")
+        total = job.own.epoch_steps * job.experiment.training.epochs
+        context.say(f"rank {context.rank}: resumed from {loaded.uri} (step {loaded.meta.step} of {total})")
     elif source is not None and context.rank == 0:
         context.say(f"beginning with the weights of {source}")
     return loop

@@ -102,7 +102,7 @@ class RayConfig(Config):
 class Experiment(Config):
     """One YAML file: a run, its corpus, views, encoder, method, memory, training, evaluation and resources."""
 
-    run: str
+    run: str = Field(min_length=1)
     seed: int = Field(0, ge=0)
     corpus: CorpusConfig
     labels: LabelsConfig | None = None

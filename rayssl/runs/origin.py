@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,15 @@ def origins(tree: dict[str, Any], overrides: list[str], experiment: Experiment) 
     return {key: _origin(key, given, changed) for key in flatten(experiment.model_dump(mode="json"))}
 
 
-def record(experiment: Experiment, where: dict[str, str]) -> None:
-    """Writes ``config.yaml`` and ``origin.json``. Earlier starts of the same run stay in its list ``starts``."""
+def record(experiment: Experiment, where: dict[str, str], changes: Sequence[dict[str, Any]] = ()) -> None:
+    """Writes ``config.yaml`` and ``origin.json``. Earlier starts of the same run stay in its list ``starts``.
+
+    ``changes``: the keys that have another value from a step on (``step``, ``key``, ``before``, ``after``); they are
+    added to the earlier ones in the list ``changes``.
+    """
     path = storage.join(experiment.run, "origin.json")
-    starts = json.loads(storage.read_text(path)).get("starts", []) if storage.exists(path) else []
+    earlier = json.loads(storage.read_text(path)) if storage.exists(path) else {}
+    starts = earlier.get("starts", [])
     starts.append({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "argv": sys.argv, "commit": commit()})
     origin = {
         **starts[-1],
@@ -41,6 +47,7 @@ def record(experiment: Experiment, where: dict[str, str]) -> None:
         "components": outside_files(experiment),
         "origins": where,
         "starts": starts,
+        "changes": [*earlier.get("changes", []), *changes],
     }
     tree = experiment.model_dump(mode="json")
     storage.write_text(storage.join(experiment.run, "config.yaml"), yaml.safe_dump(tree, sort_keys=False))
