@@ -213,3 +213,34 @@ def test_help_imports_neither_ray_nor_torch() -> None:
     assert (done.returncode, done.stdout.split()[:2]) == (0, ["usage:", "rayssl"]), done.stderr
     imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
     assert "rayssl" in imported and not imported & {"ray", "torch", "numpy", "pydantic"}
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1:1", "no answer at RAY_ADDRESS=127.0.0.1:1 (connection refused); check that the head runs"),
+        ("http://head:8265", "is the address of the jobs API; submit with `ray job submit"),
+        ("ray://head:10001", "is an address of Ray Client, and training does not run through it"),
+        ("nonsense", "RAY_ADDRESS=nonsense is not HOST:PORT; set it to the head node"),
+    ],
+)
+def test_a_cluster_that_cannot_be_joined_is_told_before_ray_starts(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, address: str, said: str
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert said in refused(capsys, "train", str(folder / "experiment.yaml"))
+
+
+def test_a_reader_that_stops_reading_is_no_mistake() -> None:
+    verb = [
+        sys.executable,
+        "-m",
+        "rayssl.cli",
+        "show",
+        str(Path(__file__).parents[1] / "configs" / "gsc_ssps_simclr.yaml"),
+    ]
+    with subprocess.Popen(verb, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 141

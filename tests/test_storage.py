@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -211,3 +212,28 @@ def test_a_corpus_is_prepared_read_and_verified_on_s3(s3_server: Any, tmp_path: 
     assert storage.list_files(tree["out"]) == names
     columns = pq.ParquetFile(storage.open_read(storage.join(tree["out"], manifest.shards[0].path))).schema_arrow.names
     assert columns == shards.SCHEMA.names
+
+
+WRONG_SETTINGS = {
+    "no scheme": (
+        {"AWS_ENDPOINT_URL": "host:9000"},
+        r"AWS_ENDPOINT_URL=host:9000: must begin with http:// or https://",
+    ),
+    "no host": ({"AWS_ENDPOINT_URL": "minio"}, r"AWS_ENDPOINT_URL=minio: must begin with"),
+    "the end of a line": ({"AWS_ACCESS_KEY_ID": "key\n"}, r"AWS_ACCESS_KEY_ID: has a space or the end of a line"),
+    "a space": ({"AWS_SECRET_ACCESS_KEY": "a b"}, r"AWS_SECRET_ACCESS_KEY: has a space or the end of a line"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_SETTINGS)
+@pytest.mark.parametrize("read", [storage.read_bytes, storage.exists, lambda uri: storage.read_range(uri, 0, 1)])
+def test_settings_of_s3_that_cannot_work_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, case: str, read: Callable[[str], Any]
+) -> None:
+    given, message = WRONG_SETTINGS[case]
+    settings = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
+    for name, value in (settings | given).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(StorageError, match=rf"^{message}") as caught:
+        read("s3://bucket/key")
+    assert (settings | given)["AWS_SECRET_ACCESS_KEY"] not in str(caught.value) or case != "a space"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -21,7 +22,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _arguments(argv)
     verb: Verb = arguments.verb_function
     try:
-        return verb(arguments)
+        status = verb(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader, as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except UserError as error:
         print(f"rayssl {arguments.verb}: {error}", file=sys.stderr)
         return 2

@@ -11,7 +11,9 @@ import threading
 import warnings
 from types import FrameType
 
-from rayssl.errors import Stopped
+from rayssl.doctor.findings import Finding
+from rayssl.errors import ConfigError, Stopped
+from rayssl.runtime.doctor import refused, unusable
 
 
 def joins() -> bool:
@@ -36,6 +38,8 @@ def connect(cpus: float = 0.0, *, logs: bool = True) -> None:
     if they were passed on, Ray's dashboard would show them.
     """
     joined = joins()
+    if joined and not started():
+        _check_address(os.environ["RAY_ADDRESS"])
     if not joined and "RAY_AUTH_MODE" not in os.environ:  # ray reads both when it is first imported
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
@@ -54,7 +58,10 @@ def connect(cpus: float = 0.0, *, logs: bool = True) -> None:
     if joined:
         # the cluster's processes do not have this process's environment
         quiet = {"env_vars": {"RAY_DATA_LOG_LEVEL": os.environ["RAY_DATA_LOG_LEVEL"]}}
-        ray.init(logging_level=logging.WARNING, runtime_env=quiet, log_to_driver=logs)
+        try:
+            ray.init(logging_level=logging.WARNING, runtime_env=quiet, log_to_driver=logs)
+        except (ConnectionError, RuntimeError) as error:
+            raise ConfigError(_said(refused(os.environ["RAY_ADDRESS"], str(error)))) from error
         _leave_by_sigterm()
         return
     ray.init(
@@ -66,6 +73,17 @@ def connect(cpus: float = 0.0, *, logs: bool = True) -> None:
         log_to_driver=logs,
     )
     _leave_by_sigterm()
+
+
+def _check_address(address: str) -> None:
+    """Raises `ConfigError` if nothing can be joined at ``address``: `ray.init` would wait, deaf to signals."""
+    wrong = None if address == "local" else unusable(address)
+    if wrong is not None:
+        raise ConfigError(_said(wrong))
+
+
+def _said(finding: Finding) -> str:
+    return f"{finding.found}; {finding.fix}"
 
 
 def _leave_by_sigterm() -> None:
