@@ -237,3 +237,17 @@ def test_settings_of_s3_that_cannot_work_are_one_line(
     with pytest.raises(StorageError, match=rf"^{message}") as caught:
         read("s3://bucket/key")
     assert (settings | given)["AWS_SECRET_ACCESS_KEY"] not in str(caught.value) or case != "a space"
+
+
+def test_links_are_followed_but_not_for_ever(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.wav").write_bytes(b"a")
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "speaker").symlink_to(tmp_path / "elsewhere")
+    (root / "b.wav").symlink_to(tmp_path / "elsewhere" / "a.wav")
+    (root / "gone.wav").symlink_to(tmp_path / "nothing")
+    (root / "loop").symlink_to(root)
+    (tmp_path / "elsewhere" / "back").symlink_to(root)
+    found = [uri.removeprefix(f"{root}/") for uri in storage.list_files(str(root))]
+    assert found == ["b.wav", "gone.wav", "speaker/a.wav"]

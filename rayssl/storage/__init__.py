@@ -21,7 +21,7 @@ from __future__ import annotations
 import io
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from rayssl.errors import StorageError
@@ -208,7 +208,7 @@ def _names(uri: str) -> list[str]:
 def _find(uri: str) -> list[str]:
     fs, path = filesystem(uri)
     if not is_remote(uri):
-        return list(fs.find(path)) if os.path.isdir(path) else []
+        return list(_local(path, frozenset())) if os.path.isdir(path) else []
     if stores.scheme(uri) == "s3":
         return list(fs.find(path))
     found = stores.arrow_filesystem(uri)
@@ -221,6 +221,23 @@ def _find(uri: str) -> list[str]:
         return list(fs.find(path, on_error="raise"))  # as it is, fsspec lists nothing where it gets no answer
     except FileNotFoundError:
         return []
+
+
+def _local(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+    """The files below ``folder``. Links are followed; a link to a folder ``above`` it would never end, and is not.
+
+    A link to nothing counts as a file: whoever reads it is told.
+    """
+    here = os.stat(folder)
+    inside = above | {(here.st_dev, here.st_ino)}
+    if inside == above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _local(entry.path, inside)
+            elif entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)):
+                yield entry.path
 
 
 def _is_unfinished(name: str) -> bool:
