@@ -14,6 +14,7 @@ SOURCES = Registry(
         "folder": "rayssl.data.sources.folder:Folder",
         "parquet": "rayssl.data.sources.parquet:Parquet",
         "webdataset": "rayssl.data.sources.webdataset:WebDataset",
+        "kaldi": "rayssl.data.sources.kaldi:Kaldi",
         "synthetic": "rayssl.data.sources.synthetic:Synthetic",
         "nights": "rayssl.data.sources.night_files:NightFiles",
         "synthetic_nights": "rayssl.data.sources.night_synthetic:SyntheticNights",
