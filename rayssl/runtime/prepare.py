@@ -47,6 +47,7 @@ class Prepared(Config):
 
     ``reused``: it was complete before. ``reasons``: the number of rejected utterances for each reason. ``note``: a line
     to tell, or nothing. ``rejects``: of a corpus of nights, the first rejects, of nights or of parts of nights.
+    ``passed_over``: the number of files that are no utterances, by kind.
     """
 
     out: str
@@ -57,6 +58,7 @@ class Prepared(Config):
     trials: dict[str, Made]
     note: str = ""
     rejects: list[Reject] = []
+    passed_over: dict[str, int] = {}
 
     def lines(self, name: str) -> list[str]:
         """What was made, for people; ``name`` is the corpus's."""
@@ -72,6 +74,9 @@ class Prepared(Config):
         lines = [f"{name}: {what}, {where}", *([f"  {self.note}"] if self.note else [])]
         if m.nights is None:
             lines += [f"  rejected {count}: {reason}" for reason, count in self.reasons.items()]
+            if self.passed_over:
+                kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.passed_over.items()))
+                lines.append(f"  passed over {sum(self.passed_over.values())} files: {kinds}")
         else:
             lines += [*_epochs(m.nights), *self._left_out()]
         for label, split in m.splits.items():
@@ -154,6 +159,7 @@ def _prepare_one(
         trials=lists,
         note=_KEPT if kept else "",
         rejects=rejects[:_MOST_LINES] if settings.of_nights else [],
+        passed_over={} if kept else CheckedSource(corpus.prepare_work(settings, seed).settings.source).passed_over(),
     )
 
 

@@ -138,6 +138,10 @@ class Source(Configurable):
         """The utterances of one of the `parts`."""
         return self.list()
 
+    def passed_over(self) -> dict[str, int]:
+        """How many files the last listing in this process found and did not list, by kind; for the summary."""
+        return {}
+
     def place(self, reference: Reference) -> str:
         """Where the utterance was read from, in words or as a URI; for the list of rejects."""
         described: str = self.config.describe()

@@ -103,6 +103,11 @@ class CheckedSource:
             assert isinstance(self._source, NightSource)
             return self._source.begins(reference)
 
+    def passed_over(self) -> dict[str, int]:
+        """See `Source.passed_over`."""
+        with self._faults("passed_over() failed"):
+            return {str(kind): int(count) for kind, count in self._source.passed_over().items()}
+
     def place(self, reference: Reference) -> str:
         """Where the utterance was read from, for the list of rejects."""
         with self._faults(f"place() failed for '{reference.name}'"):

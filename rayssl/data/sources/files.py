@@ -62,7 +62,7 @@ class ContainerSource(FilesSource):
         raise NotImplementedError(f"{type(self).__name__}.list_part is not implemented")
 
 
-def matching(uri: str, pattern: str, suffixes: Sequence[str] = ()) -> list[str]:
+def matching(uri: str, pattern: str = "*", suffixes: Sequence[str] = ()) -> list[str]:
     """The matching paths, relative to ``uri``, sorted. If ``uri`` is a file, the result is one empty path."""
     found = [name[len(uri.rstrip("/")) + 1 :] for name in storage.list_files(uri, suffixes)]
     if not found and storage.is_file(uri):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from typing import ClassVar, Literal
@@ -12,6 +13,8 @@ from rayssl.data.sources import tables
 from rayssl.data.sources.base import Reference
 from rayssl.data.sources.files import AUDIO_SUFFIXES, FACTS, FilesConfig, FilesSource, join, matching, reference
 from rayssl.errors import CorpusError, StorageError
+
+_OTHERS: dict[tuple[str, str], Counter[str]] = {}  # what the last listing passed over, by URI and pattern
 
 
 class FolderConfig(FilesConfig):
@@ -44,6 +47,10 @@ class Folder(FilesSource):
             return self._listed(self.config.csv)
         return self._found()
 
+    def passed_over(self) -> dict[str, int]:
+        """Hidden files, and files with other suffixes or outside of ``files``."""
+        return dict(_OTHERS.get((self.config.uri, self.config.files), {}))
+
     def read(self, reference: Reference) -> bytes:
         """The content of the file. Raises `DecodeError` for a file that is listed but absent."""
         try:
@@ -58,7 +65,14 @@ class Folder(FilesSource):
         uri, layout = self.config.uri, self.config.layout
         if not storage.exists(uri):
             raise CorpusError(f"{uri}: no such folder; correct the source's uri")
-        for path in filter(None, matching(uri, self.config.files, AUDIO_SUFFIXES)):
+        others = _OTHERS[uri, self.config.files] = Counter[str]()
+        for path in filter(None, matching(uri)):
+            name = path.rpartition("/")[2]
+            suffix = "." + name.rpartition(".")[2].lower() if "." in name.strip(".") else ""
+            if name.startswith(".") or suffix not in AUDIO_SUFFIXES or not fnmatch(path, self.config.files):
+                kind = "hidden" if name.startswith(".") else suffix or "without a suffix"
+                others["not of 'files'" if suffix in AUDIO_SUFFIXES and kind != "hidden" else kind] += 1
+                continue
             folders = path.split("/")[:-1]
             if len(folders) < len(layout):
                 wanted = "/".join(layout)

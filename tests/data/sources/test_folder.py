@@ -61,3 +61,16 @@ def test_mistakes_name_file_and_key(tmp_path: Path) -> None:
     for config, message in cases:
         with pytest.raises(CorpusError, match=message):
             listed(config)
+
+
+def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
+    uri = write_folder(tmp_path, clips())
+    for name in ("a.txt", "b.TXT", "README", "._0.flac", ".DS_Store", "c.jpg", "x.y.wav", "other/d.flac"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    config = FolderConfig(uri=uri)
+    assert len(listed(config)) == len(clips()) + 2
+    assert config.build().passed_over() == {".txt": 2, "without a suffix": 1, "hidden": 2, ".jpg": 1}
+    some = FolderConfig(uri=uri, files="spk1/*")
+    listed(some)
+    assert some.build().passed_over()["not of 'files'"] == len(clips()) + 2 - len(listed(some))
