@@ -32,7 +32,7 @@ def rows(place: str, needed: str, others: Sequence[str]) -> Iterator[tuple[int, 
     delimiter = max(",\t;", key=first.count)
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     try:
-        columns = [name.strip() for name in next(lines, [])]
+        columns = [" ".join(name.split()) for name in next(lines, [])]  # quotes may hold the end of a line
         _check(place, columns, needed, others)
         for line in lines:
             if not line:
