@@ -59,6 +59,7 @@ layers=default,long,ranks,s3 without=
 install_servers
 install_prometheus
 cd "$root"
+cores=$(nproc) # before the next line: nproc answers with OMP_NUM_THREADS, if that is set
 export OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0
 
 check ruff check --output-format concise
@@ -71,7 +72,7 @@ fi
 if [ $# -gt 0 ]; then
     check python -m pytest --layers "$layers,ray" "$@"
 else
-    check python -m pytest --layers "$layers" --numprocesses "$(nproc)" --dist loadfile
+    check python -m pytest --layers "$layers" --numprocesses "$cores" --dist loadfile
     check python -m pytest -m "ray and not slow$without"
 fi
 if [ ${#failed[@]} -gt 0 ]; then

@@ -61,7 +61,7 @@ def test_two_ranks_are_one(ranks: Callable[..., list[Result]], corpus: str, case
     assert len(one["steps"]) == 6 and len({step["loss"] for step in one["steps"]}) == 6
     for name in one["steps"][0].keys() - {"train_accuracy", "confident", "step", "epoch", "kind"}:
         mine, wanted = ([step[name] for step in result["steps"]] for result in (two[0], one))
-        np.testing.assert_allclose(mine, wanted, rtol=5e-5, atol=1e-7, err_msg=name)
+        np.testing.assert_allclose(mine, wanted, rtol=2e-4, atol=1e-7, err_msg=name)
     for result in two:
         assert (
             result["gradients"].keys() == one["gradients"].keys() and result["weights"].keys() == one["weights"].keys()
@@ -69,7 +69,7 @@ def test_two_ranks_are_one(ranks: Callable[..., list[Result]], corpus: str, case
         for name, expected in one["gradients"].items():
             # by length: single numbers of a deep network, small beside the others, are rounded by more
             far = np.linalg.norm(result["gradients"][name] - expected)
-            assert far <= 1e-3 * np.linalg.norm(expected) + 2e-6, name
+            assert far <= 1e-3 * np.linalg.norm(expected) + 1e-5, name
         for name, expected in one["weights"].items():
             np.testing.assert_allclose(result["weights"][name], expected, rtol=1e-3, atol=2e-5, err_msg=name)
         # features of a deep network after steps of Adam, of size 1: the rounding of all of them adds up

@@ -139,6 +139,7 @@ def test_mistakes(night_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     text = (damaged / "manifest.json").read_text()
     changed = json.loads(text)
     changed["shards"][1] |= {"path": parts[1].path, "sha256": parts[1].sha256, "bytes": parts[1].bytes}
+    changed["fingerprint"] = shards.fingerprint(parts)
     (damaged / "manifest.json").write_text(json.dumps(changed))
     line = told(capsys, run, damaged, tmp_path / "out3")
     assert line.startswith(
