@@ -211,7 +211,8 @@ class _SchedulerThrottle:
         time.sleep(_PAUSE_S)
 
     def before_execution_starts(self, executor: object) -> None:
-        """Does nothing."""
+        """In the process of the loop: a short training has fewer units than tasks, and Ray Data would warn of that."""
+        warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks")
 
     def after_execution_succeeds(self, executor: object) -> None:
         """Does nothing."""
