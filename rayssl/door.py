@@ -22,7 +22,7 @@ from rayssl.data.corpus import PrepareConfig
 from rayssl.experiment import local as local_training
 from rayssl.experiment.build import check_start
 from rayssl.experiment.config import Experiment
-from rayssl.experiment.job import position, resolve
+from rayssl.experiment.job import resolve
 from rayssl.runs.changes import changes as changes_of
 from rayssl.runs.changes import refuse
 from rayssl.runs.origin import origins, record
@@ -96,8 +96,7 @@ def train_recorded(
     trained = checkpoint.steps(job.run)
     changed = changes_of(experiment) if trained else []
     refuse(job.run, changed, allow_change, max(trained, default=0))
-    check_start(job)
-    if position(job).epoch < experiment.training.epochs:
+    if check_start(job).epoch < experiment.training.epochs:
         record(experiment, where, [{"step": max(trained), **change._asdict()} for change in changed])
     if local:
         return local_training.train(job)

@@ -103,7 +103,7 @@ def override(tree: Tree, assignments: list[str]) -> Tree:
                 )
             node = child
         try:
-            node[leaf] = yaml.safe_load(text)
+            node[leaf] = yaml.load(text, _OnceLoader)
         except yaml.YAMLError as error:
             raise ConfigError(f"override '{assignment}': the value is not valid YAML") from error
     return result
@@ -171,9 +171,8 @@ def _explain(model: type[BaseModel], tree: Tree, keys: tuple[str, ...], problems
         known = sorted({name for candidate in taken for name in candidate.model_fields})
         close = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
         below = list(_paths(model, tree, keys[-1], keys[:-1]))  # the same word is nearer than a like one
-        hint = f"did you mean '{close[0]}'?" if close else f"known keys here: {', '.join(known)}"
-        if below:
-            hint = f"did you mean {' or '.join(repr(path) for path in sorted(below, key=len)[:3])}?"
+        meant = sorted(below, key=len)[:3] or close
+        hint = f"did you mean {' or '.join(map(repr, meant))}?" if meant else f"known keys here: {', '.join(known)}"
         return f"unknown key '{dotted}'; {hint}"
     if problem["type"] == "missing":
         return f"'{dotted}' is required and not given"
@@ -214,7 +213,7 @@ def _models_at(model: type[BaseModel], tree: Any, path: tuple[str, ...]) -> set[
 
 
 def _paths(model: type[BaseModel], tree: Any, leaf: str, above: tuple[str, ...]) -> Iterator[str]:
-    """The dotted paths below ``above`` that end with ``leaf``, where ``tree`` has chosen a member, only in that."""
+    """The dotted paths below ``above`` that end with ``leaf``. Where ``tree`` names a member, only those in it."""
     for key in sorted({name for found in _models_at(model, tree, above) for name in found.model_fields}):
         path = (*above, key)
         if key == leaf:

@@ -153,6 +153,11 @@ def test_a_key_that_comes_twice_is_an_error(text: str) -> None:
         load_yaml(text, "f.yaml")
 
 
+def test_an_override_must_not_hold_a_key_twice_either() -> None:
+    with pytest.raises(ConfigError, match=r"^override 'method=\{a: 1, a: 2\}': the value is not valid YAML"):
+        override({}, ["method={a: 1, a: 2}"])
+
+
 def test_a_merged_key_may_come_again() -> None:
     found = load_yaml("base: &base {a: 1, b: 2}\nown: {<<: *base, a: 3}\n", "f.yaml")
     assert found["own"] == {"a": 3, "b": 2}

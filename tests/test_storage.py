@@ -236,7 +236,7 @@ def test_settings_of_s3_that_cannot_work_are_one_line(
         monkeypatch.setenv(name, value)
     with pytest.raises(StorageError, match=rf"^{message}") as caught:
         read("s3://bucket/key")
-    assert (settings | given)["AWS_SECRET_ACCESS_KEY"] not in str(caught.value) or case != "a space"
+    assert "a b" not in str(caught.value)  # no secret in a message
 
 
 def test_links_are_followed_but_not_for_ever(tmp_path: Path) -> None:

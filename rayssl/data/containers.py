@@ -184,11 +184,11 @@ def _flac(data: bytes) -> Opened:
     if len(data) < 26:
         return Opened((data,))
     samples = int.from_bytes(data[21:26], "big") & (1 << 36) - 1
-    made = bytearray(data)
-    made[21] &= 0xF0
-    made[22:26] = bytes(4)  # without a number libsndfile reads to the end
-    # but it does not accept other bytes there, which some programs add
-    return Opened((bytes(made),), samples or None, otherwise=data if samples else None)
+    if not samples:
+        return Opened((data,))
+    # without a number libsndfile reads to the end, but does not accept other bytes there, which some programs add
+    endless = data[:21] + bytes([data[21] & 0xF0, 0, 0, 0, 0]) + data[26:]
+    return Opened((endless,), samples, otherwise=data)
 
 
 def _ogg(data: bytes) -> Opened:

@@ -35,7 +35,7 @@ _INCOMPLETE = "damaged audio in a shard: not complete mono FLAC at 16 kHz; run r
 _FORMATS = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "FLAC", "OGG", "MP3")
 _RATES = (1000, 768_000)  # Hz, of source audio. 64 kB at 1 Hz would be 18 hours
 _CHANNELS = 256
-_BLOCK = 1 << 19  # frames
+_LEAST_BLOCK, _BLOCK = 1 << 12, 1 << 19  # frames
 _MOST = 1 << 29  # samples of a file: 2 GB as float32, 9 h at 16 kHz
 LOUDEST = 4.0  # a larger sample is on an integer scale; resampling can lift a full-scale signal a little above 1
 _CANCELLED = 1e-4  # the power of the mean of the channels against theirs
@@ -60,7 +60,7 @@ def decode(data: bytes, channels: Channels = "reject_above_2", rate: int = RATE)
     """
     if not data:
         raise DecodeError("empty: the file has no bytes")
-    found = containers.opened(data)
+    found = containers.Opened((data,)) if media.is_media(data) else containers.opened(data)
     try:
         parts = [_read(part, channels) for part in found.parts]
     except DecodeError:
@@ -243,10 +243,15 @@ def _opened(data: bytes, most: int | None) -> Iterator[tuple[int, int, Iterator[
 
 def _blocks(file: soundfile.SoundFile, most: int | None) -> Iterator[np.ndarray]:
     """What the file holds, a block at a time, so that what a header claims is never allocated."""
-    left = most
-    while len(block := file.read(_BLOCK if left is None else min(_BLOCK, left), dtype="float32", always_2d=True)):
-        left = left if left is None else left - len(block)
-        yield block
+    size, done = max(_LEAST_BLOCK, min(_BLOCK, file.frames + 1)), 0  # one more than promised: the end shows at once
+    while most is None or done < most:
+        wanted = size if most is None else min(size, most - done)
+        block = file.read(wanted, dtype="float32", always_2d=True)
+        done += len(block)
+        if len(block):
+            yield block
+        if len(block) < wanted:
+            return
 
 
 def _mono(blocks: Iterator[np.ndarray], rate: int, channels: Channels) -> np.ndarray:
@@ -261,8 +266,8 @@ def _mono(blocks: Iterator[np.ndarray], rate: int, channels: Channels) -> np.nda
         if total > _MOST:
             raise DecodeError(f"too long: over {_MOST / rate / 3600:.1f} h; split the file")
         if channels != "first" and block.shape[1] > 1:
-            loudness += float(np.square(block, dtype=np.float64).mean() * len(block))
-            mixed += float(np.square(parts[-1], dtype=np.float64).sum())
+            loudness += float(np.vdot(block, block)) / block.shape[1]
+            mixed += float(np.vdot(parts[-1], parts[-1]))
     if mixed < _CANCELLED * loudness:
         raise DecodeError("cancelled: the channels have opposite phases, their mean is silent; set channels to 'first'")
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)

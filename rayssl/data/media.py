@@ -32,7 +32,7 @@ def opened(data: bytes) -> Iterator[tuple[int, int, Iterator[np.ndarray]]]:
     try:
         import av
     except ImportError:
-        how = "pip install 'rayssl[media]', or convert: ffmpeg -i FILE -ar 16000 -ac 1 FILE.flac"
+        how = "pip install av, or convert: ffmpeg -i FILE -ar 16000 -ac 1 FILE.flac"
         raise DecodeError(f"unreadable: audio in a container of video needs PyAV; {how}") from None
     cut = _missing(data)
     if cut:

@@ -18,6 +18,8 @@ _KBITS = {  # by version 1 or 2, for layer III
 }
 _RATES = {0: (11025, 12000, 8000), 2: (22050, 24000, 16000), 3: (44100, 48000, 32000)}  # by the bits of the version
 
+_SEARCHED = 1 << 16  # bytes in which the first frame must begin
+
 
 class _Frame(NamedTuple):
     size: int  # bytes
@@ -41,7 +43,8 @@ def counted(data: bytes) -> tuple[bytes, int | None]:
     What is not MPEG audio of layer III stays as it is. Raises `DecodeError` if there are fewer frames than the header
     counts: the file is cut.
     """
-    at = _next(data, after_tag(data))
+    begin = after_tag(data)
+    at = _next(data, begin, begin + _SEARCHED)
     first = _frame(data, at)
     # two frames in a row: two bytes that look like the head of a frame are in many files
     if first is None or _frame(data, at + first.size) is None:
@@ -76,9 +79,9 @@ def _frame(data: bytes, at: int) -> _Frame | None:
     return _Frame(size, side, (version, rate))
 
 
-def _next(data: bytes, at: int) -> int:
-    """Where the next frame begins from ``at`` on, whose successor is one, too, or the end; -1 if there is none."""
-    while (at := data.find(b"\xff", at)) >= 0:
+def _next(data: bytes, at: int, stop: int | None = None) -> int:
+    """Where the next frame begins in ``at`` to ``stop``, whose successor is one, too, or the end; -1 if none does."""
+    while (at := data.find(b"\xff", at, stop)) >= 0:
         frame = _frame(data, at)
         if frame is not None:
             after = at + frame.size

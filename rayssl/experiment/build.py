@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from rayssl.batches.plan import Cursor
 from rayssl.experiment.config import Experiment
 from rayssl.experiment.job import Job, position
 from rayssl.methods.base import Method
@@ -47,18 +48,21 @@ def pretrain(job: Job, method: Method) -> str | None:
     return None if start is None else checkpoint.load_weights(method.pretrained, start, job.architecture)
 
 
-def check_start(job: Job) -> None:
-    """Checks the checkpoint that the job starts from, before any worker starts. Raises `CheckpointError`.
+def check_start(job: Job) -> Cursor:
+    """Where the job starts, with the checkpoint that it starts from checked, before any worker starts.
+
+    Raises `CheckpointError`.
 
     Call this once before `train` of `rayssl.runtime.train` or `rayssl.experiment.local`: it reads the whole checkpoint.
     It builds a network only if the checkpoint says that it has another architecture.
     """
-    position(job)
+    start = position(job)
     if not checkpoint.steps(job.run):
-        return
+        return start
     loaded = checkpoint.load(checkpoint.locate(job.run, "last"))
     if loaded.meta.architecture != job.architecture:
         checkpoint.load_module(build_method(job), loaded.state["method"], loaded.uri, job.architecture)
+    return start
 
 
 def _recipes(job: Job, context: Context) -> nn.ModuleDict:

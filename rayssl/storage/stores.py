@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import urllib.request
-from collections.abc import Mapping
 from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -106,28 +105,29 @@ def _other(uri: str, kind: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return fs, path if kind in ("http", "https") else path.rstrip("/")
 
 
-def check_environment(environment: Mapping[str, str]) -> None:
-    """Raises `StorageError` for settings of S3 with which no request can be made."""
-    endpoint = environment.get("AWS_ENDPOINT_URL", "")
+_S3_SETTINGS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL")
+
+
+def _check_s3(*settings: str | None) -> None:
+    """Raises `StorageError` for values of `_S3_SETTINGS` with which no request can be made."""
+    for name, value in zip(_S3_SETTINGS, settings, strict=True):
+        if any(map(str.isspace, value or "")):
+            raise StorageError(f"{name}: has a space or the end of a line in it, as from a file; store it without")
+    endpoint = settings[-1]
     if endpoint and urlsplit(endpoint).scheme not in ("http", "https"):
         raise StorageError(f"AWS_ENDPOINT_URL={endpoint}: must begin with http:// or https://")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL"):
-        value = environment.get(name, "")
-        if value != value.strip() or any(character.isspace() for character in value):
-            raise StorageError(f"{name}: has a space or the end of a line in it, as from a file; store it without")
 
 
 def _s3() -> fsspec.AbstractFileSystem:
-    check_environment(os.environ)
-    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL")
     # an empty value, as from an unset variable of a template, is none
-    return _s3_fsspec(os.getpid(), *(os.environ.get(name) or None for name in names))
+    return _s3_fsspec(os.getpid(), *(os.environ.get(name) or None for name in _S3_SETTINGS))
 
 
 @cache  # never destroyed: a forked process must not close the connections of its parent
 def _s3_fsspec(
     process: int, key: str | None, secret: str | None, token: str | None, endpoint: str | None
 ) -> fsspec.AbstractFileSystem:
+    _check_s3(key, secret, token, endpoint)
     # Only our own attempts count: the layers below would multiply the retries, and a refused connection would take a
     # minute to be reported.
     fs = fsspec.filesystem(
@@ -148,7 +148,6 @@ def _s3_fsspec(
 
 
 def _s3_arrow(uri: str, bucket: str) -> pyarrow.fs.FileSystem:
-    check_environment(os.environ)
     get = os.environ.get
     key, secret = get("AWS_ACCESS_KEY_ID") or None, get("AWS_SECRET_ACCESS_KEY") or None
     if (key is None) != (secret is None):
@@ -173,6 +172,7 @@ def _s3_client(
 ) -> pyarrow.fs.FileSystem:
     from pyarrow import fs
 
+    _check_s3(key, secret, token, endpoint)
     address = urlsplit(endpoint)
     return fs.S3FileSystem(
         access_key=key,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import random
 import struct
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -176,11 +175,10 @@ def test_an_mp3_that_counts_too_few_frames_is_decoded_whole() -> None:
 
 
 @pytest.mark.parametrize("rate", [1, 999, 768_001, 536_886_912])
-def test_implausible_rates_are_refused_before_anything_is_resampled(rate: int) -> None:
-    began = time.process_time()
+def test_implausible_rates_are_refused_before_anything_is_resampled(rate: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "resample", None)
     with pytest.raises(decode.DecodeError, match=rf"^implausible rate: {rate} Hz, expected 1000 to 768000$"):
         decode.decode(patched(WAV, 24, "<I", rate))
-    assert time.process_time() - began < 5.0
 
 
 def test_floats_on_the_scale_of_integers_are_refused() -> None:

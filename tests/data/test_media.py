@@ -87,5 +87,5 @@ def test_damage_is_refused_or_decoded_and_nothing_else() -> None:
 def test_without_pyav_the_line_says_how_to_convert(monkeypatch: pytest.MonkeyPatch) -> None:
     data = made("m4a")
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(decode.DecodeError, match=r"needs PyAV; pip install 'rayssl\[media\]', or convert: ffmpeg -i "):
+    with pytest.raises(decode.DecodeError, match=r"needs PyAV; pip install av, or convert: ffmpeg -i "):
         decode.decode(data)

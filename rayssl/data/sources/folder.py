@@ -49,7 +49,7 @@ class Folder(FilesSource):
 
     def passed_over(self) -> dict[str, int]:
         """Hidden files, and files with other suffixes or outside of ``files``."""
-        return dict(_OTHERS.get((self.config.uri, self.config.files), {}))
+        return {} if self.config.csv is not None else dict(_OTHERS.get((self.config.uri, self.config.files), {}))
 
     def read(self, reference: Reference) -> bytes:
         """The content of the file. Raises `DecodeError` for a file that is listed but absent."""
