@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 from rayssl.data import mp3
 from rayssl.data.errors import DecodeError
+from rayssl.data.splices import Data, Spliced, after, unpack, whole
 
 _OPEN = 0x7FFFF000  # streaming writers put such a size or a larger one where they do not know it
 _OPEN_64 = 1 << 62
@@ -28,20 +29,20 @@ _OPEN_64 = 1 << 62
 
 @dataclass(frozen=True)
 class Opened:
-    """What is to be decoded: ``parts``, one after the other (chained Ogg has several), each a whole file.
+    """What is to be decoded: ``parts``, one after the other (chained Ogg has several), each like a whole file.
 
     ``samples``: how many samples the header promises, if only the decoder can tell whether they are there. ``keep``:
     how many are of the file, if there are others behind them. ``otherwise``: to be decoded if ``parts`` cannot be, and
     then it must have ``samples``.
     """
 
-    parts: tuple[bytes, ...]
+    parts: tuple[Spliced, ...]
     samples: int | None = None
     keep: int | None = None
-    otherwise: bytes | None = None
+    otherwise: Spliced | None = None
 
 
-def opened(data: bytes) -> Opened:
+def opened(data: Data) -> Opened:
     """The file ``data`` with sizes that hold.
 
     Raises `DecodeError` if the file is cut. A container that is not known here is left to the decoder.
@@ -49,43 +50,43 @@ def opened(data: bytes) -> Opened:
     start = mp3.after_tag(data)
     for magic, mend in _CONTAINERS.items():
         if data.startswith(magic, start):
-            return mend(data[start:] if start else data)
-    whole, keep = mp3.counted(data)
-    return Opened((whole,), keep=keep)
+            return mend(after(data, start))
+    frames, keep = mp3.counted(data)
+    return Opened((frames,), keep=keep)
 
 
 def _cut(have: int, size: int) -> DecodeError:
     return DecodeError(f"unreadable: truncated after {have} of {size} bytes")
 
 
-def _chunks(data: bytes, at: int, layout: str, align: int) -> Iterator[tuple[bytes, int, int]]:
+def _chunks(data: Data, at: int, layout: str, align: int) -> Iterator[tuple[bytes, int, int]]:
     """The chunks from ``at``: name, where the content begins, and the size that is written; the last may be cut."""
     head = struct.calcsize(layout)
     while at + head <= len(data):
-        name, size = struct.unpack_from(layout, data, at)
+        name, size = unpack(layout, data, at)
         yield name, at + head, size
         at += head + size + -size % align
 
 
-def _riff(data: bytes) -> Opened:
+def _riff(data: Data) -> Opened:
     order = ">" if data[:4] == b"RIFX" else "<"
-    whole = 0  # of RF64: the size of the samples, which 32 bits may not hold
+    long = 0  # of RF64: the size of the samples, which 32 bits may not hold
     for name, at, size in _chunks(data, 12, f"{order}4sI", 2):
         if name == b"ds64" and len(data) >= at + 16:
-            whole = struct.unpack_from("<Q", data, at + 8)[0]
+            long = unpack("<Q", data, at + 8)[0]
         if name == b"data":
-            large = data[:4] in (b"RF64", b"BW64") and size == 0xFFFFFFFF and whole
-            size = whole if large else size
+            large = data[:4] in (b"RF64", b"BW64") and size == 0xFFFFFFFF and long
+            size = long if large else size
             have = len(data) - at
             if _is_open(data, at, size, f"{order}4sI") and not large:
                 return Opened((_resized(data, at, have, f"{order}I"),))
             if size > have:
                 raise _cut(len(data), at + size)
             break
-    return Opened((data,))
+    return Opened((whole(data),))
 
 
-def _is_open(data: bytes, at: int, size: int, layout: str) -> bool:
+def _is_open(data: Data, at: int, size: int, layout: str) -> bool:
     """Whether ``size`` of the samples at ``at`` is a placeholder: very large, or 0 before bytes that are no chunks."""
     if size:
         return size >= _OPEN
@@ -95,72 +96,80 @@ def _is_open(data: bytes, at: int, size: int, layout: str) -> bool:
     return ends < len(data) - 1 or ends > len(data)
 
 
-def _resized(data: bytes, at: int, size: int, layout: str) -> bytes:
-    """``data`` with ``size`` in the header of the chunk whose content begins at ``at``, and in that of the file."""
+def _patched(data: Data, *patches: tuple[int, bytes]) -> Spliced:
+    """``data`` with other bytes at some places, which ascend."""
+    pieces, done = list[bytes | tuple[int, int]](), 0
+    for at, put in patches:
+        pieces += [(done, at), put]
+        done = at + len(put)
+    return Spliced(data, (*pieces, (done, len(data))))
+
+
+def _resized(data: Data, at: int, size: int, layout: str, *others: tuple[int, bytes]) -> Spliced:
+    """``data`` with ``size`` in the header of the chunk whose content begins at ``at``, and in that of the file.
+
+    ``others``: what else is to be corrected, between both.
+    """
     if size + at > 0xFFFFFFFF:
-        return data  # libsndfile reads such a file to its end
-    made = bytearray(data)
-    struct.pack_into(layout, made, at - 4, size)
-    struct.pack_into(layout, made, 4, len(data) - 8)
-    return bytes(made)
+        return whole(data)  # libsndfile reads such a file to its end
+    sizes = (4, struct.pack(layout, len(data) - 8)), (at - 4, struct.pack(layout, size))
+    return _patched(data, sizes[0], *others, sizes[1])
 
 
-def _w64(data: bytes) -> Opened:
+def _w64(data: Data) -> Opened:
     at = 40
     while at + 24 <= len(data):
-        name, size = struct.unpack_from("<4s12xQ", data, at)  # the size counts these 24 bytes, too
+        name, size = unpack("<4s12xQ", data, at)  # the size counts these 24 bytes, too
         if name == b"data" and 24 < size < _OPEN_64:
             if at + size > len(data):
                 raise _cut(len(data), at + size)
-            return Opened((data[: at + size],))  # libsndfile takes what follows for audio
+            return Opened((Spliced(data, ((0, at + size),)),))  # libsndfile takes what follows for audio
         if name == b"data" or size < 24:
             break
         at += size + -size % 8
-    return Opened((data,))
+    return Opened((whole(data),))
 
 
-def _aiff(data: bytes) -> Opened:
+def _aiff(data: Data) -> Opened:
     frame = common = 0
     for name, at, size in _chunks(data, 12, ">4sI", 2):
         if name == b"COMM" and len(data) >= at + 8:
-            channels, _, bits = struct.unpack_from(">hIh", data, at)
+            channels, _, bits = unpack(">hIh", data, at)
             common, frame = at, channels * -(-bits // 8)
         if name == b"SSND":
             have = len(data) - at
             if _is_open(data, at, size, ">4sI"):
-                made = bytearray(_resized(data, at, have, ">I"))
-                if common and frame > 0:
-                    struct.pack_into(">I", made, common + 2, (have - 8) // frame)
-                return Opened((bytes(made),))
+                counted = [(common + 2, struct.pack(">I", (have - 8) // frame))] if common and frame > 0 else []
+                return Opened((_resized(data, at, have, ">I", *counted),))
             if size > have:
                 raise _cut(len(data), at + size)
             break
-    return Opened((data,))
+    return Opened((whole(data),))
 
 
-def _caf(data: bytes) -> Opened:
+def _caf(data: Data) -> Opened:
     for name, at, size in _chunks(data, 8, ">4sq", 1):
         if name == b"data" and size == -1:  # to the end of the file, which libsndfile does not read
-            return Opened((data[: at - 8] + struct.pack(">q", len(data) - at) + data[at:],))
+            return Opened((_patched(data, (at - 8, struct.pack(">q", len(data) - at))),))
         if size < 0:
             break
         if name == b"data":
             if at + size > len(data):
                 raise _cut(len(data), at + size)
             break
-    return Opened((data,))
+    return Opened((whole(data),))
 
 
-def _au(data: bytes) -> Opened:
+def _au(data: Data) -> Opened:
     order = ">" if data[:4] == b".snd" else "<"
     if len(data) >= 12:
-        at, size = struct.unpack_from(f"{order}II", data, 4)
+        at, size = unpack(f"{order}II", data, 4)
         if size < _OPEN and at + size > len(data):
             raise _cut(len(data), at + size)
-    return Opened((data,))
+    return Opened((whole(data),))
 
 
-def _sph(data: bytes) -> Opened:
+def _sph(data: Data) -> Opened:
     facts = {}
     lines = data[:65536].split(b"end_head", 1)[0].split(b"\n")
     for line in lines[2:]:
@@ -171,27 +180,27 @@ def _sph(data: bytes) -> Opened:
         head = int(lines[1])
         sizes = [int(facts[key]) for key in (b"sample_count", b"channel_count", b"sample_n_bytes")]
     except (IndexError, KeyError, ValueError):
-        return Opened((data,))
-    whole = head + sizes[0] * sizes[1] * sizes[2]
+        return Opened((whole(data),))
+    stop = head + sizes[0] * sizes[1] * sizes[2]
     if b"," in facts.get(b"sample_coding", b"") or min(sizes) <= 0:  # after a comma: how it is compressed
-        return Opened((data,))
-    if whole > len(data):
-        raise _cut(len(data), whole)
-    return Opened((data[:whole],))  # libsndfile takes what follows for audio
+        return Opened((whole(data),))
+    if stop > len(data):
+        raise _cut(len(data), stop)
+    return Opened((Spliced(data, ((0, stop),)),))  # libsndfile takes what follows for audio
 
 
-def _flac(data: bytes) -> Opened:
+def _flac(data: Data) -> Opened:
     if len(data) < 26:
-        return Opened((data,))
+        return Opened((whole(data),))
     samples = int.from_bytes(data[21:26], "big") & (1 << 36) - 1
     if not samples:
-        return Opened((data,))
+        return Opened((whole(data),))
     # without a number libsndfile reads to the end, but does not accept other bytes there, which some programs add
-    endless = data[:21] + bytes([data[21] & 0xF0, 0, 0, 0, 0]) + data[26:]
-    return Opened((endless,), samples, otherwise=data)
+    endless = _patched(data, (21, bytes([data[21] & 0xF0, 0, 0, 0, 0])))
+    return Opened((endless,), samples, otherwise=whole(data))
 
 
-def _ogg(data: bytes) -> Opened:
+def _ogg(data: Data) -> Opened:
     at, links, open_streams = 0, [0], set[int]()
     while at < len(data):
         if not data.startswith(b"OggS", at):
@@ -210,10 +219,12 @@ def _ogg(data: bytes) -> Opened:
         at = end
     if open_streams:
         raise DecodeError("unreadable: truncated: the Ogg stream has no last page")
-    return Opened(tuple(data[begin:end] for begin, end in zip(links, [*links[1:], len(data)], strict=True)))
+    return Opened(
+        tuple(Spliced(data, ((begin, end),)) for begin, end in zip(links, [*links[1:], len(data)], strict=True))
+    )
 
 
-_CONTAINERS: dict[bytes, Callable[[bytes], Opened]] = {
+_CONTAINERS: dict[bytes, Callable[[Data], Opened]] = {
     b"RIFF": _riff,
     b"RIFX": _riff,
     b"RF64": _riff,

@@ -29,6 +29,8 @@ from rayssl.data.naming import Names
 from rayssl.data.nights import runs
 from rayssl.data.nights.runs import NightsEntry
 from rayssl.data.nights.writing import GROUP_ROWS, NightsConfig
+from rayssl.data.segments import entry, planned
+from rayssl.data.segments.selection import ChosenSegments, digest, select
 from rayssl.data.shards import Manifest, Reject, Shard
 from rayssl.data.sources.checked import CheckedSource
 from rayssl.data.sources.nights import STAGES, UNSCORED_NAME
@@ -85,7 +87,7 @@ class PreparePlan:
     """A whole preparation: its units, and what they have in common.
 
     ``names`` are those of each kind in the order of their indices, ``sources`` is the number of source utterances, and
-    ``digest`` is a hash over all units.
+    ``digest`` is a hash over all units. ``selection``: the segments that the utterances are, if recordings are divided.
     """
 
     work: PrepareWork
@@ -93,6 +95,7 @@ class PreparePlan:
     names: dict[str, Names]
     sources: int
     digest: str
+    selection: ChosenSegments | None = None
 
     def count(self) -> int:
         """The number of utterances that the units make, before joining."""
@@ -105,11 +108,11 @@ def plan(
     listed: Iterable[pa.RecordBatch] | None = None,
     tell: Callable[[str, int], None] = lambda what, utterances: None,
     run_bytes: int | None = None,
+    selection: ChosenSegments | None = None,
 ) -> PreparePlan:
-    """Divides the work into units. Renderings are shuffled among the units.
+    """Divides the work into units. Renderings are shuffled among the units, so a shard rarely has the same words twice.
 
-    With ``join``, the renderings of a recording under one condition stay together. The renderings of a clip usually
-    get into different units, so that a shard rarely contains the same words twice.
+    With ``join``, the renderings of a recording under one condition stay together.
 
     Args:
         settings: the corpus.
@@ -117,21 +120,25 @@ def plan(
         listed: what `listing.list_rows` gives for all parts, in any order; None lists here.
         tell: is called again and again with what is done (``listed`` or ``planned``), and to how many utterances.
         run_bytes: how many bytes of rows to hold. More rows are sorted in files. The plan does not depend on it.
+        selection: the segments of all recordings, if the settings divide them; None examines them here.
 
     Raises:
-        CorpusError: there are no references, two have the same name, a name contains '#c' although conditions are
-            simulated, clips are to be joined and one has no recording, or a split does not fit the labels.
+        CorpusError: there are no references, too many recordings are unusable, no segment is left, two have the same
+            name, a name contains '#c' although conditions are simulated, clips are to be joined and one has no
+            recording, or a split does not fit the labels.
     """
     work = prepare_work(settings, seed)
+    if settings.segments is not None:
+        if selection is None:
+            selection = select(planned.examine_all(work), settings.segments)
+        planned.check(settings.out, selection, settings.max_reject_share)
+        listed = planned.rows(work, selection)
     if listed is None:
         parts = CheckedSource(work.settings.source).parts()
         listed = (batch for part in parts for batch in listing.list_rows(work.settings, seed, part))
-    folder = storage.join(settings.out, PLAN)
-    sorter = sorting.Sorter(folder, settings.join is not None, run_bytes)
     per = 1 if settings.conditions is None else settings.conditions.per_utterance
-    head = [shards.VERSION, _RECIPE, content_settings(settings), seed]
-    per_unit = 1 if settings.of_nights else settings.shard_utterances
-    how = planning.Cut(per_unit, settings.join is not None, head)
+    how = _how_to_cut(settings, seed, selection)
+    sorter = sorting.Sorter(storage.join(settings.out, PLAN), how.joined, run_bytes)
     try:
         count = 0
         for batch in _checked(settings, listed):
@@ -152,11 +159,23 @@ def plan(
             discard(settings)
         if isinstance(error, CorpusError):
             raise
-        name = str(error) if settings.join is None else str(error).rpartition("#c")[0]
-        what = f"two {settings.listed} are named '{name}'; names must be unique"
-        raise CorpusError(f"{settings.source.describe()}: {what}") from None
-    digest = hashlib.sha256("\n".join(unit.digest for unit in units).encode()).hexdigest()[:16]
-    return PreparePlan(work=work, units=units, names=rows.names, sources=count // per, digest=digest)
+        raise _repeated(settings, str(error)) from None
+    whole = hashlib.sha256("\n".join(unit.digest for unit in units).encode()).hexdigest()[:16]
+    return PreparePlan(work, units, rows.names, count // per, whole, selection)
+
+
+def _repeated(settings: PreparedCorpusConfig, rendering: str) -> CorpusError:
+    name = rendering if settings.join is None else rendering.rpartition("#c")[0]
+    what = f"two {settings.listed} are named '{name}'; names must be unique"
+    return CorpusError(f"{settings.source.describe()}: {what}")
+
+
+def _how_to_cut(settings: PreparedCorpusConfig, seed: int, selection: ChosenSegments | None) -> planning.Cut:
+    per_unit = 1 if settings.of_nights else settings.shard_utterances
+    if selection is not None:
+        per_unit = selection.shard_utterances(per_unit)
+    head = [shards.VERSION, _RECIPE, content_settings(settings), seed]
+    return planning.Cut(per_unit, settings.join is not None or selection is not None, head)
 
 
 def prepare_work(settings: PreparedCorpusConfig, seed: int) -> PrepareWork:
@@ -177,7 +196,13 @@ def finish(settings: PreparedCorpusConfig, plan: PreparePlan, done: Sequence[Don
     parts = shards.number([shard for record in done for shard in record.shards])
     if not parts:
         raise CorpusError(f"{settings.out}: nothing is left after {len(rejects)} rejects (first: {rejects[0].reason})")
-    names, how = plan.names, dict[str, Any]()
+    names, how, made_of = plan.names, dict[str, Any](), dict[str, str]()
+    if plan.selection is not None:
+        rejects = sorted([*rejects, *planned.rejects(plan.work, plan.selection)], key=lambda reject: reject.name)
+        how, made_of = (
+            {"segments": plan.selection.write(settings.out)},
+            {"recordings": digest(plan.selection.references)},
+        )
     if settings.of_nights:
         names = {**names, "label": naming.listed(STAGES)}
         how = _nights(settings, done, parts)
@@ -191,7 +216,7 @@ def finish(settings: PreparedCorpusConfig, plan: PreparePlan, done: Sequence[Don
         format=settings.format,
         names={kind: range(found.count) for kind, found in names.items()},
         rejected=len(rejects),
-        settings={**content_settings(settings), "plan": plan.digest, "recipe": _RECIPE},
+        settings={**content_settings(settings), "plan": plan.digest, "recipe": _RECIPE, **made_of},
         splits=made,
         **how,
     )
@@ -253,6 +278,19 @@ def kept(settings: PreparedCorpusConfig) -> Manifest | None:
     return manifest if earlier and made == content_settings(settings) else None
 
 
+def divided(settings: PreparedCorpusConfig, recordings: str) -> Manifest | None:
+    """The manifest at ``settings.out`` if the corpus there is complete and was made of these recordings; else None.
+
+    Then no recording must be examined again. ``recordings``: what `rayssl.data.segments.selection.digest` gives.
+    """
+    if not storage.exists(storage.join(settings.out, shards.MANIFEST)):
+        return None
+    manifest = shards.read_manifest(settings.out)
+    made = {key: value for key, value in manifest.settings.items() if key != "plan"}
+    wanted = {**content_settings(settings), "recipe": _RECIPE, "recordings": recordings}
+    return manifest if made == wanted else None
+
+
 def prepared(settings: PreparedCorpusConfig, plan: PreparePlan) -> Manifest | None:
     """The manifest at ``settings.out`` if the corpus is complete and was made by this plan; None if there is none.
 
@@ -273,13 +311,13 @@ def clear(settings: PreparedCorpusConfig) -> None:
     The manifest goes first, so that nobody reads half of the corpus.
     """
     storage.remove(storage.join(settings.out, shards.MANIFEST))
-    for name in (shards.LABELS, shards.REJECTS, runs.PATH):
+    for name in (shards.LABELS, shards.REJECTS, runs.PATH, entry.PATH):
         storage.remove(storage.join(settings.out, name))
     for folder in (shards.SHARDS, splits.FOLDER):
         storage.remove(storage.join(settings.out, folder), recursive=True)
-    planned = storage.join(settings.out, PLAN) + "/"
+    folder = storage.join(settings.out, PLAN) + "/"
     for record in storage.list_files(storage.join(settings.out, WORK)):
-        if not record.startswith(planned):
+        if not record.startswith(folder):
             storage.remove(record)
 
 
@@ -326,8 +364,8 @@ def _checked(settings: PreparedCorpusConfig, listed: Iterable[pa.RecordBatch]) -
 
 def content_settings(settings: PreparedCorpusConfig) -> dict[str, Any]:
     """The settings that the corpus's content depends on, as plain values."""
-    # corpora without nights keep the settings, and so the digest, that they had before there were nights
-    left_out = {"nights"} if settings.nights is None else set()
+    # a corpus without nights or segments keeps the settings, and so the digest, that it had before there were any
+    left_out = {key for key in ("nights", "segments") if getattr(settings, key) is None}
     return settings.model_dump(mode="json", include=set(ContentConfig.model_fields) - left_out)
 
 

@@ -51,12 +51,18 @@ def list_rows(settings: ContentConfig, seed: int, part: str) -> Iterator[pa.Reco
         yield batch
 
 
-def rows(settings: ContentConfig, seed: int, references: Sequence[Reference]) -> pa.RecordBatch:
-    """The rows of ``references``: one for each condition to render a reference under, else one for each reference."""
+def rows(
+    settings: ContentConfig, seed: int, references: Sequence[Reference], groups: Sequence[str] | None = None
+) -> pa.RecordBatch:
+    """The rows of ``references``: one for each condition to render a reference under, else one for each reference.
+
+    ``groups``: rows of one group have the same key.
+    """
     # columns by itemgetter: zip(*references) makes as many iterators, and Python looks for garbage among them
     *facts, locators = (list(map(itemgetter(place), references)) for place in range(len(Reference._fields)))
     try:
         texts = [pa.array(values, pa.string()) for values in facts]
+        grouped = None if groups is None else pa.array(groups, pa.string())
         texts.append(_locators(locators))
     except UnicodeEncodeError as error:
         what = f"lists {str(error.object)!r:.80}, which is not valid Unicode; rename it"
@@ -69,9 +75,12 @@ def rows(settings: ContentConfig, seed: int, references: Sequence[Reference]) ->
         condition = conditions.chosen_many(settings.conditions, drawn).reshape(-1)
         again = pa.array(np.repeat(np.arange(len(references)), settings.conditions.per_utterance))
         texts = [column.take(again) for column in texts]
+        grouped = None if grouped is None else grouped.take(again)
         held = rendered(pc.coalesce(held.take(again), texts[1]), condition)
-    keys = draws.texts_np(draws.fold(seed, _ORDER), *columns.texts(texts[0] if settings.join is None else held))
-    if settings.conditions is not None and settings.join is None:
+    if grouped is None:
+        grouped = texts[0] if settings.join is None else held
+    keys = draws.texts_np(draws.fold(seed, _ORDER), *columns.texts(grouped))
+    if settings.conditions is not None and settings.join is None and groups is None:
         keys = draws.fold_np(keys, condition)
     return pa.record_batch([pa.array(keys), *texts, pa.array(condition), held], schema=ROWS)
 

@@ -5,27 +5,30 @@ FFmpeg decodes it, as the package PyAV carries it: the extra ``media``.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from rayssl.data.errors import DecodeError
+from rayssl.data.splices import Data
 
 _LATE_S = 0.25  # so much shorter than the container says may be padding of codecs
 
 
-def is_media(data: bytes) -> bool:
+def is_media(data: Data) -> bool:
     """Whether ``data`` begins like MP4, ADTS (AAC without a container), Matroska or WebM."""
-    adts = len(data) > 6 and data[0] == 0xFF and data[1] & 0xF6 == 0xF0
-    return data[4:8] == b"ftyp" or data[:4] == b"\x1aE\xdf\xa3" or adts
+    head = data[:8]
+    adts = len(head) > 6 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0
+    return head[4:] == b"ftyp" or head[:4] == b"\x1aE\xdf\xa3" or adts
 
 
 @contextmanager
-def opened(data: bytes) -> Iterator[tuple[int, int, Iterator[np.ndarray]]]:
+def opened(data: Data, file: BinaryIO) -> Iterator[tuple[int, int, Iterator[np.ndarray]]]:
     """The rate, the number of channels, and blocks of float32 ``[T, channels]`` of the first stream of audio.
+
+    ``file``: ``data`` as a file.
 
     Raises `DecodeError`: PyAV is not installed, there is no audio, or it is damaged or shorter than the file says.
     """
@@ -38,7 +41,7 @@ def opened(data: bytes) -> Iterator[tuple[int, int, Iterator[np.ndarray]]]:
     if cut:
         raise DecodeError(f"unreadable: truncated after {len(data)} of {cut} bytes")
     try:
-        with av.open(io.BytesIO(data)) as container:
+        with av.open(file) as container:
             if not container.streams.audio:
                 raise DecodeError("unreadable: the file has no stream of audio")
             stream = container.streams.audio[0]
@@ -69,7 +72,7 @@ def _blocks(container: Any, stream: Any) -> Iterator[np.ndarray]:
         raise DecodeError(f"unreadable: truncated after {done / rate:.2f} of {said:.2f} s")
 
 
-def _missing(data: bytes) -> int:
+def _missing(data: Data) -> int:
     """How long an MP4 would be whose last box is cut; else 0."""
     at = 0
     while data[4:8] == b"ftyp" and at + 8 <= len(data):

@@ -33,6 +33,7 @@ from rayssl import storage
 from rayssl.data import decode, listed
 from rayssl.data.mel import EPOCH_S, MelConfig
 from rayssl.data.nights.runs import NightsEntry
+from rayssl.data.segments.entry import SegmentsEntry
 from rayssl.data.splits import Split
 from rayssl.errors import CorpusError, StorageError
 from rayssl.schema import Config
@@ -77,7 +78,8 @@ class Manifest(Config):
     (its last group may have fewer); 0 if each shard is one group, as in corpora from before there were groups.
     ``fingerprint`` identifies the content of the shards. ``splits``, by name, say what utterances are used for; the
     fingerprint does not depend on them. ``nights``: set if the utterances are epochs of sleep of 30 seconds, in
-    order. ``mel``: how their pictures were made, if the format is ``mel``.
+    order. ``mel``: how their pictures were made, if the format is ``mel``. ``segments``: set if the utterances are
+    segments of recordings.
     """
 
     version: int
@@ -97,6 +99,7 @@ class Manifest(Config):
     splits: dict[str, Split] = {}
     nights: NightsEntry | None = None
     mel: MelConfig | None = None
+    segments: SegmentsEntry | None = None
 
     @property
     def epoch_shape(self) -> tuple[int, ...]:
@@ -289,6 +292,7 @@ def write_manifest(
     group_rows: int | None = None,
     nights: NightsEntry | None = None,
     mel: MelConfig | None = None,
+    segments: SegmentsEntry | None = None,
 ) -> Manifest:
     """Writes the manifest, which completes the corpus, and returns it.
 
@@ -302,6 +306,7 @@ def write_manifest(
         splits: the splits, by name. Their files must exist already.
         group_rows: the number of rows in a row group of the shards; `GROUP_ROWS` if it is not given.
         nights: the entry of a corpus of nights; ``mel``: how its pictures were made, if ``format`` is ``mel``.
+        segments: the entry of a corpus of segments.
     """
     shards = number(parts)
     manifest = Manifest(
@@ -321,6 +326,7 @@ def write_manifest(
         splits=dict(splits or {}),
         nights=nights,
         mel=mel,
+        segments=segments,
     )
     _write(uri, manifest)
     return manifest

@@ -20,6 +20,8 @@ from rayssl.data.columns import unpacked
 from rayssl.data.conditions import ConditionsConfig
 from rayssl.data.joining import JoinConfig
 from rayssl.data.nights.writing import NightDone, NightsConfig, NightWriter
+from rayssl.data.segments import reading
+from rayssl.data.segments.settings import SegmentsConfig
 from rayssl.data.shards import Reject, Shard
 from rayssl.data.sources.base import Audio, Reference
 from rayssl.data.sources.checked import CheckedSource
@@ -42,7 +44,8 @@ class ContentConfig(Config):
     ``channels`` says what happens to audio with more than two channels. Audio shorter than ``min_s`` seconds is a
     reject. ``format``: how audio is stored; ``mel`` stores pictures of the epochs of nights, as ``nights.mel`` says.
     ``nights`` belongs to sources of nights, whose utterances are epochs of sleep of 30 s. Of the other keys, only
-    ``source`` and ``format`` go with it.
+    ``source`` and ``format`` go with it. ``segments`` divides recordings: what the source lists are recordings then,
+    and their segments are the utterances.
     """
 
     source: AnySource
@@ -52,6 +55,7 @@ class ContentConfig(Config):
     conditions: ConditionsConfig | None = None
     join: JoinConfig | None = None
     nights: NightsConfig | None = None
+    segments: SegmentsConfig | None = None
 
     @property
     def of_nights(self) -> bool:
@@ -66,10 +70,12 @@ class ContentConfig(Config):
     @model_validator(mode="after")
     def _nights_fit(self) -> ContentConfig:
         if self.of_nights:
-            for key in ("conditions", "join", "channels", "min_s"):
+            for key in ("conditions", "join", "channels", "min_s", "segments"):
                 if getattr(self, key) != ContentConfig.model_fields[key].default:
                     hint = {"channels": "set source.channels", "min_s": "set nights.min_hours"}.get(key, "leave it out")
                     raise ValueError(f"{key} does not go with a source of nights; {hint}")
+        elif self.segments is not None and self.join is not None:
+            raise ValueError("join does not go with segments: it joins clips, segments divides recordings")
         elif self.format == "mel" or self.nights is not None:
             key = "format: mel" if self.format == "mel" else "nights"
             raise ValueError(f"{key} needs a source of nights; source.name={self.source.name} gives utterances")
@@ -232,7 +238,11 @@ def _pieces(work: PrepareWork, content: _Content) -> tuple[dict[Rendering, np.nd
     for job in (job for group in content.jobs for job in group):
         jobs_of.setdefault(job[0], []).append(job)
     source = CheckedSource(settings.source)
-    for position, audio in source.read(content.references):
+    if settings.segments is None:
+        found = source.read(content.references)
+    else:
+        found = reading.read(source, content.references, settings.channels)
+    for position, audio in found:
         try:
             clip = _usable(settings, audio)
         except decode.DecodeError as error:

@@ -14,11 +14,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from rayssl import errors, storage
-from rayssl.data import corpus, integrity, shards, trials
+from rayssl.data import corpus, decode, integrity, shards, trials
 from rayssl.data.corpus import PrepareConfig, PreparedCorpusConfig, PreparePlan
 from rayssl.data.listing import list_rows
 from rayssl.data.nights.runs import NightsEntry
+from rayssl.data.segments import detectors, planned
+from rayssl.data.segments import entry as segments
+from rayssl.data.segments.selection import ChosenSegments, digest, select
 from rayssl.data.shards import Manifest, Reject
+from rayssl.data.sources.base import Reference
 from rayssl.data.sources.checked import CheckedSource, described
 from rayssl.data.sources.nights import UNSCORED_NAME
 from rayssl.data.trials import Made
@@ -74,6 +78,7 @@ class Prepared(Config):
         lines = [f"{name}: {what}, {where}", *([f"  {self.note}"] if self.note else [])]
         if m.nights is None:
             lines += [f"  rejected {count}: {reason}" for reason, count in self.reasons.items()]
+            lines += _cut(m)
             if self.passed_over:
                 kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.passed_over.items()))
                 lines.append(f"  passed over {sum(self.passed_over.values())} files: {kinds}")
@@ -104,6 +109,19 @@ class Summary(Config):
     def text(self) -> str:
         """A few lines for people."""
         return "\n".join(line for name, made in self.corpora.items() for line in made.lines(name))
+
+
+def _cut(manifest: Manifest) -> list[str]:
+    """Of how much audio the segments are, and what was left out by reason, with hours."""
+    entry = manifest.segments
+    if entry is None:
+        return []
+    lines = [f"  cut from {entry.recordings} recordings of {entry.seconds / 3600:.2f} h: {entry.kept} segments of"]
+    lines[0] += f" {entry.kept_seconds / 3600:.2f} h, listed in {segments.PATH}"
+    for reason, lost in entry.dropped.items():
+        count = f" in {lost.segments} segments" if lost.segments else ""
+        lines.append(f"    left out {lost.seconds / 3600:.2f} h{count}: {reason}")
+    return lines
 
 
 def _epochs(nights: NightsEntry) -> list[str]:
@@ -167,7 +185,17 @@ def _made(
     name: str, settings: PreparedCorpusConfig, seed: int, progress: bool, overwrite: bool, over: _Over
 ) -> tuple[Manifest, bool]:
     """The manifest of the corpus, and whether it was there before."""
-    plan = _plan(name, settings, seed, progress, over)
+    selection = None
+    if settings.segments is not None:
+        detectors.check(settings.segments)
+        work = corpus.prepare_work(settings, seed)
+        asked = planned.asked(work)
+        listed = digest(itertools.chain.from_iterable(asked))
+        complete = None if overwrite else corpus.divided(settings, listed)
+        if complete is not None:
+            return complete, True
+        selection = _selection(name, work, asked, progress, over)
+    plan = _plan(name, settings, seed, progress, over, selection)
     try:
         manifest = corpus.prepared(settings, plan)
     except errors.CorpusError:
@@ -182,11 +210,39 @@ def _made(
     return manifest, True
 
 
-def _plan(name: str, settings: PreparedCorpusConfig, seed: int, progress: bool, over: _Over) -> PreparePlan:
-    work = corpus.prepare_work(settings, seed)
-    parts = CheckedSource(work.settings.source).parts()
-    where = over if len(parts) >= _PARTS_IN_TASKS else _here
-    listed = where(partial(list_rows, work.settings, seed), parts)
+def _selection(
+    name: str, work: PrepareWork, asked: Sequence[Sequence[Reference]], progress: bool, over: _Over
+) -> ChosenSegments:
+    """Examines all recordings, and chooses segments."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("recordings"),
+        TimeElapsedColumn(), TextColumn("{task.fields[pace]}"),
+    )  # fmt: skip
+    found, hours, begun = list[planned.Examined](), 0.0, time.monotonic()
+    with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
+        task = bar.add_task(f"examine {name}", total=sum(map(len, asked)), pace="")
+        for references, cuts in over(partial(planned.examined, work), asked):
+            found.append((references, cuts))
+            hours += sum(cut.samples for cut in cuts) / decode.RATE / 3600
+            pace = f"{hours:.1f} h, {3600 * hours / max(time.monotonic() - begun, 1e-3):.0f} x real time"
+            bar.update(task, advance=len(cuts), pace=pace)
+    assert work.settings.segments is not None
+    return select(found, work.settings.segments)
+
+
+def _plan(
+    name: str,
+    settings: PreparedCorpusConfig,
+    seed: int,
+    progress: bool,
+    over: _Over,
+    selection: ChosenSegments | None = None,
+) -> PreparePlan:
+    work, listed = corpus.prepare_work(settings, seed), None
+    if selection is None:
+        parts = CheckedSource(work.settings.source).parts()
+        where = over if len(parts) >= _PARTS_IN_TASKS else _here
+        listed = where(partial(list_rows, work.settings, seed), parts)
     counted = TextColumn(f"{{task.completed:,.0f}} {settings.listed}")
     columns = TextColumn("{task.description}"), counted, TimeElapsedColumn()
     bar = Progress(*columns, console=Console(stderr=True), disable=not progress)
@@ -201,7 +257,7 @@ def _plan(name: str, settings: PreparedCorpusConfig, seed: int, progress: bool, 
         bar.update(bar.task_ids[0], description=f"{what} {name}", completed=utterances)
 
     try:
-        return corpus.plan(settings, seed, listed, tell)
+        return corpus.plan(settings, seed, listed, tell, selection=selection)
     finally:
         if bar.task_ids:
             bar.stop()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from rayssl.data import decode, mp3
+from rayssl.data import decode, mp3, samples
 from tests.data.corpora import encoded, sine
 
 COUNT = 32000
@@ -189,7 +189,7 @@ def test_floats_on_the_scale_of_integers_are_refused() -> None:
 
 
 def test_length_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "_MOST", 16000)
+    monkeypatch.setattr(samples, "MOST", 16000)
     with pytest.raises(decode.DecodeError, match=r"^too long: over 0\.0 h; split the file$"):
         decode.decode(WAV)
 

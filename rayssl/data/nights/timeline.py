@@ -13,8 +13,9 @@ from datetime import datetime, timedelta
 
 import numpy as np
 
-from rayssl.data.decode import RATE, DecodeError
+from rayssl.data.errors import DecodeError
 from rayssl.data.nights.edf import Annotation
+from rayssl.data.resampling import RATE, length, resampled
 from rayssl.data.sources.nights import EPOCH_S, EPOCH_SAMPLES, Dropped
 
 #: How far the clocks of two files may be apart without a gap: a header's time has whole seconds.
@@ -160,7 +161,7 @@ def cut(pieces: Sequence[Stretch | Hole], boundary: float) -> Iterator[tuple[int
             continue
         begins = round(piece.start * RATE)
         first = max(after, -(-(begins - grid) // EPOCH_SAMPLES))
-        if first >= (begins + _length(piece.samples, piece.rate) - grid) // EPOCH_SAMPLES:
+        if first >= (begins + length(piece.samples, piece.rate) - grid) // EPOCH_SAMPLES:
             continue  # shorter than an epoch: a part of the hole
         yield from _dropped(holes, grid, after, first)
         holes, after = [], first
@@ -196,38 +197,6 @@ def _epochs(stretch: Stretch, skip: int) -> Iterator[np.ndarray]:
             if filled == EPOCH_SAMPLES:
                 yield samples
                 samples, filled = np.empty(EPOCH_SAMPLES, np.float32), 0
-
-
-def resampled(blocks: Iterable[np.ndarray], rate: float) -> Iterator[np.ndarray]:
-    """Blocks ``[T]`` at ``rate`` Hz as blocks at 16 kHz, clipped to [-1, 1]: the same as of the whole in one block.
-
-    All blocks together are the samples of `rayssl.data.decode.resample`, to the bit. If ``blocks`` raises, what it has
-    given before comes first.
-    """
-    if rate == RATE:
-        yield from (np.clip(block, -1.0, 1.0) for block in blocks)
-        return
-    import soxr
-
-    stream = soxr.ResampleStream(rate, RATE, 1, dtype="float32", quality="HQ")
-    taken = given = 0
-    fault: DecodeError | None = None
-    try:
-        for block in blocks:
-            made = stream.resample_chunk(np.ascontiguousarray(block, np.float32))
-            taken, given = taken + len(block), given + len(made)
-            yield np.clip(made, -1.0, 1.0)
-    except DecodeError as error:
-        fault = error
-    silence = np.zeros(int(-(-rate // RATE)) + 1, np.float32)
-    yield np.clip(stream.resample_chunk(silence, last=True)[: _length(taken, rate) - given], -1.0, 1.0)
-    if fault is not None:
-        raise fault
-
-
-def _length(samples: int, rate: float) -> int:
-    """How many samples at 16 kHz ``samples`` at ``rate`` Hz are."""
-    return int(-(-samples * RATE // rate))
 
 
 def seconds_of(epoch: int, boundary: float) -> float:

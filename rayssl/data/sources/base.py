@@ -22,8 +22,9 @@ the data and the reference.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, BinaryIO, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -129,6 +130,15 @@ class Source(Configurable):
             except DecodeError as error:
                 audio = error
             yield position, audio
+
+    def open(self, reference: Reference) -> BinaryIO | np.ndarray:
+        """The audio of one utterance as an open binary file, or as `read` gives samples.
+
+        Override it if a file can be read in pieces: then a recording of any length needs little memory. Raises as
+        `read` does.
+        """
+        audio = self.read(reference)
+        return audio if isinstance(audio, np.ndarray) else io.BytesIO(audio)
 
     def parts(self) -> Sequence[str]:
         """Names of the parts that can be listed in parallel, one task each. The default is one part with everything."""

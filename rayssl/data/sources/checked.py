@@ -6,6 +6,7 @@ keeps its traceback, like every defect of rayssl.
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from operator import itemgetter
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -77,6 +78,17 @@ class CheckedSource:
         if missing:
             name = references[min(missing)].name
             raise self._broken(f"reading gives nothing for '{name}' ({len(missing)} of {len(references)} missing)")
+
+    def open(self, reference: Reference) -> BinaryIO | np.ndarray:
+        """The audio of one utterance as an open file, or float32 ``[T]`` at 16 kHz. Raises `DecodeError`."""
+        with self._faults("reading failed", [reference], {0}):
+            audio: Any = self._source.open(reference)
+        if hasattr(audio, "seek"):
+            return cast(BinaryIO, audio)
+        checked = self._audio(reference, audio)
+        if isinstance(checked, DecodeError):
+            raise checked
+        return io.BytesIO(checked) if isinstance(checked, bytes) else checked
 
     def epochs(self, reference: Reference) -> Iterator[EpochOrDropped]:
         """The epochs of a night and what is missing, see `NightSource.epochs`. Raises `DecodeError` as it does."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
-from typing import Any
+from typing import Any, BinaryIO
 
 from rayssl import storage
+from rayssl.data.errors import DecodeError
 from rayssl.data.sources.base import Reference, Source, SourceConfig
-from rayssl.errors import CorpusError
+from rayssl.errors import CorpusError, StorageError
 
 #: What libsndfile reads.
 SNDFILE_SUFFIXES = (
@@ -73,6 +74,26 @@ def matching(uri: str, pattern: str = "*", suffixes: Sequence[str] = ()) -> list
 def join(uri: str, path: str) -> str:
     """The URI of the file ``path`` below ``uri``; ``uri`` itself if ``path`` is empty."""
     return storage.join(uri, path) if path else uri
+
+
+def content(place: str, hint: str = "") -> bytes:
+    """The file at ``place``. Raises `DecodeError`, which ends in ``hint``, if it is absent."""
+    try:
+        return storage.read_bytes(place)
+    except StorageError as error:
+        raise _absent(error, hint) from None
+
+
+def opened(place: str, hint: str = "") -> BinaryIO:
+    """The file at ``place``, to be read in pieces. Raises `DecodeError`, which ends in ``hint``, if it is absent."""
+    try:
+        return storage.open_read(place)
+    except StorageError as error:
+        raise _absent(error, hint) from None
+
+
+def _absent(error: StorageError, hint: str) -> DecodeError | StorageError:
+    return DecodeError(f"no such file{hint}") if error.errno in storage.ABSENT else error
 
 
 def reference(name: str, facts: Mapping[str, Any], locator: tuple[str | int, ...]) -> Reference:

@@ -5,14 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from fnmatch import fnmatch
-from typing import ClassVar, Literal
+from typing import BinaryIO, ClassVar, Literal
 
 from rayssl import storage
-from rayssl.data.errors import DecodeError
 from rayssl.data.sources import tables
 from rayssl.data.sources.base import Reference
-from rayssl.data.sources.files import AUDIO_SUFFIXES, FACTS, FilesConfig, FilesSource, join, matching, reference
-from rayssl.errors import CorpusError, StorageError
+from rayssl.data.sources.files import (
+    AUDIO_SUFFIXES,
+    FACTS,
+    FilesConfig,
+    FilesSource,
+    content,
+    join,
+    matching,
+    opened,
+    reference,
+)
+from rayssl.errors import CorpusError
 
 _OTHERS: dict[tuple[str, str], Counter[str]] = {}  # what the last listing passed over, by URI and pattern
 
@@ -53,13 +62,15 @@ class Folder(FilesSource):
 
     def read(self, reference: Reference) -> bytes:
         """The content of the file. Raises `DecodeError` for a file that is listed but absent."""
-        try:
-            return storage.read_bytes(self.place(reference))
-        except StorageError as error:
-            if error.errno in storage.ABSENT:
-                where = "" if self.config.csv is None else "; paths in the list are relative to the source's uri"
-                raise DecodeError(f"no such file{where}") from None
-            raise
+        return content(self.place(reference), self._hint)
+
+    def open(self, reference: Reference) -> BinaryIO:
+        """The file, opened. Raises `DecodeError` as `read` does."""
+        return opened(self.place(reference), self._hint)
+
+    @property
+    def _hint(self) -> str:
+        return "" if self.config.csv is None else "; paths in the list are relative to the source's uri"
 
     def _found(self) -> Iterator[Reference]:
         uri, layout = self.config.uri, self.config.layout

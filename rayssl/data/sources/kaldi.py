@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
-import numpy as np
-
 from rayssl import storage
-from rayssl.data import decode
-from rayssl.data.errors import DecodeError
-from rayssl.data.sources.base import Audio, Reference, Source, SourceConfig
-from rayssl.errors import CorpusError, StorageError
+from rayssl.data.sources.base import Reference, SourceConfig
+from rayssl.data.sources.excerpts import ExcerptSource
+from rayssl.errors import CorpusError
 
 
 class KaldiConfig(SourceConfig):
@@ -35,11 +31,12 @@ class KaldiConfig(SourceConfig):
         return self.uri
 
 
-class Kaldi(Source):
-    """A locator is the path of the file, and the start and the end of a segment as they are written, if it is one."""
+class Kaldi(ExcerptSource):
+    """Entries of ``wav.scp``, or segments."""
 
     Config = KaldiConfig
     config: KaldiConfig
+    listed = "wav.scp"
 
     def list(self) -> Iterator[Reference]:
         """Utterances in the order of ``segments`` or ``wav.scp``. Raises `CorpusError` for a malformed line."""
@@ -64,35 +61,10 @@ class Kaldi(Source):
                 raise CorpusError(f"{self._place('segments')}: '{name}': wav.scp has no recording '{words[0]}'")
             yield Reference(name, speakers.get(name), words[0], labels.get(name), (files[words[0]], *words[1:]))
 
-    def read(self, reference: Reference) -> Audio:
-        """The file of an utterance, or the samples of a segment."""
-        path, *times = map(str, reference.locator)
-        place = path if "://" in path or path.startswith("/") else storage.join(self.config.uri, path)
-        if not times:
-            return _content(place)
-        start, stop = (round(float(time) * decode.RATE) for time in times)
-        samples = _samples(place)
-        # Kaldi lets a segment end half a second after the recording
-        if start >= len(samples) or stop > len(samples) + decode.RATE // 2:
-            whole = len(samples) / decode.RATE
-            raise DecodeError(f"segment outside of its recording: {times[0]} to {times[1]} s of {whole:.3f} s")
-        return samples[start:stop]
-
-    def read_many(self, references: Sequence[Reference]) -> Iterator[tuple[int, Audio | DecodeError]]:
-        """The segments of one recording one after the other, so that it is decoded once."""
-        order = sorted(range(len(references)), key=lambda position: str(references[position].locator[0]))
-        for position in order:
-            try:
-                audio: Audio | DecodeError = self.read(references[position])
-            except DecodeError as error:
-                audio = error
-            yield position, audio
-        _samples.cache_clear()
-
-    def place(self, reference: Reference) -> str:
-        """The file, and the segment's times."""
-        path, *times = map(str, reference.locator)
-        return f"{path} ({' to '.join(times)} s)" if times else path
+    @property
+    def folder(self) -> str:  # type: ignore[override]
+        """Where paths of ``wav.scp`` begin."""
+        return self.config.uri
 
     def _place(self, name: str) -> str:
         return storage.join(self.config.uri, name)
@@ -121,17 +93,3 @@ def _is_range(start: str, stop: str) -> bool:
         return 0 <= float(start) < float(stop) < float("inf")
     except ValueError:
         return False
-
-
-def _content(place: str) -> bytes:
-    try:
-        return storage.read_bytes(place)
-    except StorageError as error:
-        if error.errno in storage.ABSENT:
-            raise DecodeError("no such file; paths in wav.scp are relative to the source's uri") from None
-        raise
-
-
-@lru_cache(maxsize=1)
-def _samples(place: str) -> np.ndarray:
-    return decode.decode(_content(place), "mean")

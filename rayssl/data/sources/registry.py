@@ -15,6 +15,7 @@ SOURCES = Registry(
         "parquet": "rayssl.data.sources.parquet:Parquet",
         "webdataset": "rayssl.data.sources.webdataset:WebDataset",
         "kaldi": "rayssl.data.sources.kaldi:Kaldi",
+        "lhotse": "rayssl.data.sources.lhotse:Lhotse",
         "synthetic": "rayssl.data.sources.synthetic:Synthetic",
         "nights": "rayssl.data.sources.night_files:NightFiles",
         "synthetic_nights": "rayssl.data.sources.night_synthetic:SyntheticNights",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from rayssl import storage
 from rayssl.data.sources.base import Reference
@@ -70,6 +70,11 @@ class WebDataset(ContainerSource):
         """The member's bytes."""
         _, offset, size = reference.locator
         return storage.read_range(self.place(reference), int(offset), int(size))
+
+    def open(self, reference: Reference) -> BinaryIO:
+        """The member's bytes, to be read in pieces."""
+        _, offset, size = reference.locator
+        return storage.open_read(self.place(reference), int(offset), int(size))
 
 
 def _counts(member: tarfile.TarInfo) -> bool:

@@ -9,10 +9,11 @@ from datetime import datetime
 import numpy as np
 import pytest
 
-from rayssl.data import decode
+from rayssl.data import decode, resampling
 from rayssl.data.decode import DecodeError
 from rayssl.data.nights import timeline
-from rayssl.data.nights.timeline import AudioRun, cut, joined, resampled
+from rayssl.data.nights.timeline import AudioRun, cut, joined
+from rayssl.data.resampling import resampled
 from rayssl.data.sources.nights import Dropped
 
 
@@ -20,6 +21,7 @@ from rayssl.data.sources.nights import Dropped
 def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sample is a second: an epoch has 30 samples."""
     monkeypatch.setattr(timeline, "RATE", 1)
+    monkeypatch.setattr(resampling, "RATE", 1)
     monkeypatch.setattr(timeline, "EPOCH_SAMPLES", 30)
 
 

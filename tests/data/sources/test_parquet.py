@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from rayssl.data.errors import DecodeError
 from rayssl.data.sources.checked import CheckedSource
 from rayssl.data.sources.parquet import ParquetConfig
 from rayssl.errors import CorpusError
@@ -58,6 +62,44 @@ def test_a_single_file_is_a_source(tmp_path: Path) -> None:
     config = ParquetConfig(uri=str(tmp_path / "0.parquet"))
     assert len(listed(config)) == 12
     assert CheckedSource(config).place(listed(config)[0]) == config.uri
+
+
+def hugging_face(path: Path, **changes: object) -> ParquetConfig:
+    """A file as ``datasets`` writes it: no ids, structs of audio, and classes as numbers, with their names beside."""
+    files = clips(6)
+    audio = [{"bytes": data, "path": name} for name, data in files.items()]
+    audio[4] = {"bytes": None, "path": "far/away.flac"}
+    table = pa.table({"audio": audio, "speaker_id": [7, 7, 8, 8, 9, 9], "label": [0, 1, 1, 0, -1, None]})
+    features = {"audio": {"_type": "Audio"}, "label": {"names": ["no", "yes"], "_type": "ClassLabel"}}
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, row_group_size=4)
+    return ParquetConfig.model_validate({"uri": str(path), "speaker": "speaker_id", "label": "label", **changes})
+
+
+def test_a_data_set_of_hugging_face_is_read_as_it_is(tmp_path: Path) -> None:
+    config = hugging_face(tmp_path / "train-00000-of-00001.parquet")
+    found = listed(config)
+    assert [one.name for one in found] == [f"#{k // 4}.{k % 4}" for k in range(6)]
+    assert [one.label for one in found] == ["no", "yes", "yes", "no", None, None]
+    assert [one.speaker for one in found] == ["7", "7", "8", "8", "9", "9"]
+    audio = read(config, found)
+    assert [audio[one.name] for one in found[:4]] == list(clips(6).values())[:4]
+    assert str(audio[found[4].name]).startswith("no bytes in the row, only the path 'far/away.flac'; store the audio")
+    with pytest.raises(DecodeError, match="no bytes in the row"):
+        config.build().read(found[4])
+
+
+def test_columns_may_be_left_out_when_this_is_said(tmp_path: Path) -> None:
+    place = tmp_path / "a.parquet"
+    with pytest.raises(
+        CorpusError, match=r"no column 'speaker' .*; its columns are .*; source\.speaker: null leaves it"
+    ):
+        listed(hugging_face(place, speaker="speaker"))
+    with pytest.raises(CorpusError, match=r"no column 'id'"):
+        listed(hugging_face(place, id="id"))
+    plain = listed(hugging_face(place, id=None, speaker=None, label=None))
+    assert {(one.speaker, one.label) for one in plain} == {(None, None)}
 
 
 def test_mistakes_name_file_and_key(tmp_path: Path) -> None:

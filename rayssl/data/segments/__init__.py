@@ -1,0 +1,1 @@
+"""Long recordings as segments: where speech is, what comes twice, and what was left out."""
