@@ -13,20 +13,21 @@ With ``local=True`` everything runs in this process, without Ray.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any, TypeAlias, TypeVar
 
-from rayssl import storage
 from rayssl.data.corpus import PrepareConfig
+from rayssl.experiment import ahead
 from rayssl.experiment import local as local_training
 from rayssl.experiment.build import check_start
 from rayssl.experiment.config import Experiment
+from rayssl.experiment.files import read_yaml
 from rayssl.experiment.job import resolve
 from rayssl.runs.changes import changes as changes_of
 from rayssl.runs.changes import refuse
 from rayssl.runs.origin import origins, record
-from rayssl.schema import Config, Tree, flatten, load_yaml, override, parse
+from rayssl.schema import Config, Tree, flatten, override, parse
 from rayssl.training import checkpoint
 
 Given: TypeAlias = "str | PathLike[str] | Mapping[str, Any]"
@@ -86,9 +87,16 @@ def train(
 
 
 def train_recorded(
-    experiment: Experiment, where: dict[str, str], *, local: bool, allow_change: Sequence[str] = ()
+    experiment: Experiment,
+    where: dict[str, str],
+    *,
+    local: bool,
+    allow_change: Sequence[str] = (),
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """`train` for settings that have been read. ``where``: the origin of each key, for the run's folder.
+
+    ``say`` gets lines about what the training will not do.
 
     The folder's record changes only if something is trained.
     """
@@ -97,6 +105,8 @@ def train_recorded(
     changed = changes_of(experiment) if trained else []
     refuse(job.run, changed, allow_change, max(trained, default=0))
     if check_start(job).epoch < experiment.training.epochs:
+        for line in ahead.check(job):
+            say(line)
         record(experiment, where, [{"step": max(trained), **change._asdict()} for change in changed])
     if local:
         return local_training.train(job)
@@ -137,7 +147,7 @@ def _read(model: type[C], given: Any, changes: Mapping[str, Any]) -> tuple[C, Tr
         tree, where = dict(given), model.__name__
     else:
         where = str(given)
-        tree = load_yaml(storage.read_text(where), where)
+        tree = read_yaml(where)
     return parse(model, override(tree, assignments), where), tree, assignments
 
 

@@ -20,6 +20,11 @@ from pydantic.fields import FieldInfo
 from rayssl.errors import ConfigError
 
 Tree = dict[str, Any]
+_MARKS = {  # the section by which a kind of file is known, and the verb that takes it
+    "corpora": ("a preparation", "prepare"),
+    "space": ("a sweep", "sweep"),
+    "encoder": ("an experiment", "train"),
+}
 _SHOWN = 6  # mistakes of a configuration in one message
 _DEEPEST = 5  # keys of a path that is suggested
 
@@ -126,9 +131,23 @@ def parse(model: type[C], tree: Tree, where: str) -> C:
         problems: dict[tuple[str, ...], list[Any]] = {}  # a plain union reports one problem for each member
         for problem in error.errors(include_url=False):
             problems.setdefault(_readable_path(tree, problem), []).append(problem)
+        other = _other_kind(model, tree, [keys for keys, found in problems.items() if found[0]["type"] == "missing"])
+        if other:
+            raise ConfigError(f"{where}: {other}") from None
         said = [_explain(model, tree, keys, each) for keys, each in list(problems.items())[:_SHOWN]]
         more = f" (and {len(problems) - _SHOWN} more)" if len(problems) > _SHOWN else ""
         raise ConfigError(f"{where}: {'; '.join(said)}{more}") from None
+
+
+def _other_kind(model: type[BaseModel], tree: Tree, missing: list[tuple[str, ...]]) -> str | None:
+    """A line if ``tree`` is a file for another verb: it lacks a section of ``model``, and has the mark of that verb."""
+    known = model.model_fields
+    if not any(len(keys) == 1 and keys[0] in _MARKS for keys in missing):
+        return None
+    for mark, (kind, verb) in _MARKS.items():
+        if mark in tree and mark not in known:
+            return f"is {kind} (it has '{mark}'); use rayssl {verb}"
+    return None
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -194,7 +213,7 @@ def _message(problem: Any) -> str:
     if problem["type"] in ("model_type", "model_attributes_type", "dict_type"):
         return "expected keys below it"
     message = str(problem["msg"]).removeprefix("Value error, ")
-    return message[:1].lower() + message[1:]
+    return message if message[1:2].isupper() else message[:1].lower() + message[1:]  # acronyms stay what they are
 
 
 def _models_at(model: type[BaseModel], tree: Any, path: tuple[str, ...]) -> set[type[BaseModel]]:

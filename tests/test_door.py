@@ -143,7 +143,64 @@ def test_a_signal_saves_and_the_same_command_resumes(folder: Path, capsys: pytes
 def test_damaged_audio_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What the reading thread raises reaches the caller; nothing hangs."""
     write_corpus(str(tmp_path / "corpus"), 64, damaged=37)
-    config = write_config(tmp_path / "experiment.yaml", tree(str(tmp_path)))
+    values = {key: value for key, value in tree(str(tmp_path)).items() if key != "evaluation"}
+    config = write_config(tmp_path / "experiment.yaml", values)
     assert main(["train", "--local", config]) == 2
     assert "utterance 's5/r0/037': damaged audio in a shard" in capsys.readouterr().err
     assert not [thread for thread in threading.enumerate() if thread.name == "rayssl-read"]
+
+
+def change(folder: Path, **keys: Any) -> dict[str, Any]:
+    """The experiment of ``folder`` with other values of some sections, in a run of its own."""
+    values = tree(str(folder))
+    for section, changes in keys.items():
+        before = {} if section == "method" else values.get(section, {})
+        values[section] = {**before, **changes}
+    return {**values, "run": f"{folder}/ahead"}
+
+
+AHEAD: dict[str, dict[str, Any]] = {
+    r"evaluation\.corpus: .*/none: no prepared corpus there .*; to train without an evaluation, leave its sec": {
+        "evaluation": {"corpus": "{}/none"}
+    },
+    r"evaluation\.trials: .*/none\.txt: no such file": {"evaluation": {"trials": "{}/none.txt"}},
+    r"evaluation\.trials: .*odd\.txt: trial 2: 'zzz' is not an utterance of .*/corpus": {
+        "evaluation": {"trials": "{}/odd.txt"}
+    },
+    r"evaluation\.trials: .*one\.txt: has only target trials": {"evaluation": {"trials": "{}/one.txt"}},
+    r"evaluation\.as_norm\.cohort: .*/none: no prepared": {"evaluation": {"as_norm": {"cohort": "{}/none"}}},
+    r"^evaluation\.corpus: .*/a: no prepared corpus.*; evaluation\.trials: .*/b: no such file.*; to train without": {
+        "evaluation": {"corpus": "{}/a", "trials": "{}/b"}
+    },
+    r"^views\.distort\.noise\.corpus: .*/none: no prepared corpus there": {
+        "views": {"distort": {"noise": {"kinds": ["corpus"], "corpus": "{}/none"}}}
+    },
+    r"^training\.checkpoints\.best: this run has no figure 'accuracy'; choose one of .*loss.*, or null": {
+        "training": {"checkpoints": {"best": "accuracy"}},
+        "method": {"name": "simclr"},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", AHEAD)
+def test_what_a_training_needs_later_is_looked_for_before_it_starts(folder: Path, message: str) -> None:
+    names = [f"{line.split()[1]}" for line in (folder / "trials.txt").read_text().splitlines()]
+    (folder / "odd.txt").write_text(f"1 {names[0]} {names[1]}\n0 {names[0]} zzz\n")
+    (folder / "one.txt").write_text(f"1 {names[0]} {names[1]}\n")
+    given = json.loads(json.dumps(AHEAD[message]).replace("{}", str(folder)))
+    with pytest.raises(ConfigError, match=message):
+        rayssl.train(change(folder, **given), local=True)
+    if "best" not in message:
+        assert not (folder / "ahead").exists()
+
+
+def test_milestones_that_will_not_come_are_told(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = change(folder, training={"checkpoints": {"milestones": [1, 7, 9]}})
+    write_config(tmp_path / "late.yaml", {**values, "run": f"{tmp_path}/late"})
+    assert main(["train", f"{tmp_path}/late.yaml", "--local", "training.epochs=2"]) == 0
+    told = "training.checkpoints.milestones: 7, 9 will not be kept, training.epochs is 2"
+    assert told in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"milestones"):
+        rayssl.train(change(folder, training={"checkpoints": {"milestones": [0]}}), local=True)

@@ -251,3 +251,17 @@ def test_links_are_followed_but_not_for_ever(tmp_path: Path) -> None:
     (tmp_path / "elsewhere" / "back").symlink_to(root)
     found = [uri.removeprefix(f"{root}/") for uri in storage.list_files(str(root))]
     assert found == ["b.wav", "gone.wav", "speaker/a.wav"]
+
+
+def test_a_place_is_tried_before_long_work(tmp_path: Path) -> None:
+    """Nothing stays of it, and folders that exist do."""
+    (tmp_path / "there").mkdir()
+    for folder in ("there", "there/new/newer", "file:///" + str(tmp_path / "other/x").lstrip("/")):
+        storage.check_writable(folder if "://" in folder else str(tmp_path / folder))
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+    (tmp_path / "file").write_text("x")
+    for folder in (tmp_path / "file/below", Path("/proc/none")):
+        with pytest.raises(StorageError, match=rf"^{folder}: cannot be written: its folder cannot be made$"):
+            storage.check_writable(str(folder))
+        with pytest.raises(StorageError, match=r"/x\.txt: cannot be written: its folder cannot be made$"):
+            storage.write_text(f"{folder}/x.txt", "x")

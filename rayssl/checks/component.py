@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rayssl import storage
 from rayssl.checks.encoder import check_encoder
 from rayssl.checks.outcome import Outcome
 from rayssl.checks.small_job import ENCODER, METHOD, VIEWS, SmallJob
@@ -16,10 +15,11 @@ from rayssl.checks.training import check_training
 from rayssl.data.sources.registry import SOURCES, AnySource
 from rayssl.errors import ConfigError
 from rayssl.experiment.config import Experiment
+from rayssl.experiment.files import read_yaml
 from rayssl.methods.registry import METHODS, AnyMethod
 from rayssl.models.registry import BACKBONES, FRONTENDS, AnyBackbone, AnyFrontend
 from rayssl.registry import ComponentConfig, Registry
-from rayssl.schema import Config, load_yaml, override, parse
+from rayssl.schema import Config, override, parse
 
 _BACKBONES = {
     "bands": ENCODER["backbone"],
@@ -79,7 +79,7 @@ def check(name: str, assignments: Sequence[str] = ()) -> Iterator[Outcome]:
 def _experiment(name: str, assignments: list[str]) -> dict[str, Any]:
     """The tree of a small experiment with the component ``name``."""
     if name.endswith((".yaml", ".yml")):
-        tree = override(load_yaml(storage.read_text(name), name), assignments)
+        tree = override(read_yaml(name), assignments)
         method = parse(_Method, {"method": tree.get("method", {})}, name).method
         if method.sequences:  # of six epochs: a training sequence of 40 would take an hour here
             tree = override(tree, ["encoder.backbone.sequence=6", "encoder.backbone.scored=null"])

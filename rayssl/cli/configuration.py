@@ -34,10 +34,10 @@ def show(arguments: argparse.Namespace) -> int:
 
 def read_tree(arguments: argparse.Namespace) -> dict[str, Any]:
     """The YAML of ``arguments.config``, changed by ``arguments.overrides``. It is not checked yet."""
-    from rayssl import storage
-    from rayssl.schema import load_yaml, override
+    from rayssl.experiment.files import read_yaml
+    from rayssl.schema import override
 
-    return override(load_yaml(storage.read_text(arguments.config), arguments.config), arguments.overrides)
+    return override(read_yaml(arguments.config), arguments.overrides)
 
 
 def read_experiment(arguments: argparse.Namespace) -> tuple[dict[str, Any], Experiment]:

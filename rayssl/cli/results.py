@@ -88,6 +88,7 @@ def stage(arguments: argparse.Namespace) -> int:
 
     A night that cannot be used gets one line, and the status becomes 2; the other nights are staged all the same.
     """
+    from rayssl import storage
     from rayssl.inference.model import load
     from rayssl.inference.staging import write_night
 
@@ -100,6 +101,7 @@ def stage(arguments: argparse.Namespace) -> int:
         say(line)
         failed.append(line)
 
+    storage.check_writable(arguments.out)
     model = load(arguments.run, arguments.checkpoint)
     for night in model.stage(arguments.night, channel=arguments.channel, stride=arguments.stride, say=refused):
         for note in night.notes:

@@ -29,7 +29,7 @@ def train(arguments: argparse.Namespace) -> int:
 
     tree, experiment = read_experiment(arguments)
     where = origins(tree, arguments.overrides, experiment)
-    metrics = train_recorded(experiment, where, local=arguments.local, allow_change=arguments.allow_change)
+    metrics = train_recorded(experiment, where, local=arguments.local, allow_change=arguments.allow_change, say=print)
     print(
         f"{experiment.run}: trained to epoch {experiment.training.epochs}, loss {metrics.get('loss', float('nan')):.4f}"
     )

@@ -66,6 +66,22 @@ def read(uri: str) -> list[Trial]:
     return trials
 
 
+def read_for(uri: str, corpus: str) -> list[Trial]:
+    """The trials of the list at ``uri``, to be scored on the prepared corpus at ``corpus``.
+
+    Raises `CorpusError` if there are not both kinds of trials, or ``corpus`` lacks one of their utterances.
+    """
+    listed = read(uri)
+    targets = sum(trial.label for trial in listed)
+    if targets in (0, len(listed)):
+        kind = "target" if targets else "non-target"
+        raise CorpusError(f"{uri}: has only {kind} trials; an error rate needs both labels 1 and 0")
+    manifest = shards.read_manifest(corpus)
+    tables = [shards.read_shard(corpus, shard, ["name"]) for shard in manifest.shards]
+    check(listed, (name for table in tables for name in table["name"].to_pylist()), uri, corpus)
+    return listed
+
+
 def write(uri: str, trials: Iterable[Trial]) -> None:
     """Writes the list atomically, with tabs. Raises `CorpusError` if a name holds a tab or the end of a line."""
     lines = []

@@ -119,6 +119,14 @@ class _Content(NamedTuple):
     jobs: list[list[Rendering]]
 
 
+class _Made(NamedTuple):
+    """A rendering: its number of samples, and its int16 samples if it is to be joined, else encoded audio."""
+
+    samples: int
+    pcm: np.ndarray | None
+    audio: bytes
+
+
 class Done(Config):
     """The record of a finished unit. ``shard`` is None if no utterance was usable; ``utterances`` is the unit's.
 
@@ -230,9 +238,9 @@ def _night(work: PrepareWork, unit: PrepareUnit, content: _Content) -> NightDone
     return writer.write(CheckedSource(settings.source), reference)
 
 
-def _pieces(work: PrepareWork, content: _Content) -> tuple[dict[Rendering, np.ndarray], list[Reject]]:
-    """The int16 samples of each job whose reference is usable, and a reject for each reference that is not."""
-    settings, pieces, rejects = work.settings, dict[Rendering, np.ndarray](), list[Reject]()
+def _pieces(work: PrepareWork, content: _Content) -> tuple[dict[Rendering, _Made], list[Reject]]:
+    """What each job becomes whose reference is usable, and a reject for each reference that is not."""
+    settings, pieces, rejects = work.settings, dict[Rendering, _Made](), list[Reject]()
     channels = [] if settings.conditions is None else conditions.draw_all(settings.conditions)
     jobs_of: dict[int, list[Rendering]] = {}
     for job in (job for group in content.jobs for job in group):
@@ -250,7 +258,11 @@ def _pieces(work: PrepareWork, content: _Content) -> tuple[dict[Rendering, np.nd
             rejects.append(Reject(name=reference.name, source=source.place(reference), reason=str(error)))
             continue
         for job in jobs_of[position]:
-            pieces[job] = decode.quantise(_heard(settings, content.references[position].name, job[1], clip, channels))
+            pcm = decode.quantise(_heard(settings, content.references[position].name, job[1], clip, channels))
+            if settings.join is None:  # encoded at once: the samples of a whole unit are several times as large
+                pieces[job] = _Made(len(pcm), None, decode.encode(pcm, settings.format))
+            else:
+                pieces[job] = _Made(len(pcm), pcm, b"")
     return pieces, rejects
 
 
@@ -275,13 +287,13 @@ def _heard(
 
 
 def _columns(
-    work: PrepareWork, index: int, content: _Content, pieces: dict[Rendering, np.ndarray]
+    work: PrepareWork, index: int, content: _Content, pieces: dict[Rendering, _Made]
 ) -> tuple[dict[str, list[Any]], list[Reject]]:
     """The columns of the shard, with its rows permuted by the seed, and rejects for recordings too short to join."""
     rows, dropped = list[tuple[Any, ...]](), list[Reject]()
     for group in content.jobs:
         usable = [job for job in group if job in pieces]
-        lengths = [len(pieces[job]) for job in usable]
+        lengths = [pieces[job].samples for job in usable]
         if not usable:
             continue
         if work.settings.join is None:
@@ -302,18 +314,20 @@ def _columns(
 
 
 def _row(
-    work: PrepareWork, content: _Content, jobs: list[Rendering], pieces: dict[Rendering, np.ndarray], number: int
+    work: PrepareWork, content: _Content, jobs: list[Rendering], pieces: dict[Rendering, _Made], number: int
 ) -> tuple[Any, ...]:
     position, condition, recording = jobs[0]
     reference = content.references[position]
     name = rendering_name(reference.name, condition)
     if work.settings.join is not None:
         name = f"{recording_name(reference, condition)}/{number:03d}"
-    samples = np.concatenate([pieces[job] for job in jobs])
-    audio = decode.encode(samples, work.settings.format)
+    samples, _, audio = pieces[jobs[0]]
+    if work.settings.join is not None:
+        pcm = np.concatenate([pieces[job].pcm for job in jobs])
+        samples, audio = len(pcm), decode.encode(pcm, work.settings.format)
     # if the joined clips have different labels, the utterance has none
     label = content.labels[position] if len({content.labels[job[0]] for job in jobs}) == 1 else -1
-    return name, audio, len(samples), content.speakers[position], recording, label
+    return name, audio, samples, content.speakers[position], recording, label
 
 
 def _leftover(work: PrepareWork, content: _Content, job: Rendering, total: int) -> Reject:

@@ -74,6 +74,7 @@ def export(run: str, out: str | None = None, which: str = "last") -> Exported:
     place = out or storage.join(source.run, "exported", f"{source.checkpoint}.pt2")
     if not place.endswith(".pt2"):
         raise ConfigError(f"--out {place}: name a file that ends in .pt2, as torch.export.load wants it")
+    storage.check_writable(place.rpartition("/")[0] or ".")
     with torch.random.fork_rng(devices=[]):
         encoder = load_encoder(source.experiment, source.uri, decode.RATE)
     data = packed(trace(encoder, decode.RATE), _about(source, encoder))

@@ -186,6 +186,10 @@ def _made(
 ) -> tuple[Manifest, bool]:
     """The manifest of the corpus, and whether it was there before."""
     selection = None
+    if overwrite or not storage.exists(storage.join(settings.out, shards.MANIFEST)):
+        storage.check_writable(settings.out)
+        for wanted in settings.trials.values():
+            storage.check_writable(wanted.out.rpartition("/")[0] or ".")
     if settings.segments is not None:
         detectors.check(settings.segments)
         work = corpus.prepare_work(settings, seed)

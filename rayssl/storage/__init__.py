@@ -18,6 +18,7 @@ a secret. For example::
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import uuid
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = [
-    "ABSENT", "ATTEMPTS", "absolute", "exists", "filesystem", "is_file", "join", "list_files", "open_read",
-    "read_bytes", "read_range", "read_ranges", "read_text", "remove", "write_bytes", "write_text",
+    "ABSENT", "ATTEMPTS", "absolute", "check_writable", "exists", "filesystem", "is_file", "join", "list_files",
+    "open_read", "read_bytes", "read_range", "read_ranges", "read_text", "remove", "write_bytes", "write_text",
 ]  # fmt: skip
 
 
@@ -135,8 +136,41 @@ def write_bytes(uri: str, data: bytes) -> None:
     fs, path = filesystem(uri)
     if is_remote(uri):
         attempt(uri, lambda: fs.pipe_file(path, data))
-    else:
+        return
+    try:
         attempt(uri, lambda: _replace(path, data))
+    except StorageError as error:
+        if error.errno in ABSENT:  # a folder above it is a file, or no folder can be made
+            raise StorageError(f"{uri}: cannot be written: its folder cannot be made") from None
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise StorageError(f"{uri}: cannot be written: {os.strerror(error.errno).lower()}") from None
+        raise
+
+
+def check_writable(folder: str) -> None:
+    """Raises `StorageError` if no file can be written below ``folder``: to be told before long work, not after it.
+
+    It writes a file and removes it.
+    """
+    place = join(folder, f".{uuid.uuid4().hex[:12]}.part")
+    above = None if is_remote(folder) else _existing(absolute(folder).removeprefix("file://"))
+    try:
+        write_bytes(place, b"")
+    except StorageError as error:
+        raise StorageError(str(error).replace(place, folder, 1)) from None
+    remove(place)
+    if above is not None:
+        made = filesystem(folder)[1]
+        while made != above and not os.listdir(made):
+            os.rmdir(made)
+            made = os.path.dirname(made)
+
+
+def _existing(path: str) -> str:
+    """``path``, or the first folder above it that exists."""
+    while not os.path.exists(path) and os.path.dirname(path) != path:
+        path = os.path.dirname(path)
+    return path
 
 
 def write_text(uri: str, text: str) -> None:

@@ -13,7 +13,8 @@ from rayssl import storage
 from rayssl.errors import ConfigError
 from rayssl.evaluation.settings import ClassificationConfig, StagingConfig
 from rayssl.experiment.config import Experiment, located
-from rayssl.schema import Config, Tree, load_yaml, override, parse
+from rayssl.experiment.files import read_yaml
+from rayssl.schema import Config, Tree, override, parse
 
 Point: TypeAlias = dict[str, Any]  # a value for each key of the space
 
@@ -219,11 +220,11 @@ def read_plan(where: str, overrides: list[str]) -> SweepPlan:
     value that an experiment does not take, a metric that does not exist.
     """
     ours, of_trials = split_overrides(overrides)
-    tree = override(load_yaml(storage.read_text(where), where), ours)
+    tree = override(read_yaml(where), ours)
     config = parse(SweepConfig, tree, where)
     beside = storage.join(where.rpartition("/")[0] or ".", config.base)
     base = beside if storage.exists(beside) else config.base
-    plan = SweepPlan(config, override(load_yaml(storage.read_text(base), base), [*config.overrides, *of_trials]), base)
+    plan = SweepPlan(config, override(read_yaml(base), [*config.overrides, *of_trials]), base)
     _check(plan, plan.experiment({}, plan.run(0)))
     return plan
 

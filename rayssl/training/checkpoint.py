@@ -14,7 +14,7 @@ import json
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -40,7 +40,7 @@ class CheckpointConfig(Config):
     every_steps: int = Field(0, ge=0)
     keep: int = Field(2, ge=1)
     best: str | None = "loss"
-    milestones: list[int] = []
+    milestones: list[Annotated[int, Field(ge=1)]] = []
 
 
 @dataclass(frozen=True)

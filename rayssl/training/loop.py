@@ -33,7 +33,7 @@ from rayssl.methods.base import (
 from rayssl.training import checkpoint
 from rayssl.training.context import ClassClient
 from rayssl.training.inputs import Raw, batch_of, from_classes, make_views, to_classes, to_memory
-from rayssl.training.meters import SHOWN, MetricAccumulator, device_memory, duration
+from rayssl.training.meters import SHOWN, MetricAccumulator, device_memory, duration, no_figure
 from rayssl.training.optim import build_optimiser
 from rayssl.training.schedules import learning_rate
 from rayssl.training.state import TrainState
@@ -238,6 +238,8 @@ class Loop:
         self._window.add(step)
         self._window.tick()
         self._epoch.add(step)
+        if self.step == 0 and state.memory is None and state.prototypes is None:  # with one there are more figures
+            self._epoch.check(state.config.checkpoints.best)
         self.step += 1
         self._advance()
         if self.step % state.config.log_every == 0:
@@ -302,6 +304,8 @@ class Loop:
         if state.context.rank == 0:
             shown = "  ".join(f"{name} {value:.3g}" for name, value in metrics.items() if name in SHOWN)
             state.context.say(f"epoch {epoch}/{state.config.epochs}  {shown}")
+            if line := no_figure(state.config.checkpoints.best, metrics):
+                state.context.say(line)
         self._save(sums, counts)
         state.context.report({"epoch": epoch, "step": self.step, **metrics})
         self._window, self._epoch = MetricAccumulator(), MetricAccumulator()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from rayssl import collectives
+from rayssl.errors import ConfigError
 from rayssl.methods.base import Step
 
 SHOWN = (
@@ -53,6 +55,12 @@ class MetricAccumulator:
         self.since += seconds
         self._mark += seconds
 
+    def check(self, best: str | None) -> None:
+        """Raises `ConfigError` if ``best`` is no figure of these steps."""
+        line = no_figure(best, {*self.terms, *self.speed(1)})
+        if line is not None:
+            raise ConfigError(line)
+
     def sums(self) -> dict[str, Tensor]:
         """Sums over steps of the means over ranks, on the CPU. Every rank must call this."""
         if not self.terms:
@@ -81,6 +89,14 @@ class MetricAccumulator:
             "utterances_per_s": (self.steps - self.restored) * batch / elapsed,
             "data_wait": self.waited / elapsed,
         }
+
+
+def no_figure(best: str | None, names: Iterable[str]) -> str | None:
+    """A line if ``training.checkpoints.best`` is none of the figures ``names``; else None."""
+    known = sorted(names)
+    if best is None or best in known:
+        return None
+    return f"training.checkpoints.best: this run has no figure '{best}'; choose one of {', '.join(known)}, or null"
 
 
 def device_memory(device: torch.device) -> dict[str, float]:

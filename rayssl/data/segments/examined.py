@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -73,7 +74,7 @@ def _examined(
 ) -> Examination:
     found = detectors.detector(config)
     codes = Codes() if config.duplicates == "near" else None
-    digest, probabilities, total, loud = hashlib.sha256(), list[float](), 0, False
+    digest, probabilities, total, loud = hashlib.sha256(), array("f"), 0, False
     left = np.zeros(0, np.float32)
     try:
         for block in blocks(source, reference, channels):
@@ -84,7 +85,7 @@ def _examined(
                 codes.add(block)
             joined = np.concatenate([left, block])
             whole = len(joined) // found.window * found.window
-            probabilities += [found(window) for window in joined[:whole].reshape(-1, found.window)]
+            probabilities.extend(found(window) for window in joined[:whole].reshape(-1, found.window))
             left = joined[whole:]
         if len(left):
             probabilities.append(found(np.pad(left, (0, found.window - len(left)))))

@@ -106,6 +106,7 @@ def embed_corpus(
     _check_out(out, record)
     missing = _missing(out, record, manifest)
     if missing:
+        storage.check_writable(out)
         load_encoder(source.experiment, source.uri, manifest.rate)  # raises here, before any actor starts
         _write_record(out, record)
         job = EmbeddingTask(source.experiment, source.uri, corpus, manifest, normalise=False, actors=actors)

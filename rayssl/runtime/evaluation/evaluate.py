@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayssl import storage
-from rayssl.data import shards, trials
-from rayssl.errors import ConfigError, CorpusError
+from rayssl.data import trials
+from rayssl.errors import ConfigError
 from rayssl.evaluation.imbalance import ClassificationResult
 from rayssl.evaluation.scoring import as_norm, score_trials
 from rayssl.evaluation.settings import ClassificationConfig, StagingConfig, VerificationConfig
@@ -47,6 +47,7 @@ def evaluate(run: str, which: str = "last", overrides: list[str] | None = None, 
     settings = experiment.evaluation or settings
     uri = checkpoint.locate(storage.absolute(run), which, experiment.training.checkpoints.best)
     folder = storage.join(run, "evaluation") if which == "last" else storage.join(run, "evaluation", which)
+    storage.check_writable(folder)
     if isinstance(settings, StagingConfig):
         from rayssl.runtime.evaluation.staging import stage  # imports the models of nights
 
@@ -116,7 +117,7 @@ def _classified(result: ClassificationResult) -> str:
 
 def _verify(experiment: Experiment, settings: VerificationConfig, uri: str, folder: str, local: bool) -> Result:
     """Scores the trials with the checkpoint at ``uri`` and writes the results into ``folder``."""
-    listed = _read_trials(settings.trials, settings.corpus)
+    listed = trials.read_for(settings.trials, settings.corpus)
     table = embed(experiment, uri, settings.corpus, local=local)
     names = table.column("name").to_pylist()
     rows = matrix(table)
@@ -151,22 +152,6 @@ def _verify(experiment: Experiment, settings: VerificationConfig, uri: str, fold
     _write_table(folder, "scores", scored)
     _write_result(folder, result.model_dump(mode="json"))
     return result
-
-
-def _read_trials(uri: str, corpus: str) -> list[trials.Trial]:
-    """The trials of the list at ``uri``. Raises `CorpusError`, before anything is embedded, if they cannot be used.
-
-    There must be both kinds of trials, and ``corpus`` must have their utterances.
-    """
-    listed = trials.read(uri)
-    targets = sum(trial.label for trial in listed)
-    if targets in (0, len(listed)):
-        kind = "target" if targets else "non-target"
-        raise CorpusError(f"{uri}: has only {kind} trials; an error rate needs both labels 1 and 0")
-    manifest = shards.read_manifest(corpus)
-    tables = [shards.read_shard(corpus, shard, ["name"]) for shard in manifest.shards]
-    trials.check(listed, (name for table in tables for name in table["name"].to_pylist()), uri, corpus)
-    return listed
 
 
 def _write_table(folder: str, name: str, table: pa.Table) -> None:
