@@ -18,8 +18,10 @@ ROWS, ROWS_A_SHARD, SPEAKERS = 96, 16, 8
 def write_corpus(uri: str, rows: int = ROWS, *, speakers: bool = True, damaged: int | None = None) -> shards.Manifest:
     """``rows`` utterances of 0.3 to 0.5 s by eight speakers in two recordings each, named ``s<speaker>/r<rec>/<id>``.
 
-    ``damaged``: the id of an utterance whose FLAC is cut off in the middle.
+    ``damaged``: the id of an utterance whose FLAC is cut off in the middle. The trials that `tree` names are written
+    beside the corpus.
     """
+    write_trials(storage.join(uri.rpartition("/")[0], "trials.txt"), rows)
     rng = np.random.default_rng(7)
     parts = []
     for index, first in enumerate(range(0, rows, ROWS_A_SHARD)):

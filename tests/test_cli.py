@@ -16,14 +16,13 @@ from rayssl.experiment.build import build_method
 from rayssl.experiment.config import Experiment
 from rayssl.experiment.job import resolve
 from rayssl.training import checkpoint
-from tests.small_experiment import tree, write_config, write_corpus, write_trials
+from tests.small_experiment import tree, write_config, write_corpus
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A configuration with its corpus and trials."""
     write_corpus(str(tmp_path / "corpus"), 64)
-    write_trials(str(tmp_path / "trials.txt"), 64)
     write_config(tmp_path / "experiment.yaml", tree(str(tmp_path)))
     return tmp_path
 

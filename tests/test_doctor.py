@@ -7,9 +7,14 @@ import json
 import os
 import re
 import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from rayssl import storage
@@ -251,3 +256,42 @@ def test_object_store(s3_server: Any, monkeypatch: pytest.MonkeyPatch, capsys: p
         (finding,) = checked(f"{bucket}/x")
         assert finding.state == "FAIL" and "no answer from http://127.0.0.1:9" in finding.found
     assert storage.list_files(bucket) == []
+
+
+@contextmanager
+def listener(answer: bytes | None) -> Iterator[str]:
+    """A server that sends ``answer`` to whoever connects, or nothing; yields its address."""
+    server = socket.create_server(("127.0.0.1", 0))
+    held = []
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = server.accept()
+                held.append(connection)
+                if answer is not None:
+                    connection.sendall(answer)
+
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+    finally:
+        server.close()
+        for connection in held:
+            connection.close()
+
+
+def test_a_listener_that_is_no_ray_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis, an HTTP server, one that is silent. A gRPC server is let through: Ray says what is wrong with it."""
+    monkeypatch.setattr(ray_doctor, "_ANSWER_S", 0.5)
+    for answer in (None, b"-ERR wrong number of arguments\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n"):
+        with listener(answer) as address:
+            found = ray_doctor.unusable(address)
+            assert found is not None and found.found == f"what listens at RAY_ADDRESS={address} is no Ray head"
+    with listener(bytes([0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 100])) as address:
+        assert ray_doctor.unusable(address) is None
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    assert ray_doctor.unusable(f"127.0.0.1:{port}") is None
+    server.stop(None)

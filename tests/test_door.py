@@ -20,7 +20,7 @@ from rayssl.cli import main
 from rayssl.errors import ConfigError, CorpusError
 from rayssl.experiment.config import Experiment
 from rayssl.training import checkpoint
-from tests.small_experiment import tree, write_config, write_corpus, write_trials
+from tests.small_experiment import tree, write_config, write_corpus
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,7 +29,6 @@ ROOT = Path(__file__).parents[1]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("door")
     write_corpus(str(path / "corpus"))
-    write_trials(str(path / "trials.txt"))
     write_config(path / "experiment.yaml", tree(str(path)))
     return path
 
@@ -143,8 +142,7 @@ def test_a_signal_saves_and_the_same_command_resumes(folder: Path, capsys: pytes
 def test_damaged_audio_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What the reading thread raises reaches the caller; nothing hangs."""
     write_corpus(str(tmp_path / "corpus"), 64, damaged=37)
-    values = {key: value for key, value in tree(str(tmp_path)).items() if key != "evaluation"}
-    config = write_config(tmp_path / "experiment.yaml", values)
+    config = write_config(tmp_path / "experiment.yaml", tree(str(tmp_path)))
     assert main(["train", "--local", config]) == 2
     assert "utterance 's5/r0/037': damaged audio in a shard" in capsys.readouterr().err
     assert not [thread for thread in threading.enumerate() if thread.name == "rayssl-read"]

@@ -19,6 +19,7 @@ from typing import Any
 from rayssl.doctor.findings import Finding, fail, ok, size, warn
 
 _LIMIT_S = 90
+_ANSWER_S = 5.0  # of whatever listens at RAY_ADDRESS
 _PACKAGES = ("ray", "torch", "torchaudio", "faiss-cpu", "numpy", "pyarrow", "rayssl")
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 _CLOCK_S = 60.0
@@ -59,7 +60,8 @@ def unusable(address: str) -> Finding | None:
     if not host or not port.isdigit():
         return fail("Ray cluster", f"RAY_ADDRESS={address} is not HOST:PORT", "set it to the head node, HOST:6379")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S) as connection:
+            grpc = os.environ.get("RAY_USE_TLS", "0") not in ("", "0") or _speaks_grpc(connection)
     except (OSError, OverflowError) as error:
         text = str(error.strerror if isinstance(error, OSError) and error.strerror else error).lower()
         return fail(
@@ -67,7 +69,30 @@ def unusable(address: str) -> Finding | None:
             "check that the head runs (`ray start --head`) and that no firewall blocks this port, or unset RAY_ADDRESS "
             "to run on this machine alone",
         )  # fmt: skip
+    if not grpc:
+        return fail(
+            "Ray cluster", f"what listens at RAY_ADDRESS={address} is no Ray head",
+            "set it to the head's port for clients, HOST:6379 as a rule (8265 is the dashboard), or unset it",
+        )  # fmt: skip
     return None
+
+
+def _speaks_grpc(connection: socket.socket) -> bool:
+    """Whether the other side begins HTTP/2, as the head's gRPC does: its first frame has the settings (RFC 9113, 3.4).
+
+    Ray itself would wait for a minute and more for another kind of server.
+    """
+    try:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5))
+        head = b""
+        while len(head) < 9:
+            part = connection.recv(9 - len(head))
+            if not part:
+                return False
+            head += part
+    except OSError:
+        return False
+    return head[3] == 4
 
 
 def refused(address: str, text: str) -> Finding:

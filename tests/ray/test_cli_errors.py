@@ -17,7 +17,7 @@ import rayssl
 from rayssl import storage
 from rayssl.cli import main
 from tests.conftest import S3Server
-from tests.small_experiment import tree, write_config, write_corpus, write_trials
+from tests.small_experiment import tree, write_config, write_corpus
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
@@ -91,7 +91,6 @@ def test_everything_in_the_object_store(
     """Corpus, trials, configuration and run under s3://; the secret key is in no file that was written, nor shown."""
     home = s3_server.bucket("rayssl-cli-walk") + "/walk"
     write_corpus(f"{home}/corpus", 64)
-    write_trials(f"{home}/trials.txt", 64)
     values = tree(home, memory={"sync": "ahead", "half": True})
     values["training"] = {**values["training"], "epochs": 2}
     storage.write_text(f"{home}/experiment.yaml", json.dumps(values))  # JSON is YAML

@@ -19,7 +19,7 @@ from rayssl.training import checkpoint
 from rayssl.training.metrics import read_metrics
 from tests import outside
 from tests.runs import memory_of
-from tests.small_experiment import tree, write_config, write_corpus, write_trials
+from tests.small_experiment import tree, write_config, write_corpus
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
@@ -29,7 +29,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus, trials, and an experiment whose method, front end and backbone are in files beside it."""
     path = tmp_path_factory.mktemp("outside")
     write_corpus(str(path / "corpus"))
-    write_trials(str(path / "trials.txt"))
     method, parts = outside.write(path, outside.METHOD, "own.py"), outside.write(path, outside.BACKBONE, "parts.py")
     values = tree(str(path))
     values["method"]["over"] = {"name": f"{method}:Contrast"}

@@ -12,7 +12,7 @@ from rayssl import storage
 from rayssl.cli import main
 from rayssl.training import checkpoint
 from rayssl.training.metrics import read_metrics
-from tests.small_experiment import write_corpus, write_trials
+from tests.small_experiment import write_corpus
 from tests.sweeps.plans import write_sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -29,7 +29,6 @@ def keep_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     write_corpus(str(tmp_path / "corpus"))
-    write_trials(str(tmp_path / "trials.txt"))
     return tmp_path
 
 

@@ -22,7 +22,7 @@ from rayssl.cli import main
 from rayssl.training import checkpoint
 from rayssl.training.metrics import read_metrics
 from tests.runs import memory_of
-from tests.small_experiment import ROWS, tree, write_config, write_corpus, write_trials
+from tests.small_experiment import ROWS, tree, write_config, write_corpus
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
@@ -33,7 +33,6 @@ STEPS = 3 * ROWS // 16
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("train")
     write_corpus(str(path / "corpus"))
-    write_trials(str(path / "trials.txt"))
     write_config(path / "experiment.yaml", tree(str(path)))
     return path
 
