@@ -221,6 +221,11 @@ WRONG_SETTINGS = {
     ),
     "no host": ({"AWS_ENDPOINT_URL": "minio"}, r"AWS_ENDPOINT_URL=minio: must begin with"),
     "the end of a line": ({"AWS_ACCESS_KEY_ID": "key\n"}, r"AWS_ACCESS_KEY_ID: has a space or the end of a line"),
+    "no secret": (
+        {"AWS_SECRET_ACCESS_KEY": ""},
+        "half of the credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    ),
+    "no key": ({"AWS_ACCESS_KEY_ID": ""}, "half of the credentials"),
     "a space": ({"AWS_SECRET_ACCESS_KEY": "a b"}, r"AWS_SECRET_ACCESS_KEY: has a space or the end of a line"),
 }
 

@@ -124,6 +124,9 @@ def _w64(data: Data) -> Opened:
             if at + size > len(data):
                 raise _cut(len(data), at + size)
             return Opened((Spliced(data, ((0, at + size),)),))  # libsndfile takes what follows for audio
+        if name == b"data" and size >= _OPEN_64:  # libsndfile does not open it
+            sizes = struct.pack("<Q", len(data)), struct.pack("<Q", len(data) - at)
+            return Opened((_patched(data, (16, sizes[0]), (at + 16, sizes[1])),))
         if name == b"data" or size < 24:
             break
         at += size + -size % 8

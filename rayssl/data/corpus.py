@@ -32,7 +32,7 @@ from rayssl.data.nights.writing import GROUP_ROWS, NightsConfig
 from rayssl.data.segments import entry, planned
 from rayssl.data.segments.selection import ChosenSegments, digest, select
 from rayssl.data.shards import Manifest, Reject, Shard
-from rayssl.data.sources.checked import CheckedSource
+from rayssl.data.sources.checked import CheckedSource, others_found
 from rayssl.data.sources.nights import STAGES, UNSCORED_NAME
 from rayssl.data.trials import TrialsConfig
 from rayssl.data.units import PLAN, WORK, ContentConfig, Done, PrepareUnit, PrepareWork
@@ -356,7 +356,8 @@ def _checked(settings: PreparedCorpusConfig, listed: Iterable[pa.RecordBatch]) -
             first = min(first or nameless[0].as_py(), pc.min(nameless).as_py())
         yield batch
     if not found:
-        raise CorpusError(f"{where}: no {settings.listed} found; correct the keys of the source")
+        others = CheckedSource(settings.source.located()).passed_over()
+        raise CorpusError(f"{where}: no {settings.listed} found{others_found(others)}; correct the keys of the source")
     if unknown:
         message = f"{where}: join needs recordings, and {unknown} utterances have none (first '{first}')"
         raise CorpusError(f"{message}; name the source's recording or leave join out")

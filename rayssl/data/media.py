@@ -14,6 +14,7 @@ import numpy as np
 from rayssl.data.errors import DecodeError
 from rayssl.data.splices import Data
 
+_EBML, _SEGMENT = b"\x1aE\xdf\xa3", b"\x18S\x80g"
 _LATE_S = 0.25  # so much shorter than the container says may be padding of codecs
 
 
@@ -21,7 +22,7 @@ def is_media(data: Data) -> bool:
     """Whether ``data`` begins like MP4, ADTS (AAC without a container), Matroska or WebM."""
     head = data[:8]
     adts = len(head) > 6 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0
-    return head[4:] == b"ftyp" or head[:4] == b"\x1aE\xdf\xa3" or adts
+    return head[4:] == b"ftyp" or head[:4] == _EBML or adts
 
 
 @contextmanager
@@ -73,7 +74,11 @@ def _blocks(container: Any, stream: Any) -> Iterator[np.ndarray]:
 
 
 def _missing(data: Data) -> int:
-    """How long an MP4 would be whose last box is cut; else 0."""
+    """How long a file would be whose last box (MP4) or whose segment (Matroska, WebM) is cut; else 0."""
+    if data[:4] == _EBML:
+        at = _element(data, 0)[1]
+        start, end = _element(data, at)
+        return end if data[at : at + 4] == _SEGMENT and end > len(data) >= start else 0
     at = 0
     while data[4:8] == b"ftyp" and at + 8 <= len(data):
         size, head = int.from_bytes(data[at : at + 4], "big"), 8
@@ -83,3 +88,17 @@ def _missing(data: Data) -> int:
             break  # 0: to the end of the file
         at += size
     return at if at > len(data) else 0
+
+
+def _element(data: Data, at: int) -> tuple[int, int]:
+    """Where the content of the element of Matroska at ``at`` begins and ends (RFC 8794); 0 for an open end.
+
+    Its name has four bytes. The leading zeros of the first byte of its size say how many bytes follow.
+    """
+    head = data[at + 4 : at + 12]
+    if not head or not head[0]:
+        return 0, 0
+    width = 9 - head[0].bit_length()
+    bits = int.from_bytes(head[:width], "big") & (1 << 7 * width) - 1
+    begin = at + 4 + width
+    return begin, 0 if bits == (1 << 7 * width) - 1 else begin + bits

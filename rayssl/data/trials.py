@@ -1,11 +1,13 @@
 """Verification trials: read from a list, expanded to renderings under simulated conditions, or generated from a corpus.
 
 A list is a text file with one trial per line, ``label enrol test``: label 1 means the same speaker, 0 different ones.
-Tabs or spaces are between the three; if there is a tab in the line, names may hold spaces.
+Tabs or spaces are between the three; if there is a tab in the line, names may hold spaces. A name that holds a tab or
+the end of a line, or begins with a quotation mark, stands there as a JSON string, ``"a\\nb"``.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -60,7 +62,7 @@ def read(uri: str) -> list[Trial]:
             continue
         if len(fields) != 3 or fields[0] not in ("0", "1"):
             raise CorpusError(f"{uri}: line {number}: expected 'label enrol test' with label 0 or 1, got '{line[:80]}'")
-        trials.append(Trial(int(fields[0]), fields[1], fields[2]))
+        trials.append(Trial(int(fields[0]), _plain(fields[1]), _plain(fields[2])))
     if not trials:
         raise CorpusError(f"{uri}: holds no trials")
     return trials
@@ -83,16 +85,26 @@ def read_for(uri: str, corpus: str) -> list[Trial]:
 
 
 def write(uri: str, trials: Iterable[Trial]) -> None:
-    """Writes the list atomically, with tabs. Raises `CorpusError` if a name holds a tab or the end of a line."""
-    lines = []
-    for label, *names in trials:
-        for name in names:
-            if any(mark in name for mark in "\t\n\r"):
-                raise CorpusError(
-                    f"{uri}: a trial cannot name {name!r}: it holds a tab or the end of a line; rename it"
-                )
-        lines.append("\t".join([str(label), *names]) + "\n")
+    """Writes the list atomically, with tabs."""
+    lines = [f"{label}\t{_quoted(enrol)}\t{_quoted(test)}\n" for label, enrol, test in trials]
     storage.write_text(uri, "".join(lines))
+
+
+def _quoted(name: str) -> str:
+    """A name as it stands in a list."""
+    odd = name.startswith('"') or any(mark in name for mark in "\t\n\r")
+    return json.dumps(name, ensure_ascii=False) if odd else name
+
+
+def _plain(field: str) -> str:
+    """The name of which `_quoted` made ``field``."""
+    if not field.startswith('"'):
+        return field
+    try:
+        name = json.loads(field)
+    except ValueError:
+        return field
+    return name if isinstance(name, str) else field
 
 
 class Made(NamedTuple):

@@ -40,8 +40,11 @@ __all__ = [
 
 
 def absolute(uri: str) -> str:
-    """``uri`` in a form that is valid in any working folder: a relative local path becomes absolute."""
-    return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+    """``uri`` in a form that is valid in any working folder. A local path becomes absolute, and a file URI such a path.
+
+    Names can be joined to a path as they are. In a file URI ``%23`` is ``#``.
+    """
+    return uri if is_remote(uri) else stores.local_path(uri)
 
 
 def join(uri: str, *parts: str) -> str:
@@ -153,7 +156,7 @@ def check_writable(folder: str) -> None:
     It writes a file and removes it.
     """
     place = join(folder, f".{uuid.uuid4().hex[:12]}.part")
-    above = None if is_remote(folder) else _existing(absolute(folder).removeprefix("file://"))
+    above = None if is_remote(folder) else _existing(absolute(folder))
     try:
         write_bytes(place, b"")
     except StorageError as error:

@@ -39,13 +39,8 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
             URI names no bucket.
     """
     kind, rest = scheme(uri), uri.partition("://")[2]
-    if "://" not in uri:
-        return fsspec.filesystem("file"), os.path.abspath(os.path.expanduser(uri))
     if kind == "file":
-        path = unquote(urlsplit(uri).path)
-        if not path.startswith("/") or not rest.startswith("/"):
-            raise StorageError(f"{uri}: write a file URI with an absolute path, file:///folder/name")
-        return fsspec.filesystem("file"), os.path.abspath(path)
+        return fsspec.filesystem("file"), local_path(uri)
     if kind == "s3":
         _bucket(uri)
         return _s3(), rest.rstrip("/")
@@ -55,6 +50,16 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
         return ArrowFSWrapper(found[0], skip_instance_cache=True), found[1]
     return _other(uri, kind)
+
+
+def local_path(uri: str) -> str:
+    """The absolute path of a local path or a file URI. Raises `StorageError` if a file URI is not absolute."""
+    if "://" not in uri:
+        return os.path.abspath(os.path.expanduser(uri))
+    rest = uri.partition("://")[2]
+    if not rest.startswith("/"):
+        raise StorageError(f"{uri}: write a file URI with an absolute path, file:///folder/name")
+    return os.path.abspath(unquote(rest))
 
 
 def arrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str] | None:
@@ -113,7 +118,9 @@ def _check_s3(*settings: str | None) -> None:
     for name, value in zip(_S3_SETTINGS, settings, strict=True):
         if any(map(str.isspace, value or "")):
             raise StorageError(f"{name}: has a space or the end of a line in it, as from a file; store it without")
-    endpoint = settings[-1]
+    key, secret, _, endpoint = settings
+    if (not key) != (not secret):
+        raise StorageError("half of the credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or none")
     if endpoint and urlsplit(endpoint).scheme not in ("http", "https"):
         raise StorageError(f"AWS_ENDPOINT_URL={endpoint}: must begin with http:// or https://")
 
@@ -150,8 +157,6 @@ def _s3_fsspec(
 def _s3_arrow(uri: str, bucket: str) -> pyarrow.fs.FileSystem:
     get = os.environ.get
     key, secret = get("AWS_ACCESS_KEY_ID") or None, get("AWS_SECRET_ACCESS_KEY") or None
-    if (key is None) != (secret is None):
-        raise StorageError(f"{uri}: half of the credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or none")
     token = get("AWS_SESSION_TOKEN") or None if key else None
     region = get("AWS_REGION") or get("AWS_DEFAULT_REGION") or "us-east-1"
     endpoint = get("AWS_ENDPOINT_URL") or ""

@@ -12,7 +12,7 @@ from rayssl.data.segments.examined import Examination, examine
 from rayssl.data.segments.selection import ChosenSegments
 from rayssl.data.shards import Reject
 from rayssl.data.sources.base import Reference
-from rayssl.data.sources.checked import CheckedSource
+from rayssl.data.sources.checked import CheckedSource, others_found
 from rayssl.data.units import PrepareWork
 from rayssl.errors import CorpusError
 
@@ -28,7 +28,9 @@ def asked(work: PrepareWork) -> list[list[Reference]]:
     found = [reference for part in source.parts() for chunk in source.list_chunks(part) for reference in chunk]
     where = work.settings.source.describe()
     if not found:
-        raise CorpusError(f"{where}: no recordings found; correct the keys of the source")
+        raise CorpusError(
+            f"{where}: no recordings found{others_found(source.passed_over())}; correct the keys of the source"
+        )
     found.sort(key=lambda reference: reference.name)
     for one, other in itertools.pairwise(found):
         if one.name == other.name:

@@ -11,7 +11,7 @@ import itertools
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from operator import itemgetter
@@ -164,6 +164,12 @@ class CheckedSource:
                 raise
             at = f" at '{references[min(missing)].name}'" if missing else ""
             raise self._broken(f"{what}{at}: {described(error, module)}") from error
+
+
+def others_found(passed_over: Mapping[str, int]) -> str:
+    """What was passed over, for the end of a message that nothing was found; empty if there was nothing else."""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(passed_over.items()))
+    return f", {kinds} passed over" if kinds else ""
 
 
 def described(error: Exception, module: str = "") -> str:

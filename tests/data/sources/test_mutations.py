@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import random
 import tarfile
@@ -14,6 +15,7 @@ from rayssl import storage
 from rayssl.data import shards, trials
 from rayssl.data.sources.folder import FolderConfig
 from rayssl.data.sources.kaldi import KaldiConfig
+from rayssl.data.sources.lhotse import LhotseConfig
 from rayssl.data.sources.webdataset import WebDatasetConfig
 from rayssl.errors import UserError
 from rayssl.experiment.config import Experiment
@@ -59,11 +61,20 @@ def read_tar(root: Path) -> None:
 
 CONFIG = Path(__file__).parents[3] / "configs" / "gsc_ssps_simclr.yaml"
 LIST = b"path,speaker,label\n" + b"".join(b'a%d.wav,s%d,"x y"\n' % (k, k % 3) for k in range(10))
+CUTS = b"".join(
+    b'{"id": "c%d", "start": 0.5, "duration": 1.0, "channel": 0, "supervisions": [{"id": "s", "recording_id": "r",'
+    b' "start": 0, "duration": 1, "channel": 0, "speaker": "ann", "custom": {"x": 1}}], "recording": {"id": "r",'
+    b' "sources": [{"type": "file", "channels": [0, 1], "source": "a.wav"}], "sampling_rate": 16000,'
+    b' "num_samples": 32000, "duration": 2.0, "channel_ids": [0, 1], "transforms": null}, "type": "MonoCut"}\n' % k
+    for k in range(4)
+)
 READ: dict[str, Callable[[Path], object]] = {
     "list.csv": lambda root: list(FolderConfig(uri=str(root), csv=str(root / "list.csv")).build().list()),
     "trials.txt": lambda root: trials.read(str(root / "trials.txt")),
     "0.tar": read_tar,
     "segments": lambda root: list(KaldiConfig(uri=str(root)).build().list()),
+    "cuts.jsonl": lambda root: list(LhotseConfig(uri=str(root), cuts="cuts.jsonl").build().list()),
+    "cuts.jsonl.gz": lambda root: list(LhotseConfig(uri=str(root), cuts="cuts.jsonl.gz").build().list()),
     "manifest.json": lambda root: shards.read_manifest(str(root)),
     "c.yaml": lambda root: parse(Experiment, load_yaml(storage.read_text(str(root / "c.yaml")), "c"), "c"),
 }
@@ -78,6 +89,8 @@ def test_a_mutated_file_is_read_or_told_in_one_line(tmp_path: Path, name: str) -
         "trials.txt": b"".join(b"%d\tu%d\tu%d\n" % (k % 2, k, k + 1) for k in range(10)),
         "0.tar": tar(),
         "segments": b"a r1 0 1\nb r1 1 2\n",
+        "cuts.jsonl": CUTS,
+        "cuts.jsonl.gz": gzip.compress(CUTS),
         "manifest.json": (tmp_path / "manifest.json").read_bytes(),
         "c.yaml": CONFIG.read_bytes(),
     }[name]
