@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from rayssl.data import mp3
-from rayssl.data.errors import DecodeError
+from rayssl.data.errors import CutError, DecodeError
 from rayssl.data.splices import Data, Spliced, after, unpack, whole
 
 _OPEN = 0x7FFFF000  # streaming writers put such a size or a larger one where they do not know it
@@ -55,10 +55,6 @@ def opened(data: Data) -> Opened:
     return Opened((frames,), keep=keep)
 
 
-def _cut(have: int, size: int) -> DecodeError:
-    return DecodeError(f"unreadable: truncated after {have} of {size} bytes")
-
-
 def _chunks(data: Data, at: int, layout: str, align: int) -> Iterator[tuple[bytes, int, int]]:
     """The chunks from ``at``: name, where the content begins, and the size that is written; the last may be cut."""
     head = struct.calcsize(layout)
@@ -81,7 +77,7 @@ def _riff(data: Data) -> Opened:
             if _is_open(data, at, size, f"{order}4sI") and not large:
                 return Opened((_resized(data, at, have, f"{order}I"),))
             if size > have:
-                raise _cut(len(data), at + size)
+                raise CutError(len(data), at + size)
             break
     return Opened((whole(data),))
 
@@ -122,7 +118,7 @@ def _w64(data: Data) -> Opened:
         name, size = unpack("<4s12xQ", data, at)  # the size counts these 24 bytes, too
         if name == b"data" and 24 < size < _OPEN_64:
             if at + size > len(data):
-                raise _cut(len(data), at + size)
+                raise CutError(len(data), at + size)
             return Opened((Spliced(data, ((0, at + size),)),))  # libsndfile takes what follows for audio
         if name == b"data" and size >= _OPEN_64:  # libsndfile does not open it
             sizes = struct.pack("<Q", len(data)), struct.pack("<Q", len(data) - at)
@@ -145,7 +141,7 @@ def _aiff(data: Data) -> Opened:
                 counted = [(common + 2, struct.pack(">I", (have - 8) // frame))] if common and frame > 0 else []
                 return Opened((_resized(data, at, have, ">I", *counted),))
             if size > have:
-                raise _cut(len(data), at + size)
+                raise CutError(len(data), at + size)
             break
     return Opened((whole(data),))
 
@@ -158,7 +154,7 @@ def _caf(data: Data) -> Opened:
             break
         if name == b"data":
             if at + size > len(data):
-                raise _cut(len(data), at + size)
+                raise CutError(len(data), at + size)
             break
     return Opened((whole(data),))
 
@@ -168,7 +164,7 @@ def _au(data: Data) -> Opened:
     if len(data) >= 12:
         at, size = unpack(f"{order}II", data, 4)
         if size < _OPEN and at + size > len(data):
-            raise _cut(len(data), at + size)
+            raise CutError(len(data), at + size)
     return Opened((whole(data),))
 
 
@@ -188,7 +184,7 @@ def _sph(data: Data) -> Opened:
     if b"," in facts.get(b"sample_coding", b"") or min(sizes) <= 0:  # after a comma: how it is compressed
         return Opened((whole(data),))
     if stop > len(data):
-        raise _cut(len(data), stop)
+        raise CutError(len(data), stop)
     return Opened((Spliced(data, ((0, stop),)),))  # libsndfile takes what follows for audio
 
 

@@ -25,8 +25,10 @@ Channel: TypeAlias = Channels | int
 
 # Other formats that libsndfile knows cannot show that they were cut, or any bytes can be taken for them
 _FORMATS = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "FLAC", "OGG", "MP3")
-# In these a sample can be found without what is before it
-_PLAIN = ("PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW")
+# The bytes of a sample where all have as many: one can be found without what is before it
+_PLAIN = {
+    "PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8, "ULAW": 1, "ALAW": 1,
+}  # fmt: skip
 _RATES = (1000, 768_000)  # Hz. 64 kB at 1 Hz would be 18 hours
 _CHANNELS = 256
 _LEAST_BLOCK, _BLOCK = 1 << 12, 1 << 19  # frames
@@ -43,6 +45,40 @@ class Block(NamedTuple):
     rate: int
     first: int
     samples: np.ndarray
+
+
+class Header(NamedTuple):
+    """``frames``: the number of samples, None if only decoding tells it. ``width``: bytes of one; 0 if they differ."""
+
+    rate: int
+    channels: int
+    frames: int | None
+    width: int
+
+
+def header(part: Spliced) -> Header | None:
+    """What the header of a file says, as far as it can be trusted; None if FFmpeg must read it.
+
+    Raises `DecodeError` if the file cannot be opened.
+    """
+    if media.is_media(part.data):
+        return None
+    file: io.BytesIO | SplicedFile = _Bytes(part.whole()) if isinstance(part.data, bytes) else part.opened()
+    try:
+        with _Stream(file) as sound:
+            trusted = sound.subtype in _PLAIN and (sound.format != "FLAC" or sound.frames < 1 << 36)
+            width = _PLAIN[sound.subtype] * sound.channels if trusted and sound.format != "FLAC" else 0
+            known = sound.frames if trusted and sound.frames > 0 else None
+            return Header(sound.samplerate, sound.channels, known, width)
+    except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError) as error:
+        _check(file)
+        raise _unreadable(error) from None
+
+
+def _unreadable(error: Exception) -> DecodeError:
+    # only libsndfile's text: soundfile's message also contains a memory address, which changes every time
+    text = str(getattr(error, "error_string", type(error).__name__)).removeprefix("Error : ")
+    return DecodeError(f"unreadable: {text.rstrip('.').lower()}")
 
 
 def blocks(
@@ -78,9 +114,7 @@ def blocks(
                 first += len(samples)
     except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError) as error:
         _check(file)
-        # only libsndfile's text: soundfile's message also contains a memory address, which changes every time
-        text = str(getattr(error, "error_string", type(error).__name__)).removeprefix("Error : ")
-        raise DecodeError(f"unreadable: {text.rstrip('.').lower()}") from None
+        raise _unreadable(error) from None
     except DecodeError:
         _check(file)
         raise

@@ -1,26 +1,38 @@
-"""The audio of one night from one audio file of any length, read in blocks."""
+"""The audio of one night from one audio file of any length, read in blocks: all that the file holds.
+
+Of a file that was cut, what is whole is kept: half a night is worth having, where half an utterance is not.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
+from typing import NamedTuple
 
 import numpy as np
-import soundfile
 
 from rayssl import storage
-from rayssl.data.decode import Channels, DecodeError
+from rayssl.data import containers, media, samples
+from rayssl.data.containers import Opened
+from rayssl.data.errors import CutError, DecodeError
 from rayssl.data.nights.timeline import AudioRun, Recording, joined
+from rayssl.data.samples import Channels
+from rayssl.data.splices import Spliced, Window, whole
 from rayssl.errors import StorageError
 
-BLOCK_S = 30
-_OPEN_SIZES = (0, 0xFFFFFFFF, 0x7FFFFFFF)  # of RIFF, from writers that cannot correct the header later
-_BYTES = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8, "ULAW": 1, "ALAW": 1}
+_MOST = 1 << 34  # samples: 100 h at 48 kHz
+
+
+class _File(NamedTuple):
+    """``part``: what is to be decoded. ``keep``: how many samples of it, if others follow. ``cut``: its file was."""
+
+    part: Spliced
+    keep: int | None
+    cut: CutError | None
 
 
 def audio_recording(uri: str, file: str, channels: Channels = "reject_above_2") -> Recording:
-    """The audio file at ``uri``, in any container that libsndfile reads. It has no clock.
+    """The audio file at ``uri``, in any container that `rayssl.data.decode.decode` reads. It has no clock.
 
     Args:
         uri: the file.
@@ -30,96 +42,89 @@ def audio_recording(uri: str, file: str, channels: Channels = "reject_above_2") 
     Raises:
         DecodeError: it does not decode, has no samples, or too many channels.
     """
-    with _opened(uri, file) as (sound, size, promised):
-        frames, rate, count = sound.frames, sound.samplerate, sound.channels
-        width = _BYTES.get(sound.subtype, 0) * count
-    if frames <= 0:
-        raise DecodeError(f"empty: {file} has no samples")
+    fault = None
+    with _opened(uri, file) as found:
+        rate, count, frames, width = _measured(found, file, channels)
+        cut = found.cut
     if count > 2 and channels == "reject_above_2":
         raise DecodeError(f"{count} channels: {file}: set the source's channels to 'mean' or 'first'")
+    if frames <= 0:
+        raise DecodeError(f"empty: {file} has no samples")
 
     def blocks(skip: int) -> Iterator[np.ndarray]:
-        return _blocks(uri, file, channels, skip)
+        return _blocks(uri, file, channels, skip, frames)
 
     run = AudioRun(file, 0.0, frames, float(rate), blocks)
-    if promised > size + 1:  # some writers leave out the byte that makes the size even
-        lost = -(-(promised - size) // width) if width else (promised / size - 1) * frames
-        said = f"{file} holds {size} of {promised} bytes"
-        run.faults.append((lost / rate, f"truncated: {said}; what is whole is kept"))
+    if cut is not None:
+        missing = cut.size - cut.have
+        lost = -(-missing // width) if width else missing / max(1, cut.have) * frames
+        fault = (lost / rate, f"truncated: {file} holds {cut.have} of {cut.size} bytes; what is whole is kept")
+        run.faults.append(fault)
     return Recording(file, None, False, joined([run]))
 
 
-def _blocks(uri: str, file: str, channels: Channels, skip: int) -> Iterator[np.ndarray]:
+def _measured(found: _File, file: str, channels: Channels) -> tuple[int, int, int, int]:
+    """Rate, channels, samples and bytes of a sample; the header says them, or all of the file is decoded."""
+    header = samples.header(found.part)
+    if header is not None and header.channels > 2 and channels == "reject_above_2":
+        return header.rate, header.channels, 0, 0
+    if header is not None and header.frames is not None:
+        return header.rate, header.channels, header.frames, header.width
+    rate, end = 0, 0
+    try:
+        for block in samples.blocks(found.part, channels, most=_MOST):
+            rate, end = block.rate, block.first + len(block.samples)
+    except DecodeError:
+        if not end:
+            raise
+    return rate, 1, end if found.keep is None else min(end, found.keep), 0
+
+
+def _blocks(uri: str, file: str, channels: Channels, skip: int, frames: int) -> Iterator[np.ndarray]:
     """Mono float32 ``[T]`` from frame ``skip`` on; raises `DecodeError` where the file ends before its length."""
-    with _opened(uri, file) as (sound, _, _):
-        frames, size, at = sound.frames, BLOCK_S * sound.samplerate, skip
-        if skip:
-            sound.seek(skip)
-        while at < frames:
-            block = sound.read(min(size, frames - at), dtype="float32", always_2d=True)
-            at += len(block)
-            mono = block[:, 0] if channels == "first" else block.mean(axis=1)
-            if not np.isfinite(mono).all():
-                raise DecodeError(f"not finite: {file} has NaN or infinity before second {at / sound.samplerate:g}")
-            if len(block):
-                yield mono
-            if not len(block):
-                raise DecodeError(f"truncated: {file} holds {at} of {frames} samples; what is whole is kept")
-
-
-class _Guarded:
-    """A file for libsndfile, which goes on after an error of the storage: ``error`` keeps the first one."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.error: StorageError | None = None
-
-    def readinto(self, buffer: memoryview) -> int:
-        """Fills the buffer; 0 bytes after an error."""
-        if self.error is None:
-            try:
-                data = self._file.read(len(buffer))
-                buffer[: len(data)] = data
-                return len(data)
-            except StorageError as error:
-                self.error = error
-        return 0
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        """As of every file."""
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        """As of every file."""
-        return self._file.tell()
+    at, rate = skip, 0
+    with _opened(uri, file) as found:
+        header = samples.header(found.part)
+        start_s = skip / header.rate if header is not None and skip else 0.0
+        for block in samples.blocks(found.part, channels, start_s=start_s, most=_MOST):
+            rate = block.rate
+            part = block.samples[max(0, skip - block.first) : max(0, frames - block.first)]
+            if len(part):
+                at = max(skip, block.first) + len(part)
+                yield part
+            if block.first + len(block.samples) >= frames:
+                return
+    if at < frames:
+        raise DecodeError(f"truncated: {file} holds {at} of {frames} samples at {rate} Hz; what is whole is kept")
 
 
 @contextmanager
-def _opened(uri: str, file: str) -> Iterator[tuple[soundfile.SoundFile, int, int]]:
-    """The open file, its size in bytes, and the size that a RIFF header states (else 0)."""
-    guarded: _Guarded | None = None
+def _opened(uri: str, file: str) -> Iterator[_File]:
+    """The open file. Errors inside name ``file``."""
     try:
         with storage.open_read(uri) as raw:
-            size, promised = raw.seek(0, 2), 0
-            raw.seek(0)
-            head = raw.read(8)
-            raw.seek(0)
-            if head[:4] == b"RIFF" and int.from_bytes(head[4:], "little") not in _OPEN_SIZES:
-                promised = int.from_bytes(head[4:], "little") + 8
-            if not size:
-                raise DecodeError(f"empty: {file} has no bytes")
-            guarded = _Guarded(raw)
-            with soundfile.SoundFile(guarded) as sound:
-                yield sound, size, promised
+            window = Window(raw)
+            if not len(window):
+                raise DecodeError("empty: the file has no bytes")
+            yield _found(window)
     except StorageError as error:
         if error.errno not in storage.ABSENT:
             raise
         raise DecodeError(f"unreadable: {file} is absent") from None
-    except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError) as error:
-        if guarded is not None and guarded.error is not None:
-            raise guarded.error from None
-        text = str(getattr(error, "error_string", type(error).__name__)).removeprefix("Error : ")
-        raise DecodeError(f"unreadable: {file}: {text.rstrip('.').lower()}") from None
-    finally:
-        if guarded is not None and guarded.error is not None:
-            raise guarded.error
+    except DecodeError as error:
+        kind, colon, rest = str(error).partition(": ")
+        raise DecodeError(str(error) if file in rest else f"{kind}{colon}{file}: {rest}") from None
+
+
+def _found(window: Window) -> _File:
+    try:
+        found = Opened((whole(window),)) if media.is_media(window) else containers.opened(window)
+    except CutError as error:
+        return _File(whole(window), None, error)
+    except DecodeError:  # Ogg without its last page
+        return _File(whole(window), None, None)
+    if found.otherwise is not None:  # FLAC says how long it is
+        return _File(found.otherwise, None, None)
+    if len(found.parts) > 1:
+        raise DecodeError(f"unreadable: {len(found.parts)} chained streams; convert the file to FLAC")
+    return _File(found.parts[0], found.keep, None)

@@ -19,7 +19,7 @@ from rayssl.data.nights.edf_parts import edf_recording
 from rayssl.data.nights.scorings import Scoring
 from rayssl.data.nights.timeline import Recording, cut, seconds_of
 from rayssl.data.sources.base import Reference
-from rayssl.data.sources.files import SNDFILE_SUFFIXES, join, matching
+from rayssl.data.sources.files import AUDIO_SUFFIXES, join, matching
 from rayssl.data.sources.nights import UNSCORED, Dropped, Epoch, EpochOrDropped, NightSource, NightSourceConfig
 from rayssl.errors import CorpusError, StorageError
 
@@ -178,7 +178,7 @@ class NightFiles(NightSource):
 
     def _paths(self) -> Sequence[str]:
         uri, kind = self.config.uri, self.config.kind
-        suffixes = (pairing.EDF_SUFFIXES if kind != "audio" else ()) + (SNDFILE_SUFFIXES if kind != "edf" else ())
+        suffixes = (pairing.EDF_SUFFIXES if kind != "audio" else ()) + (AUDIO_SUFFIXES if kind != "edf" else ())
         paths = matching(uri, self.config.files, suffixes)
         if not paths and not storage.exists(uri):
             raise CorpusError(f"{uri}: no such folder; correct the source's uri")

@@ -21,6 +21,7 @@ from rayssl.data.sources.nights import EPOCH_SAMPLES, UNSCORED, Dropped, Epoch
 from rayssl.data.sources.registry import SOURCES
 from rayssl.errors import CorpusError
 from tests.data.nights.edf_files import START, Signal, Tal, edf_bytes, heard_seconds, rml, seconds_signal, write_part
+from tests.data.test_ffmpeg import ffmpeg
 
 NIGHT = "00000995-100507"
 
@@ -372,6 +373,41 @@ def test_audio_files_are_read_in_blocks_without_a_seam(format: str, rate: int, t
     assert len(epochs) == 2 and dropped == []
     heard = np.concatenate([one.samples for one in epochs])
     assert np.abs(heard - whole[: 2 * EPOCH_SAMPLES]).max() <= (1e-7 if format == "mp3" else 0)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [
+        ("m4a", "-c:a aac"),
+        ("webm", "-c:a libopus"),
+        ("mp3", "-q:a 4 -write_xing 0"),
+        ("wav", "-f wav"),
+        ("w64", "-f w64"),
+    ],
+)
+def test_audio_of_phones_and_of_pipes(suffix: str, options: str, tmp_path: Path) -> None:
+    """Nights in every container, also where the header does not know the length."""
+    noise = np.random.default_rng(0).normal(0, 0.05, 65 * 16000).astype(np.float32)
+    soundfile.write(tmp_path / "source.flac", noise, 16000)
+    made = ffmpeg(
+        "-i", str(tmp_path / "source.flac"), *options.split(), "-" if "-f" in options else f"{tmp_path}/a.{suffix}"
+    )
+    if made:
+        (tmp_path / f"a.{suffix}").write_bytes(made)
+    (tmp_path / "source.flac").unlink()
+    epochs, dropped = night(tmp_path)
+    assert [one.index for one in epochs] == [0, 1] and dropped == []
+    heard, given = (np.fft.rfft(one) for one in (epochs[1].samples, noise[EPOCH_SAMPLES : 2 * EPOCH_SAMPLES]))
+    alike = np.fft.irfft(heard * given.conj())  # codecs delay: the largest of all shifts
+    assert alike.max() > 0.5 * np.sqrt(np.mean(np.abs(heard) ** 2) * np.mean(np.abs(given) ** 2))
+
+
+def test_chained_streams_are_refused(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.ogg", np.random.default_rng(0).normal(0, 0.05, 35 * 16000), 16000)
+    (tmp_path / "a.ogg").write_bytes((tmp_path / "a.ogg").read_bytes() * 2)
+    with pytest.raises(DecodeError, match=r"^unreadable: a\.ogg: 2 chained streams; convert the file to FLAC$"):
+        night(tmp_path)
 
 
 def test_truncated_audio_keeps_what_is_whole(tmp_path: Path) -> None:
