@@ -85,10 +85,10 @@ def _examined(
                 codes.add(block)
             joined = np.concatenate([left, block])
             whole = len(joined) // found.window * found.window
-            probabilities.extend(found(window) for window in joined[:whole].reshape(-1, found.window))
+            probabilities.extend(found(joined[:whole].reshape(-1, found.window)))
             left = joined[whole:]
         if len(left):
-            probabilities.append(found(np.pad(left, (0, found.window - len(left)))))
+            probabilities.extend(found(np.pad(left, (0, found.window - len(left)))[None]))
         if not loud:
             raise decode.DecodeError("silent: every sample is zero" if total else "empty: the file has no samples")
     except decode.DecodeError as error:
