@@ -107,6 +107,7 @@ def train_recorded(
     if check_start(job).epoch < experiment.training.epochs:
         for line in ahead.check(job):
             say(line)
+        experiment.storage.apply()
         record(experiment, where, [{"step": max(trained), **change._asdict()} for change in changed])
     if local:
         return local_training.train(job)

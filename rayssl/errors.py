@@ -30,6 +30,10 @@ class StorageError(UserError, OSError):
     """An object store, folder or file that cannot be used: no bucket, wrong credentials, absent or damaged file."""
 
 
+class StorageOutage(StorageError):
+    """A store that gave no answer in the time there was; the same may pass later. A training restarts then."""
+
+
 class CorpusError(UserError, ValueError):
     """A corpus that cannot be used: the manifest is absent, a hash differs, too many rejects, unknown utterances."""
 

@@ -107,3 +107,57 @@ def _pieces(connection: socket.socket, size: int) -> Iterator[bytes]:
             return
         size -= len(data)
         yield data
+
+
+class Gate:
+    """Passes bytes on to ``endpoint`` and back, whatever they are, while it is open; `shut` ends all connections."""
+
+    def __init__(self, endpoint: str) -> None:
+        target = urlsplit(endpoint)
+        self._target = (str(target.hostname), int(target.port or 80))
+        self._held: set[socket.socket] = set()
+        self._open = True
+        self.bytes = 0  # that went to the server
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"http://127.0.0.1:{self._server.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def shut(self) -> None:
+        """From now on there is no answer."""
+        self._open = False
+        for held in list(self._held):
+            with contextlib.suppress(OSError):
+                held.shutdown(socket.SHUT_RDWR)
+
+    def open(self) -> None:
+        """From now on there are answers again."""
+        self._open = True
+
+    def close(self) -> None:
+        """Ends it."""
+        self.shut()
+        self._server.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._server.accept()
+            except OSError:
+                return
+            if not self._open:
+                client.close()
+                continue
+            server = socket.create_connection(self._target)
+            self._held |= {client, server}
+            for one, other in ((client, server), (server, client)):
+                threading.Thread(target=self._pass, args=(one, other), daemon=True).start()
+
+    def _pass(self, one: socket.socket, other: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := one.recv(1 << 16):
+                other.sendall(data)
+                if other.getpeername() == self._target:
+                    self.bytes += len(data)
+        for end in (one, other):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)

@@ -38,6 +38,7 @@ from rayssl.data.trials import TrialsConfig
 from rayssl.data.units import PLAN, WORK, ContentConfig, Done, PrepareUnit, PrepareWork
 from rayssl.errors import CorpusError
 from rayssl.schema import Config
+from rayssl.storage.settings import StorageConfig
 
 SplitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # it becomes the name of a file
 _RECIPE = 2  # raise it if the same settings begin to give other samples: finished work is then done again
@@ -80,6 +81,7 @@ class PrepareConfig(Config):
 
     seed: int = 0
     corpora: dict[str, PreparedCorpusConfig] = Field(min_length=1)
+    storage: StorageConfig = StorageConfig()
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,8 @@ def check(job: Job) -> list[str]:
     elif isinstance(settings, StagingConfig):
         look("evaluation.corpus", lambda: _nights(job, settings))
     if found:
-        hint = "; to train without an evaluation, leave its section out" if settings is not None else ""
+        of_evaluation = any(line.startswith("evaluation.") for line in found)
+        hint = "; to train without an evaluation, leave its section out" if of_evaluation else ""
         raise ConfigError(f"{'; '.join(found)}{hint}")
     training = job.experiment.training
     late = [epoch for epoch in training.checkpoints.milestones if epoch > training.epochs]

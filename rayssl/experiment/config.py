@@ -15,6 +15,7 @@ from rayssl.evaluation.settings import AnyEvaluation
 from rayssl.methods.registry import AnyMethod
 from rayssl.models.encoder import EncoderConfig
 from rayssl.schema import Config
+from rayssl.storage.settings import StorageConfig
 from rayssl.training.state import TrainingConfig
 from rayssl.views.recipes import ViewsConfig
 
@@ -88,8 +89,9 @@ class RayConfig(Config):
     """The resources of a training on Ray.
 
     ``workers``: the number of DDP ranks. ``gpu``: one GPU for each worker (auto: if the cluster has enough).
-    ``cpus_per_worker`` also limits a worker's threads. ``max_failures``: how often the training restarts from the last
-    checkpoint before it fails.
+    ``cpus_per_worker`` also limits a worker's threads. ``max_failures``: how often in a row, without a new checkpoint
+    between, the training restarts from the last checkpoint before it fails. ``start_timeout_s``: how long to wait for
+    the workers to start; a cluster that adds nodes and pulls images takes minutes.
     """
 
     workers: int = Field(2, ge=1)
@@ -97,10 +99,11 @@ class RayConfig(Config):
     gpu: bool | Literal["auto"] = "auto"
     max_failures: int = Field(3, ge=0)
     collective_timeout_s: int = Field(1800, ge=1)
+    start_timeout_s: float = Field(60.0, gt=0)
 
 
 class Experiment(Config):
-    """One YAML file: a run, its corpus, views, encoder, method, memory, training, evaluation and resources."""
+    """One YAML file: a run, its corpus, views, encoder, method, memory, training, evaluation, resources, storage."""
 
     run: str = Field(min_length=1)
     seed: int = Field(0, ge=0)
@@ -113,6 +116,7 @@ class Experiment(Config):
     training: TrainingConfig = TrainingConfig()
     evaluation: AnyEvaluation | None = None
     ray: RayConfig = RayConfig()
+    storage: StorageConfig = StorageConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:

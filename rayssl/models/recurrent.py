@@ -22,8 +22,11 @@ class BiLSTM(nn.Module):
         """``x [B, N, inputs]`` to ``[B, N, 2 * hidden]``; in an exported graph N is at most ``longest``."""
         if torch.compiler.is_exporting():
             return self.unrolled(x)
-        found: Tensor = self.lstm(x)[0]
-        return found
+        if x.device.type != "cpu":
+            found: Tensor = self.lstm(x)[0]
+            return found
+        with torch.autocast("cpu", enabled=False):  # processors without AVX-512 have no LSTM in bf16
+            return self.lstm(x.float())[0].to(x.dtype)  # type: ignore[no-any-return]
 
     def unrolled(self, x: Tensor) -> Tensor:
         """What `forward` gives, step by step::

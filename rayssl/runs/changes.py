@@ -13,7 +13,7 @@ from rayssl.schema import flatten
 
 #: Keys, or their beginnings, that decide only how long, where and how visibly a run trains.
 FREE = (
-    *("run", "ray", "evaluation", "corpus.readers"),
+    *("run", "ray", "evaluation", "storage", "corpus.readers"),
     *("memory.shards", "memory.threads", "memory.cpus", "memory.memory_bytes", "memory.gpus"),
     *("training.epochs", "training.checkpoints", "training.log_every", "training.trackers"),
 )

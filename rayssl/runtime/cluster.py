@@ -14,6 +14,7 @@ from types import FrameType
 from rayssl.doctor.findings import Finding
 from rayssl.errors import ConfigError, Stopped
 from rayssl.runtime.doctor import refused, unusable
+from rayssl.storage.attempts import PATIENCE
 
 
 def joins() -> bool:
@@ -57,7 +58,8 @@ def connect(cpus: float = 0.0, *, logs: bool = True) -> None:
         return
     if joined:
         # the cluster's processes do not have this process's environment
-        quiet = {"env_vars": {"RAY_DATA_LOG_LEVEL": os.environ["RAY_DATA_LOG_LEVEL"]}}
+        passed_on = ("RAY_DATA_LOG_LEVEL", PATIENCE)
+        quiet = {"env_vars": {name: os.environ[name] for name in passed_on if name in os.environ}}
         try:
             ray.init(logging_level=logging.WARNING, runtime_env=quiet, log_to_driver=logs)
         except (ConnectionError, RuntimeError) as error:

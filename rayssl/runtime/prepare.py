@@ -145,6 +145,9 @@ def prepare(config: PrepareConfig, *, progress: bool = True, overwrite: bool = F
     other in this process, without Ray.
     """
     made = {}
+    for settings in config.corpora.values():
+        storage.exists(storage.join(settings.out, shards.MANIFEST))  # a wrong address is told now, within seconds
+    config.storage.apply()
     for name, settings in config.corpora.items():
         made[name] = _prepare_one(name, settings, config.seed, progress, overwrite, _here if local else in_tasks)
     return Summary(corpora=made)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import time
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from torch import nn
 
 from rayssl import collectives
 from rayssl.batches.streams import joined
-from rayssl.errors import ConfigError, Stopped, UserError
+from rayssl.errors import ConfigError, Stopped, StorageOutage, UserError
 from rayssl.experiment.build import build_loop
 from rayssl.experiment.config import Experiment
 from rayssl.experiment.job import Job, position
@@ -28,6 +29,7 @@ from rayssl.memory.classes.settings import ClassSettings
 from rayssl.memory.utterances.settings import MemorySettings
 from rayssl.methods.base import Method
 from rayssl.runtime import cluster
+from rayssl.runtime.budget import Budget
 from rayssl.training import checkpoint
 from rayssl.training.context import ClassClient, MemoryClient
 from rayssl.training.feed import placed
@@ -42,8 +44,8 @@ if TYPE_CHECKING:  # it imports ray, and ray reads the environment then: see `ra
 def train(job: Job, until: int | None = None) -> dict[str, Any]:
     """Trains the run of ``job``, or resumes it. For a finished run it does nothing.
 
-    If anything but a `UserError` goes wrong, the workers restart from the last checkpoint, at most ``ray.max_failures``
-    times.
+    If anything but a mistake of the user goes wrong, the workers restart from the last checkpoint: at most
+    ``ray.max_failures`` times in a row without a new one.
 
     Args:
         job: what to train, from `rayssl.experiment.job.resolve`.
@@ -72,17 +74,27 @@ def train(job: Job, until: int | None = None) -> dict[str, Any]:
     line = job.memory_line()
     if line is not None:
         print(line, flush=True)
-    for attempt in range(experiment.ray.max_failures + 1):
+    budget = Budget(job.run, experiment.ray.max_failures, partial(_newest, job.run))
+    while True:
         try:
             return _fit(job, until, read)
         except Exception as error:
             mistake = user_error(error)
-            if mistake is not None:
+            if mistake is not None and not isinstance(mistake, StorageOutage):
                 raise mistake from None
-            if attempt == experiment.ray.max_failures:
-                raise
-            print(f"{job.run}: {_first_line(error)}; resumes from the last checkpoint", flush=True)
-    raise AssertionError("unreachable")
+            line, wait = budget.failed(mistake or error)
+            print(line, flush=True)
+            if wait is None:
+                raise mistake or error from None
+            time.sleep(wait)
+
+
+def _newest(run: str) -> int:
+    """The step of the last checkpoint; 0 if there is none, or the store does not answer."""
+    try:
+        return max(checkpoint.steps(run), default=0)
+    except StorageOutage:
+        return 0
 
 
 def user_error(error: BaseException) -> UserError | None:
@@ -110,6 +122,7 @@ def _fit(job: Job, until: int, read: BankRefs) -> dict[str, Any]:
     from rayssl.runtime import ingest
 
     experiment = job.experiment
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{experiment.ray.start_timeout_s:g}"
     gpu = _use_gpu(experiment)
     datasets, data_config = ingest.for_train(job, until)
     scratch = tempfile.TemporaryDirectory(prefix="rayssl-train-")  # for Ray Train's own files; no checkpoints

@@ -9,8 +9,8 @@ from environment variables, never from a configuration file:
     az  AZURE_STORAGE_ACCOUNT_NAME, and AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN or the machine's identity
 
 Every function that reads or writes raises `StorageError`: one line that names the URI and says what to do. After a
-connection reset, a stall or a server error the operation is tried again, `ATTEMPTS` times in all. No message contains
-a secret. For example::
+connection reset, a stall or a server error the operation is tried again, `ATTEMPTS` times in all, or for the time of
+`be_patient`. No message contains a secret. For example::
 
     storage.write_text("s3://bucket/run/notes.txt", "first try")
     storage.list_files("s3://bucket/run", suffixes=[".txt"])   # ["s3://bucket/run/notes.txt"]
@@ -27,15 +27,16 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from rayssl.errors import StorageError
 from rayssl.storage import reading, stores
-from rayssl.storage.attempts import ABSENT, ATTEMPTS, attempt
+from rayssl.storage.attempts import ABSENT, ATTEMPTS, attempt, be_patient
 from rayssl.storage.stores import filesystem
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = [
-    "ABSENT", "ATTEMPTS", "absolute", "check_writable", "exists", "filesystem", "is_file", "join", "list_files",
-    "open_read", "read_bytes", "read_range", "read_ranges", "read_text", "remove", "write_bytes", "write_text",
+    "ABSENT", "ATTEMPTS", "absolute", "be_patient", "check_writable", "exists", "filesystem", "is_file", "join",
+    "list_files", "open_read", "read_bytes", "read_range", "read_ranges", "read_text", "remove", "write_bytes",
+    "write_text",
 ]  # fmt: skip
 
 

@@ -1,22 +1,33 @@
-"""Tries an operation of storage several times, and turns its error into one line that names the URI and the way out."""
+"""Tries an operation of storage several times, and turns its error into one line that names the URI and the way out.
+
+What a store does for a moment, or for minutes, may pass: no answer, a reset, a server error, too many requests. Such an
+operation is tried `ATTEMPTS` times within seconds, so that a wrong address is told at once. A job whose store has
+answered calls `be_patient`: from then on it is tried for so many seconds. An absent bucket and refused keys never pass.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import errno
 import os
+import random
 import re
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import botocore.exceptions  # type: ignore[import-untyped, unused-ignore]
 
-from rayssl.errors import StorageError
+from rayssl.errors import StorageError, StorageOutage
 from rayssl.storage import stores
 
 ATTEMPTS = 4
 FIRST_WAIT_S = 0.2
+MOST_WAIT_S = 15.0
+TELL_S = 60.0  # between two lines about an operation that is tried again
+PATIENCE = "RAYSSL_STORAGE_PATIENCE_S"  # in the environment, so that processes on other nodes are patient, too
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 ABSENT = (errno.ENOENT, errno.ENOTDIR)  # `StorageError.errno` is one of these if there is no such file
 _DENIED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "InvalidToken", "ExpiredToken", "403", "401")
 _DENIED_TEXT = re.compile(r"PERMISSION_DENIED|UNAUTHENTICATED|OAuth2|Authenticat|Authoriz|\b40[13]\b")
@@ -31,24 +42,52 @@ _NOT_CONNECTED = ("6", "7")  # curl's codes: no such host, no connection
 T = TypeVar("T")
 
 
+def be_patient(seconds: float) -> None:
+    """From now on, this process and those that it starts try again for ``seconds`` what may pass."""
+    os.environ[PATIENCE] = f"{seconds:g}"
+
+
 def attempt(uri: str, action: Callable[[], T]) -> T:
-    """The result of ``action``, which is tried again after transient errors.
+    """The result of ``action``, which is tried again after transient errors: `ATTEMPTS` times, or see `be_patient`.
 
     Raises:
-        StorageError: for every error of storage, after at most `ATTEMPTS` attempts.
+        StorageOutage: the store gave no good answer in that time.
+        StorageError: for every other error of storage.
     """
-    wait = FIRST_WAIT_S
-    for count in range(1, ATTEMPTS + 1):
+    patience = float(os.environ.get(PATIENCE) or 0)
+    wait, began, count = FIRST_WAIT_S, time.monotonic(), 0
+    told = began
+    while True:
+        count += 1
         try:
             return action()
         except Exception as error:
             if isinstance(error, StorageError) or not _is_storage_failure(uri, error):
                 raise
-            if count == ATTEMPTS or not _is_transient(uri, error):
+            if not _is_transient(uri, error, patience > 0):
                 raise _explain(uri, error) from None
-        time.sleep(wait)
-        wait *= 3
-    raise AssertionError("unreachable")
+            now = time.monotonic()
+            if count >= ATTEMPTS and now - began >= patience:
+                raise _outage(_explain(uri, error), count, now - began) from None
+            if patience and now - told >= TELL_S:
+                told = now
+                line = f"{_outage(_explain(uri, error), count, now - began)}; tries for {patience:g} s"
+                sys.stderr.write(f"{line}\n")
+        # jittered, so that the ranks of a job do not ask all at once
+        time.sleep(
+            min(wait, max(0.1, began + patience - now) if count >= ATTEMPTS else wait) * random.uniform(0.7, 1.0)
+        )
+        wait = min(3 * wait, MOST_WAIT_S)
+
+
+def _outage(error: StorageError, count: int, seconds: float) -> StorageOutage:
+    text, some = str(error), f" in {ATTEMPTS} attempts"
+    if count > ATTEMPTS:
+        many = f" in {count} attempts, {seconds:.0f} s"
+        text = text.replace(some, many, 1) if some in text else f"{text} ({many.strip()})"
+    made = StorageOutage(text)
+    made.errno = error.errno
+    return made
 
 
 def is_passing(error: OSError) -> bool:
@@ -63,8 +102,10 @@ def _is_storage_failure(uri: str, error: Exception) -> bool:
     return isinstance(error, kinds) or type(error).__module__.startswith(("aiohttp", "aiobotocore", "fsspec", "s3fs"))
 
 
-def _is_transient(uri: str, error: Exception) -> bool:
+def _is_transient(uri: str, error: Exception, patient: bool) -> bool:
     kind = stores.scheme(uri)
+    if kind == "file" and patient and getattr(error, "errno", None) in _FULL:
+        return True  # somebody may free some space before an hour of work is lost
     if kind == "file" or isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError)):
         return False
     if kind in (*stores.GOOGLE, *stores.AZURE):

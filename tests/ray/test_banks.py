@@ -115,7 +115,8 @@ def test_a_corpus_that_cannot_serve_is_one_line(
 ) -> None:
     silent, absent = write_recordings(str(tmp_path / "silent"), [SILENCE]), str(tmp_path / "absent")
     no_sound = [f"views.distort.noise.corpus={silent}"], f"'views.distort.noise.corpus': the corpus {silent} holds no"
-    no_corpus = [f"views.distort.reverb.corpus={absent}"], f"{absent}: no prepared corpus there"
+    key = "views.distort.reverb.corpus"
+    no_corpus = [f"{key}={absent}"], f"{key}: {absent}: no prepared corpus there"
     for (overrides, message), local in ((no_sound, []), (no_sound, ["--local"]), (no_corpus, [])):
         assert main(["train", config, *overrides, *local]) == 2
         printed = capsys.readouterr()

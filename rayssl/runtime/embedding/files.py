@@ -107,6 +107,7 @@ def embed_corpus(
     missing = _missing(out, record, manifest)
     if missing:
         storage.check_writable(out)
+        source.experiment.storage.apply()
         load_encoder(source.experiment, source.uri, manifest.rate)  # raises here, before any actor starts
         _write_record(out, record)
         job = EmbeddingTask(source.experiment, source.uri, corpus, manifest, normalise=False, actors=actors)

@@ -48,6 +48,7 @@ def evaluate(run: str, which: str = "last", overrides: list[str] | None = None, 
     uri = checkpoint.locate(storage.absolute(run), which, experiment.training.checkpoints.best)
     folder = storage.join(run, "evaluation") if which == "last" else storage.join(run, "evaluation", which)
     storage.check_writable(folder)
+    experiment.storage.apply()
     if isinstance(settings, StagingConfig):
         from rayssl.runtime.evaluation.staging import stage  # imports the models of nights
 

@@ -1,0 +1,58 @@
+"""How often a training may fail: some times in a row, without a new checkpoint between."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+_WAITS_S = (0.0, 5.0, 15.0, 30.0, 60.0)  # before the first, second, ... attempt without progress; then the last one
+
+
+class Budget:
+    """Counts failures since the last new checkpoint.
+
+    ``most``: how many are survived. ``newest`` gives the step of the last checkpoint; 0 without one.
+    """
+
+    def __init__(self, run: str, most: int, newest: Callable[[], int]) -> None:
+        self._run, self._most, self._newest = run, most, newest
+        self._step = newest()
+        self._since: Counter[str] = Counter()
+
+    def failed(self, error: BaseException) -> tuple[str, float | None]:
+        """Takes a failure. Returns a line about it, and the seconds to wait before the next attempt; None: give up."""
+        step = max(self._step, self._newest())
+        if step > self._step:
+            self._step = step
+            self._since.clear()
+        self._since[said(error)] += 1
+        count = self._since.total()
+        at = f"step {step}" if step else "the beginning"
+        if count > self._most:
+            what = "; ".join(f"{times} x {text}" for text, times in self._since.most_common())
+            return f"{self._run}: gave up, {count} failures in a row since {at}: {what}", None
+        wait = _WAITS_S[min(count, len(_WAITS_S)) - 1]
+        later = f" in {wait:g} s" if wait else ""
+        return (
+            f"{self._run}: {said(error)}; failure {count} of {self._most + 1} since {at}, goes on from there{later}",
+            wait,
+        )
+
+
+def said(error: BaseException) -> str:
+    """What failed, in one line: which rank, and the first line of the innermost error."""
+    failures: Any = getattr(error, "worker_failures", None)
+    where = ""
+    if isinstance(failures, dict) and failures:
+        rank, error = min(failures.items(), key=lambda item: item[0])
+        others = f" and {len(failures) - 1} more" if len(failures) > 1 else ""
+        where = f"rank {rank}{others}: "
+    seen = set[int]()
+    while id(error) not in seen:
+        seen.add(id(error))
+        error = getattr(error, "cause", None) or getattr(error, "base_exc", None) or error
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # Ray begins some messages with a title that says nothing
+    told = next((line for line in lines if not line.lower().startswith(("worker errors", "traceback"))), "")
+    return f"{where}{type(error).__name__}" + (f" ({told[:160]})" if told else "")

@@ -1,0 +1,52 @@
+"""How often a training may fail: counted since the last new checkpoint, and told in one line."""
+
+from __future__ import annotations
+
+from rayssl.errors import StorageOutage
+from rayssl.runtime.budget import Budget, said
+
+
+class GroupError(Exception):
+    """Like Ray Train's: failures by rank."""
+
+    def __init__(self, failures: dict[int, BaseException]) -> None:
+        super().__init__("Worker errors:\n[Rank 1]\n...")
+        self.worker_failures = failures
+
+
+def test_progress_gives_all_attempts_back() -> None:
+    step = 0
+    budget = Budget("run", 3, lambda: step)
+    for _ in range(30):
+        step += 5
+        assert budget.failed(RuntimeError("lost"))[1] == 0.0
+    waits = [budget.failed(RuntimeError("lost"))[1] for _ in range(3)]
+    assert waits == [5.0, 15.0, None]
+
+
+def test_the_lines() -> None:
+    steps = iter([0, 0, 7, 7, 7])
+    budget = Budget("runs/a", 2, lambda: next(steps))
+    lost = GroupError({3: RuntimeError("node lost\nand more"), 5: RuntimeError("x")})
+    assert budget.failed(lost) == (
+        "runs/a: rank 3 and 1 more: RuntimeError (node lost); failure 1 of 3 since the beginning, goes on from there",
+        0.0,
+    )
+    outage = StorageOutage("s3://b/k: no answer")
+    line, wait = budget.failed(outage)
+    assert wait == 0.0 and "failure 1 of 3 since step 7" in line
+    line, wait = budget.failed(outage)
+    assert wait == 5.0 and line.endswith("goes on from there in 5 s")
+    line, wait = budget.failed(lost)
+    assert wait is None
+    assert line == (
+        "runs/a: gave up, 3 failures in a row since step 7: 2 x StorageOutage (s3://b/k: no answer); "
+        "1 x rank 3 and 1 more: RuntimeError (node lost)"
+    )
+
+
+def test_the_innermost_error_is_told() -> None:
+    outer = RuntimeError("ray::task() ...")
+    outer.cause = ValueError("")  # type: ignore[attr-defined]
+    assert said(outer) == "ValueError"
+    assert said(RuntimeError("Worker errors:\n[Rank 0] it died")) == "RuntimeError ([Rank 0] it died)"
