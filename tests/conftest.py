@@ -105,6 +105,12 @@ class S3Server:
         return f"s3://{name}"
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test waits for a store because an earlier one has trained."""
+    monkeypatch.setenv("RAYSSL_STORAGE_PATIENCE_S", "")
+
+
 @pytest.fixture(scope="session")
 def object_store_launcher() -> ModuleType:
     """``infra/local/objectstore.py`` as a module; skips where the servers it starts are not installed."""

@@ -22,7 +22,7 @@ class BiLSTM(nn.Module):
         """``x [B, N, inputs]`` to ``[B, N, 2 * hidden]``; in an exported graph N is at most ``longest``."""
         if torch.compiler.is_exporting():
             return self.unrolled(x)
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
             found: Tensor = self.lstm(x)[0]
             return found
         with torch.autocast("cpu", enabled=False):  # processors without AVX-512 have no LSTM in bf16
