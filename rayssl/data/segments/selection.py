@@ -55,20 +55,18 @@ class ChosenSegments:
 
     def kept(self) -> Iterator[tuple[Reference, str]]:
         """Each segment as an utterance, and the name of its group: segments that are to get into the same shard."""
-        kept = [segment for segment in self.segments if not segment.reason]
-        mean_s = sum(segment.stop - segment.start for segment in kept) / RATE / max(1, len(kept))
-        per = max(1, int(_SHARD_S / max(mean_s, 1e-3)))
-        counted = defaultdict[int, int](int)
-        for segment in kept:
+        per, counted = self.shard_utterances(), defaultdict[int, int](int)
+        for segment in (segment for segment in self.segments if not segment.reason):
             whole = self.references[segment.recording]
             group = f"{whole.name}\n{counted[segment.recording] // per}"
             counted[segment.recording] += 1
             yield of_recording(whole, segment.start, segment.stop), group
 
-    def shard_utterances(self, most: int) -> int:
-        """How many segments a shard gets, at most ``most``."""
+    def shard_utterances(self, most: int | None = None) -> int:
+        """How many segments a shard gets, at most ``most``: so that a task needs little memory."""
         kept = [segment.stop - segment.start for segment in self.segments if not segment.reason]
-        return min(most, max(1, int(_SHARD_S * RATE * len(kept) / max(1, sum(kept)))))
+        fit = max(1, int(_SHARD_S * RATE * len(kept) / max(1, sum(kept))))
+        return fit if most is None else min(most, fit)
 
     def write(self, uri: str) -> SegmentsEntry:
         """Writes the table of segments, and returns its entry for the manifest."""
