@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import pyarrow as pa
@@ -90,6 +90,7 @@ class PreparePlan:
 
     ``names`` are those of each kind in the order of their indices, ``sources`` is the number of source utterances, and
     ``digest`` is a hash over all units. ``selection``: the segments that the utterances are, if recordings are divided.
+    ``passed_over``: what the source found and did not list, by kind.
     """
 
     work: PrepareWork
@@ -98,6 +99,7 @@ class PreparePlan:
     sources: int
     digest: str
     selection: ChosenSegments | None = None
+    passed_over: dict[str, int] = field(default_factory=dict)
 
     def count(self) -> int:
         """The number of utterances that the units make, before joining."""
@@ -142,8 +144,8 @@ def plan(
     how = _how_to_cut(settings, seed, selection)
     sorter = sorting.Sorter(storage.join(settings.out, PLAN), how.joined, run_bytes)
     try:
-        count = 0
-        for batch in _checked(settings, listed):
+        count, others = 0, Counter[str]()
+        for batch in _checked(settings, listed, others):
             sorter.add(batch)
             count += len(batch)
             tell("listed", count // per)
@@ -163,7 +165,7 @@ def plan(
             raise
         raise _repeated(settings, str(error)) from None
     whole = hashlib.sha256("\n".join(unit.digest for unit in units).encode()).hexdigest()[:16]
-    return PreparePlan(work, units, rows.names, count // per, whole, selection)
+    return PreparePlan(work, units, rows.names, count // per, whole, selection, dict(others))
 
 
 def _repeated(settings: PreparedCorpusConfig, rendering: str) -> CorpusError:
@@ -336,11 +338,19 @@ def _remove_others(out: str, folder: str, paths: Sequence[str]) -> None:
             storage.remove(stale)
 
 
-def _checked(settings: PreparedCorpusConfig, listed: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """``listed`` without change. Raises `CorpusError` for what only a look at the utterances shows."""
+def _checked(
+    settings: PreparedCorpusConfig, listed: Iterable[pa.RecordBatch], others: Counter[str]
+) -> Iterator[pa.RecordBatch]:
+    """The batches of ``listed`` with rows. What a source passed over is added to ``others``.
+
+    Raises `CorpusError` for what only a look at the utterances shows.
+    """
     where = settings.source.describe()
     found, unknown, first = 0, 0, ""
     for batch in listed:
+        others.update(listing.passed_over(batch))
+        if not len(batch):
+            continue
         found += len(batch)
         names = batch.column("name")
         if settings.conditions is not None:
@@ -358,7 +368,6 @@ def _checked(settings: PreparedCorpusConfig, listed: Iterable[pa.RecordBatch]) -
             first = min(first or nameless[0].as_py(), pc.min(nameless).as_py())
         yield batch
     if not found:
-        others = CheckedSource(settings.source.located()).passed_over()
         raise CorpusError(f"{where}: no {settings.listed} found{others_found(others)}; correct the keys of the source")
     if unknown:
         message = f"{where}: join needs recordings, and {unknown} utterances have none (first '{first}')"

@@ -26,6 +26,7 @@ from rayssl.errors import CorpusError
 from rayssl.random import draws
 
 _ORDER = 21
+_OTHERS = b"passed over"
 
 #: ``recording_name`` is the recording of the rendering in the corpus, see `rayssl.data.units.recording_name`.
 ROWS = pa.schema(
@@ -39,16 +40,29 @@ ROWS = pa.schema(
 
 
 def list_rows(settings: ContentConfig, seed: int, part: str) -> Iterator[pa.RecordBatch]:
-    """The rows of one part of the source, in batches with the columns `ROWS`."""
-    chunks = CheckedSource(settings.source).list_chunks(part)
+    """The rows of one part of the source, in batches with the columns `ROWS`.
+
+    What the source passed over comes last, as a batch without rows: see `passed_over`.
+    """
+    source = CheckedSource(settings.source)
+    chunks = source.list_chunks(part)
     while True:
         with _no_collection():
             references = next(chunks, None)
             batch = None if references is None else rows(settings, seed, references)
             del references
         if batch is None:
-            return
+            break
         yield batch
+    others = source.passed_over()
+    if others:
+        yield pa.RecordBatch.from_pylist([], ROWS.with_metadata({_OTHERS: json.dumps(others)}))
+
+
+def passed_over(batch: pa.RecordBatch) -> dict[str, int]:
+    """What the source passed over, by kind, if ``batch`` is one that says so."""
+    told = (batch.schema.metadata or {}).get(_OTHERS)
+    return {} if told is None else {str(kind): int(count) for kind, count in json.loads(told).items()}
 
 
 def rows(

@@ -163,9 +163,9 @@ def _prepare_one(
 ) -> Prepared:
     started = time.monotonic()
     manifest = None if overwrite else corpus.kept(settings)
-    kept, reused = manifest is not None, manifest is not None
+    kept, reused, others = manifest is not None, manifest is not None, dict[str, int]()
     if manifest is None:
-        manifest, reused = _made(name, settings, seed, progress, overwrite, over)
+        manifest, reused, others = _made(name, settings, seed, progress, overwrite, over)
     if reused:
         manifest = corpus.renew_splits(settings, manifest)
     lists = {label: trials.make(wanted, settings.out) for label, wanted in settings.trials.items()}
@@ -180,15 +180,15 @@ def _prepare_one(
         trials=lists,
         note=_KEPT if kept else "",
         rejects=rejects[:_MOST_LINES] if settings.of_nights else [],
-        passed_over={} if kept else CheckedSource(corpus.prepare_work(settings, seed).settings.source).passed_over(),
+        passed_over=others,
     )
 
 
 def _made(
     name: str, settings: PreparedCorpusConfig, seed: int, progress: bool, overwrite: bool, over: _Over
-) -> tuple[Manifest, bool]:
-    """The manifest of the corpus, and whether it was there before."""
-    selection = None
+) -> tuple[Manifest, bool, dict[str, int]]:
+    """The manifest of the corpus, whether it was there before, and what the source passed over."""
+    selection, others = None, dict[str, int]()
     if overwrite or not storage.exists(storage.join(settings.out, shards.MANIFEST)):
         storage.check_writable(settings.out)
         for wanted in settings.trials.values():
@@ -197,10 +197,11 @@ def _made(
         detectors.check(settings.segments)
         work = corpus.prepare_work(settings, seed)
         asked = planned.asked(work)
+        others = CheckedSource(work.settings.source).passed_over()
         listed = digest(itertools.chain.from_iterable(asked))
         complete = None if overwrite else corpus.divided(settings, listed)
         if complete is not None:
-            return complete, True
+            return complete, True, others
         selection = _selection(name, work, asked, progress, over)
     plan = _plan(name, settings, seed, progress, over, selection)
     try:
@@ -212,9 +213,10 @@ def _made(
         corpus.clear(settings)
         manifest = None
     if manifest is None:
-        return corpus.finish(settings, plan, _process(name, plan, progress, over)), False
+        manifest = corpus.finish(settings, plan, _process(name, plan, progress, over))
+        return manifest, False, plan.passed_over or others
     corpus.discard(settings)
-    return manifest, True
+    return manifest, True, plan.passed_over or others
 
 
 def _selection(

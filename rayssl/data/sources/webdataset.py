@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Literal
 
@@ -35,18 +36,27 @@ class WebDataset(ContainerSource):
     Config = WebDatasetConfig
     config: WebDatasetConfig
 
+    def __init__(self, config: WebDatasetConfig) -> None:
+        super().__init__(config)
+        self._others = Counter[str]()
+
     def list_part(self, part: str) -> Iterator[Reference]:
         """The audio members of one tar, in its order. Raises `CorpusError` if the tar is compressed or truncated."""
+        self._others.clear()
         place = join(self.config.uri, part)
         audio: dict[str, tuple[str | int, ...]] = {}
         facts: dict[str, Any] = {}
         try:
             with tarfile.open(fileobj=storage.open_read(place), mode="r:") as tar:
-                for member in filter(_counts, tar):
+                for member in tar:
+                    if not member.isfile():
+                        continue
                     folder, slash, base = member.name.removeprefix("./").rpartition("/")
                     key = folder + slash + base.partition(".")[0]
-                    suffix = "." + base.rpartition(".")[2].lower()
-                    if suffix in AUDIO_SUFFIXES:
+                    suffix = "." + base.rpartition(".")[2].lower() if "." in base.strip(".") else ""
+                    if base.startswith("."):  # macOS adds a file ._NAME to each file NAME
+                        self._others["hidden"] += 1
+                    elif suffix in AUDIO_SUFFIXES:
                         if key in audio:
                             clash = f"two audio members of '{key}', the second is {member.name}"
                             raise CorpusError(
@@ -55,6 +65,8 @@ class WebDataset(ContainerSource):
                         audio[key] = (part, member.offset_data, member.size)
                     elif suffix == ".json":
                         facts[key] = _json_object(tar.extractfile(member), f"{place}: {member.name}")
+                    else:
+                        self._others[suffix or "without a suffix"] += 1
                 end = tar.offset
         except tarfile.TarError as error:
             message = f"{place}: not a complete, uncompressed tar ({error}); correct the source's uri"
@@ -66,6 +78,10 @@ class WebDataset(ContainerSource):
             given = facts.get(key, {})
             yield reference(key, {fact: given.get(getattr(self.config, fact)) for fact in FACTS}, locator)
 
+    def passed_over(self) -> dict[str, int]:
+        """Members of the last tar that are neither audio nor JSON, and hidden ones."""
+        return dict(self._others)
+
     def read(self, reference: Reference) -> bytes:
         """The member's bytes."""
         _, offset, size = reference.locator
@@ -75,11 +91,6 @@ class WebDataset(ContainerSource):
         """The member's bytes, to be read in pieces."""
         _, offset, size = reference.locator
         return storage.open_read(self.place(reference), int(offset), int(size))
-
-
-def _counts(member: tarfile.TarInfo) -> bool:
-    """Whether the member is a file of the corpus. macOS adds a file ``._NAME`` to each file NAME."""
-    return member.isfile() and not member.name.rpartition("/")[2].startswith("._")
 
 
 def _json_object(file: Any, where: str) -> dict[str, Any]:

@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rayssl.data import corpus, listing
+from rayssl.data.corpus import PreparedCorpusConfig
 from rayssl.data.sources.folder import FolderConfig
 from rayssl.data.sources.parquet import ParquetConfig
 from rayssl.data.sources.webdataset import WebDatasetConfig
@@ -145,3 +147,17 @@ def faults(config: ParquetConfig, references: list[Any]) -> str | None:
     except CorpusError as error:
         return str(error)
     return None
+
+
+def test_members_that_are_passed_over_are_counted_in_every_tar(tmp_path: Path) -> None:
+    """Also where each tar is listed elsewhere: the counts travel with the rows."""
+    (tmp_path / "in").mkdir()
+    for number in range(3):
+        sound = encoded(sine(number, 0.3))
+        members = [(f"{number}.flac", sound), (f"._{number}.flac", b"x"), (f"{number}.txt", b"hi"), ("README", b"x")]
+        source = tar(tmp_path / "in" / f"{number}.tar", members)
+    source = source.model_copy(update={"uri": str(tmp_path / "in")})
+    settings = PreparedCorpusConfig.model_validate({"source": source, "out": str(tmp_path / "out"), "min_s": 0})
+    batches = [batch for part in ("0.tar", "1.tar", "2.tar") for batch in listing.list_rows(settings, 0, part)]
+    found = corpus.plan(settings, 0, batches)
+    assert found.passed_over == {"hidden": 3, ".txt": 3, "without a suffix": 3} and found.sources == 3
