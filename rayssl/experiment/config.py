@@ -91,7 +91,7 @@ class RayConfig(Config):
     ``workers``: the number of DDP ranks. ``gpu``: one GPU for each worker (auto: if the cluster has enough).
     ``cpus_per_worker`` also limits a worker's threads. ``max_failures``: how often in a row, without a new checkpoint
     between, the training restarts from the last checkpoint before it fails. ``start_timeout_s``: how long to wait for
-    the workers to start; a cluster that adds nodes and pulls images takes minutes.
+    the workers to start (Ray's default is 60); a cluster that adds nodes and pulls images takes minutes.
     """
 
     workers: int = Field(2, ge=1)
@@ -99,7 +99,7 @@ class RayConfig(Config):
     gpu: bool | Literal["auto"] = "auto"
     max_failures: int = Field(3, ge=0)
     collective_timeout_s: int = Field(1800, ge=1)
-    start_timeout_s: float = Field(60.0, gt=0)
+    start_timeout_s: float | None = Field(None, gt=0)
 
 
 class Experiment(Config):

@@ -122,7 +122,8 @@ def _fit(job: Job, until: int, read: BankRefs) -> dict[str, Any]:
     from rayssl.runtime import ingest
 
     experiment = job.experiment
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{experiment.ray.start_timeout_s:g}"
+    if experiment.ray.start_timeout_s is not None:
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{experiment.ray.start_timeout_s:g}"
     gpu = _use_gpu(experiment)
     datasets, data_config = ingest.for_train(job, until)
     scratch = tempfile.TemporaryDirectory(prefix="rayssl-train-")  # for Ray Train's own files; no checkpoints
