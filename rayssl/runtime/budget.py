@@ -34,10 +34,8 @@ class Budget:
             return f"{self._run}: gave up, {count} failures in a row since {at}: {what}", None
         wait = _WAITS_S[min(count, len(_WAITS_S)) - 1]
         later = f" in {wait:g} s" if wait else ""
-        return (
-            f"{self._run}: {said(error)}; failure {count} of {self._most + 1} since {at}, goes on from there{later}",
-            wait,
-        )
+        told = f"{said(error)}; resumes from the last checkpoint ({at}){later}, failure {count} of {self._most + 1}"
+        return f"{self._run}: {told}", wait
 
 
 def said(error: BaseException) -> str:

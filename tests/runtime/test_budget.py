@@ -29,14 +29,15 @@ def test_the_lines() -> None:
     budget = Budget("runs/a", 2, lambda: next(steps))
     lost = GroupError({3: RuntimeError("node lost\nand more"), 5: RuntimeError("x")})
     assert budget.failed(lost) == (
-        "runs/a: rank 3 and 1 more: RuntimeError (node lost); failure 1 of 3 since the beginning, goes on from there",
+        "runs/a: rank 3 and 1 more: RuntimeError (node lost); resumes from the last checkpoint (the beginning), "
+        "failure 1 of 3",
         0.0,
     )
     outage = StorageOutage("s3://b/k: no answer")
     line, wait = budget.failed(outage)
-    assert wait == 0.0 and "failure 1 of 3 since step 7" in line
+    assert wait == 0.0 and line.endswith("resumes from the last checkpoint (step 7), failure 1 of 3")
     line, wait = budget.failed(outage)
-    assert wait == 5.0 and line.endswith("goes on from there in 5 s")
+    assert wait == 5.0 and line.endswith("(step 7) in 5 s, failure 2 of 3")
     line, wait = budget.failed(lost)
     assert wait is None
     assert line == (
