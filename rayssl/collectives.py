@@ -15,14 +15,18 @@ With one rank every function works without a process group.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
+
+_TURN_S = 5.0  # the longest that other ranks wait in one communication for something that rank 0 waits for
 
 
 def world() -> int:
@@ -101,6 +105,35 @@ def broadcast_object(value: Any) -> Any:
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def wait_for_rank_0(done: Callable[[float], bool]) -> None:
+    """Returns on every rank when ``done(seconds)`` is True on rank 0, however long that takes.
+
+    ``done`` waits for at most so many seconds; it is called on rank 0 alone. No communication lasts longer than one
+    call, so that a wait of an hour is not taken for a rank that has stopped.
+    """
+    while not broadcast_object(rank() != 0 or done(_TURN_S)):
+        pass
+
+
+def on_rank_0(action: Callable[[], T]) -> T:
+    """What ``action`` returns on rank 0, on every rank. A ValueError or OSError of it is raised on every rank.
+
+    All kinds of `rayssl.errors.UserError` are one of these two.
+    """
+    found: tuple[T | None, ValueError | OSError | None] = None, None
+    if rank() == 0:
+        try:
+            found = action(), None
+        except (ValueError, OSError) as error:
+            if world() == 1:
+                raise
+            found = None, error
+    value, failed = broadcast_object(found)
+    if failed is not None:
+        raise failed
+    return value  # type: ignore[no-any-return]
 
 
 def barrier() -> None:

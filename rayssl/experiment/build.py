@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from rayssl import collectives
 from rayssl.batches.plan import Cursor
 from rayssl.experiment.config import Experiment
 from rayssl.experiment.job import Job, position
@@ -85,6 +86,11 @@ def _night_input(job: Job, context: Context) -> NightInput | None:
     return NightInput(job.manifest, job.facts.sequence, frontend).to(context.device)
 
 
+def _last(job: Job) -> checkpoint.Loaded | None:
+    """The run's last checkpoint; None for a new run."""
+    return checkpoint.load(checkpoint.locate(job.run, "last")) if checkpoint.steps(job.run) else None
+
+
 def build_loop(job: Job, context: Context) -> Loop:
     """Builds the loop of one rank, and restores it from the run's last checkpoint if there is one.
 
@@ -110,9 +116,9 @@ def build_loop(job: Job, context: Context) -> Loop:
                 part.compile()
     memory = None if job.utterances is None else context.utterance_memory(job.utterances)
     prototypes = None if job.classes is None else context.class_memory(job.classes)
-    known = checkpoint.steps(job.run)
-    loaded = checkpoint.load(checkpoint.locate(job.run, "last")) if known else None
-    source = pretrain(job, method) if loaded is None else None
+    loaded = collectives.on_rank_0(lambda: _last(job))  # one rank reads it from storage
+    # `wrap` gives the others rank 0's weights
+    source = collectives.on_rank_0(lambda: pretrain(job, method)) if loaded is None else None
     wrapped = context.wrap(method)
     log = context.open_log(loaded.meta.step if loaded else None)
     loop = Loop(
@@ -138,7 +144,8 @@ def build_loop(job: Job, context: Context) -> Loop:
     if loaded is not None:
         loop.restore(loaded)
         total = job.own.epoch_steps * job.experiment.training.epochs
-        context.say(f"rank {context.rank}: resumed from {loaded.uri} (step {loaded.meta.step} of {total})")
+        if context.rank == 0:
+            context.say(f"resumed from {loaded.uri} (step {loaded.meta.step} of {total})")
     elif source is not None and context.rank == 0:
         context.say(f"beginning with the weights of {source}")
     return loop

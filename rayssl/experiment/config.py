@@ -5,7 +5,7 @@ The ``name`` in `Experiment.method`, and in each part of `Experiment.encoder`, c
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 from pydantic import Field, model_validator
 
@@ -88,18 +88,39 @@ class MemoryConfig(Config):
 class RayConfig(Config):
     """The resources of a training on Ray.
 
-    ``workers``: the number of DDP ranks. ``gpu``: one GPU for each worker (auto: if the cluster has enough).
+    ``workers``: the number of DDP ranks, or ``[fewest, most]``: then as many train as there is room for, of those
+    numbers that divide the batch. A lost node costs a restart with fewer, and the run starts again with more where
+    there is room. The batches stay the same. ``gpu``: one GPU for each worker (auto: if the cluster has enough).
     ``cpus_per_worker`` also limits a worker's threads. ``max_failures``: how often in a row, without a new checkpoint
     between, the training restarts from the last checkpoint before it fails. ``start_timeout_s``: how long to wait for
-    the workers to start (Ray's default is 60); a cluster that adds nodes and pulls images takes minutes.
+    room for the workers on a joined cluster, which may have to add nodes and pull images (``.inf``: without an end).
+    ``collective_timeout_s``: how long a rank waits for the others in a step, for example for their data.
+    ``silent_s``: a worker that does not answer for so long is taken for stopped.
     """
 
-    workers: int = Field(2, ge=1)
+    workers: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = 2
     cpus_per_worker: float = Field(1.0, gt=0)
     gpu: bool | Literal["auto"] = "auto"
     max_failures: int = Field(3, ge=0)
     collective_timeout_s: int = Field(1800, ge=1)
-    start_timeout_s: float | None = Field(None, gt=0)
+    start_timeout_s: float = Field(600.0, gt=0)
+    silent_s: float = Field(45.0, gt=0)
+
+    @property
+    def most(self) -> int:
+        """The largest number of workers."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @property
+    def fewest(self) -> int:
+        """The smallest number of workers."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> RayConfig:
+        if self.fewest > self.most:
+            raise ValueError(f"ray.workers=[{self.fewest}, {self.most}]: write the smaller number first")
+        return self
 
 
 class Experiment(Config):
@@ -126,20 +147,36 @@ class Experiment(Config):
                 "memory.clustering=overlapped needs a method that clusters (ssps, sampling cluster or centroid); "
                 "leave it out"
             )
-        workers, batch = self.ray.workers, self.training.batch
-        if batch % workers:
-            raise ValueError(f"training.batch={batch} is not divisible by ray.workers={workers}; change one of them")
         if method.learns_labels and labels is None:
             raise ValueError(f"method.name={method.name}: learns from labels; name a split in labels.split")
-        two_streams = bool(method.labelled_segments(self.views, 0))
-        if two_streams and labels is not None and batch % (labels.ratio * workers):
-            raise ValueError(
-                f"training.batch={batch} unlabelled clips a step are not divisible by labels.ratio={labels.ratio} "
-                f"times ray.workers={workers}; change one of them"
-            )
+        if not self.worker_counts:
+            self._tell_indivisible()
         training = self.training
         method.check_training(epochs=training.epochs, epoch_steps=training.epoch_steps, labels=labels is not None)
         return self
+
+    @property
+    def worker_counts(self) -> list[int]:
+        """The numbers of workers that may train, largest first: those that divide the batch, also the labelled one."""
+        batch = self.training.batch
+        few = 1 if self.labels is None or not self.method.labelled_segments(self.views, 0) else self.labels.ratio
+        return [count for count in range(self.ray.most, self.ray.fewest - 1, -1) if batch % (few * count) == 0]
+
+    def _tell_indivisible(self) -> NoReturn:
+        """Raises ValueError, because no number of workers divides the batch."""
+        workers, batch = self.ray.workers, self.training.batch
+        said = f"{workers}" if isinstance(workers, int) else f"{list(workers)}"
+        if all(batch % count for count in range(self.ray.fewest, self.ray.most + 1)):
+            raise ValueError(f"training.batch={batch} is not divisible by ray.workers={said}; change one of them")
+        ratio = 1 if self.labels is None else self.labels.ratio
+        raise ValueError(
+            f"training.batch={batch} unlabelled clips a step are not divisible by labels.ratio={ratio} "
+            f"times ray.workers={said}; change one of them"
+        )
+
+    def with_workers(self, count: int) -> Experiment:
+        """The same experiment for exactly ``count`` workers."""
+        return self.model_copy(update={"ray": self.ray.model_copy(update={"workers": count})})
 
     @property
     def architecture(self) -> str:

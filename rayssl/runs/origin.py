@@ -42,7 +42,7 @@ def record(experiment: Experiment, where: dict[str, str], changes: Sequence[dict
     origin = {
         **starts[-1],
         "seed": experiment.seed,
-        "world_size": experiment.ray.workers,
+        "world_size": experiment.ray.most,
         "versions": versions(),
         "components": outside_files(experiment),
         "origins": where,

@@ -73,11 +73,11 @@ def reader_count(job: Job) -> int:
     config = job.experiment
     if config.corpus.readers != "auto":
         return config.corpus.readers
-    held = config.ray.workers * config.ray.cpus_per_worker + config.memory.actors * config.memory.cpus
+    held = config.ray.most * config.ray.cpus_per_worker + config.memory.actors * config.memory.cpus
     free = ray.available_resources().get("CPU", 0.0) - held
     if not cluster.joins():  # a local cluster has more logical CPUs than cores, see `cluster.connect`
         free -= max(0.0, ray.cluster_resources().get("CPU", 0.0) - (os.cpu_count() or 1))
-    return max(config.ray.workers, int(free) - 1)
+    return max(config.ray.most, int(free) - 1)
 
 
 def tasks_at_once(readers: int) -> int:
@@ -93,7 +93,7 @@ def ahead_bytes(job: Job, name: str, readers: int) -> float:
     """The most bytes of finished blocks of the stream ``name`` in the object store: a unit for each reader and more."""
     import ray
 
-    stream, ranks = job.streams[name], job.experiment.ray.workers
+    stream, ranks = job.streams[name], job.experiment.ray.most
     segments = max((job.segments_of(name, epoch) for epoch in range(job.experiment.training.epochs)), key=_seconds)
     rows = stream.unit_steps(job.experiment.corpus.unit_rows) * stream.batch * stream.length
     unit_bytes = rows * reading.utterance_bytes(job.manifest, segments)
@@ -159,7 +159,7 @@ def for_train(job: Job, until: int) -> tuple[dict[str, Callable[[], ray.data.Dat
 
     from rayssl.experiment.job import position
 
-    readers, ranks = reader_count(job), job.experiment.ray.workers
+    readers, ranks = reader_count(job), job.experiment.ray.most
     options = {}
     for name in job.streams:
         options[name] = ExecutionOptions(preserve_order=True)
@@ -254,7 +254,7 @@ class _Planner:
     """
 
     def __init__(self, job: Job, name: str, start: Cursor, epoch_count: int) -> None:
-        self.units = job.units(name, start, epoch_count, job.experiment.ray.workers)
+        self.units = job.units(name, start, epoch_count, job.experiment.ray.most)
 
     def __call__(self, _: Any) -> Iterator[dict[str, Any]]:
         try:
@@ -271,7 +271,7 @@ class _Reader:
     """
 
     def __init__(self, job: Job, name: str) -> None:
-        self.settings = job.read_settings(name, job.experiment.ray.workers)
+        self.settings = job.read_settings(name, job.experiment.ray.most)
         self.segments_of = partial(job.segments.of_unit, name, cycles=job.own.cycles)
 
     def __call__(self, items: dict[str, Any]) -> Iterator[pa.Table]:

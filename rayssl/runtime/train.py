@@ -11,6 +11,7 @@ import os
 import tempfile
 import time
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from rayssl.experiment.job import Job, position
 from rayssl.memory.classes.settings import ClassSettings
 from rayssl.memory.utterances.settings import MemorySettings
 from rayssl.methods.base import Method
-from rayssl.runtime import cluster
+from rayssl.runtime import cluster, room
 from rayssl.runtime.budget import Budget
 from rayssl.training import checkpoint
 from rayssl.training.context import ClassClient, MemoryClient
@@ -65,8 +66,8 @@ def train(job: Job, until: int | None = None) -> dict[str, Any]:
         meta = checkpoint.read_meta(checkpoint.locate(job.run, "last"))
         print(f"{job.run}: already trained to epoch {meta.epoch}; raise training.epochs to train more", flush=True)
         return meta.metrics
-    cluster.connect(cpus=experiment.ray.workers * experiment.ray.cpus_per_worker + memory.actors * memory.cpus)
-    if job.utterances is not None or job.classes is not None:
+    cluster.connect(cpus=experiment.ray.most * experiment.ray.cpus_per_worker + memory.actors * memory.cpus)
+    if _has_actors(job):
         _check_actors(experiment)
     from rayssl.runtime import banks
 
@@ -77,7 +78,10 @@ def train(job: Job, until: int | None = None) -> dict[str, Any]:
     budget = Budget(job.run, experiment.ray.max_failures, partial(_newest, job.run))
     while True:
         try:
-            return _fit(job, until, read)
+            gpu = _use_gpu(experiment)
+            figures = _fit(job, _workers(job, gpu), until, read, gpu)
+            if figures is not None:
+                return figures
         except Exception as error:
             mistake = user_error(error)
             if mistake is not None and not isinstance(mistake, StorageOutage):
@@ -87,6 +91,23 @@ def train(job: Job, until: int | None = None) -> dict[str, Any]:
             if wait is None:
                 raise mistake or error from None
             time.sleep(wait)
+
+
+def _has_actors(job: Job) -> bool:
+    return job.utterances is not None or job.classes is not None
+
+
+def _workers(job: Job, gpu: bool) -> int:
+    """The number of workers that there is room for now."""
+    experiment = job.experiment
+    counts = experiment.worker_counts
+    if cluster.joins():
+        count = room.find(experiment, gpu, _has_actors(job), partial(print, flush=True))
+    else:  # on this machine only GPUs may be missing
+        count = next(each for each in counts if not gpu or each <= _gpus(experiment))
+    if len(counts) > 1:
+        print(f"{job.run}: trains with {count} workers, of {counts[-1]} to {counts[0]}", flush=True)
+    return count
 
 
 def _newest(run: str) -> int:
@@ -115,16 +136,20 @@ def user_error(error: BaseException) -> UserError | None:
     return None
 
 
-def _fit(job: Job, until: int, read: BankRefs) -> dict[str, Any]:
+def _fit(job: Job, count: int, until: int, read: BankRefs, gpu: bool) -> dict[str, Any] | None:
+    """Trains with ``count`` workers. Returns the metrics of the last epoch.
+
+    None: the workers have left before, to start again elsewhere, or with more.
+    """
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from rayssl.runtime import ingest
 
-    experiment = job.experiment
-    if experiment.ray.start_timeout_s is not None:
-        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{experiment.ray.start_timeout_s:g}"
-    gpu = _use_gpu(experiment)
+    growth = room.Growth(job.experiment, gpu, count)
+    experiment = job.experiment.with_workers(count)
+    job = replace(job, experiment=experiment)
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = f"{experiment.ray.silent_s:g}"
     datasets, data_config = ingest.for_train(job, until)
     scratch = tempfile.TemporaryDirectory(prefix="rayssl-train-")  # for Ray Train's own files; no checkpoints
     trainer = TorchTrainer(
@@ -132,7 +157,7 @@ def _fit(job: Job, until: int, read: BankRefs) -> dict[str, Any]:
         train_loop_config={"job": job, "until": until, "banks": read},
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=experiment.ray.collective_timeout_s),
         scaling_config=ScalingConfig(
-            num_workers=experiment.ray.workers,
+            num_workers=count,
             use_gpu=gpu,
             resources_per_worker={"CPU": experiment.ray.cpus_per_worker, **({"GPU": 1} if gpu else {})},
         ),
@@ -146,28 +171,37 @@ def _fit(job: Job, until: int, read: BankRefs) -> dict[str, Any]:
         dataset_config=data_config,
     )
     with scratch:
-        _run_gracefully(trainer, job)
+        why = _run_gracefully(trainer, job, growth)
+    if why and position(job).epoch < until:
+        at = checkpoint.steps(job.run)
+        print(f"{job.run}: {why}; all ranks have saved at step {at[-1] if at else 0}, and start again", flush=True)
+        return None
     # Ray Train returns no figures for a run without its own checkpoints
     return checkpoint.read_meta(checkpoint.locate(job.run, "last")).metrics
 
 
-def _run_gracefully(trainer: Any, job: Job) -> None:
-    """Trains. After a signal all ranks save and stop at the same step; then this raises `Stopped`."""
+def _run_gracefully(trainer: Any, job: Job, growth: room.Growth) -> str:
+    """Trains. Returns why the ranks were told to leave before the end, if they were.
+
+    After a signal all ranks save and stop at the same step; then this raises `Stopped`.
+    """
     from rayssl.runtime import signals
 
-    why = ""
-    with signals.GracefulShutdown() as shutdown:
+    failed = ""
+    with signals.GracefulShutdown(listening=cluster.joins()) as shutdown, growth:
         trainer.train_loop_config["bell"] = shutdown.bell
         try:
-            shutdown.run(trainer.fit, partial(print, flush=True))
+            shutdown.run(trainer.fit, partial(print, flush=True), growth)
         except Exception as error:
             if shutdown.received is None or user_error(error) is not None:
                 raise
-            why = f" ({_first_line(error)})"
+            failed = f" ({_first_line(error)})"
+        why = shutdown.why()
     if shutdown.received is not None and position(job).epoch < job.experiment.training.epochs:
         known = checkpoint.steps(job.run)
         at = f"step {known[-1]}" if known else "the beginning, nothing was saved"
-        raise Stopped(f"{job.run}: stopped at {at}{why}; the same command resumes", shutdown.received)
+        raise Stopped(f"{job.run}: stopped at {at}{failed}; the same command resumes", shutdown.received)
+    return why
 
 
 def _check_actors(experiment: Experiment) -> None:
@@ -184,17 +218,21 @@ def _check_actors(experiment: Experiment) -> None:
 
 
 def _use_gpu(experiment: Experiment) -> bool:
+    wanted, fewest = experiment.ray.gpu, experiment.worker_counts[-1]
+    if wanted is True and not cluster.joins() and _gpus(experiment) < fewest:  # a joined cluster may add nodes
+        raise ConfigError(
+            f"ray.gpu=true: {fewest} workers need as many GPUs and this machine has only {_gpus(experiment)} for them; "
+            "set ray.gpu=false, or set ray.workers lower"
+        )
+    return _gpus(experiment) >= fewest if wanted == "auto" else wanted
+
+
+def _gpus(experiment: Experiment) -> int:
+    """The GPUs of the cluster that the memory's actors leave."""
     import ray
 
     config = experiment.memory
-    available = ray.cluster_resources().get("GPU", 0.0) - config.gpus * config.shards
-    wanted = experiment.ray.gpu
-    if wanted is True and available < experiment.ray.workers:
-        raise ConfigError(
-            f"ray.gpu=true: {experiment.ray.workers} workers need as many GPUs and the cluster has only {available:g} "
-            "for them; set ray.gpu=false, or set ray.workers lower"
-        )
-    return available >= experiment.ray.workers if wanted == "auto" else wanted
+    return int(ray.cluster_resources().get("GPU", 0.0) - config.gpus * config.shards)
 
 
 class RayContext:
@@ -240,6 +278,18 @@ class RayContext:
 
         return ActorClasses(settings, self._job.experiment.memory, self._job.run)
 
+    def nodes(self, memory: MemoryClient | ClassClient | None) -> list[str]:
+        """The ids of the nodes on which the ranks and the memory's actors are. Every rank must call this."""
+        import ray
+
+        from rayssl.runtime.memory.rounds import Watch
+
+        own = {ray.get_runtime_context().get_node_id()}
+        watch = None if memory is None else memory.watch
+        if self.rank == 0 and isinstance(watch, Watch):
+            own |= set(watch.nodes())
+        return sorted(set[str]().union(*collectives.gather_objects(own)))
+
     def open_log(self, resume_step: int | None) -> Tracker:
         """The trackers of this rank: Ray's metrics and, on rank 0, the run's own file and the configured trackers."""
         from rayssl.runtime.telemetry import open_log
@@ -259,7 +309,8 @@ def _worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(max(1, int(job.experiment.ray.cpus_per_worker)))
     context = RayContext(job, config["banks"])
     loop = build_loop(job, context)
-    heard = signals.listen(config["bell"]) if context.rank == 0 else lambda: False
+    nodes = context.nodes(loop.state.checkpointable)
+    heard = signals.listen(config["bell"], nodes) if context.rank == 0 else lambda: False
     loop.state.stopping = Stopping(None if config["bell"] is None else heard)
     rows = [
         placed(ingest.packed(ray.train.get_dataset_shard(name), context.rank), context.device) for name in job.streams

@@ -22,7 +22,7 @@ import errno
 import io
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from rayssl.errors import StorageError
@@ -35,9 +35,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ABSENT", "ATTEMPTS", "absolute", "be_patient", "check_writable", "exists", "filesystem", "is_file", "join",
-    "list_files", "open_read", "read_bytes", "read_range", "read_ranges", "read_text", "remove", "write_bytes",
-    "write_text",
+    "list_files", "open_read", "read_bytes", "read_range", "read_ranges", "read_text", "remove", "remove_unfinished",
+    "write_bytes", "write_stream", "write_text",
 ]  # fmt: skip
+
+_PART_BYTES = 64 << 20  # of a file that is sent as a stream
 
 
 def absolute(uri: str) -> str:
@@ -141,8 +143,36 @@ def write_bytes(uri: str, data: bytes) -> None:
     if is_remote(uri):
         attempt(uri, lambda: fs.pipe_file(path, data))
         return
+    _write_local(uri, path, lambda file: file.write(data))
+
+
+def write_stream(uri: str, write: Callable[[BinaryIO], Any]) -> None:
+    """`write_bytes` of what ``write`` writes to the file that it is given, which has no other method than ``write``.
+
+    At most some MB of it are held in memory. After an error that may pass, ``write`` is called again.
+    """
+    fs, path = filesystem(uri)
+    if not is_remote(uri):
+        _write_local(uri, path, write)
+        return
+
+    def send() -> None:
+        file = fs.open(path, "wb", block_size=_PART_BYTES)
+        try:
+            write(file)
+        except BaseException:
+            if hasattr(file, "discard"):  # closing it would complete a file of which a part is missing
+                file.discard()
+                file.closed = True
+            raise
+        file.close()
+
+    attempt(uri, send)
+
+
+def _write_local(uri: str, path: str, write: Callable[[BinaryIO], Any]) -> None:
     try:
-        attempt(uri, lambda: _replace(path, data))
+        attempt(uri, lambda: _replace(path, write))
     except StorageError as error:
         if error.errno in ABSENT:  # a folder above it is a file, or no folder can be made
             raise StorageError(f"{uri}: cannot be written: its folder cannot be made") from None
@@ -208,6 +238,21 @@ def remove(uri: str, recursive: bool = False) -> None:
     except StorageError as error:
         if error.errno not in ABSENT:
             raise
+
+
+def remove_unfinished(folder: str) -> None:
+    """Removes what killed calls of `write_bytes` have left below ``folder``, where nothing else may be written now.
+
+    Only a local disk has such files.
+    """
+    if is_remote(folder):
+        return
+    for place, _, names in os.walk(filesystem(folder)[1]):
+        for name in filter(_is_unfinished, names):
+            path = os.path.join(place, name)
+            attempt(folder, lambda path=path: os.remove(path))  # type: ignore[misc]
+        if not os.listdir(place):
+            _remove_empty_folders(place)
 
 
 class _Ranges(io.RawIOBase):
@@ -290,13 +335,13 @@ def _is_unfinished(name: str) -> bool:
     return base.startswith(".") and base.endswith(".part")
 
 
-def _replace(path: str, data: bytes) -> None:
+def _replace(path: str, write: Callable[[BinaryIO], Any]) -> None:
     folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
     temporary = os.path.join(folder, f".{os.path.basename(path)}.{uuid.uuid4().hex[:12]}.part")
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -2,13 +2,14 @@
 
 ``checkpoints/step-0000001234/`` holds ``state.pt`` (model, optimiser, random states; read with ``weights_only=True``),
 ``memory-*.npz`` (the memory, see `rayssl.training.pieces`; read with ``allow_pickle=False``) and ``meta.json``, which
-is written last. ``meta.json`` has the cursor, and the size and SHA-256 of the other files. A folder without a valid
-``meta.json`` is not a checkpoint: nobody takes what a crash leaves behind for one. Object stores have no rename, so
-the order of writing is the commit protocol.
+is written last. ``meta.json`` has the cursor, the size and SHA-256 of the other files, and a hash of itself. A folder
+without a valid ``meta.json`` is not a checkpoint: nobody takes what a crash leaves behind for one. Object stores have
+no rename, so the order of writing is the commit protocol.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import pickle
@@ -26,6 +27,7 @@ from rayssl.training import pieces
 from rayssl.training.pieces import Records
 
 _STATE, _META = "state.pt", "meta.json"
+_DIGEST = "sha256"  # in meta.json, of all the rest of it
 _FORMER = "memory.npz"  # the whole memory in one file, as an earlier rayssl wrote it
 
 
@@ -88,10 +90,11 @@ def save(run: str, meta: Meta, state: dict[str, Any], memory: Callable[[str], Re
     returns their records; None for a run without a memory. Raises `StorageError`.
     """
     uri = storage.join(run, "checkpoints", f"step-{meta.step:010d}")
-    written = {_STATE: pieces.recorded(uri, _STATE, _torch_bytes(state))}
+    written = {_STATE: pieces.recorded(uri, _STATE, lambda stream: torch.save(state, stream))}
     if memory is not None:
         written |= memory(uri)
-    text = json.dumps({**meta.__dict__, "files": written}, indent=1)
+    body = {**meta.__dict__, "files": written}
+    text = json.dumps({**body, _DIGEST: _digest(body)}, indent=1)
     storage.write_bytes(storage.join(uri, _META), text.encode())
     return uri
 
@@ -147,9 +150,19 @@ def read_meta(uri: str) -> Meta:
     """The meta data of the checkpoint at ``uri``. Raises `CheckpointError` if they cannot be read as such."""
     text = storage.read_text(storage.join(uri, _META))
     try:
-        return Meta(**json.loads(text))
-    except (ValueError, TypeError) as error:
+        body = json.loads(text)
+        digest = body.pop(_DIGEST, None)  # an earlier rayssl wrote none
+        if digest is not None and digest != _digest(body):
+            raise CheckpointError(f"{uri}/{_META}: damaged (its hash differs); delete this folder and resume")
+        return Meta(**body)
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{uri}/{_META}: not a checkpoint's meta data; delete this folder and resume") from error
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def load(uri: str, *, mapped: bool = False) -> Loaded:
@@ -246,6 +259,7 @@ def prune(run: str, config: CheckpointConfig) -> None:
     `save`.
     """
     known = steps(run)
+    storage.remove_unfinished(storage.join(run, "checkpoints"))
     written = storage.list_files(storage.join(run, "checkpoints"), suffixes=(_STATE, ".npz"))
     for folder in {uri.rpartition("/")[0] for uri in written}:
         step = _step_of(folder)
@@ -271,9 +285,3 @@ def _step_of(folder: str) -> int | None:
 
 def _uri(run: str, step: int) -> str:
     return storage.join(run, "checkpoints", f"step-{step:010d}")
-
-
-def _torch_bytes(state: dict[str, Any]) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()

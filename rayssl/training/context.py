@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeAlias
 
@@ -69,14 +70,19 @@ class Checkpointable(Protocol):
     def metrics(self) -> dict[str, float]:
         """The counts since the last call. Only rank 0 calls this."""
 
-    def save(self, folder: str) -> Records:
-        """Writes the whole memory into the folder of a checkpoint. Only rank 0 calls this, between steps.
+    def snapshot(self) -> Callable[[str], Records]:
+        """Keeps the whole memory as it is now, without a copy of it. Only rank 0 calls this, between steps.
 
-        Returns the records of the files. Waits for a clustering under way: its result is part of the checkpoint.
+        The result is called once, in another thread, while the training continues. It writes what was kept into the
+        folder of a checkpoint and returns the records of the files. It waits for a clustering that is under way now:
+        its result is part of the checkpoint.
         """
 
+    def watch(self) -> None:
+        """Raises RuntimeError if the memory is gone. A rank calls this when an answer does not come for some time."""
+
     def load(self, folder: str, records: Records) -> None:
-        """Restores the memory from what `save` wrote. Every rank must call this.
+        """Restores the memory from what `snapshot` wrote. Every rank must call this.
 
         Raises ValueError on all ranks if it does not fit; the memory is unchanged then.
         """
@@ -136,9 +142,13 @@ class InProcessMemory:
         """See `Checkpointable.metrics`."""
         return self.memory.metrics(reset=True)
 
-    def save(self, folder: str) -> Records:
-        """See `Checkpointable.save`."""
-        return pieces.write(folder, self.memory.pieces())
+    def snapshot(self) -> Callable[[str], Records]:
+        """See `Checkpointable.snapshot`."""
+        kept = self.memory.snapshot()
+        return lambda folder: pieces.write(folder, kept)
+
+    def watch(self) -> None:
+        """See `Checkpointable.watch`; it is in this process."""
 
     def load(self, folder: str, records: Records) -> None:
         """See `Checkpointable.load`."""
@@ -166,9 +176,13 @@ class InProcessClasses:
         """See `Checkpointable.metrics`."""
         return self.memory.metrics()
 
-    def save(self, folder: str) -> Records:
-        """See `Checkpointable.save`."""
-        return pieces.write(folder, self.memory.pieces())
+    def snapshot(self) -> Callable[[str], Records]:
+        """See `Checkpointable.snapshot`."""
+        kept = self.memory.snapshot()
+        return lambda folder: pieces.write(folder, kept)
+
+    def watch(self) -> None:
+        """See `Checkpointable.watch`; it is in this process."""
 
     def load(self, folder: str, records: Records) -> None:
         """See `Checkpointable.load`."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent import futures
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from rayssl import collectives
 from rayssl.batches.plan import Cursor, cycle_position
-from rayssl.errors import CheckpointError, UserError
+from rayssl.errors import UserError
 from rayssl.memory.utterances import exchange
 from rayssl.methods.base import (
     Batch,
@@ -30,15 +31,19 @@ from rayssl.methods.base import (
     Remembered,
     Views,
 )
-from rayssl.training import checkpoint
+from rayssl.training import checkpoint, resuming
 from rayssl.training.context import ClassClient
 from rayssl.training.inputs import Raw, batch_of, from_classes, make_views, to_classes, to_memory
 from rayssl.training.meters import SHOWN, MetricAccumulator, device_memory, duration, no_figure
 from rayssl.training.optim import build_optimiser
+from rayssl.training.saving import Saver
 from rayssl.training.schedules import learning_rate
 from rayssl.training.state import TrainState
 from rayssl.views.recipes import Segment
 
+T = TypeVar("T")
+
+_ASK_S = 10.0  # how long an answer of the memory may take before it is asked whether it is still there
 _LABELLED = 100  # number of the first segment of the labelled stream, for its draws
 
 
@@ -53,53 +58,21 @@ class Loop:
         self.cursor = Cursor()
         self._asked: Future[exchange.RecallArrays | None] | None = None
         self._sent: Future[Any] | None = None  # the last write request to the memory of classes
-        self._refreshed: dict[str, float] = {}  # figures of this epoch's clustering
+        self.refreshed: dict[str, float] = {}  # figures of this epoch's clustering
         self._metrics: dict[str, float] = {}  # of the last epoch
         self._window, self._epoch = MetricAccumulator(), MetricAccumulator()
+        self.saver = Saver(state.run, state.config.checkpoints)
 
     def restore(self, loaded: checkpoint.Loaded) -> None:
         """Restores the state that ``loaded`` holds. Raises `CheckpointError` if it does not fit this run."""
-        state, meta = self.state, loaded.meta
-        checkpoint.load_module(state.method, loaded.state["method"], loaded.uri, state.architecture)
-        if meta.step != meta.epoch * state.steps_per_epoch + meta.epoch_step:
-            raise CheckpointError(
-                f"{loaded.uri}: step {meta.step} is not at epoch {meta.epoch} with {state.steps_per_epoch} steps an "
-                "epoch: the corpus or training.batch has changed; change it back or use another run folder"
-            )
-        self._restore_optimiser(loaded)
-        states = loaded.state["rng"]
-        if len(states) == collectives.world():  # with another number of ranks there are no states to restore
-            torch.set_rng_state(states[collectives.rank()])
-        if state.checkpointable is not None and loaded.memory:
-            try:
-                state.checkpointable.load(loaded.uri, loaded.memory)
-            except UserError:
-                raise
-            except ValueError as error:
-                raise CheckpointError(
-                    f"{loaded.uri}: {error}; the corpus or the method's memory has changed: change it back or use "
-                    "another run folder"
-                ) from error
-        self._epoch = MetricAccumulator(steps=meta.epoch_step, restored=meta.epoch_step)
-        if meta.epoch_step:  # at 0 the saved sums are those of the epoch that has ended
-            device, first = state.context.device, state.context.rank == 0
-            self._epoch.terms = {name: value.to(device) for name, value in loaded.state["epoch"].items()}
-            # the saved counts are sums over all ranks, so rank 0 alone takes them
-            counts = {name: value.to(device) for name, value in loaded.state.get("counts", {}).items()}
-            self._epoch.counts = counts if first else {name: value * 0 for name, value in counts.items()}
-        self._refreshed, self._metrics = dict(loaded.state["refreshed"]), dict(meta.metrics)
-        self.step = meta.step
-        self.cursor = Cursor(meta.epoch, meta.epoch_step)
+        resuming.restore(self, loaded)
 
-    def _restore_optimiser(self, loaded: checkpoint.Loaded) -> None:
-        """Loads the saved moments and keeps this run's own settings: a changed weight decay holds from here on."""
-        saved, groups = loaded.state["optimiser"], self.optimiser.state_dict()["param_groups"]
-        if saved["param_groups"] and saved["param_groups"][0].keys() != groups[0].keys():
-            raise CheckpointError(
-                f"{loaded.uri}: holds the state of another optimiser than {self.state.config.optimiser.name}; change "
-                "training.optimiser.name back or use another run folder"
-            )
-        self.optimiser.load_state_dict({"state": saved["state"], "param_groups": groups})
+    def resume(
+        self, meta: checkpoint.Meta, cursor: Cursor, epoch: MetricAccumulator, refreshed: dict[str, float]
+    ) -> None:
+        """Continues at ``cursor``, with the figures so far of the ``epoch`` and of its clustering."""
+        self._epoch, self.refreshed, self._metrics = epoch, refreshed, dict(meta.metrics)
+        self.step, self.cursor = meta.step, cursor
 
     def fit(self, batches: Iterator[Raw], last: int | None = None) -> dict[str, float]:
         """Trains to the end of ``batches`` and returns the metrics of the last epoch that has ended.
@@ -107,8 +80,15 @@ class Loop:
         ``batches`` start at the cursor and end with epoch ``last`` (default: ``training.epochs``). `stopped` is True
         afterwards if all ranks agreed to leave earlier. Raises `UserError` when the training diverges.
         """
-        last = self.state.config.epochs if last is None else last
-        batches = iter(batches)
+        try:
+            metrics = self._fit(iter(batches), self.state.config.epochs if last is None else last)
+            self._await_saver()
+        except BaseException:
+            self.saver.leave()
+            raise
+        return metrics
+
+    def _fit(self, batches: Iterator[Raw], last: int) -> dict[str, float]:
         self.state.method.train()
         raw = self._next(batches)
         while raw is not None:
@@ -116,6 +96,7 @@ class Loop:
                 raw = self._fill(raw, batches)
                 if self.stopped:
                     return self._metrics
+            self.saver.check()
             # decided before the step: if a checkpoint follows, the step must not ask the memory for the next recall
             self.stopped = self.state.stopping.agreed()
             if self.cursor.step == 0:
@@ -158,7 +139,7 @@ class Loop:
             # no checkpoint inside a pass: the one before the pass is as good as one with half of it
             self.stopped = state.stopping.agreed()
             remember = state.method.fill(self._views(raw, state.segments.fill[epoch]))
-            state.memory.exchange(to_memory(remember, raw), None, epoch).result()
+            self._answer(state.memory.exchange(to_memory(remember, raw), None, epoch))
             raw, done = next(batches), done + 1
             ticks.tick()
             if state.log is not None and done % state.config.log_every == 0:
@@ -214,7 +195,7 @@ class Loop:
             state.log.write("refresh", self.step + 1, epoch=epoch + 1, **metrics)
         if state.context.rank == 0:
             state.context.say(f"epoch {epoch + 1}: clustered the memory in {time.perf_counter() - began:.1f} s")
-        self._refreshed = metrics
+        self.refreshed = metrics
         self._leave_out(time.perf_counter() - began)
 
     def _train_step(self, raw: Raw, following: Raw | None) -> None:
@@ -247,21 +228,29 @@ class Loop:
 
     def _consulted(self, out: Outputs, batch: Batch, prototypes: ClassClient) -> Recalled:
         """What the memory of classes answers, after it has the labelled features of all ranks up to this step."""
-        answer = prototypes.exchange(to_classes(self.state.method.consult(out, batch), self.step), self.step).result()
+        given = to_classes(self.state.method.consult(out, batch), self.step)
+        answer = self._answer(prototypes.exchange(given, self.step))
         assert answer is not None
         return from_classes(answer, self.state.context.device)
 
     def _send(self, remember: ClassRemember, prototypes: ClassClient) -> None:
         """Gives the memory of classes what a step remembers; waits until it is applied if a checkpoint follows."""
         if self._sent is not None:
-            self._sent.result()
+            self._answer(self._sent)
         self._sent = prototypes.exchange(to_classes(remember, self.step), None)
         if self._checkpoint_due(self.cursor.step + 1):
-            self._sent.result()
+            self._answer(self._sent)
             self._sent = None
 
+    def _answer(self, asked: Future[T]) -> T:
+        """The memory's answer. While it does not come, the memory is asked whether it is still there."""
+        while futures.wait([asked], _ASK_S).not_done:
+            assert self.state.checkpointable is not None
+            self.state.checkpointable.watch()
+        return asked.result()
+
     def _recalled(self) -> Recall | None:
-        answer = None if self._asked is None else self._asked.result()
+        answer = None if self._asked is None else self._answer(self._asked)
         if answer is None:
             return None
         device = self.state.context.device
@@ -281,7 +270,7 @@ class Loop:
         written = None if remember is None else to_memory(remember, raw)
         answer = state.memory.exchange(written, ids, epoch)
         if ids is None:
-            answer.result()  # the write must be applied before a checkpoint or a clustering reads the memory
+            self._answer(answer)  # the write must be applied before a checkpoint or a clustering reads the memory
         else:
             self._asked = answer
 
@@ -290,7 +279,7 @@ class Loop:
         sums = self._finite_sums()
         metrics = {**self._epoch.of_sums(sums), **self._epoch.speed(state.config.batch)}
         if state.memory is not None and state.method.config.remembers(epoch - 1) and state.context.rank == 0:
-            metrics |= self._refreshed | state.memory.metrics()
+            metrics |= self.refreshed | state.memory.metrics()
         if state.prototypes is not None and state.context.rank == 0:
             metrics |= state.prototypes.metrics()
         self._metrics = metrics
@@ -352,26 +341,21 @@ class Loop:
         return sums
 
     def _save(self, sums: dict[str, Tensor], counts: dict[str, Tensor]) -> None:
+        """Begins to write a checkpoint, see `Saver`; waits before until the one before is written."""
         state = self.state
-        states = collectives.gather_objects(torch.get_rng_state())
+        began = time.perf_counter()
+        states = collectives.gather_objects(resuming.random_state(state.context.device))
+        self._await_saver()
         if state.context.rank == 0:
             if state.log is not None:
                 state.log.flush()  # before the save: a resumed run never writes the lines before its checkpoint again
-            content = {
-                "method": state.method.state_dict(),
-                "encoder_prefix": state.method.encoder_prefix,
-                "head_prefix": state.method.head_prefix,
-                "optimiser": self.optimiser.state_dict(),
-                "rng": states,
-                # sums, not means: the mean of an interrupted epoch is then the mean over the whole epoch
-                "epoch": sums,
-                "counts": counts,
-                "refreshed": self._refreshed,
-            }
-            memory = state.checkpointable.save if state.checkpointable is not None else None
             meta = checkpoint.Meta(self.step, self.cursor.epoch, self.cursor.step, state.architecture, self._metrics)
-            checkpoint.save(state.run, meta, content, memory)
-            checkpoint.prune(state.run, state.config.checkpoints)
+            self.saver.start(meta, resuming.content(self, states, sums, counts), state.checkpointable)
+        self._leave_out(time.perf_counter() - began)
+
+    def _await_saver(self) -> None:
+        collectives.wait_for_rank_0(self.saver.idle)
+        self.saver.check()
 
     def _set_rate(self) -> float:
         config = self.state.config

@@ -1,18 +1,19 @@
 """A memory's state in the folder of a checkpoint: one ``.npz`` for each piece.
 
-``memory-index.npz``, ``memory-references-0007.npz``, ``memory-positives-0007.npz``. The process that holds the rows of
-a piece writes it. The pieces do not depend on the number of stores that the memory has: any number of stores can read
-what any other number has written. Each file has a record: its size, its SHA-256, and its rows ``first`` to
-``end - 1``. The records go into the checkpoint's ``meta.json``, which is written last.
+``memory-index.npz``, ``memory-references-0000007000.npz``, ``memory-positives-0000007000.npz``; the number is that of
+the first row. The process that holds the rows of a piece writes it, from a snapshot of them, so that they may change
+meanwhile. Any number of stores can read what any other number has written. Each file has a record: its size, its
+SHA-256, and its rows ``first`` to ``end - 1``. The records go into the checkpoint's ``meta.json``, written last.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeAlias
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 
@@ -28,9 +29,16 @@ _AT_ONCE = 2  # pieces written at the same time: meanwhile each is in RAM a seco
 
 
 def write(folder: str, pieces: Iterable[Piece]) -> Records:
-    """Writes ``pieces`` into ``folder`` and returns the records of the files."""
+    """Writes ``pieces`` into ``folder`` and returns the records of the files. It holds a few pieces at a time."""
+    records: Records = {}
+    running: deque[Future[tuple[str, dict[str, Any]]]] = deque()
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return dict(pool.map(lambda piece: _write(folder, piece), pieces))
+        for piece in pieces:
+            running.append(pool.submit(_write, folder, piece))
+            if len(running) == _AT_ONCE:  # before the next piece is made
+                records.update([running.popleft().result()])
+        records.update(future.result() for future in running)
+    return records
 
 
 def read_index(folder: str, records: Records) -> dict[str, np.ndarray]:
@@ -82,10 +90,35 @@ def verified_file(folder: str, name: str, record: dict[str, Any]) -> io.BytesIO 
     return storage.filesystem(path)[1]
 
 
-def recorded(folder: str, name: str, data: bytes) -> dict[str, Any]:
-    """Writes a file and returns its record."""
-    storage.write_bytes(storage.join(folder, name), data)
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+def recorded(folder: str, name: str, write: Callable[[BinaryIO], Any]) -> dict[str, Any]:
+    """Writes a file, of what ``write`` writes to the stream that it is given, and returns its record."""
+    record: dict[str, Any] = {}
+
+    def send(stream: BinaryIO) -> None:
+        hashed = _Hashed(stream)
+        write(hashed)  # type: ignore[arg-type]
+        record.update({"bytes": hashed.size, "sha256": hashed.digest.hexdigest()})
+
+    storage.write_stream(storage.join(folder, name), send)
+    return record
+
+
+class _Hashed(io.RawIOBase):
+    """A stream that passes on what is written to it. It cannot go back, so what is hashed is what is stored."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.digest, self.size = hashlib.sha256(), 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._stream.write(data)
+        self.digest.update(data)
+        count = memoryview(data).nbytes
+        self.size += count
+        return count
 
 
 def foreign(folder: str, name: str) -> CheckpointError:
@@ -96,12 +129,10 @@ def foreign(folder: str, name: str) -> CheckpointError:
 
 
 def _write(folder: str, piece: Piece) -> tuple[str, dict[str, Any]]:
-    buffer = io.BytesIO()
-    np.savez(buffer, **piece.arrays)  # type: ignore[arg-type]
-    if piece.kind == "index":
-        return _INDEX, recorded(folder, _INDEX, buffer.getvalue())
-    name = f"{PREFIX}{piece.kind}-{piece.number:04d}.npz"
-    return name, {**recorded(folder, name, buffer.getvalue()), "first": piece.first, "end": piece.end}
+    index = piece.kind == "index"
+    name = _INDEX if index else f"{PREFIX}{piece.kind}-{piece.number:010d}.npz"
+    record = recorded(folder, name, lambda stream: np.savez(stream, **piece.arrays))  # type: ignore[arg-type]
+    return name, record if index else {**record, "first": piece.first, "end": piece.end}
 
 
 def _read(folder: str, name: str, record: dict[str, Any]) -> dict[str, np.ndarray]:

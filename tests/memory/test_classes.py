@@ -270,7 +270,7 @@ def saved(parts: list[ClassMemory]) -> list[Piece]:
     return [
         Piece(piece.kind, piece.number, piece.first, piece.end, {k: v.copy() for k, v in piece.arrays.items()})
         for part in parts
-        for piece in part.pieces()
+        for piece in part.snapshot()
     ]
 
 
@@ -291,7 +291,7 @@ def test_any_parts_read_what_any_others_wrote(tmp_path: Path, writers: Any) -> N
     others = parts_of(writers) if isinstance(writers, int) else [memory(first=f, last=e) for f, e in writers]
     for kept in (whole, *others):
         life(kept, 0, 13)
-    written = [piece for part in others for piece in part.pieces()]
+    written = [piece for part in others for piece in part.snapshot()]
     records = pieces.write(str(tmp_path), written)
     assert len(records) == len(written) == len({(piece.kind, piece.number) for piece in written})
     index, read = pieces.read_index(str(tmp_path), records), pieces.reader(str(tmp_path), records)

@@ -100,7 +100,7 @@ def test_replace_forgets_what_was() -> None:
     queue = queues.PositivesQueue(9, 3)
     queue.push(np.array([1, 2, 3]))
     queue.replace(np.array([8, 2]), np.array([1, 0]))
-    assert queue.ids[queue.by_age()].tolist() == [2, 8] and queue.ages().tolist() == [1, 0]
+    assert queue.ids[queue.by_age()].tolist() == [2, 8] and queues.ages_of(queue.written()).tolist() == [1, 0]
     assert np.flatnonzero(queue.slot >= 0).tolist() == [2, 8]
     queue.push(np.array([4, 5]))
     assert queue.ids[queue.by_age()].tolist() == [8, 4, 5]
@@ -114,7 +114,7 @@ def test_replaced_by_its_own_state_it_goes_on_in_the_same_slots(seed: int) -> No
         queue.push(random.integers(0, 40, 6))
     other = queues.PositivesQueue(40, 15)
     other.push(np.arange(20))
-    other.replace(queue.ids[: queue.size].copy(), queue.ages())
+    other.replace(queue.ids[: queue.size].copy(), queues.ages_of(queue.written()))
     for _ in range(30):
         ids = random.integers(0, 40, 6)
         assert np.array_equal(queue.push(ids), other.push(ids))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rayssl.memory.pieces import Kind, Piece, cuts, limits, pieces_of
+from rayssl.memory.utterances import store
 from rayssl.memory.utterances.exchange import RememberArrays
 from rayssl.memory.utterances.memory import UtteranceMemory
 from rayssl.memory.utterances.settings import MemorySettings, bytes_needed
@@ -83,7 +84,7 @@ def saved(memory: UtteranceMemory) -> list[Piece]:
     """As on a disk."""
     return [
         Piece(piece.kind, piece.number, piece.first, piece.end, {k: v.copy() for k, v in piece.arrays.items()})
-        for piece in memory.pieces()
+        for piece in memory.snapshot()
     ]
 
 
@@ -188,9 +189,34 @@ def test_pieces_and_shares_cover_everything_once(total: int) -> None:
 def test_what_was_never_written_takes_no_room_in_a_piece() -> None:
     memory = memory_of({})
     memory.remember(RememberArrays(np.array([1, 40]), np.ones((2, D), np.float32), np.ones((2, D), np.float32)))
-    lengths = {(p.kind, p.number): len(p.arrays["rows"]) for p in memory.pieces() if p.kind != "index"}
-    assert [lengths["references", k] for k in range(4)] == [2, 4, 0, 0]
-    assert [lengths["positives", k] for k in range(4)] == [2, 0, 0, 0]
+    kept = [piece for piece in memory.snapshot() if piece.kind != "index"]
+    lengths = {kind: [len(p.arrays["rows"]) for p in kept if p.kind == kind] for kind in ("references", "positives")}
+    assert lengths == {"references": [2, 4, 0, 0], "positives": [2, 0, 0, 0]}
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("block", [1, 200, 1 << 20])
+def test_a_snapshot_is_of_its_moment_whatever_is_written_while_it_is_read(
+    kind: str, shards: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between any two pieces come steps and clusterings; a memory that reads the pieces lives on as the first did."""
+    monkeypatch.setattr(store, "BLOCK_BYTES", block)
+    memory, random = memory_of(KINDS[kind], shards=shards), np.random.default_rng(5)
+    life(memory, random, 0, 21)
+    kept, pieces = memory.snapshot(), []
+    expected = memory.state_dict()  # after the snapshot: it waits for a clustering that is under way
+    later = np.random.default_rng(6)
+    for at, piece in enumerate(kept):
+        pieces.append(piece)
+        life(memory, later, 22 + at % 9, 23 + at % 9)
+    other = memory_of(KINDS[kind], shards=2)
+    restore(other, pieces)
+    found = other.state_dict()
+    assert found.keys() == expected.keys()
+    assert [name for name, array in expected.items() if not np.array_equal(found[name], array)] == []
+    changed = memory.state_dict()
+    assert any(not np.array_equal(changed[name], array) for name, array in expected.items()), "nothing was written"
 
 
 def test_half_precision_gives_float32_and_leaves_out_what_it_cannot_hold() -> None:

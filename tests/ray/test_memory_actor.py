@@ -48,6 +48,12 @@ def following(epoch: int, step: int, rank: int) -> np.ndarray | None:
     return ids(epoch, step + 1, rank) if step + 1 < STEPS else None
 
 
+def saved(ray: Any, actor: Any, folder: str) -> Any:
+    """The records of what the actor writes."""
+    ray.get(actor.snapshot.remote())
+    return ray.get(actor.save.remote(folder))
+
+
 def in_process() -> tuple[dict[Any, RecallArrays], list[dict[str, float]], dict[str, np.ndarray]]:
     memory = UtteranceMemory(MemorySettings(**SETTINGS))
     recalls, metrics = {}, []
@@ -129,7 +135,7 @@ def test_strict_equals_the_memory_in_process(ray_cluster: Any, trained: Any, tmp
             assert np.array_equal(getattr(recalls[key], name), getattr(recall, name)), (key, name)
     assert sum(recall.found.sum() for recall in wanted.values()) > 20, "nothing was recalled: the test compares nothing"
     assert metrics == [{**figures, "staleness_steps": 0.0} for figures in due]
-    found = arrays_of(str(tmp_path), ray_cluster.get(actor.save.remote(str(tmp_path))))
+    found = arrays_of(str(tmp_path), saved(ray_cluster, actor, str(tmp_path)))
     assert found.keys() == state.keys()
     assert [name for name in state if not np.array_equal(found[name], state[name])] == []
 
@@ -138,9 +144,9 @@ def test_state_goes_to_another_actor_and_nobody_is_answered_before_every_rank_ha
     ray_cluster: Any, actors: Any, trained: Any, tmp_path: Path
 ) -> None:
     other, folder = actors(sync="strict"), str(tmp_path)
-    records = ray_cluster.get(trained[0].save.remote(folder))
+    records = saved(ray_cluster, trained[0], folder)
     ray_cluster.get(other.load.remote(folder, records))
-    again = ray_cluster.get(other.save.remote(folder + "/again"))
+    again = saved(ray_cluster, other, folder + "/again")
     assert again == records
     answers = []
     for actor in (trained[0], other):
@@ -170,12 +176,12 @@ def test_client_of_one_rank_and_a_state_that_does_not_fit(ray_cluster: Any, tmp_
     answer = client.exchange(remembered(0, 0, 0), ids(0, 1, 0), 0).result(timeout=10)
     assert answer is not None and not answer.found.any()
     assert client.metrics()["reference_fill"] == pytest.approx(BATCH / 64)
-    records = pieces.write(str(tmp_path), UtteranceMemory(MemorySettings(**{**SETTINGS, "clusters": 9})).pieces())
+    records = pieces.write(str(tmp_path), UtteranceMemory(MemorySettings(**{**SETTINGS, "clusters": 9})).snapshot())
     with pytest.raises(ValueError, match=r"^memory state: 'clusters\.\w+' is .*, expected [^\n]*$"):
         client.load(str(tmp_path), records)
-    records = pieces.write(str(tmp_path), UtteranceMemory(MemorySettings(**SETTINGS)).pieces())
-    (tmp_path / "memory-positives-0001.npz").write_bytes(b"other")
-    with pytest.raises(CheckpointError, match=r"^\S+/memory-positives-0001\.npz: damaged"):
+    records = pieces.write(str(tmp_path), UtteranceMemory(MemorySettings(**SETTINGS)).snapshot())
+    (tmp_path / "memory-positives-0000000006.npz").write_bytes(b"other")
+    with pytest.raises(CheckpointError, match=r"^\S+/memory-positives-0000000006\.npz: damaged"):
         client.load(str(tmp_path), records)
     assert client.metrics()["reference_fill"] == pytest.approx(BATCH / 64)
     ray_cluster.kill(client.actor)

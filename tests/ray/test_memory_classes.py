@@ -103,6 +103,7 @@ def test_actors_are_one_memory_and_any_number_reads_what_another_wrote(
     folder = str(tmp_path)
     records: dict[str, Any] = {}
     for actor in first.actors:
+        ray_cluster.get(actor.snapshot.remote())
         records |= ray_cluster.get(actor.save.remote(folder))
     first.end(ray_cluster)
     second = Job(3 - shards)

@@ -69,7 +69,9 @@ class Job:
         return {k: v for k, v in self.ray.get(self.index.metrics.remote(lost)).items() if k != "staleness_steps"}
 
     def save(self, folder: Path) -> dict[str, Any]:
-        written = self.ray.get([actor.save.remote(str(folder)) for actor in (self.index, *self.stores)])
+        actors = (self.index, *self.stores)
+        self.ray.get([actor.snapshot.remote() for actor in actors])
+        written = self.ray.get([actor.save.remote(str(folder)) for actor in actors])
         return {name: record for records in written for name, record in records.items()}
 
     def load(self, folder: Path, records: dict[str, Any]) -> None:
@@ -190,11 +192,11 @@ def test_client_answers_in_order_and_says_what_is_wrong(ray_cluster: Any, tmp_pa
     with pytest.raises(ValueError, match="ids must lie in"):
         client.exchange(None, np.array([1000]), 0).result(timeout=20)
     assert client.metrics()["reference_fill"] == pytest.approx(4 * BATCH / SETTINGS["utterances"])
-    records = pieces.write(str(tmp_path), UtteranceMemory(MemorySettings(**{**SETTINGS, "positive_dim": 4})).pieces())
-    before = client.save(str(tmp_path / "before"))
+    records = pieces.write(str(tmp_path), UtteranceMemory(MemorySettings(**{**SETTINGS, "positive_dim": 4})).snapshot())
+    before = client.snapshot()(str(tmp_path / "before"))
     with pytest.raises(ValueError, match=r"^memory state: 'positives\.rows' is float32 \(0, 4\)"):
         client.load(str(tmp_path), records)
-    after = client.save(str(tmp_path / "after"))
+    after = client.snapshot()(str(tmp_path / "after"))
     assert before == after
     for actor in (client.index, *client.stores):
         ray_cluster.kill(actor)

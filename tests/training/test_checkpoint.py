@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,16 +89,22 @@ def test_round_trip(tmp_path: Path, kept: Any) -> None:
 
 def test_a_crash_before_the_last_file_leaves_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path, replace(META, step=4))
-    write = storage.write_bytes
-    for crash_at in ("state.pt", "memory-index.npz", "memory-references-0001.npz", "meta.json"):
+    write, stream = storage.write_bytes, storage.write_stream
+    for crash_at in ("state.pt", "memory-index.npz", "memory-references-0000000001.npz", "meta.json"):
 
         def crash(uri: str, data: bytes, at: str = crash_at) -> None:
             if uri.endswith(at):
                 raise KeyboardInterrupt
             write(uri, data)
 
+        def crash_in_stream(uri: str, make: Any, at: str = crash_at) -> None:
+            if uri.endswith(at):
+                raise KeyboardInterrupt
+            stream(uri, make)
+
         with monkeypatch.context() as patch:
             patch.setattr(storage, "write_bytes", crash)
+            patch.setattr(storage, "write_stream", crash_in_stream)
             with pytest.raises(KeyboardInterrupt):
                 checkpoint.save(str(tmp_path), META, state(), memory)
         assert checkpoint.steps(str(tmp_path)) == [4]
@@ -105,7 +113,7 @@ def test_a_crash_before_the_last_file_leaves_no_checkpoint(tmp_path: Path, monke
     assert checkpoint.load(checkpoint.locate(str(tmp_path), "last")).meta.step == 7
 
 
-@pytest.mark.parametrize("file", ["state.pt", "memory-index.npz", "memory-references-0001.npz"])
+@pytest.mark.parametrize("file", ["state.pt", "memory-index.npz", "memory-references-0000000001.npz"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 @pytest.mark.parametrize("mapped", [False, True])
 def test_a_damaged_file_is_named(tmp_path: Path, file: str, damage: str, mapped: bool) -> None:
@@ -139,10 +147,41 @@ def test_damaged_meta_is_named(tmp_path: Path, text: str) -> None:
     assert f"{uri}/meta.json" in one_line(caught.value)
 
 
+def test_every_flipped_bit_of_the_meta_data_is_noticed(tmp_path: Path) -> None:
+    """One in the cursor or in a record would otherwise be believed."""
+    uri = checkpoint.save(str(tmp_path), META, state(), memory)
+    path = Path(uri) / "meta.json"
+    data = path.read_bytes()
+    expected, unnoticed = checkpoint.read_meta(uri), 0
+    for at in range(len(data)):
+        changed = bytearray(data)
+        changed[at] ^= 1 << (at % 7)
+        path.write_bytes(changed)
+        with suppress(UserError):
+            assert checkpoint.read_meta(uri) == expected  # it was white space, or the name of the hash
+            unnoticed += 1
+    assert unnoticed < len(data) / 3
+    path.write_bytes(data)
+    assert checkpoint.read_meta(uri).step == META.step
+
+
+def test_pruning_removes_what_killed_saves_left(tmp_path: Path) -> None:
+    fill(tmp_path, end(1), end(2))
+    checkpoints = tmp_path / "checkpoints"
+    half = checkpoints / "step-0000000015"
+    half.mkdir()
+    for left in (half / ".state.pt.0123456789ab.part", checkpoints / "step-0000000020" / ".meta.json.0123.part"):
+        left.write_bytes(b"half")
+    checkpoint.prune(str(tmp_path), CheckpointConfig(keep=2))
+    assert not half.exists() and not list(tmp_path.rglob("*.part"))
+    assert checkpoint.steps(str(tmp_path)) == [10, 20]
+
+
 def test_meta_without_a_state_is_named(tmp_path: Path) -> None:
     uri = checkpoint.save(str(tmp_path), META, {}, None)
-    text = (Path(uri) / "meta.json").read_text()
-    (Path(uri) / "meta.json").write_text(text.replace("state.pt", "state.bin"))
+    body = json.loads((Path(uri) / "meta.json").read_text().replace("state.pt", "state.bin"))
+    del body["sha256"]  # as an earlier rayssl wrote it
+    (Path(uri) / "meta.json").write_text(json.dumps(body))
     (Path(uri) / "state.pt").rename(Path(uri) / "state.bin")
     with pytest.raises(CheckpointError, match=r"does not list state\.pt"):
         checkpoint.load(uri)

@@ -16,6 +16,7 @@ import torch
 from rayssl.errors import CheckpointError, UserError
 from rayssl.experiment.config import Experiment
 from rayssl.training import checkpoint
+from rayssl.training.loop import Loop
 from rayssl.training.metrics import read_metrics
 from rayssl.views.recipes import Segment
 from tests.runs import batches, build, content, experiment, fit, records, write_corpus
@@ -57,8 +58,9 @@ def images(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, 
         settings = experiment(root / "run", corpus, f"training.checkpoints.every_steps={every}")
         loop = build(settings)
 
-        def watched(rows: Iterator[dict[str, Any]], root: Path = root) -> Iterator[dict[str, Any]]:
+        def watched(rows: Iterator[dict[str, Any]], root: Path = root, loop: Loop = loop) -> Iterator[dict[str, Any]]:
             for at in range(STEPS + 1):
+                assert loop.saver.idle(60)  # it must not write while its files are copied
                 shutil.copytree(root / "run", root / f"image-{at}")
                 row = next(rows, None)
                 if row is None:
@@ -68,6 +70,17 @@ def images(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, 
         loop.fit(watched(batches(settings, loop)))
         made[every] = [root / f"image-{at}" for at in range(STEPS + 1)]
     return made
+
+
+def test_resumed_after_a_crash_while_a_checkpoint_was_being_written(
+    corpus: Path, whole: tuple[Experiment, dict[str, Any]], images: dict[int, list[Path]], tmp_path: Path
+) -> None:
+    image = Path(shutil.copytree(images[1][5], tmp_path / "image"))
+    newest = max((image / "checkpoints").iterdir())
+    (newest / "meta.json").unlink()
+    (newest / ".state.pt.0123456789ab.part").write_bytes(b"half")
+    resumed_equals_uninterrupted(corpus, whole, image, 1)
+    assert not list(image.rglob("*.part")), "a later checkpoint removes what the crash left"
 
 
 @pytest.mark.parametrize("every", [1, pytest.param(2, marks=pytest.mark.long)])

@@ -178,20 +178,24 @@ class ClassMemory:
         queues = {name.removeprefix("classes."): array for name, array in state.items() if name not in index}
         self.restore(index, lambda kind, first, end: [Piece(kind, first, first, end, queues)])
 
-    def pieces(self) -> Iterator[Piece]:
-        """The state of this part, a piece at a time, as views: write each before the next call.
+    def snapshot(self) -> Iterator[Piece]:
+        """The state of this part as it is now, copied, a piece at a time.
 
         The piece "index", the windows, is of the part with class 0. Pieces of classes are numbered by their first.
         """
+        made = []
         if self.first == 0 < self.last:
-            yield Piece("index", 0, 0, 0, self.windows.state_dict())
+            windows = {name: array.copy() for name, array in self.windows.state_dict().items()}
+            made.append(Piece("index", 0, 0, 0, windows))
         bounds = np.unique(np.clip(cuts(self.classes), self.first, self.last)).tolist()
         for first, end in pairwise(bounds):
             own = slice(first - self.first, end - self.first)
-            yield Piece("classes", first, first, end, {name: getattr(self, name)[own] for name in _QUEUES})
+            queues = {name: getattr(self, name)[own].copy() for name in _QUEUES}
+            made.append(Piece("classes", first, first, end, queues))
+        return iter(made)
 
     def restore(self, index: Mapping[str, np.ndarray], read: Read) -> None:
-        """Continues where `pieces` were taken, by any number of parts: ``index`` are the arrays of that piece.
+        """Continues where a `snapshot` was taken, by any number of parts: ``index`` are the arrays of that piece.
 
         Raises ValueError, changing nothing, if they do not fit or some are missing. Meanwhile both the old and
         the new arrays are held.

@@ -5,7 +5,7 @@ The rows are in one `rayssl.memory.utterances.store.Store` or in several. Index 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,10 +21,11 @@ from rayssl.memory.utterances.positives import (
     sample_nearest,
     sample_speaker,
 )
-from rayssl.memory.utterances.queue import PositivesQueue, Utterances
+from rayssl.memory.utterances.queue import PositivesQueue, Utterances, ages_of
 from rayssl.memory.utterances.settings import MemorySettings
 from rayssl.random.draws import fold, keys_np
 
+_NEVER_CHANGE = ("clusters.", "pending.", "whitening.")
 _COUNTERS = (
     *("anchors", "found", "pool", "rejected"),
     *("speaker_known", "speaker_same", "recording_known", "recording_same"),
@@ -239,28 +240,39 @@ class Index:
 
     # ---- state
 
-    def state_dict(self) -> dict[str, np.ndarray]:
-        """Everything that later calls depend on, but the rows, as views: to be written before the next call.
+    def state_dict(self, *, ages: bool = True) -> dict[str, np.ndarray]:
+        """Everything that later calls depend on, but the rows, as views: to be used before the next call.
 
         The positives are in the order of their slots; ``positives.ages``: how many are older.
         """
         state = {
             **{f"references.{name}": array for name, array in vars(self.utterances).items()},
             "positives.ids": self.queue.ids[: self.queue.size],
-            "positives.ages": self.queue.ages(),
+            **({"positives.ages": ages_of(self.queue.written())} if ages else {}),
             **_named("clusters", self._clustering),
             "clusters.version": np.array(self.version, dtype=np.int64),
             "counters": self._counters,
         }
         if self.whitening is not None:
             state |= {"whitening.mean": self.whitening.mean, "whitening.map": self.whitening.map}
-        return state if self.pending is None else state | _named("pending", self.pending)
+        return state if self.pending is None else state | pending(self.pending)
+
+    def snapshot(self) -> Callable[[], dict[str, np.ndarray]]:
+        """A function that gives the `state_dict` of this moment, in any thread, while this index changes.
+
+        What takes long, the sort by age, is done when it is called.
+        """
+        views = self.state_dict(ages=False)
+        # arrays of a clustering never change once they are made
+        state = {name: array if name.startswith(_NEVER_CHANGE) else array.copy() for name, array in views.items()}
+        written = self.queue.written()
+        return lambda: {**state, "positives.ages": ages_of(written)}
 
     def check(self, state: Mapping[str, np.ndarray]) -> None:
         """Raises ValueError, naming what does not fit, unless `load_state_dict` could take ``state``."""
         expected = {name: array for name, array in self.state_dict().items() if not name.startswith("pending.")}
         if any(name.startswith("pending.") for name in state):  # whether or not this memory overlaps
-            expected |= _named("pending", self._clustering)
+            expected |= pending(self._clustering)
         missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
         if missing or unexpected:
             raise ValueError(f"memory state: missing {missing}, unexpected {unexpected}")
@@ -291,6 +303,11 @@ class Index:
             self.whitening = Whitening(state["whitening.mean"].copy(), state["whitening.map"].copy())
         self._speakers = None
         self._counters = state["counters"].copy()
+
+
+def pending(clustering: Clustering) -> dict[str, np.ndarray]:
+    """The part of `Index.state_dict` for ``clustering``, which the next refresh brings into use."""
+    return _named("pending", clustering)
 
 
 def _named(prefix: str, clustering: Clustering) -> dict[str, np.ndarray]:

@@ -73,17 +73,16 @@ class UtteranceMemory:
         """
         return self.index.metrics(reset)
 
-    def pieces(self) -> Iterator[Piece]:
-        """The whole state, a piece at a time, as views: write each before the next call.
+    def snapshot(self) -> Iterator[Piece]:
+        """The whole state as it is now, a piece at a time; it may be read in another thread while the memory changes.
 
-        Waits for a clustering that is under way, whose result is part of it.
+        The first piece, the index, waits for a clustering that is under way now: its result is part of the state.
         """
-        self._clusterer.settle()
-        index = Piece("index", 0, 0, 0, self.index.state_dict())
-        return chain([index], *(store.pieces() for store in self.stores))
+        index, rows = self._clusterer.snapshot(), [store.snapshot() for store in self.stores]
+        return chain((Piece("index", 0, 0, 0, make()) for make in (index,)), *rows)
 
     def restore(self, index: Mapping[str, np.ndarray], read: Read) -> None:
-        """Continues where `pieces` were taken, by any number of shards: ``index`` are the arrays of that piece.
+        """Continues where a `snapshot` was taken, by any number of shards: ``index`` are the arrays of that piece.
 
         Raises ValueError, changing nothing, if they do not fit.
         """
@@ -98,7 +97,7 @@ class UtteranceMemory:
     def state_dict(self) -> dict[str, np.ndarray]:
         """The whole state as one set of arrays, copied: the same whatever slots and stores the rows are in.
 
-        The positives are oldest first, n <= |Q'| of them. For tests and small memories; others are saved by `pieces`.
+        The positives are oldest first, n <= |Q'| of them. For tests and small memories; others are saved by `snapshot`.
         """
         self._clusterer.settle()
         state = {name: array.copy() for name, array in self.index.state_dict().items()}

@@ -33,6 +33,13 @@ class Utterances:
         return changed
 
 
+def ages_of(written: np.ndarray) -> np.ndarray:
+    """For each slot, how many utterances are older: int32 ``[size]``. ``written``: see `PositivesQueue.written`."""
+    ages = np.empty(len(written), dtype=np.int32)
+    ages[np.argsort(written, kind="stable")] = np.arange(len(written), dtype=np.int32)
+    return ages
+
+
 class PositivesQueue:
     """Which slots hold the positives of the ``capacity`` utterances remembered most recently, each utterance once.
 
@@ -79,11 +86,9 @@ class PositivesQueue:
         """Slots of the present utterances, oldest first: int32 ``[size]``."""
         return np.argsort(self._written[: self.size], kind="stable").astype(np.int32)
 
-    def ages(self) -> np.ndarray:
-        """For each slot in use, how many utterances are older: int32 ``[size]``."""
-        ages = np.empty(self.size, dtype=np.int32)
-        ages[self.by_age()] = np.arange(self.size, dtype=np.int32)
-        return ages
+    def written(self) -> np.ndarray:
+        """When the utterance in each slot in use was remembered, on a clock of its own: int64 ``[size]``, a copy."""
+        return self._written[: self.size].copy()
 
     def replace(self, ids: np.ndarray, ages: np.ndarray) -> None:
         """Holds exactly the distinct ``ids [n]`` in slots 0 to n - 1, of the distinct ``ages [n]``; n <= capacity."""

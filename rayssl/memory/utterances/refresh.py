@@ -23,7 +23,7 @@ from rayssl.clustering.kmeans import cluster_parts
 from rayssl.clustering.partition import Partition
 from rayssl.clustering.similarity import nearest_centroids
 from rayssl.clustering.whitening import Whitening
-from rayssl.memory.utterances.index import Clustering, Index
+from rayssl.memory.utterances.index import Clustering, Index, pending
 from rayssl.memory.utterances.settings import MemorySettings
 from rayssl.memory.utterances.stores import RowStores
 
@@ -65,6 +65,11 @@ class Clusterer:
         if self._running is not None:
             running, self._running = self._running, None
             self._index.pending = running.result()
+
+    def snapshot(self) -> Callable[[], dict[str, np.ndarray]]:
+        """A function that gives the index's state of this moment; it waits for the clustering that is under way now."""
+        state, running = self._index.snapshot(), self._running
+        return lambda: state() if running is None else state() | pending(running.result())
 
     def forget(self) -> None:
         """Waits for the clustering under way, if any, and drops its result, because another state has been loaded."""

@@ -16,6 +16,7 @@ from rayssl.clustering.partition import Partition, call
 from rayssl.clustering.points import unit_rows
 from rayssl.clustering.whitening import Moments, Whitening
 from rayssl.memory.pieces import Kind, Piece, Read, cuts, pieces_of
+from rayssl.memory.snapshots import RowSnapshot
 from rayssl.memory.utterances.positives import Nearest, merge_nearest, nearest_rows
 from rayssl.memory.utterances.settings import MemorySettings
 
@@ -25,6 +26,7 @@ _KINDS: tuple[Kind, ...] = ("references", "positives")
 # attributes of _Rows that make up a piece, and what the second of them is called in it
 _NAMES: dict[Kind, tuple[str, str]] = {"references": ("references", "filled"), "positives": ("positives", "owners")}
 _MARKS: dict[Kind, str] = {"references": "filled", "positives": "ids"}
+BLOCK_BYTES = 64 << 20  # of a snapshot's piece, at most: a few of them are in RAM a second time while they are written
 
 
 @dataclass(frozen=True)
@@ -88,12 +90,14 @@ class Store:
         self._staged: _Rows | None = None
         self._partition: Partition | None = None
         self._whitening: Whitening | None = None
+        self._snapshots: dict[Kind, RowSnapshot] = {}  # until they are read to the end
 
     # ---- rows
 
     def write_references(self, ids: np.ndarray, rows: np.ndarray) -> None:
         """Stores ``rows [B, Dr]`` (normalised here) for ``ids [B]``; of equal ids the last row stays."""
         own, kept = ids - self.first, self._rows
+        self._before_write("references", own)
         kept.references[own] = unit_rows(rows)
         kept.filled[own] = True
         if kept.whitened is not None and self._whitening is not None:
@@ -102,6 +106,7 @@ class Store:
     def write_positives(self, slots: np.ndarray, ids: np.ndarray, rows: np.ndarray) -> None:
         """Stores ``rows [B, De]`` of the utterances ``ids [B]`` in ``slots [B]``."""
         own = slots - self.first_slot
+        self._before_write("positives", own)
         self._rows.positives[own] = rows
         self._rows.owners[own] = ids
 
@@ -196,17 +201,36 @@ class Store:
 
     # ---- state
 
-    def pieces(self) -> Iterator[Piece]:
-        """All rows, a piece at a time, as views: to be used before anything else is written."""
-        rows = self._rows
+    def snapshot(self) -> Iterator[Piece]:
+        """All rows as they are now, a piece at a time. They may be read in another thread while rows are written.
+
+        A piece is a copy of at most `BLOCK_BYTES`. There is one snapshot at a time: a new one ends the one before.
+        """
+        self._snapshots = {kind: RowSnapshot(rows) for kind, rows in self.rows().items()}
+        marks = {kind: getattr(self._rows, _NAMES[kind][1]).copy() for kind in _KINDS}
+        return self._pieces_of(self._snapshots, marks)
+
+    def _pieces_of(self, snapshots: dict[Kind, RowSnapshot], marks: dict[Kind, np.ndarray]) -> Iterator[Piece]:
         for kind in _KINDS:
-            names, first = _NAMES[kind], self._range(kind)[0]
-            for number, own in zip(self._pieces[kind], self._own(kind), strict=True):
-                parts = [getattr(rows, name)[own] for name in names]
-                written = np.flatnonzero(parts[1] if kind == "references" else parts[1] >= 0)
-                used = int(written[-1]) + 1 if len(written) else 0
-                arrays = {saved: part[:used] for saved, part in zip(("rows", _MARKS[kind]), parts, strict=True)}
-                yield Piece(kind, number, first + own.start, first + own.stop, arrays)
+            rows, marked, first = self.rows()[kind], marks[kind], self._range(kind)[0]
+            most = max(1, BLOCK_BYTES // max(1, rows[:1].nbytes))
+            for own in self._own(kind):
+                for start in range(own.start, own.stop, most):
+                    stop = min(start + most, own.stop)
+                    mark = marked[start:stop]
+                    written = np.flatnonzero(mark if kind == "references" else mark >= 0)
+                    used = int(written[-1]) + 1 if len(written) else 0
+                    block = snapshots[kind].take(start, stop)[:used]
+                    yield Piece(
+                        kind, first + start, first + start, first + stop, {"rows": block, _MARKS[kind]: mark[:used]}
+                    )
+        if self._snapshots is snapshots:
+            self._snapshots = {}
+
+    def _before_write(self, kind: Kind, own: np.ndarray) -> None:
+        snapshot = self._snapshots.get(kind)
+        if snapshot is not None:
+            snapshot.before_write(own)
 
     def restore(self, read: Read) -> None:
         """Reads this share of the pieces that ``read`` finds; in use after `commit`.
@@ -226,6 +250,7 @@ class Store:
         """Brings what `restore` has read into use; references are compared by ``whitening``, if any."""
         assert self._staged is not None
         self._rows, self._staged, self._whitening = self._staged, None, None
+        self._snapshots = {}
         if whitening is not None:
             self.whiten(whitening)
 

@@ -33,7 +33,7 @@ class RaySupply:
     name = "rayssl"
 
     def __init__(self, job: Job) -> None:
-        ranks = job.experiment.ray.workers
+        ranks = job.experiment.ray.most
         self._job, self._ranks = job, ranks
         self.readers = ingest.reader_count(job)
         gpus = int(ray.cluster_resources().get("GPU", 0.0) >= ranks)

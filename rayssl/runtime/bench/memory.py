@@ -7,6 +7,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,9 +22,10 @@ from rayssl.experiment.config import MemoryConfig
 from rayssl.memory.utterances.exchange import RecallArrays, RememberArrays
 from rayssl.memory.utterances.settings import MemorySettings, bytes_needed
 from rayssl.runtime.memory.actor import options
-from rayssl.runtime.memory.rounds import get
+from rayssl.runtime.memory.rounds import get, snapshot_of
 from rayssl.runtime.memory.servers import Server
 from rayssl.runtime.memory.sharded import Exchanger, start
+from rayssl.training.pieces import Records
 
 _POOL, _NOISE = 65521, 4093  # each row is the sum of one of each; the numbers are coprime, so that no sum comes twice
 _FILL = 4096  # rows of one call in the pass that fills the memory
@@ -78,7 +80,9 @@ def measure(job: MemoryCase, say: Callable[[str], None] = lambda _: None) -> Fig
     - exchange_ms_p50, _p95: one call of a rank, which remembers its part of a batch and recalls the next. All ranks
       call at once and as fast as they can. exchanges_per_s (whole batches), exchange_rows_per_s.
     - inside_ms_p50, _p95, with one shard only: sampling and look-up for ``batch`` anchors inside the actor.
-    - save_seconds, restore_seconds, state_bytes.
+    - pause_seconds: how long a training waits for the memory when it saves. save_seconds, restore_seconds, state_bytes.
+    - save_exchanges, save_exchange_ms_max: of the exchanges beside the save. save_peak_ratio: the most resident bytes
+      of an actor while it saves, over those before.
     - restored_equal: whether the restored memory gave the same rows.
 
     Raises `UserError` for a job that is not possible.
@@ -97,10 +101,9 @@ def measure(job: MemoryCase, say: Callable[[str], None] = lambda _: None) -> Fig
         say(f"exchanging {job.calls} batches of {job.batch}")
         figures |= memory.exchange()
         with nullcontext(job.into) if job.into else tempfile.TemporaryDirectory() as folder:
-            say("saving")
-            began = time.perf_counter()
-            records = memory.save(folder)
-            figures["save_seconds"] = time.perf_counter() - began
+            say("saving beside exchanges")
+            records, took = memory.save(folder)
+            figures |= took
             figures["state_bytes"] = sum(int(record["bytes"]) for record in records.values())
             before = memory.recalled()
             figures["peak_bytes"] = memory.peak_bytes()
@@ -138,7 +141,7 @@ class _Memory:
         settings, config = job.settings, MemoryConfig(shards=job.shards, half=job.half)
         prefix = f"bench:{os.urandom(4).hex()}"
         if job.shards == 1:
-            self.index = ray.remote(_Timed).options(**options(config, prefix)).remote(settings, ranks, True)
+            self.index = ray.remote(_Timed).options(**options(config, prefix, ranks)).remote(settings, ranks, True)
             self.stores: list[Any] = []
         else:
             self.index, self.stores = start(settings, ranks, config, prefix)
@@ -167,9 +170,28 @@ class _Memory:
             figures |= _quantiles("inside", get(self.index.inside.remote(self._job.batch, self._job.calls)))
         return figures
 
-    def save(self, folder: str) -> dict[str, dict[str, Any]]:
-        written = get([actor.save.remote(folder) for actor in (self.index, *self.stores)])
-        return {name: record for records in written for name, record in records.items()}
+    def save(self, folder: str) -> tuple[Records, Figures]:
+        """Saves as a training does, beside exchanges. The longest of these, and the actors' RAM against before."""
+        actors = (self.index, *self.stores)
+        before = get([actor.__ray_call__.remote(_begin_peak) for actor in actors])
+        began = time.perf_counter()
+        save = snapshot_of(actors)
+        pause = time.perf_counter() - began
+        with ThreadPoolExecutor(1) as pool:
+            saving, taken, calls = pool.submit(save, folder), [0.0], 0
+            while not saving.done():
+                taken += np.concatenate(get([client.exchange.remote(1) for client in self._clients])).tolist()
+                calls += 1
+            records = saving.result()
+        after = get([actor.__ray_call__.remote(_peak_since) for actor in actors])
+        figures: Figures = {
+            "pause_seconds": pause,
+            "save_seconds": time.perf_counter() - began,
+            "save_exchanges": calls,
+        }
+        figures["save_exchange_ms_max"] = 1000 * max(taken)
+        figures["save_peak_ratio"] = max(peak / rows for peak, rows in zip(after, before, strict=True))
+        return records, figures
 
     def load(self, folder: str, records: dict[str, dict[str, Any]]) -> None:
         if not self.stores:
@@ -274,3 +296,20 @@ def _quantiles(name: str, seconds: np.ndarray) -> Figures:
 
 def _peak(_: Any) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _begin_peak(_: Any) -> int:
+    """The resident bytes of this process now; `_peak_since` gives the most from here on."""
+    with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+        file.write("5")
+    return _status("VmRSS")
+
+
+def _peak_since(_: Any) -> int:
+    return _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    with open("/proc/self/status", encoding="ascii") as file:
+        line = next(line for line in file if line.startswith(name))
+    return int(line.split()[1]) << 10

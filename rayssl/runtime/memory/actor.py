@@ -13,6 +13,7 @@ checkpoint, so that model and memory never come from different steps.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -23,14 +24,19 @@ from rayssl import collectives
 from rayssl.experiment.config import MemoryConfig
 from rayssl.memory.utterances.exchange import RecallArrays, RememberArrays
 from rayssl.memory.utterances.settings import MemorySettings
-from rayssl.runtime.memory.rounds import get
+from rayssl.runtime.memory.rounds import Watch, answer_on_all_ranks, get, snapshot_of
 from rayssl.runtime.memory.servers import Server
 from rayssl.training.pieces import Records
 
 
-def options(config: MemoryConfig, name: str) -> dict[str, Any]:
-    """Ray's options of an actor: its name, and the resources of its node that ``config`` gives it."""
-    declared: dict[str, Any] = {"num_cpus": config.cpus, "name": name, "max_concurrency": 1000}
+def concurrency(world: int) -> int:
+    """How many calls an actor takes at once. A strict one must have those of all ranks before it answers any."""
+    return max(1000, 8 * world)
+
+
+def options(config: MemoryConfig, name: str, world: int) -> dict[str, Any]:
+    """Ray's options of an actor for ``world`` ranks: its name, and what ``config`` gives it of its node."""
+    declared: dict[str, Any] = {"num_cpus": config.cpus, "name": name, "max_concurrency": concurrency(world)}
     if config.memory_bytes:
         declared["memory"] = config.memory_bytes
     if config.gpus:
@@ -46,12 +52,14 @@ class ActorMemory:
         name = f"memory:{label}:{os.urandom(4).hex()}"
         if collectives.rank() == 0:
             # outside the trial's placement group, which is full
-            actor = ray.remote(Server).options(**options(config, name), scheduling_strategy="DEFAULT")
+            declared = options(config, name, collectives.world())
+            actor = ray.remote(Server).options(**declared, scheduling_strategy="DEFAULT")
             self.actor = actor.remote(settings, collectives.world(), config.sync == "strict")
             ray.get(self.actor.metrics.remote())  # alive before another rank looks for it
         name = collectives.broadcast_object(name)
         if collectives.rank() != 0:
             self.actor = ray.get_actor(name)
+        self.watch = Watch([self.actor], f"{label}: memory")
 
     def exchange(
         self, remember: RememberArrays | None, ids: np.ndarray | None, epoch: int
@@ -63,30 +71,16 @@ class ActorMemory:
 
     def refresh(self, epoch: int) -> dict[str, float]:
         """See `rayssl.training.context.MemoryClient.refresh`."""
-        metrics = ray.get(self.actor.refresh.remote(epoch)) if collectives.rank() == 0 else None
-        return collectives.broadcast_object(metrics)  # type: ignore[no-any-return]
+        return answer_on_all_ranks(lambda: self.actor.refresh.remote(epoch))  # type: ignore[no-any-return]
 
     def metrics(self) -> dict[str, float]:
         """See `rayssl.training.context.Checkpointable.metrics`."""
         return ray.get(self.actor.metrics.remote())  # type: ignore[no-any-return]
 
-    def save(self, folder: str) -> Records:
-        """See `rayssl.training.context.Checkpointable.save`; the actor writes."""
-        return get(self.actor.save.remote(folder))  # type: ignore[no-any-return]
+    def snapshot(self) -> Callable[[str], Records]:
+        """See `rayssl.training.context.Checkpointable.snapshot`."""
+        return snapshot_of([self.actor])
 
     def load(self, folder: str, records: Records) -> None:
         """See `rayssl.training.context.Checkpointable.load`; the actor reads, when rank 0 calls."""
-        on_all_ranks(lambda: get(self.actor.load.remote(folder, records)))
-
-
-def on_all_ranks(action: Any) -> None:
-    """Runs ``action`` on rank 0. A ValueError or OSError, which a user can fix, is raised on every rank."""
-    error: ValueError | OSError | None = None
-    if collectives.rank() == 0:
-        try:
-            action()
-        except (ValueError, OSError) as caught:  # all kinds of `UserError` are one of them
-            error = caught
-    error = collectives.broadcast_object(error)
-    if error is not None:
-        raise error
+        collectives.on_rank_0(lambda: get(self.actor.load.remote(folder, records)))

@@ -12,6 +12,7 @@ answers of several actors have to be joined.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import Future
 from threading import Lock
 from typing import Any
@@ -24,8 +25,8 @@ from rayssl.experiment.config import MemoryConfig
 from rayssl.memory.classes.memory import ClassRecallArrays, ClassRememberArrays
 from rayssl.memory.classes.settings import ClassSettings
 from rayssl.memory.pieces import limits
-from rayssl.runtime.memory.actor import on_all_ranks, options
-from rayssl.runtime.memory.rounds import get
+from rayssl.runtime.memory.actor import options
+from rayssl.runtime.memory.rounds import Watch, get, snapshot_of
 from rayssl.runtime.memory.servers import ClassServer
 from rayssl.training.pieces import Records
 
@@ -38,7 +39,7 @@ def start(settings: ClassSettings, world: int, config: MemoryConfig, names: list
     bounds = limits(settings.classes, len(names)).tolist()
     actors = [
         ray.remote(ClassServer)
-        .options(**options(config, name), scheduling_strategy="SPREAD")
+        .options(**options(config, name, world), scheduling_strategy="SPREAD")
         .remote(settings, world, config.sync == "strict", bounds[shard], bounds[shard + 1])
         for shard, name in enumerate(names)
     ]
@@ -78,6 +79,7 @@ class ActorClasses:
         collectives.barrier()
         if collectives.rank() != 0:
             self.actors = [ray.get_actor(name) for name in names]
+        self.watch = Watch(self.actors, f"{label}: memory")
         self._call = Caller(self.actors, collectives.rank(), self._strict)
 
     def exchange(self, remember: ClassRememberArrays, step: int | None) -> Future[ClassRecallArrays | None]:
@@ -93,14 +95,13 @@ class ActorClasses:
         figures["staleness_steps"] += 0.0 if self._strict else 1.0  # an answer is that of the step before
         return figures
 
-    def save(self, folder: str) -> Records:
-        """See `rayssl.training.context.Checkpointable.save`; the actors write, all at once."""
-        written = get([actor.save.remote(folder) for actor in self.actors])
-        return {name: record for records in written for name, record in records.items()}
+    def snapshot(self) -> Callable[[str], Records]:
+        """See `rayssl.training.context.Checkpointable.snapshot`."""
+        return snapshot_of(self.actors)
 
     def load(self, folder: str, records: Records) -> None:
         """See `rayssl.training.context.Checkpointable.load`; the actors read, when rank 0 calls."""
-        on_all_ranks(lambda: get([actor.load.remote(folder, records) for actor in self.actors]))
+        collectives.on_rank_0(lambda: get([actor.load.remote(folder, records) for actor in self.actors]))
 
 
 def _together(answers: list[Future[ClassRecallArrays | None]]) -> Future[ClassRecallArrays | None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -65,11 +65,20 @@ class CheckpointableServer:
 
     memory: UtteranceMemory | ClassMemory
     rounds: Rounds
+    _kept: Iterator[Piece]
+
+    async def snapshot(self) -> None:
+        """Keeps what it holds as it is now, for `save`; calls that come meanwhile wait."""
+        async with self.rounds.lock:
+            self._kept = await asyncio.to_thread(self.memory.snapshot)
 
     async def save(self, folder: str) -> Records:
-        """Writes what it holds; calls that come meanwhile wait."""
-        async with self.rounds.lock:
-            return await asyncio.to_thread(lambda: pieces.write(folder, self.memory.pieces()))
+        """Writes what `snapshot` has kept, once, while calls are answered."""
+        return await asyncio.to_thread(pieces.write, folder, self._kept)
+
+    async def missing(self) -> dict[int, float]:
+        """See `Rounds.missing`."""
+        return self.rounds.missing()
 
     async def load(self, folder: str, records: Records) -> None:
         """Restores it."""
@@ -152,6 +161,7 @@ class StoreServer:
         self.store = Store(_on_this_node(settings), shard, shards)
         self.rounds = Rounds(world, strict)
         self.lost = 0
+        self._kept: Iterator[Piece] = iter(())
         self._held = False  # the lock, from the beginning to the end of a clustering of the rows themselves
 
     async def exchange(self, call: int, rank: int, message: Message) -> Answer:
@@ -206,10 +216,18 @@ class StoreServer:
         lost, self.lost = self.lost, 0
         return lost
 
-    async def save(self, folder: str) -> Records:
-        """Writes this store's pieces; calls that come meanwhile wait."""
+    async def snapshot(self) -> None:
+        """Keeps this store's rows as they are now, for `save`; calls that come meanwhile wait."""
         async with self.rounds.lock:
-            return await asyncio.to_thread(lambda: pieces.write(folder, self.store.pieces()))
+            self._kept = await asyncio.to_thread(self.store.snapshot)
+
+    async def save(self, folder: str) -> Records:
+        """Writes what `snapshot` has kept, once, while calls are answered."""
+        return await asyncio.to_thread(pieces.write, folder, self._kept)
+
+    async def missing(self) -> dict[int, float]:
+        """See `Rounds.missing`."""
+        return self.rounds.missing()
 
     async def restore(self, folder: str, records: Records) -> None:
         """Reads this store's share; in use after `commit`."""
@@ -248,6 +266,7 @@ class IndexServer:
         self.rounds = Rounds(world, strict)
         self.staleness = Staleness(world)
         self._read: dict[str, np.ndarray] = {}
+        self._kept: Callable[[], dict[str, np.ndarray]] = dict
 
     async def exchange(
         self, call: int, rank: int, what: WriteRequest | None, ids: np.ndarray | None, epoch: int
@@ -285,15 +304,22 @@ class IndexServer:
         async with self.rounds.lock:
             return {**self.index.metrics(reset=True, lost=lost), **self.staleness.metrics(self.rounds.strict)}
 
+    async def snapshot(self) -> None:
+        """Keeps the index as it is now, for `save`; calls that come meanwhile wait."""
+        async with self.rounds.lock:
+            self._kept = await asyncio.to_thread(self.clusterer.snapshot)
+
     async def save(self, folder: str) -> Records:
-        """Writes the index; waits for a clustering that is under way. Calls that come meanwhile wait."""
+        """Writes what `snapshot` has kept, while calls are answered. Waits for a clustering that was under way then."""
 
         def write() -> Records:
-            self.clusterer.settle()
-            return pieces.write(folder, [Piece("index", 0, 0, 0, self.index.state_dict())])
+            return pieces.write(folder, [Piece("index", 0, 0, 0, self._kept())])
 
-        async with self.rounds.lock:
-            return await asyncio.to_thread(write)
+        return await asyncio.to_thread(write)
+
+    async def missing(self) -> dict[int, float]:
+        """See `Rounds.missing`."""
+        return self.rounds.missing()
 
     async def restore(self, folder: str, records: Records) -> None:
         """Reads the index; in use after `commit`. Raises ValueError where it does not fit."""

@@ -30,8 +30,8 @@ from rayssl.experiment.config import MemoryConfig
 from rayssl.memory.utterances.exchange import RecallArrays, RememberArrays, Shares, write_request
 from rayssl.memory.utterances.positives import merge_nearest
 from rayssl.memory.utterances.settings import MemorySettings
-from rayssl.runtime.memory.actor import on_all_ranks, options
-from rayssl.runtime.memory.rounds import get
+from rayssl.runtime.memory.actor import concurrency, options
+from rayssl.runtime.memory.rounds import Watch, answer_on_all_ranks, get, snapshot_of
 from rayssl.runtime.memory.servers import IndexServer, StoreServer
 from rayssl.training.pieces import Records
 
@@ -43,12 +43,12 @@ def start(settings: MemorySettings, world: int, config: MemoryConfig, prefix: st
     common = settings, world, config.sync == "strict"
     stores = [
         ray.remote(StoreServer)
-        .options(**options(config, f"{prefix}:{shard}"), scheduling_strategy="SPREAD")
+        .options(**options(config, f"{prefix}:{shard}", world), scheduling_strategy="SPREAD")
         .remote(*common, shard, config.shards)
         for shard in range(config.shards)
     ]
-    declared = {"num_cpus": config.cpus, "name": prefix, "max_concurrency": 1000, "scheduling_strategy": "DEFAULT"}
-    index = ray.remote(IndexServer).options(**declared).remote(*common, stores)
+    declared = {"num_cpus": config.cpus, "name": prefix, "max_concurrency": concurrency(world)}
+    index = ray.remote(IndexServer).options(**declared, scheduling_strategy="DEFAULT").remote(*common, stores)
     ray.get([index.metrics.remote(0), *(store.lost_rows.remote() for store in stores)])
     return index, stores
 
@@ -93,6 +93,7 @@ class ShardedMemory:
         if collectives.rank() != 0:
             self.index = ray.get_actor(prefix)
             self.stores = [ray.get_actor(f"{prefix}:{shard}") for shard in range(config.shards)]
+        self.watch = Watch([self.index, *self.stores], f"{label}: memory")
         self._exchange = Exchanger(settings, self.index, self.stores, collectives.rank())
         self._waiting: SimpleQueue[_Call] = SimpleQueue()
         Thread(target=_work, args=(self._waiting,), name="memory", daemon=True).start()
@@ -108,18 +109,16 @@ class ShardedMemory:
 
     def refresh(self, epoch: int) -> dict[str, float]:
         """See `rayssl.training.context.MemoryClient.refresh`."""
-        metrics = ray.get(self.index.refresh.remote(epoch)) if collectives.rank() == 0 else None
-        return collectives.broadcast_object(metrics)  # type: ignore[no-any-return]
+        return answer_on_all_ranks(lambda: self.index.refresh.remote(epoch))  # type: ignore[no-any-return]
 
     def metrics(self) -> dict[str, float]:
         """See `rayssl.training.context.Checkpointable.metrics`."""
         lost = sum(ray.get([store.lost_rows.remote() for store in self.stores]))
         return ray.get(self.index.metrics.remote(lost))  # type: ignore[no-any-return]
 
-    def save(self, folder: str) -> Records:
-        """See `rayssl.training.context.Checkpointable.save`; the actors write, all at once."""
-        written = [actor.save.remote(folder) for actor in (self.index, *self.stores)]
-        return {name: record for records in get(written) for name, record in records.items()}
+    def snapshot(self) -> Callable[[str], Records]:
+        """See `rayssl.training.context.Checkpointable.snapshot`."""
+        return snapshot_of((self.index, *self.stores))
 
     def load(self, folder: str, records: Records) -> None:
         """See `rayssl.training.context.Checkpointable.load`; the actors read, when rank 0 calls."""
@@ -130,7 +129,7 @@ class ShardedMemory:
             whitening = get(self.index.commit.remote())
             get([store.commit.remote(whitening) for store in self.stores])
 
-        on_all_ranks(restore)
+        collectives.on_rank_0(restore)
 
 
 def _work(waiting: SimpleQueue[_Call]) -> None:

@@ -96,7 +96,7 @@ def _connect(plan: SweepPlan, left: int, say: Callable[[str], None]) -> int:
         cluster.connect(logs=False)
     else:
         cores = os.cpu_count() or 1
-        by_cores = min(max(1, int(cores / (each.ray.workers * each.ray.cpus_per_worker))) for each in every)
+        by_cores = min(max(1, int(cores / (each.ray.fewest * each.ray.cpus_per_worker))) for each in every)
         at_once = min(wanted or by_cores, left)
         cluster.connect(cpus=at_once * max(_cpus(experiment) for experiment in every), logs=False)
     import ray
@@ -122,7 +122,7 @@ def _cpus(experiment: Experiment) -> float:
     """CPUs that a trial takes: those of ranks and memory, or of its evaluation, and one for the tasks that read."""
     ray, memory = experiment.ray, experiment.memory
     actors = 0 if experiment.evaluation is None else experiment.evaluation.actors
-    return max(ray.workers * ray.cpus_per_worker + memory.actors * memory.cpus, actors) + 1
+    return max(ray.fewest * ray.cpus_per_worker + memory.actors * memory.cpus, actors) + 1
 
 
 def room(experiment: Experiment, nodes: list[dict[str, float]]) -> int:
@@ -135,9 +135,9 @@ def room(experiment: Experiment, nodes: list[dict[str, float]]) -> int:
     def fitting(name: str, amount: float) -> int:
         return sum(int(node.get(name, 0.0) / amount) for node in nodes)
 
-    found = [int(total("CPU") / _cpus(experiment)), fitting("CPU", ray.cpus_per_worker) // ray.workers]
-    if ray.gpu is True or (ray.gpu == "auto" and total("GPU") >= ray.workers):
-        found.append(int(total("GPU") / (ray.workers + memory.gpus * memory.shards)))
+    found = [int(total("CPU") / _cpus(experiment)), fitting("CPU", ray.cpus_per_worker) // ray.fewest]
+    if ray.gpu is True or (ray.gpu == "auto" and total("GPU") >= ray.fewest):
+        found.append(int(total("GPU") / (ray.fewest + memory.gpus * memory.shards)))
     if memory.memory_bytes:
         found.append(fitting("memory", memory.memory_bytes) // memory.shards)
     return min(found)
