@@ -42,7 +42,6 @@ def test_kinds_of_kubernetes_hold_to_their_schemas(overlay: str) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_kinds_of_ray_hold_to_kuberays_schemas(overlay: str) -> None:
-    manifests.need_crds()
     checked = [item for item in render(overlay) if item["kind"] in RAY_KINDS]
     assert len(checked) == 6
     assert {item["metadata"]["name"]: found for item in checked if (found := problems(item))} == {}
@@ -53,8 +52,7 @@ def test_a_file_has_no_unknown_field(path: Path) -> None:
     """Without kubectl: each file as it stands. Jobs lack what kustomize copies into them, so nothing is required."""
     for document in manifests.documents(path.read_text()):
         if document["kind"] in RAY_KINDS:
-            manifests.need_crds()
-        assert problems(document, parts=True) == []
+            assert problems(document, parts=True) == []
 
 
 @pytest.mark.parametrize("path", KUSTOMIZATIONS, ids=name)
@@ -134,21 +132,18 @@ def test_a_mistake_in_a_kind_of_kubernetes_is_seen(kind: str, path: str, value: 
 
 @pytest.mark.parametrize(("kind", "path", "value"), RAY_MISTAKES)
 def test_a_mistake_in_a_kind_of_ray_is_seen(kind: str, path: str, value: Any) -> None:
-    manifests.need_crds()
     document = first(kind)
     assert problems(document) == []
     assert problems(broken(document, path, value)) != []
 
 
 def test_a_mistake_in_a_file_is_seen_without_kubectl() -> None:
-    manifests.need_crds()
     (job,) = manifests.documents((KUBERNETES / "base/jobs/train.yaml").read_text())
     assert problems(job, parts=True) == []
     assert problems(broken(job, "spec/rayClusterSpec/workerGroupSpecs/0/replica", 1), parts=True) != []
 
 
 def test_a_field_that_is_missing_is_seen() -> None:
-    manifests.need_crds()
     document = first("RayCluster")
     del document["spec"]["headGroupSpec"]["template"]
     assert problems(document) == ["spec.headGroupSpec: 'template' is a required property"]
