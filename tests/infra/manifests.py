@@ -28,7 +28,7 @@ Document = dict[str, Any]
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "infra/kubernetes"
-OVERLAYS = ("dev", "gpu", "spot")
+OVERLAYS = ("dev", "gpu", "single", "spot", "rdma")
 KUBERNETES_VERSION = "1.34"
 RAY_KINDS = set(compact.KINDS)
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -203,6 +203,17 @@ def pod_templates(items: list[Document]) -> Iterator[tuple[str, Document]]:
 
 def containers(template: Document) -> list[Document]:
     return [*template["spec"]["containers"], *template["spec"].get("initContainers", [])]
+
+
+def environment(group: Document) -> dict[str, str]:
+    """The variables with a value in Ray's own container of a group."""
+    return {each["name"]: each["value"] for each in group["template"]["spec"]["containers"][0].get("env", [])
+            if "value" in each}  # fmt: skip
+
+
+def requested(group: Document, resource: str) -> float:
+    """What Ray's own container of a group requests of ``resource``."""
+    return quantity(group["template"]["spec"]["containers"][0]["resources"]["requests"].get(resource, 0))
 
 
 def quantity(text: str | int) -> float:

@@ -88,14 +88,19 @@ if KINDS:  # where the originals are at hand: see `python -m tests.infra.kuberay
         found = {}
         for kind, plural in compact.KINDS.items():
             definition = yaml.load((FOLDER / f"ray.io_{plural}.yaml").read_text(), Loader=loader)
-            (found[kind],) = [v["schema"] for v in definition["spec"]["versions"] if v["name"] == "v1"]
+            (found[kind],) = [v for v in definition["spec"]["versions"] if v["name"] == "v1"]
         return found
 
     @pytest.mark.long
     def test_the_compact_form_says_what_the_originals_say(originals: dict[str, Any]) -> None:
         schemas = compact.expanded(json.loads(compact.COMPACT.read_text()))
-        assert {kind: {"openAPIV3Schema": schema} for kind, schema in schemas.items()} == plain(originals)
+        assert schemas == {kind: plain(version["schema"]["openAPIV3Schema"]) for kind, version in originals.items()}
         assert list(validations(originals)) == list(validations(schemas))
+
+    @pytest.mark.long
+    def test_a_raycluster_has_no_scale(originals: dict[str, Any]) -> None:
+        """Then a budget of disruptions with `maxUnavailable` or a percentage would not work for its pods."""
+        assert originals["RayCluster"]["subresources"] == {"status": {}}
 
     @pytest.mark.long
     def test_the_compact_form_is_what_the_script_makes() -> None:

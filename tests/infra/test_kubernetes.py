@@ -15,7 +15,16 @@ FILES = sorted(KUBERNETES.rglob("*.yaml"))
 MANIFESTS = [path for path in FILES if path.name != "kustomization.yaml"]
 KUSTOMIZATIONS = [path for path in FILES if path.name == "kustomization.yaml"]
 WANTED = {
-    *("Namespace", "ServiceAccount", "ConfigMap", "Service", "StatefulSet", "NetworkPolicy", "PodMonitor"),
+    *(
+        "Namespace",
+        "ServiceAccount",
+        "ConfigMap",
+        "Service",
+        "StatefulSet",
+        "NetworkPolicy",
+        "PodMonitor",
+        "PodDisruptionBudget",
+    ),
     *("RayCluster", "RayJob", "RayCronJob"),
 }
 
@@ -91,6 +100,7 @@ CORE_MISTAKES = [
     ("PodMonitor", "spec/podMetricsEndpoints/0/relabelings/0/sourceLabel", ["a"]),
     ("PodMonitor", "metadata/labls", {}),
     ("NetworkPolicy", "spec/ingress/0/from/0/podselector", {}),
+    ("PodDisruptionBudget", "spec/minAvailables", 1),
 ]
 _POD = "template/spec/containers/0"
 RAY_MISTAKES = [
@@ -119,7 +129,12 @@ RAY_MISTAKES = [
 
 def first(kind: str) -> dict[str, Any]:
     items = render("gpu")
-    names = {"RayJob": "rayssl-train", "ServiceAccount": "rayssl", "NetworkPolicy": "ray"}
+    names = {
+        "RayJob": "rayssl-train",
+        "ServiceAccount": "rayssl",
+        "NetworkPolicy": "ray",
+        "PodDisruptionBudget": "rayssl-head",
+    }
     return find(items, kind, names.get(kind))
 
 
