@@ -1,14 +1,15 @@
 """The Kubernetes manifests as documents, and what is wrong with one, strictly: an unknown field is a mistake.
 
-Ray's kinds are held to KubeRay's own schemas, which lie beside the project (RAYSSL_KUBERAY_CRDS names another folder);
-Kubernetes' own kinds to the schemas that the package kubernetes-validate carries; a PodMonitor to the one below.
+Ray's kinds are held to KubeRay's own schemas, which `kuberay/schemas.json` has in a compact form, and to the rules in
+them (`admission.py`); Kubernetes' own kinds to the schemas that the package kubernetes-validate carries; a PodMonitor
+to the one below.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
-import os
+import json
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -20,15 +21,17 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from tests.infra.admission import broken_rules, repeated
+from tests.infra.kuberay import compact
+
 Document = dict[str, Any]
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "infra/kubernetes"
-OVERLAYS = ("dev", "gpu", "spot")
-CRDS = Path(os.environ.get("RAYSSL_KUBERAY_CRDS", ROOT.parent / "shared/kubernetes"))
+OVERLAYS = ("dev", "gpu", "single", "spot", "rdma")
 KUBERNETES_VERSION = "1.34"
-RAY_KINDS = {"RayCluster": "rayclusters", "RayJob": "rayjobs", "RayCronJob": "raycronjobs"}
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the CRDs are 3 MB: ten seconds in Python
+RAY_KINDS = set(compact.KINDS)
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def _object(required: tuple[str, ...] = (), **properties: Any) -> dict[str, Any]:
@@ -93,11 +96,6 @@ def render(overlay: str) -> list[Document]:
     return copy.deepcopy(_rendered(overlay))
 
 
-def need_crds() -> None:
-    if not all((CRDS / f"ray.io_{plural}.yaml").is_file() for plural in RAY_KINDS.values()):
-        pytest.skip(f"KubeRay's schemas are not in {CRDS}: copy its CRDs there or set RAYSSL_KUBERAY_CRDS")
-
-
 def closed(schema: Any) -> Any:
     """``schema`` in place, with every object that lists its properties closed to others, as the API server prunes."""
     if isinstance(schema, list):
@@ -122,20 +120,27 @@ def without_required(schema: Any) -> Any:
 
 
 @functools.cache
+def ray_schemas() -> dict[str, Any]:
+    """KubeRay's schemas of ``ray.io/v1`` by kind, closed."""
+    schemas = compact.expanded(json.loads(compact.COMPACT.read_text()))
+    return {kind: closed(schema) for kind, schema in schemas.items()}
+
+
+@functools.cache
 def ray_validator(kind: str, *, parts: bool = False) -> jsonschema.Draft202012Validator:
-    """KubeRay's schema of ``ray.io/v1``; with ``parts`` nothing is required."""
-    definition = yaml.load((CRDS / f"ray.io_{RAY_KINDS[kind]}.yaml").read_text(), Loader=_LOADER)
-    (version,) = [v for v in definition["spec"]["versions"] if v["name"] == "v1" and v["served"]]
-    schema = closed(version["schema"]["openAPIV3Schema"])
+    """With ``parts`` nothing is required."""
+    schema = ray_schemas()[kind]
     return jsonschema.Draft202012Validator(without_required(schema) if parts else schema)
 
 
 def problems(document: Document, *, parts: bool = False) -> list[str]:
-    """What is wrong with ``document``, one line each; Ray's kinds need the CRDs."""
+    """What is wrong with ``document``, one line each. CEL rules are for whole documents, not for ``parts``."""
     group, kind = document["apiVersion"].rpartition("/")[0], document["kind"]
     if group == "ray.io":
         assert document["apiVersion"] == "ray.io/v1"
         found = [_line(error) for error in ray_validator(kind, parts=parts).iter_errors(document)]
+        found += repeated(ray_schemas()[kind], document)
+        found += [] if parts else broken_rules(ray_schemas()[kind], document)
     elif group == "monitoring.coreos.com":
         found = [_line(error) for error in jsonschema.Draft202012Validator(POD_MONITOR).iter_errors(document)]
     else:
@@ -198,6 +203,17 @@ def pod_templates(items: list[Document]) -> Iterator[tuple[str, Document]]:
 
 def containers(template: Document) -> list[Document]:
     return [*template["spec"]["containers"], *template["spec"].get("initContainers", [])]
+
+
+def environment(group: Document) -> dict[str, str]:
+    """The variables with a value in Ray's own container of a group."""
+    return {each["name"]: each["value"] for each in group["template"]["spec"]["containers"][0].get("env", [])
+            if "value" in each}  # fmt: skip
+
+
+def requested(group: Document, resource: str) -> float:
+    """What Ray's own container of a group requests of ``resource``."""
+    return quantity(group["template"]["spec"]["containers"][0]["resources"]["requests"].get(resource, 0))
 
 
 def quantity(text: str | int) -> float:

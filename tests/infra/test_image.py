@@ -58,6 +58,27 @@ def test_kuberays_probes_find_their_command() -> None:
     assert any("apt-get install" in line and " wget" in line for line in stage("gpu"))
 
 
+def lacks(instructions: list[str], packages: set[str]) -> set[str]:
+    """Which of Debian's ``packages`` the instructions of a stage do not install, or remove again."""
+    words = {word for line in instructions if "apt-get install" in line for word in line.split()}
+    removed = any(re.search("apt-get (remove|purge|autoremove)", line) for line in instructions)
+    return packages if removed else packages - words
+
+
+def test_training_finds_its_compilers() -> None:
+    """Triton calls `gcc` and torch `g++`, in the pod that trains. Python.h is in the base image, which compiled it."""
+    compilers = {"gcc", "g++", "libc6-dev"}  # gcc only recommends the last, which has the headers of C
+    for target in ("cpu", "gpu"):
+        assert lacks(stage(target), compilers) == set(), target
+        without = [re.sub(r" gcc\b", "", line) for line in stage(target)]
+        assert lacks(without, compilers) == {"gcc"}
+        assert lacks([*stage(target), "RUN apt-get purge --yes gcc"], compilers) == compilers
+
+
+def test_nccl_finds_the_library_for_rdma() -> None:
+    assert lacks(stage("gpu"), {"libibverbs1", "ibverbs-providers"}) == set()
+
+
 def test_the_context_holds_what_is_copied_and_little_else() -> None:
     """BuildKit reads the ignore file that is named after the recipe."""
     lines = (ROOT / "infra/image/Dockerfile.dockerignore").read_text().splitlines()

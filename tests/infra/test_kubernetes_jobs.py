@@ -17,7 +17,7 @@ from rayssl.experiment.config import Experiment
 from rayssl.schema import load_yaml, override, parse
 from rayssl.sweeps import points
 from rayssl.sweeps.config import read_plan
-from tests.infra.manifests import OVERLAYS, ROOT, Document, broken, find, job_specs, quantity, render
+from tests.infra.manifests import OVERLAYS, ROOT, Document, broken, find, job_specs, render, requested
 
 BUCKET = "some-bucket"
 QUEUE = "kueue.x-k8s.io/queue-name"
@@ -117,21 +117,25 @@ def test_jobs_hand_on_to_each_other(items: list[Document]) -> None:
 
 
 def test_training_fits_its_cluster(items: list[Document]) -> None:
-    """The ranks, one CPU for data tasks that never ends at zero, and a GPU a rank where one is asked for."""
+    """The ranks, as many on a pod as it has GPUs, and one CPU for data tasks that never ends at zero."""
     for name, spec in job_specs(items).items():
-        groups = [g for g in spec["rayClusterSpec"]["workerGroupSpecs"] if g["maxReplicas"]]
-        requests = {g["groupName"]: g["template"]["spec"]["containers"][0]["resources"]["requests"] for g in groups}
-        cpus = {g["groupName"]: float(g["rayStartParams"].get("num-cpus", quantity(requests[g["groupName"]]["cpu"])))
-                for g in groups}  # fmt: skip
-        total = sum(g["maxReplicas"] * cpus[g["groupName"]] for g in groups)
-        gpus = sum(g["maxReplicas"] for g in groups if "nvidia.com/gpu" in requests[g["groupName"]])
+        groups = {g["groupName"]: g for g in spec["rayClusterSpec"]["workerGroupSpecs"] if g["maxReplicas"]}
+        cpus = {key: int(g["rayStartParams"]["num-cpus"]) for key, g in groups.items()}
+        gpus = {key: int(requested(g, "nvidia.com/gpu")) for key, g in groups.items()}
+        total = sum(g["maxReplicas"] * cpus[key] for key, g in groups.items())
         for experiment in experiments(spec["entrypoint"]):
             ray = experiment.ray
             assert ray.gpu in (True, False), f"{name}: with auto, a GPU node that is late would not be waited for"
             ranks = "gpu" if ray.gpu else "cpu"
-            assert cpus[ranks] >= ray.cpus_per_worker, name
+            assert ranks in cpus, name
+            together = gpus[ranks] if ray.gpu else 1
+            assert cpus[ranks] >= together * ray.cpus_per_worker, name
             assert total >= ray.workers * ray.cpus_per_worker + 1, name
-            assert gpus >= ray.workers if ray.gpu else not gpus, name
+            if ray.gpu:
+                assert groups["gpu"]["maxReplicas"] * gpus["gpu"] >= ray.workers, name
+                assert ray.workers % gpus["gpu"] == 0, f"{name}: GPUs of a node that nobody else gets stay idle"
+            else:
+                assert not any(gpus.values()), name
 
 
 def test_the_memory_of_ssps_comes_to_lie_in_its_group(items: list[Document]) -> None:
@@ -152,7 +156,10 @@ MISTAKES: list[tuple[Callable[[list[Document]], None], str, Any]] = [
     (test_jobs_keep_to_the_operators_and_kueues_rules, "spec/rayClusterSpec/enableInTreeAutoscaling", True),
     (test_entrypoints_are_jobs_with_arguments_that_parse, _ENTRY, f"{_TRAIN} corpus.uri=s3://other/train"),
     (test_jobs_hand_on_to_each_other, _ENTRY, f"{_TRAIN} corpus.uri=s3://$RAYSSL_BUCKET/elsewhere"),
-    (test_training_fits_its_cluster, "spec/rayClusterSpec/workerGroupSpecs/2/maxReplicas", 1),
+    (test_training_fits_its_cluster, "spec/rayClusterSpec/workerGroupSpecs/2/maxReplicas", 0),
+    (test_training_fits_its_cluster, _ENTRY, f"{_TRAIN} ray.workers=16"),
+    (test_training_fits_its_cluster, _ENTRY, f"{_TRAIN} ray.workers=4"),
+    (test_training_fits_its_cluster, _ENTRY, f"{_TRAIN} ray.workers=8 ray.cpus_per_worker=12"),
 ]  # fmt: skip
 
 

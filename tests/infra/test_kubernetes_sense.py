@@ -20,6 +20,7 @@ from tests.infra.manifests import (
     broken,
     cluster_specs,
     containers,
+    environment,
     find,
     job_specs,
     pod_templates,
@@ -31,6 +32,7 @@ from tests.infra.manifests import (
 EXTERNAL_SECRETS = {"rayssl-storage", "rayssl-redis"}  # made by hand, as the README says
 LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 NAME_LIMITS = {"RayCluster": 53, "RayJob": 47, "RayCronJob": 36}  # KubeRay appends to them
+SELECTING = ("NetworkPolicy", "PodMonitor", "PodDisruptionBudget")
 SPOT = "cloud.google.com/gke-spot"
 
 
@@ -53,10 +55,6 @@ def walk(node: Any, key: str) -> Iterator[Any]:
 
 def names(items: list[Document], kind: str) -> set[str]:
     return {item["metadata"]["name"] for item in items if item["kind"] == kind}
-
-
-def environment(container: Document) -> dict[str, str]:
-    return {each["name"]: each["value"] for each in container.get("env", []) if "value" in each}
 
 
 def test_names_are_short_labels(items: list[Document]) -> None:
@@ -105,8 +103,9 @@ def test_selectors_match_labels(items: list[Document]) -> None:
     }
     # KubeRay's own labels, of heads and workers.
     ray = {"ray.io/is-ray-node": {"yes"}, "ray.io/node-type": {"head", "worker", "redis-cleanup"}}
+    ray["ray.io/group"] = {group["groupName"] for _, group in ray_groups(items) if "groupName" in group}
     known = {**ray, **{key: {value} for key, value in [*redis.items(), *submitter]}}
-    policies = [item["spec"] for item in items if item["kind"] in ("NetworkPolicy", "PodMonitor")]
+    policies = [item["spec"] for item in items if item["kind"] in SELECTING]
     used = [(key, value) for labels in walk(policies, "matchLabels") for key, value in labels.items()]
     used += [(each["key"], value) for found in walk(policies, "matchExpressions") for each in found
              for value in each["values"]]  # fmt: skip
@@ -168,13 +167,6 @@ def test_memory_is_reserved_and_holds_what_is_in_it(items: list[Document]) -> No
         assert quantity(shm["sizeLimit"]) + int(parameters.get("memory", 0)) <= limit, name
 
 
-def test_nodes_have_time_to_drain(items: list[Document]) -> None:
-    for name, group in ray_groups(items):
-        spec = group["template"]["spec"]
-        drain = float(environment(spec["containers"][0])["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
-        assert spec["terminationGracePeriodSeconds"] >= drain + 30, name
-
-
 def test_clusters_keep_to_the_operators_rules(items: list[Document]) -> None:
     for name, spec in cluster_specs(items).items():
         assert spec["authOptions"] == {"mode": "token"}, name
@@ -187,7 +179,7 @@ def test_clusters_keep_to_the_operators_rules(items: list[Document]) -> None:
         assert "resources" not in group and "labels" not in group["rayStartParams"], name
         assert "restartPolicy" not in group["template"]["spec"], f"{name}: autoscaler v2 wants Never, the default"
         managed = {"RAY_REDIS_ADDRESS", "REDIS_PASSWORD", "RAY_AUTH_TOKEN", "RAY_enable_autoscaler_v2"}
-        assert managed.isdisjoint(environment(group["template"]["spec"]["containers"][0])), name
+        assert managed.isdisjoint(environment(group)), name
     standing = find(items, "RayCluster")["spec"]
     assert standing["enableInTreeAutoscaling"] and "storage" not in standing["gcsFaultToleranceOptions"]
 
@@ -244,7 +236,8 @@ def test_only_workers_that_may_go_are_on_spot_nodes() -> None:
             tolerated = SPOT in {each["key"] for each in spec.get("tolerations", [])}
             if group.get("groupName") in (None, "memory"):
                 assert wanted == {"DoesNotExist"} and not tolerated, f"{overlay}/{name}"
-            elif overlay == "spot":
+            elif overlay == "spot":  # where an autoscaler that may not evict would not hand on the notice either
+                assert "annotations" not in group["template"].get("metadata", {}), name
                 assert wanted == {"In"} and tolerated, name
             else:
                 assert not wanted and not tolerated, f"{overlay}/{name}"
@@ -265,7 +258,6 @@ MISTAKES: list[tuple[Callable[[list[Document]], None], tuple[str, str], str, Any
     (test_only_heads_that_scale_have_the_account_for_it, _CLUSTER, f"{_WORKER}/serviceAccountName", "rayssl-head"),
     (test_memory_is_reserved_and_holds_what_is_in_it, _CLUSTER, f"{_HEAD}/volumes/0/emptyDir/sizeLimit", "1Gi"),
     (test_memory_is_reserved_and_holds_what_is_in_it, _CLUSTER, f"{_LIMITS}/memory", "8Gi"),
-    (test_nodes_have_time_to_drain, _CLUSTER, f"{_WORKER}/terminationGracePeriodSeconds", 75),
     (test_clusters_keep_to_the_operators_rules, _CLUSTER, "spec/headGroupSpec/rayStartParams/num-cpus", "2"),
     (test_ports_are_open_to_those_who_need_them, ("NetworkPolicy", "ray"), "spec/ingress/0/from", []),
     (test_ports_are_open_to_those_who_need_them, ("NetworkPolicy", "ray-head"), "spec/podSelector", {}),
