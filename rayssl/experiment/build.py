@@ -139,6 +139,7 @@ def build_loop(job: Job, context: Context) -> Loop:
             pass_steps=job.own.pass_steps,
             labelled_steps=None if job.labelled is None else job.labelled.pass_steps,
             nights=_night_input(job, context),
+            ahead=1 if memory is None else experiment.memory.ahead,
         )
     )
     if loaded is not None:

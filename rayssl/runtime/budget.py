@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+_INNER = ("cause", "base_exc", "health_check_failure")  # attributes of Ray's errors: the error inside
+_SILENT = re.compile(r"hanging for ([\d.]+)\s+seconds")
+_PLACE = re.compile(r"^\s*ip: (\S+)", re.MULTILINE)
+_ACTOR = re.compile(r"^\s*class_name: (\w+)", re.MULTILINE)
+_NODE = re.compile(r"node has died|node was (terminated|preempted)|node.* marked dead", re.IGNORECASE)
 _WAITS_S = (0.0, 5.0, 15.0, 30.0, 60.0)  # before the first, second, ... attempt without progress; then the last one
 
 
@@ -39,18 +45,38 @@ class Budget:
 
 
 def said(error: BaseException) -> str:
-    """What failed, in one line: which rank, and the first line of the innermost error."""
+    """What failed, in one line: which rank, and what became of its process, or the innermost error's first line."""
     failures: Any = getattr(error, "worker_failures", None)
     where = ""
     if isinstance(failures, dict) and failures:
-        rank, error = min(failures.items(), key=lambda item: item[0])
+        # if a rank is gone, the others fail because of it
+        rank, error = min(failures.items(), key=lambda item: (_gone(item[1]) is None, item[0]))
         others = f" and {len(failures) - 1} more" if len(failures) > 1 else ""
         where = f"rank {rank}{others}: "
     seen = set[int]()
     while id(error) not in seen:
+        gone = _gone(error)
+        if gone is not None:
+            return where + gone
         seen.add(id(error))
-        error = getattr(error, "cause", None) or getattr(error, "base_exc", None) or error
+        error = next((inner for inner in (getattr(error, name, None) for name in _INNER) if inner is not None), error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # Ray begins some messages with a title that says nothing
     told = next((line for line in lines if not line.lower().startswith(("worker errors", "traceback"))), "")
     return f"{where}{type(error).__name__}" + (f" ({told[:160]})" if told else "")
+
+
+def _gone(error: BaseException) -> str | None:
+    """What became of the process of a worker or an actor, if ``error`` says that it is gone."""
+    kind, text = type(error).__name__, str(error)
+    if kind == "WorkerHealthCheckTimeoutError":
+        found = _SILENT.search(text)
+        return (
+            f"it did not answer for {float(found[1]):.0f} s: stopped, or its node cannot be reached" if found else None
+        )
+    if "ActorDiedError" not in kind and "died unexpectedly" not in text:
+        return None
+    place = _PLACE.search(text)
+    whose = "" if (actor := _ACTOR.search(text)) is None or actor[1] == "RayTrainWorker" else f" of the {actor[1]}"
+    at = f" on {place[1]}" if place else ""
+    return f"the node of its process{whose} was lost{at}" if _NODE.search(text) else f"the process{whose} died{at}"

@@ -16,6 +16,8 @@ from rayssl.errors import ConfigError, Stopped
 from rayssl.runtime.doctor import refused, unusable
 from rayssl.storage.attempts import PATIENCE
 
+_NEEDED = ("raylet", "gcs_server")  # processes without which a local cluster does not work
+
 
 def joins() -> bool:
     """Whether `connect` joins an existing cluster; otherwise it starts one."""
@@ -97,6 +99,25 @@ def _leave_by_sigterm() -> None:
 
 def _terminated(number: int, _frame: FrameType | None) -> None:
     raise Stopped("terminated; the same command resumes", number)
+
+
+def lost() -> bool:
+    """Whether a process of the cluster that `connect` started on this machine has died. It does not recover then.
+
+    There is no public function for this. Ray itself tells it to a person, after half a minute.
+    """
+    from ray._private import worker
+
+    node = getattr(worker, "_global_node", None)
+    if joins() or node is None:
+        return False
+    return any(name in _NEEDED for name, _ in node.dead_processes())
+
+
+def renew(cpus: float) -> None:
+    """Ends the cluster that `connect` started on this machine, of which a part is lost, and starts another one."""
+    disconnect()
+    connect(cpus)
 
 
 def disconnect() -> None:

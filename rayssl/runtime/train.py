@@ -66,7 +66,8 @@ def train(job: Job, until: int | None = None) -> dict[str, Any]:
         meta = checkpoint.read_meta(checkpoint.locate(job.run, "last"))
         print(f"{job.run}: already trained to epoch {meta.epoch}; raise training.epochs to train more", flush=True)
         return meta.metrics
-    cluster.connect(cpus=experiment.ray.most * experiment.ray.cpus_per_worker + memory.actors * memory.cpus)
+    cpus = experiment.ray.most * experiment.ray.cpus_per_worker + memory.actors * memory.cpus
+    cluster.connect(cpus)
     if _has_actors(job):
         _check_actors(experiment)
     from rayssl.runtime import banks
@@ -78,6 +79,9 @@ def train(job: Job, until: int | None = None) -> dict[str, Any]:
     budget = Budget(job.run, experiment.ray.max_failures, partial(_newest, job.run))
     while True:
         try:
+            if cluster.lost():
+                cluster.renew(cpus)
+                read = banks.start(job.banks())
             gpu = _use_gpu(experiment)
             figures = _fit(job, _workers(job, gpu), until, read, gpu)
             if figures is not None:
@@ -164,7 +168,7 @@ def _fit(job: Job, count: int, until: int, read: BankRefs, gpu: bool) -> dict[st
         run_config=RunConfig(
             name=experiment.run.rstrip("/").rsplit("/", 1)[-1] + "-" + os.urandom(3).hex(),
             storage_path=scratch.name,
-            logging_config=LoggingConfig(log_level="WARNING"),
+            logging_config=LoggingConfig(log_level="CRITICAL"),
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
         ),
         datasets=datasets,
@@ -191,7 +195,7 @@ def _run_gracefully(trainer: Any, job: Job, growth: room.Growth) -> str:
     with signals.GracefulShutdown(listening=cluster.joins()) as shutdown, growth:
         trainer.train_loop_config["bell"] = shutdown.bell
         try:
-            shutdown.run(trainer.fit, partial(print, flush=True), growth)
+            shutdown.run(trainer.fit, partial(print, flush=True), partial(_watch, growth))
         except Exception as error:
             if shutdown.received is None or user_error(error) is not None:
                 raise
@@ -202,6 +206,13 @@ def _run_gracefully(trainer: Any, job: Job, growth: room.Growth) -> str:
         at = f"step {known[-1]}" if known else "the beginning, nothing was saved"
         raise Stopped(f"{job.run}: stopped at {at}{failed}; the same command resumes", shutdown.received)
     return why
+
+
+def _watch(growth: room.Growth) -> str | None:
+    """Why the ranks should leave now, or None. Raises RuntimeError if this machine's own cluster is lost."""
+    if cluster.lost():
+        raise RuntimeError("Ray's processes on this machine have died")
+    return growth()
 
 
 def _check_actors(experiment: Experiment) -> None:

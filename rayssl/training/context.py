@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from itertools import zip_longest
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -91,11 +92,11 @@ class Checkpointable(Protocol):
 class MemoryClient(Checkpointable, Protocol):
     """The loop's side of the memory of utterances. Every rank makes the same calls in the same order."""
 
-    def exchange(self, remember: RememberArrays | None, ids: np.ndarray | None, epoch: int) -> Answer:
-        """Gives the memory what this rank remembers of a step and asks for the recall of ``ids``. Does not wait.
+    def exchange(self, remember: Sequence[RememberArrays], ids: np.ndarray | None, epoch: int) -> Answer:
+        """Gives the memory what this rank remembers of some steps and asks for the recall of ``ids``. Does not wait.
 
         The memory answers after it has applied what every rank gave in the same call (strict), or at once (ahead).
-        ``remember`` None gives nothing; ``ids`` None asks for nothing.
+        Strict: step by step, and in each step in the order of the ranks. ``ids`` None asks for nothing.
         """
 
     def refresh(self, epoch: int) -> dict[str, float]:
@@ -122,11 +123,12 @@ class InProcessMemory:
     def __init__(self, memory: UtteranceMemory) -> None:
         self.memory = memory
 
-    def exchange(self, remember: RememberArrays | None, ids: np.ndarray | None, epoch: int) -> Answer:
+    def exchange(self, remember: Sequence[RememberArrays], ids: np.ndarray | None, epoch: int) -> Answer:
         """See `MemoryClient.exchange`; strict."""
-        for part in collectives.gather_objects(remember):
-            if part is not None:
-                self.memory.remember(part)
+        for step in zip_longest(*collectives.gather_objects(list(remember))):
+            for part in step:
+                if part is not None:
+                    self.memory.remember(part)
         answer: Future[RecallArrays | None] = Future()
         everyone = collectives.gather_objects(ids)
         recalls = [None if part is None else self.memory.recall(part, epoch=epoch) for part in everyone]

@@ -1,18 +1,21 @@
 """The training loop: one class for every method, on one rank or many, with or without Ray.
 
 Order inside a step: forward; loss; one request that gives the memory what to remember and asks for the ids of the
-*next* batch; then backward and optimiser step, while the memory works. If a checkpoint follows, the loop asks for the
-next recall only after the memory has been saved. A resumed run then repeats this recall exactly once.
+*next* batch; then backward and optimiser step, while the memory works (`rayssl.training.recalling`). If a checkpoint
+follows, the loop asks for the next recall only after the memory has been saved. A resumed run then repeats this recall
+exactly once.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator
-from concurrent import futures
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any, TypeVar
+from functools import partial
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +24,6 @@ from torch import Tensor, nn
 from rayssl import collectives
 from rayssl.batches.plan import Cursor, cycle_position
 from rayssl.errors import UserError
-from rayssl.memory.utterances import exchange
 from rayssl.methods.base import (
     Batch,
     ClassRemember,
@@ -33,17 +35,16 @@ from rayssl.methods.base import (
 )
 from rayssl.training import checkpoint, resuming
 from rayssl.training.context import ClassClient
-from rayssl.training.inputs import Raw, batch_of, from_classes, make_views, to_classes, to_memory
+from rayssl.training.inputs import Raw, batch_of, from_classes, make_views, to_classes
 from rayssl.training.meters import SHOWN, MetricAccumulator, device_memory, duration, no_figure
 from rayssl.training.optim import build_optimiser
+from rayssl.training.recalling import Recaller, answer_of
 from rayssl.training.saving import Saver
 from rayssl.training.schedules import learning_rate
 from rayssl.training.state import TrainState
+from rayssl.training.verifying import verify
 from rayssl.views.recipes import Segment
 
-T = TypeVar("T")
-
-_ASK_S = 10.0  # how long an answer of the memory may take before it is asked whether it is still there
 _LABELLED = 100  # number of the first segment of the labelled stream, for its draws
 
 
@@ -56,7 +57,9 @@ class Loop:
         self.step = 0  # optimiser steps done
         self.stopped = False  # all ranks have agreed to leave before the last epoch, see `Stopping`
         self.cursor = Cursor()
-        self._asked: Future[exchange.RecallArrays | None] | None = None
+        memory = state.memory
+        self._recaller = None if memory is None else Recaller(memory, state.ahead, state.steps_per_epoch)
+        self._looked_at: deque[Raw] = deque()  # batches that were read before their step
         self._sent: Future[Any] | None = None  # the last write request to the memory of classes
         self.refreshed: dict[str, float] = {}  # figures of this epoch's clustering
         self._metrics: dict[str, float] = {}  # of the last epoch
@@ -97,13 +100,13 @@ class Loop:
                 if self.stopped:
                     return self._metrics
             self.saver.check()
-            # decided before the step: if a checkpoint follows, the step must not ask the memory for the next recall
-            self.stopped = self.state.stopping.agreed()
+            if self._between_groups():
+                # decided before the steps: if a checkpoint follows, they must not ask the memory for the next recalls
+                self.stopped = self.state.stopping.agreed()
             if self.cursor.step == 0:
                 self._begin_epoch()
-            following = self._next(batches) if not self._last_of_epoch() else None
             try:
-                self._train_step(raw, following)
+                self._train_step(raw, batches)
             except Exception as error:
                 error.add_note(f"on rank {self.state.context.rank} at step {self.step}, {self.cursor}")
                 raise
@@ -111,27 +114,40 @@ class Loop:
                 self._end_epoch()
             elif self._checkpoint_due():
                 self._save(self._finite_sums(), self._epoch.total_counts())
-            if self.stopped:
+            if self.stopped and self._between_groups():
                 return self._metrics
-            raw = following if following is not None else self._next(batches)
+            raw = self._next(batches)
         if self.cursor.epoch < last:
             raise RuntimeError(f"the batches ended at {self.cursor}, before epoch {last}")
         return self._metrics
 
     def _next(self, batches: Iterator[Raw]) -> Raw | None:
-        """The next batch. The time it takes counts as waiting for data."""
+        """The next batch."""
+        return self._looked_at.popleft() if self._looked_at else self._read(batches)
+
+    def _read(self, batches: Iterator[Raw]) -> Raw | None:
+        """Another batch of the stream. The time it takes counts as waiting for data."""
         began = time.perf_counter()
         raw = next(batches, None)
         for window in (self._window, self._epoch):
             window.waited += time.perf_counter() - began
         return raw
 
+    def _peek(self, batches: Iterator[Raw], count: int) -> list[Raw]:
+        """The next ``count`` batches, which `_next` gives later."""
+        while len(self._looked_at) < count:
+            raw = self._read(batches)
+            if raw is None:
+                raise RuntimeError(f"the batches ended inside the epoch of {self.cursor}")
+            self._looked_at.append(raw)
+        return list(islice(self._looked_at, count))
+
     @torch.no_grad()
     def _fill(self, raw: Raw, batches: Iterator[Raw]) -> Raw:
         """Fills the memory by one pass of inference over the corpus; returns the first batch to train on."""
         state, epoch, began, done = self.state, self.cursor.epoch, time.perf_counter(), 0
         ticks = MetricAccumulator()
-        if state.memory is None or self.cursor.step != 0:
+        if self._recaller is None or self.cursor.step != 0:
             raise RuntimeError(f"a batch to fill a memory with came at {self.cursor}")
         training = [module for module in state.method.modules() if module.training]
         state.method.eval()
@@ -139,7 +155,7 @@ class Loop:
             # no checkpoint inside a pass: the one before the pass is as good as one with half of it
             self.stopped = state.stopping.agreed()
             remember = state.method.fill(self._views(raw, state.segments.fill[epoch]))
-            self._answer(state.memory.exchange(to_memory(remember, raw), None, epoch))
+            self._recaller.fill(epoch, remember, raw)
             raw, done = next(batches), done + 1
             ticks.tick()
             if state.log is not None and done % state.config.log_every == 0:
@@ -185,7 +201,8 @@ class Loop:
 
     def _begin_epoch(self) -> None:
         state, epoch = self.state, self.cursor.epoch
-        self._asked = None
+        if self._recaller is not None:
+            self._recaller.begin_epoch()
         if state.memory is None or not state.method.config.recalls(epoch):
             return
         began = time.perf_counter()
@@ -198,17 +215,18 @@ class Loop:
         self.refreshed = metrics
         self._leave_out(time.perf_counter() - began)
 
-    def _train_step(self, raw: Raw, following: Raw | None) -> None:
+    def _train_step(self, raw: Raw, batches: Iterator[Raw]) -> None:
         state, epoch = self.state, self.cursor.epoch
-        if self._asked is None and state.memory is not None and state.method.config.recalls(epoch):
-            self._asked = state.memory.exchange(None, raw["id"], epoch)
         views, batch = self._inputs(raw)
-        with torch.autocast(state.context.device.type, torch.bfloat16, enabled=state.config.precision == "bf16"):
+        bf16 = state.config.precision == "bf16"
+        with torch.autocast(state.context.device.type, torch.bfloat16, enabled=bf16):
             out = state.wrapped(views)
-        recall = self._recalled() if state.prototypes is None else self._consulted(out, batch, state.prototypes)
+        recall = self._recalled(raw, batches) if state.prototypes is None else self._consulted(out, batch)
+        if state.config.verify_every and self.step % state.config.verify_every == 0:
+            verify(state.method, views, batch, recall, bf16=bf16, step=self.step)
         step = state.method.step(out, batch, recall)
         lr = self._set_rate()
-        self._hand_over(step.remember, raw, following)
+        self._hand_over(step.remember, raw, batches)
         self.optimiser.zero_grad(set_to_none=True)
         step.loss.backward()
         state.method.before_update(epoch)
@@ -226,53 +244,39 @@ class Loop:
         if self.step % state.config.log_every == 0:
             self._log(lr, epoch)
 
-    def _consulted(self, out: Outputs, batch: Batch, prototypes: ClassClient) -> Recalled:
+    def _consulted(self, out: Outputs, batch: Batch) -> Recalled:
         """What the memory of classes answers, after it has the labelled features of all ranks up to this step."""
+        prototypes = self.state.prototypes
+        assert prototypes is not None
         given = to_classes(self.state.method.consult(out, batch), self.step)
-        answer = self._answer(prototypes.exchange(given, self.step))
+        answer = answer_of(prototypes, prototypes.exchange(given, self.step))
         assert answer is not None
         return from_classes(answer, self.state.context.device)
 
     def _send(self, remember: ClassRemember, prototypes: ClassClient) -> None:
         """Gives the memory of classes what a step remembers; waits until it is applied if a checkpoint follows."""
         if self._sent is not None:
-            self._answer(self._sent)
+            answer_of(prototypes, self._sent)
         self._sent = prototypes.exchange(to_classes(remember, self.step), None)
         if self._checkpoint_due(self.cursor.step + 1):
-            self._answer(self._sent)
+            answer_of(prototypes, self._sent)
             self._sent = None
 
-    def _answer(self, asked: Future[T]) -> T:
-        """The memory's answer. While it does not come, the memory is asked whether it is still there."""
-        while futures.wait([asked], _ASK_S).not_done:
-            assert self.state.checkpointable is not None
-            self.state.checkpointable.watch()
-        return asked.result()
-
-    def _recalled(self) -> Recall | None:
-        answer = None if self._asked is None else self._answer(self._asked)
-        if answer is None:
-            return None
-        device = self.state.context.device
-        return Recall(torch.tensor(answer.rows).to(device), torch.tensor(answer.found).to(device))
-
-    def _hand_over(self, remember: Remembered | None, raw: Raw, following: Raw | None) -> None:
+    def _recalled(self, raw: Raw, batches: Iterator[Raw]) -> Recall | None:
         state, epoch = self.state, self.cursor.epoch
-        self._asked = None
+        if self._recaller is None or not state.method.config.recalls(epoch):
+            return None
+        return self._recaller.recall(epoch, self.cursor.step, raw, partial(self._peek, batches), state.context.device)
+
+    def _hand_over(self, remember: Remembered | None, raw: Raw, batches: Iterator[Raw]) -> None:
+        state, epoch = self.state, self.cursor.epoch
         if isinstance(remember, ClassRemember):
             assert state.prototypes is not None
             self._send(remember, state.prototypes)
-            return
-        if state.memory is None or not state.method.config.remembers(epoch):
-            return
-        ask = state.method.config.recalls(epoch) and not self._checkpoint_due(self.cursor.step + 1)
-        ids = following["id"] if ask and following is not None else None
-        written = None if remember is None else to_memory(remember, raw)
-        answer = state.memory.exchange(written, ids, epoch)
-        if ids is None:
-            self._answer(answer)  # the write must be applied before a checkpoint or a clustering reads the memory
-        else:
-            self._asked = answer
+        elif self._recaller is not None and state.method.config.remembers(epoch):
+            ask = state.method.config.recalls(epoch) and not self._checkpoint_due(self.cursor.step + 1)
+            peek = partial(self._peek, batches) if ask else None
+            self._recaller.remember(epoch, self.cursor.step, remember, raw, peek)
 
     def _end_epoch(self) -> None:
         state, epoch = self.state, self.cursor.epoch
@@ -374,11 +378,16 @@ class Loop:
         epoch, step = self.cursor.epoch, self.cursor.step + 1
         self.cursor = Cursor(epoch + 1, 0) if step == self.state.steps_per_epoch else Cursor(epoch, step)
 
-    def _last_of_epoch(self) -> bool:
-        return self.cursor.step + 1 == self.state.steps_per_epoch
+    def _between_groups(self) -> bool:
+        """Whether a group of steps has ended, see `Recaller`; only then there may be a checkpoint."""
+        return self._recaller is None or self._recaller.ends_group(self.cursor.step)
 
     def _checkpoint_due(self, step: int | None = None) -> bool:
         """Whether a checkpoint follows once ``step`` batches of the epoch are done (None: those done so far)."""
-        every = self.state.config.checkpoints.every_steps
+        every, ahead = self.state.config.checkpoints.every_steps, self.state.ahead
         done = self.cursor.step if step is None else step
-        return self.stopped or done == self.state.steps_per_epoch or (every > 0 and done % every == 0)
+        if done == self.state.steps_per_epoch:
+            return True
+        if self._recaller is not None and not self._recaller.ends_group(done):
+            return False
+        return self.stopped or (every > 0 and done // every > (done - ahead) // every)

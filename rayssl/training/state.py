@@ -24,7 +24,8 @@ class TrainingConfig(Config):
 
     ``epoch_steps``: the number of steps of an epoch; 0 for one pass over the stream. Each epoch ends with a checkpoint
     and its metrics, which cost seconds; a pass over a few labelled clips is shorter than that. ``trackers``: where
-    figures go besides the run's folder and Ray's metrics.
+    figures go besides the run's folder and Ray's metrics. ``verify_every``: after so many steps one is computed again
+    and its bits are compared, to find a processor that computes wrong without an error (0: never). It costs two steps.
     """
 
     epochs: int = Field(100, ge=1)
@@ -36,6 +37,7 @@ class TrainingConfig(Config):
     optimiser: OptimiserConfig = OptimiserConfig()
     checkpoints: CheckpointConfig = CheckpointConfig()
     log_every: int = Field(10, ge=1)
+    verify_every: int = Field(0, ge=0)
     trackers: list[TrackerConfig] = []
 
 
@@ -46,7 +48,8 @@ class TrainState:
     ``log`` takes the figures; None on a rank that has none to give. ``memory`` is the memory of utterances and
     ``prototypes`` the memory of classes; each is None for a method without it. ``pass_steps``: the steps of a pass
     over the stream, if an epoch is not exactly one pass. ``labelled_steps``: the steps of a pass over the labelled
-    stream. ``nights``: makes the views of a corpus of nights.
+    stream. ``nights``: makes the views of a corpus of nights. ``ahead``: the steps of one request to the memory of
+    utterances; 1 without one.
     """
 
     config: TrainingConfig
@@ -65,6 +68,7 @@ class TrainState:
     pass_steps: int | None = None
     labelled_steps: int | None = None
     nights: NightInput | None = None
+    ahead: int = 1
     stopping: Stopping = field(default_factory=Stopping)
 
     @property

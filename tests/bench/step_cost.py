@@ -117,7 +117,7 @@ def filled(client: MemoryClient, arguments: argparse.Namespace, utterances: int)
     for start in range(0, utterances, 4096):
         ids = np.arange(start, min(start + 4096, utterances))
         rows = centres[ids % len(centres)] + random.standard_normal((len(ids), arguments.dim)).astype(np.float32)
-        client.exchange(Remember(ids, rows, rows), None, 0).result()
+        client.exchange([Remember(ids, rows, rows)], None, 0).result()
     print(f"clustered in {client.refresh(1)['seconds']:.1f} s", flush=True)
 
 

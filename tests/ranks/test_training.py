@@ -39,6 +39,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "simclr": {"name": "simclr", "temperature": 0.5, "projector": {"sizes": [12, 8]}},
     "ssps": {**SSPS_METHOD, "over": {"name": "simclr", "temperature": 0.5}},
     "ssps_fill": {**SSPS_METHOD, "over": {"name": "simclr", "temperature": 0.5}, "references": "fill"},
+    "ssps_ahead": {**SSPS_METHOD, "over": {"name": "simclr", "temperature": 0.5}},
     "supervised": {"name": "supervised", "scale": 5.0},
     "dino": DINO_METHOD,
     "ssps_dino": {**SSPS_METHOD, "over": DINO_METHOD},
@@ -73,6 +74,7 @@ def _train_in(folder: Path, rank: int, world: int, corpus: str, method: str, syn
     overrides = (*OVERRIDES, f"ray.workers={world}", f"training.sync_batchnorm={str(sync).lower()}")
     # as many steps as there are passes of the others
     few = (*FEW, "training.epoch_steps=4") if method in LEARNERS else ()
+    few += ("memory.ahead=3",) if method == "ssps_ahead" else ()  # groups of three steps and one
     return trained(experiment(folder, Path(corpus), *overrides, *few, method=METHODS[method]), rank, world)
 
 

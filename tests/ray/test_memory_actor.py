@@ -99,7 +99,7 @@ def epoch_by_ranks(ray: Any, actor: Any, epoch: int) -> dict[Any, RecallArrays]:
             call = epoch * STEPS + step + 1
             wanted = following(epoch, step, rank)
             answer = ray.get(
-                actor.exchange.remote(call, rank, remembered(epoch, step, rank), wanted, epoch), timeout=30
+                actor.exchange.remote(call, rank, [remembered(epoch, step, rank)], wanted, epoch), timeout=30
             )
             if answer is not None:
                 recalls[epoch, step, rank] = answer
@@ -151,9 +151,9 @@ def test_state_goes_to_another_actor_and_nobody_is_answered_before_every_rank_ha
     answers = []
     for actor in (trained[0], other):
         call = EPOCHS * STEPS + 1
-        first = actor.exchange.remote(call, 1, remembered(3, 0, 1), ids(3, 0, 1), 2)
+        first = actor.exchange.remote(call, 1, [remembered(3, 0, 1)], ids(3, 0, 1), 2)
         assert ray_cluster.wait([first], timeout=0.5)[0] == []
-        second = actor.exchange.remote(call, 0, None, None, 2)  # a rank with nothing to remember counts too
+        second = actor.exchange.remote(call, 0, [], None, 2)  # a rank with nothing to remember counts too
         assert ray_cluster.get(second, timeout=10) is None
         answers.append(ray_cluster.get(first, timeout=10))
     assert np.array_equal(answers[0].rows, answers[1].rows)
@@ -163,9 +163,11 @@ def test_state_goes_to_another_actor_and_nobody_is_answered_before_every_rank_ha
 def test_ahead_answers_at_once_and_counts_how_far_ranks_are_apart(ray_cluster: Any, actors: Any) -> None:
     actor = actors(sync="ahead")
     for step in range(3):  # rank 0 alone: 1, 2, 3 steps ahead
-        ray_cluster.get(actor.exchange.remote(step + 1, 0, remembered(0, step, 0), ids(0, step + 1, 0), 0), timeout=10)
+        ray_cluster.get(
+            actor.exchange.remote(step + 1, 0, [remembered(0, step, 0)], ids(0, step + 1, 0), 0), timeout=10
+        )
     assert ray_cluster.get(actor.metrics.remote())["staleness_steps"] == pytest.approx(2.0)
-    ray_cluster.get([actor.exchange.remote(step + 1, 1, remembered(0, step, 1), None, 0) for step in range(3)])
+    ray_cluster.get([actor.exchange.remote(step + 1, 1, [remembered(0, step, 1)], None, 0) for step in range(3)])
     assert ray_cluster.get(actor.metrics.remote())["staleness_steps"] == pytest.approx(0.0)
 
 
@@ -173,7 +175,7 @@ def test_client_of_one_rank_and_a_state_that_does_not_fit(ray_cluster: Any, tmp_
     from rayssl.runtime.memory.actor import ActorMemory
 
     client = ActorMemory(MemorySettings(**{**SETTINGS, "utterances": 64}), MemoryConfig(threads=1), "runs/x")
-    answer = client.exchange(remembered(0, 0, 0), ids(0, 1, 0), 0).result(timeout=10)
+    answer = client.exchange([remembered(0, 0, 0)], ids(0, 1, 0), 0).result(timeout=10)
     assert answer is not None and not answer.found.any()
     assert client.metrics()["reference_fill"] == pytest.approx(BATCH / 64)
     records = pieces.write(str(tmp_path), UtteranceMemory(MemorySettings(**{**SETTINGS, "clusters": 9})).snapshot())

@@ -46,7 +46,7 @@ class Job:
             rng = np.random.default_rng([4, epoch, rank])
             for step in range(first, last):
                 time.sleep(rng.uniform(0, 0.02))
-                call, what = self.calls + step - first + 1, remembered(epoch, step, rank)
+                call, what = self.calls + step - first + 1, [remembered(epoch, step, rank)]
                 answer = self.ranks[rank](call, what, following(epoch, step, rank), epoch)
                 if answer is not None:
                     recalls[epoch, step, rank] = answer
@@ -158,13 +158,13 @@ def test_ahead_never_gives_anothers_row(jobs: Any) -> None:
     job = jobs(settings, shards=2, sync="ahead")
     everyone = np.arange(SETTINGS["utterances"])
     rows = np.random.default_rng(0).standard_normal((len(everyone), 6)).astype(np.float32)
-    job.ranks[0](1, RememberArrays(everyone, rows), None, 0)
+    job.ranks[0](1, [RememberArrays(everyone, rows)], None, 0)
     job.refresh(1)
     found: list[tuple[int, int]] = []
 
     def run(rank: int) -> None:
         for number in range(60):
-            recall = job.ranks[rank](number + 2, named(0, number % STEPS, rank), ids(1, number % STEPS, rank), 1)
+            recall = job.ranks[rank](number + 2, [named(0, number % STEPS, rank)], ids(1, number % STEPS, rank), 1)
             assert (recall.ids[~recall.found] == -1).all() and not recall.rows[~recall.found].any()
             found.extend(zip(recall.ids[recall.found].tolist(), recall.rows[recall.found, 0].tolist(), strict=True))
 
@@ -187,10 +187,10 @@ def test_client_answers_in_order_and_says_what_is_wrong(ray_cluster: Any, tmp_pa
 
     client = connect(MemorySettings(**SETTINGS), MemoryConfig(threads=1, shards=2), "runs/x")
     assert isinstance(client, ShardedMemory)
-    futures = [client.exchange(remembered(0, step, 0), ids(0, step + 1, 0), 0) for step in range(4)]
+    futures = [client.exchange([remembered(0, step, 0)], ids(0, step + 1, 0), 0) for step in range(4)]
     assert all(not future.result(timeout=20).found.any() for future in futures)
     with pytest.raises(ValueError, match="ids must lie in"):
-        client.exchange(None, np.array([1000]), 0).result(timeout=20)
+        client.exchange([], np.array([1000]), 0).result(timeout=20)
     assert client.metrics()["reference_fill"] == pytest.approx(4 * BATCH / SETTINGS["utterances"])
     records = pieces.write(str(tmp_path), UtteranceMemory(MemorySettings(**{**SETTINGS, "positive_dim": 4})).snapshot())
     before = client.snapshot()(str(tmp_path / "before"))

@@ -51,3 +51,42 @@ def test_the_innermost_error_is_told() -> None:
     outer.cause = ValueError("")  # type: ignore[attr-defined]
     assert said(outer) == "ValueError"
     assert said(RuntimeError("Worker errors:\n[Rank 0] it died")) == "RuntimeError ([Rank 0] it died)"
+
+
+class WorkerHealthCheckFailedError(Exception):
+    """Like Ray Train's."""
+
+    def __init__(self, failure: BaseException) -> None:
+        super().__init__(f"A worker health check failed.\nWorker info: ...\n{failure}")
+        self.health_check_failure = failure
+
+
+class WorkerHealthCheckTimeoutError(Exception):
+    """Like Ray Train's."""
+
+
+class ActorDiedError(Exception):
+    """Like Ray's."""
+
+
+DIED = (
+    "The actor died unexpectedly before finishing this task.\n\tclass_name: {}\n\tactor_id: 9f77\n\tpid: 16984\n"
+    "\tip: 10.0.0.7\nThe actor is dead because its {} has died. Worker exit type: SYSTEM_ERROR"
+)
+
+
+def test_what_became_of_a_process_is_told() -> None:
+    worker, node = (ActorDiedError(DIED.format("RayTrainWorker", what)) for what in ("worker process", "node"))
+    follows = RuntimeError("Connection closed by peer")
+    lost = GroupError({0: follows, 1: WorkerHealthCheckFailedError(worker), 2: follows})
+    assert said(lost) == "rank 1 and 2 more: the process died on 10.0.0.7"
+    assert (
+        said(GroupError({4: WorkerHealthCheckFailedError(node)}))
+        == "rank 4: the node of its process was lost on 10.0.0.7"
+    )
+    memory = RuntimeError("ray::...")
+    memory.cause = ActorDiedError(DIED.format("Server", "worker process"))  # type: ignore[attr-defined]
+    assert said(GroupError({0: memory})) == "rank 0: the process of the Server died on 10.0.0.7"
+    text = "A worker health check has been hanging for 45.31 seconds. Marking the worker as dead.\nWorker info: x"
+    stopped = GroupError({3: WorkerHealthCheckTimeoutError(text)})
+    assert said(stopped) == "rank 3: it did not answer for 45 s: stopped, or its node cannot be reached"

@@ -273,9 +273,10 @@ class _Rank:
 
     def _call(self, remember: RememberArrays | None, ids: np.ndarray | None) -> RecallArrays | None:
         self._calls += 1
+        given = [] if remember is None else [remember]
         if self._sharded is not None:
-            return self._sharded(self._calls, remember, ids, 1)
-        return get(self._index.exchange.remote(self._calls, self._rank, remember, ids, 1))  # type: ignore[no-any-return]
+            return self._sharded(self._calls, given, ids, 1)
+        return get(self._index.exchange.remote(self._calls, self._rank, given, ids, 1))  # type: ignore[no-any-return]
 
     def _batch(self, call: int) -> np.ndarray:
         size = self._job.batch // self._ranks

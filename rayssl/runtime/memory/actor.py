@@ -13,7 +13,7 @@ checkpoint, so that model and memory never come from different steps.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -62,11 +62,11 @@ class ActorMemory:
         self.watch = Watch([self.actor], f"{label}: memory")
 
     def exchange(
-        self, remember: RememberArrays | None, ids: np.ndarray | None, epoch: int
+        self, remember: Sequence[RememberArrays], ids: np.ndarray | None, epoch: int
     ) -> Future[RecallArrays | None]:
         """See `rayssl.training.context.MemoryClient.exchange`."""
         self.calls += 1
-        answer = self.actor.exchange.remote(self.calls, collectives.rank(), remember, ids, epoch)
+        answer = self.actor.exchange.remote(self.calls, collectives.rank(), list(remember), ids, epoch)
         return answer.future()  # type: ignore[no-any-return]
 
     def refresh(self, epoch: int) -> dict[str, float]:

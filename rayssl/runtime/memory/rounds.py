@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent import futures
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, TypeVar
 
 import ray
@@ -24,7 +25,7 @@ _TELL_S = 60.0  # between two lines about ranks that the others wait for
 
 @dataclass
 class _Call:
-    apply: Callable[[], Any]
+    apply: Sequence[Callable[[], Any]]
     answer: Callable[[Any], Any]
     done: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     came: float = field(default_factory=time.monotonic)
@@ -33,10 +34,10 @@ class _Call:
 class Rounds:
     """The calls of ``world`` ranks on one event loop.
 
-    Strict: what all ranks give in one call is applied together, in rank order, before any rank is answered, and all are
-    answered before the next call. Ahead: each call is applied as it comes; if ``ordered``, the calls of a rank in the
-    order in which it made them, which Ray does not promise for coroutines: a rank must leave out no call then. ``lock``
-    is held meanwhile; hold it to keep all calls out.
+    Strict: what all ranks give in one call is applied together, step by step and in each step in rank order, before any
+    rank is answered, and all are answered before the next call. Ahead: each call is applied as it comes; if
+    ``ordered``, the calls of a rank in the order in which it made them, which Ray does not promise for coroutines: a
+    rank must leave out no call then. ``lock`` is held meanwhile; hold it to keep all calls out.
     """
 
     def __init__(self, world: int, strict: bool, ordered: bool = False) -> None:
@@ -48,11 +49,13 @@ class Rounds:
         self._early: dict[tuple[int, int], _Call] = {}  # ahead, by rank and call: calls that came before an earlier one
         self._done = [0] * world  # ahead: the last call of each rank
 
-    async def take(self, call: int, rank: int, apply: Callable[[], T], answer: Callable[[T], Any]) -> Any:
-        """The ``call``-th call (from 1) of ``rank``: what `answer` makes of what `apply` returns."""
+    async def take(
+        self, call: int, rank: int, apply: Sequence[Callable[[], T]], answer: Callable[[list[T]], Any]
+    ) -> Any:
+        """The ``call``-th call (from 1) of ``rank``: what `answer` makes of what ``apply``, one for a step, return."""
         if not self.strict and not self.ordered:
             async with self.lock:
-                return answer(apply())
+                return answer([each() for each in apply])
         part = _Call(apply, answer)
         if not self.strict:
             self._early[rank, call] = part
@@ -79,8 +82,12 @@ class Rounds:
 
 
 def _apply(parts: list[_Call]) -> None:
+    applied: list[list[Any]] = [[] for _ in parts]
     try:
-        applied = [part.apply() for part in parts]
+        for step in zip_longest(*(part.apply for part in parts)):
+            for results, apply in zip(applied, step, strict=True):
+                if apply is not None:
+                    results.append(apply())
     except Exception as error:
         for part in parts:
             part.done.set_exception(error)

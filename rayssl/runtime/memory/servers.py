@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
@@ -102,18 +103,15 @@ class Server(CheckpointableServer):
         self.staleness = Staleness(world)
 
     async def exchange(
-        self, call: int, rank: int, remember: RememberArrays | None, ids: np.ndarray | None, epoch: int
+        self, call: int, rank: int, remember: Sequence[RememberArrays], ids: np.ndarray | None, epoch: int
     ) -> RecallArrays | None:
         """The ``call``-th exchange (from 1) of ``rank``; see `rayssl.training.context.MemoryClient`."""
 
-        def apply() -> None:
-            if remember is not None:
-                self.memory.remember(remember)
-
-        def answer(_: None) -> RecallArrays | None:
+        def answer(_: list[None]) -> RecallArrays | None:
             self.staleness.count(call, rank)
             return None if ids is None else self.memory.recall(ids, epoch=epoch)
 
+        apply = [partial(self.memory.remember, each) for each in remember]
         return await self.rounds.take(call, rank, apply, answer)  # type: ignore[no-any-return]
 
     async def refresh(self, epoch: int) -> dict[str, float]:
@@ -140,11 +138,11 @@ class ClassServer(CheckpointableServer):
     ) -> ClassRecallArrays | None:
         """The ``call``-th exchange (from 1) of ``rank``; see `rayssl.training.context.ClassClient`."""
 
-        def answer(_: None) -> ClassRecallArrays | None:
+        def answer(_: list[None]) -> ClassRecallArrays | None:
             self.staleness.count(call, rank)
             return None if step is None else self.memory.recall(step)
 
-        taken = await self.rounds.take(call, rank, lambda: self.memory.remember(remember), answer)
+        taken = await self.rounds.take(call, rank, [lambda: self.memory.remember(remember)], answer)
         return taken  # type: ignore[no-any-return]
 
     async def metrics(self) -> dict[str, float]:
@@ -164,11 +162,13 @@ class StoreServer:
         self._kept: Iterator[Piece] = iter(())
         self._held = False  # the lock, from the beginning to the end of a clustering of the rows themselves
 
-    async def exchange(self, call: int, rank: int, message: Message) -> Answer:
-        """The part of the ``call``-th exchange (from 1) of ``rank`` that is this store's."""
-        answer = await self.rounds.take(
-            call, rank, lambda: self.store.write(message), lambda _: self._counted(self.store.answer(message))
-        )
+    async def exchange(self, call: int, rank: int, messages: Sequence[Message]) -> Answer:
+        """The part of the ``call``-th exchange (from 1) of ``rank`` that is this store's: a message for each step.
+
+        It answers the last one.
+        """
+        apply = [partial(self.store.write, message) for message in messages]
+        answer = await self.rounds.take(call, rank, apply, lambda _: self._counted(self.store.answer(messages[-1])))
         return answer  # type: ignore[no-any-return]
 
     async def read(self, message: Message) -> Answer:
@@ -269,17 +269,14 @@ class IndexServer:
         self._kept: Callable[[], dict[str, np.ndarray]] = dict
 
     async def exchange(
-        self, call: int, rank: int, what: WriteRequest | None, ids: np.ndarray | None, epoch: int
-    ) -> tuple[np.ndarray | None, Draw | None, np.ndarray | None]:
-        """Of the ``call``-th exchange of ``rank``: the slots of its positives, and the draw for ``ids``.
+        self, call: int, rank: int, what: Sequence[WriteRequest], ids: np.ndarray | None, epoch: int
+    ) -> tuple[list[np.ndarray], Draw | None, np.ndarray | None]:
+        """Of the ``call``-th exchange of ``rank``: the slots of its positives, step by step, and the draw for ``ids``.
 
         Where the nearest references have to be found first: the pool instead of the draw, see `choose`.
         """
 
-        def apply() -> np.ndarray | None:
-            return None if what is None else self.index.remember(what)
-
-        def answer(slots: np.ndarray | None) -> tuple[np.ndarray | None, Draw | None, np.ndarray | None]:
+        def answer(slots: list[np.ndarray]) -> tuple[list[np.ndarray], Draw | None, np.ndarray | None]:
             self.staleness.count(call, rank)
             if ids is None:
                 return slots, None, None
@@ -288,6 +285,7 @@ class IndexServer:
                 return slots, None, self.index.pool()
             return slots, self.index.draw(ids, epoch), None
 
+        apply = [partial(self.index.remember, each) for each in what]
         return await self.rounds.take(call, rank, apply, answer)  # type: ignore[no-any-return]
 
     async def choose(self, ids: np.ndarray, epoch: int, near: Nearest) -> Draw:

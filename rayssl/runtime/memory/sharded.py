@@ -15,7 +15,7 @@ store does B * |Q'| / S * D multiplications, and receives N / 8 bytes that say w
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from queue import SimpleQueue
@@ -62,15 +62,17 @@ class Exchanger:
         self._index, self._stores, self._rank = index, stores, rank
 
     def __call__(
-        self, call: int, remember: RememberArrays | None, ids: np.ndarray | None, epoch: int
+        self, call: int, remember: Sequence[RememberArrays], ids: np.ndarray | None, epoch: int
     ) -> RecallArrays | None:
         """The ``call``-th of them, from 1; see `rayssl.training.context.MemoryClient.exchange`."""
-        request = None if remember is None else write_request(self._settings, remember)
-        placed, draw, pool = get(self._index.exchange.remote(call, self._rank, request, ids, epoch))
+        requests = [write_request(self._settings, each) for each in remember]
+        placed, draw, pool = get(self._index.exchange.remote(call, self._rank, requests, ids, epoch))
         queries = np.zeros(0, dtype=np.int64) if pool is None or ids is None else ids
-        messages = self._shares.messages(remember, request, placed, draw=draw, queries=queries)
-        sent = zip(self._stores, messages, strict=True)
-        answers = get([store.exchange.remote(call, self._rank, message) for store, message in sent])
+        steps = [self._shares.messages(*each) for each in list(zip(remember, requests, placed, strict=True))[:-1]]
+        last = (remember[-1], requests[-1], placed[-1]) if remember else ()
+        steps.append(self._shares.messages(*last, draw=draw, queries=queries))
+        by_store = zip(self._stores, zip(*steps, strict=True), strict=True)
+        answers = get([store.exchange.remote(call, self._rank, messages) for store, messages in by_store])
         if pool is not None and ids is not None:
             rows, present = ray.put(self._shares.queries(ids, answers)), ray.put(pool)
             found = get([store.nearest.remote(rows, present) for store in self._stores])
@@ -99,7 +101,7 @@ class ShardedMemory:
         Thread(target=_work, args=(self._waiting,), name="memory", daemon=True).start()
 
     def exchange(
-        self, remember: RememberArrays | None, ids: np.ndarray | None, epoch: int
+        self, remember: Sequence[RememberArrays], ids: np.ndarray | None, epoch: int
     ) -> Future[RecallArrays | None]:
         """See `rayssl.training.context.MemoryClient.exchange`."""
         self.calls += 1

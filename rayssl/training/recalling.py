@@ -1,0 +1,101 @@
+"""What a loop says to the memory of utterances: one request for a group of ``ahead`` steps, while it computes.
+
+A request gives the memory what this rank remembers of the steps of a group, and asks for the positives of all batches
+of the next group. So calls become fewer by ``ahead``, and the positives of a step come from the memory as it was before
+its group. Groups count from the beginning of an epoch, and a checkpoint stands between two of them: a resumed run asks
+for the same groups.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent import futures
+from concurrent.futures import Future
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from rayssl.memory.utterances.exchange import RecallArrays, RememberArrays
+from rayssl.methods.base import Recall, Remember
+from rayssl.training.context import Checkpointable, MemoryClient
+from rayssl.training.inputs import Raw, to_memory
+
+T = TypeVar("T")
+Peek = Callable[[int], list[Raw]]  # the next batches, which are not taken yet
+
+_ASK_S = 10.0  # how long an answer may take before the memory is asked whether it is still there
+
+
+def answer_of(memory: Checkpointable, asked: Future[T]) -> T:
+    """The answer of ``memory``. Raises RuntimeError if the memory is gone meanwhile."""
+    while futures.wait([asked], _ASK_S).not_done:
+        memory.watch()
+    return asked.result()
+
+
+class Recaller:
+    """The requests of one rank to ``memory``, in groups of ``ahead`` steps of an epoch of ``epoch_steps``."""
+
+    def __init__(self, memory: MemoryClient, ahead: int, epoch_steps: int) -> None:
+        self._memory, self._ahead, self._epoch_steps = memory, ahead, epoch_steps
+        self._asked: Future[RecallArrays | None] | None = None  # for the group that begins next
+        self._recalls: deque[tuple[np.ndarray, np.ndarray]] = deque()  # of the steps left of this group
+        self._written: list[RememberArrays] = []
+
+    def begin_epoch(self) -> None:
+        """Nothing is asked yet."""
+        self._asked = None
+        self._recalls.clear()
+
+    def recall(self, epoch: int, step: int, raw: Raw, peek: Peek, device: torch.device) -> Recall | None:
+        """The positives of the batch ``raw`` of ``step``; asks for them if nobody has."""
+        if not self._recalls:
+            asked = self._asked
+            if asked is None:
+                group = [raw, *peek(self._steps_from(step) - 1)]
+                asked = self._memory.exchange((), _ids(group), epoch)
+            self._asked = None
+            answer = answer_of(self._memory, asked)
+            if answer is None:
+                return None
+            size = len(raw["id"])
+            parts = range(0, len(answer.found), size)
+            self._recalls.extend((answer.rows[at : at + size], answer.found[at : at + size]) for at in parts)
+        rows, found = self._recalls.popleft()
+        return Recall(torch.tensor(rows).to(device), torch.tensor(found).to(device))
+
+    def remember(self, epoch: int, step: int, what: Remember | None, raw: Raw, peek: Peek | None) -> None:
+        """Takes what is remembered of ``step``. After the last step of a group it sends the request.
+
+        ``peek`` None asks for nothing; it waits then until the memory has applied what was sent, for whoever reads the
+        memory next: a checkpoint, or a clustering.
+        """
+        if what is not None:
+            self._written.append(to_memory(what, raw))
+        if not self.ends_group(step + 1):
+            return
+        written, self._written = self._written, []
+        ids = None if peek is None else _ids(peek(self._steps_from(step + 1)))
+        asked = self._memory.exchange(written, ids, epoch)
+        if ids is None:
+            answer_of(self._memory, asked)
+        else:
+            self._asked = asked
+
+    def fill(self, epoch: int, what: Remember, raw: Raw) -> None:
+        """Gives the memory the rows of a batch of the pass that fills it; waits until they are there."""
+        answer_of(self._memory, self._memory.exchange([to_memory(what, raw)], None, epoch))
+
+    def ends_group(self, done: int) -> bool:
+        """Whether a group ends after ``done`` steps of the epoch."""
+        return done % self._ahead == 0 or done == self._epoch_steps
+
+    def _steps_from(self, step: int) -> int:
+        """The number of steps from ``step`` to the end of its group."""
+        return min(self._ahead - step % self._ahead, self._epoch_steps - step)
+
+
+def _ids(group: Sequence[Raw]) -> np.ndarray:
+    return np.concatenate([raw["id"] for raw in group])
