@@ -6,7 +6,7 @@ import hashlib
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -66,7 +66,16 @@ def damage(place: str, advice: str) -> Iterator[None]:
 
 def parquet(data: bytes) -> pa.Table:
     """The table in a Parquet file; pages are compared with their checksums. Raises pa.ArrowException or OSError."""
-    return pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).read()
+    return parquet_file(io.BytesIO(data)).read(use_threads=False)
+
+
+def parquet_file(file: Any, **options: Any) -> pq.ParquetFile:
+    """Opens a Parquet file that Python reads; pages are compared with their checksums. Read it with use_threads=False.
+
+    No thread of pyarrow may read it: such a thread gives the bytes back to Python a moment after the result has come,
+    and if the process ends in that moment, it aborts.
+    """
+    return pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False, **options)
 
 
 def first_line(error: BaseException) -> str:

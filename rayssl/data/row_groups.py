@@ -66,7 +66,7 @@ def read_rows(uri: str, shard: Shard, rows: np.ndarray, group_rows: int) -> Shar
         _check(place, footer, shard, size)
         ranges = _ranges(footer, groups)
         file = _Fetched(ranges, storage.read_ranges(place, ranges))
-        read = pq.ParquetFile(file, metadata=footer, page_checksum_verification=True)
+        read = listed.parquet_file(file, metadata=footer)
         # one by one: together their values would be appended to one array, which is copied each time it grows
         tables = [read.read_row_group(group, columns=list(_COLUMNS), use_threads=False) for group in groups.tolist()]
         table = pa.concat_tables(tables)

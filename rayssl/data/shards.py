@@ -190,8 +190,8 @@ def read_shard(uri: str, shard: Shard, columns: Sequence[str] | None = None) -> 
         # with audio: the whole shard in one request; without: a few small columns by ranges, without the audio between
         audio = columns is None or "audio" in columns
         file = io.BytesIO(storage.read_bytes(place)) if audio else storage.open_read(place)
-        read = pq.ParquetFile(file, page_checksum_verification=True)
-        table = read.read(columns=list(columns) if columns is not None else None)
+        read = listed.parquet_file(file)
+        table = read.read(columns=list(columns) if columns is not None else None, use_threads=False)
     if table.num_rows != shard.rows:
         message = f"{place}: holds {table.num_rows} rows, the manifest says {shard.rows}; run rayssl prepare --verify"
         raise CorpusError(message)

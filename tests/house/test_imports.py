@@ -220,3 +220,20 @@ def test_the_acts_are_seen() -> None:
     seen = list(at_import(ast.parse(source)))
     assert sorted(node.lineno for node in seen if isinstance(node, ast.Call)) == [4, 7]
     assert [node.lineno for node in seen if isinstance(node, ast.Attribute)] == [2]
+
+
+def test_parquet_files_are_read_without_threads_of_pyarrow() -> None:
+    """See `rayssl.data.listed.parquet_file`: a process that ended right after such a reading aborted now and then."""
+    wrong = []
+    for path in sorted(Path("rayssl").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            given = {each.arg for each in node.keywords} | {"**" for each in node.keywords if each.arg is None}
+            opens = node.func.attr == "ParquetFile" and path.name != "listed.py"
+            threads = node.func.attr in ("read_row_group", "read_row_groups", "read_table") and not given & {
+                "use_threads", "**",
+            }  # fmt: skip
+            if opens or threads:
+                wrong.append(f"{path}:{node.lineno}")
+    assert wrong == []

@@ -169,4 +169,4 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 def _open(place: str) -> pq.ParquetFile:
     # to be closed, and read without threads: one that still reads a Python file at the end of a process aborts it
     with listed.damage(place, "correct the source's uri or files"):
-        return pq.ParquetFile(storage.open_read(place), page_checksum_verification=True)
+        return listed.parquet_file(storage.open_read(place))

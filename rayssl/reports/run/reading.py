@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayssl import storage
+from rayssl.data import listed
 from rayssl.data.nights.scores import NightScores, read_stages
 from rayssl.errors import StorageError, UserError
 from rayssl.schema import load_yaml
@@ -293,7 +294,8 @@ def _read_lines(where: str) -> list[Record]:
 
 
 def _read_scores(where: str) -> Scores:
-    table = pq.read_table(io.BytesIO(storage.read_bytes(where)), columns=["label", "score"])
+    file = listed.parquet_file(io.BytesIO(storage.read_bytes(where)))
+    table = file.read(columns=["label", "score"], use_threads=False)
     label = np.asarray(table["label"].to_numpy(), np.int64)
     score = np.asarray(table["score"].to_numpy(), np.float64)
     if not np.isfinite(score).all():
@@ -307,16 +309,19 @@ def _read_nights(where: str, results: list[Record]) -> list[NightScores]:
     """The nights that `shown_nights` names, in its order; the first three of the file if it names none."""
     data = io.BytesIO(storage.read_bytes(where))
     names = list(shown_nights(next((r for r in results if r.get("task") == "staging"), {})))
-    names = names or list(dict.fromkeys(pq.read_table(data, columns=["night"])["night"].to_pylist()))[:3]
-    found = {night.name: night for night in read_stages(pq.read_table(data, filters=[("night", "in", names)]))}
+    if not names:
+        column = listed.parquet_file(data).read(columns=["night"], use_threads=False)["night"]
+        names = list(dict.fromkeys(column.to_pylist()))[:3]
+    alone = {"use_threads": False, "pre_buffer": False}  # see `rayssl.data.listed.parquet_file`
+    found = {night.name: night for night in read_stages(pq.read_table(data, filters=[("night", "in", names)], **alone))}
     return [found[name] for name in names if name in found]
 
 
 def _read_sample(where: str, speakers: int, utterances: int, seed: int) -> EmbeddingSample | None:
     """A sample of the embeddings, or None if no speaker is known. It reads only the row groups that it needs."""
     with storage.open_read(where) as stream:
-        file = pq.ParquetFile(stream)
-        labels = file.read(columns=["speaker", "recording"])
+        file = listed.parquet_file(stream)
+        labels = file.read(columns=["speaker", "recording"], use_threads=False)
         speaker = np.asarray(labels["speaker"].to_numpy(), np.int64)
         recording = np.asarray(labels["recording"].to_numpy(), np.int64)
         rows = choose(speaker, recording, speakers, utterances, seed)
@@ -327,7 +332,9 @@ def _read_sample(where: str, speakers: int, utterances: int, seed: int) -> Embed
             count = file.metadata.row_group(group).num_rows
             inside = rows[(rows >= first) & (rows < first + count)] - first
             if len(inside):
-                column = file.read_row_group(group, columns=["embedding"])["embedding"].combine_chunks()
+                column = file.read_row_group(group, columns=["embedding"], use_threads=False)[
+                    "embedding"
+                ].combine_chunks()
                 chosen += column.take(pa.array(inside)).to_pylist()
             first += count
     embedding = np.array(chosen, np.float64)

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from rayssl import storage
+from rayssl.data import listed
 from rayssl.data.shards import MANIFEST, Manifest
 from rayssl.errors import ConfigError, CorpusError, StorageError
 from rayssl.inference.encoder import load_encoder
@@ -237,7 +238,7 @@ def _missing(out: str, record: EmbeddingRecord, manifest: Manifest) -> list[int]
         if name not in present:
             return False
         try:
-            footer = pq.ParquetFile(storage.open_read(storage.join(out, name))).metadata
+            footer = listed.parquet_file(storage.open_read(storage.join(out, name))).metadata
         except (pa.ArrowException, EOFError):
             return False
         made_from = (footer.metadata or {}).get(_MADE_FROM)
