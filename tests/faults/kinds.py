@@ -1,0 +1,73 @@
+"""The kinds of faults: where each runs, what runs there, in which phases, and what goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from tests.faults import victims
+from tests.faults.places import Place, SharedHead
+from tests.faults.work import Embedding, Preparing, Sweeping, Training, Work
+
+TRAINING_PHASES = ("training", "filling", "clustering", "saving")
+VERBS = ("prepare", "embed", "sweep")
+_SLOW_PAUSES = ("method.references=fill", "method.iterations=2000", "method.kmeans=exact")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of fault.
+
+    ``cause`` does it at the moment of the phase; it may last, and returns only when the fault is over. ``work``
+    replaces the training of the kind. ``anytime``: the cause finds its own moment. ``root``: it mounts or makes
+    network namespaces.
+    """
+
+    cause: victims.Cause
+    place: type[Place] = SharedHead
+    phases: tuple[str, ...] = TRAINING_PHASES
+    work: Work | None = None
+    of_verbs: victims.Cause | None = None
+    anytime: bool = False
+    root: bool = False
+    packages: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+    variables: Callable[[], Mapping[str, str]] | None = None
+
+    def work_in(self, during: str) -> Work:
+        """What runs for a fault in this phase."""
+        if during in VERBS:
+            return {"prepare": Preparing("prepare"), "embed": Embedding("embed"), "sweep": Sweeping("sweep")}[during]
+        if self.work is not None:
+            return self.work
+        name = "-".join(["training", *(each.partition("=")[0].rpartition(".")[2] for each in self.overrides)])
+        if during == "training":
+            return Training(name, overrides=self.overrides)
+        return Training(f"{name}-pauses", epochs=5, every_steps=0, overrides=(*self.overrides, *_SLOW_PAUSES))
+
+    def cause_in(self, during: str) -> victims.Cause:
+        """What goes wrong in this phase."""
+        return self.of_verbs if during in VERBS and self.of_verbs is not None else self.cause
+
+
+def _processes() -> dict[str, Kind]:
+    titles = victims.TITLES
+    any_process = victims.kill(victims.OF_VERBS)
+    everywhere = (*TRAINING_PHASES, *VERBS)
+    return {
+        "worker": Kind(victims.kill(titles["worker"]), phases=everywhere, of_verbs=any_process),
+        "memory-actor": Kind(victims.kill(titles["memory-actor"])),
+        "shard": Kind(victims.kill(titles["shard"]), overrides=("memory.shards=3",)),
+        "controller": Kind(victims.kill(titles["controller"])),
+        "driver": Kind(victims.kill_driver, Place, everywhere),
+        "data-task": Kind(
+            victims.kill_early(titles["data-task"]), phases=("training", *VERBS), of_verbs=any_process, anytime=True
+        ),
+        "raylet": Kind(victims.kill(titles["raylet"]), Place, everywhere),
+        "stopped": Kind(victims.stop(titles["worker"])),
+    }
+
+
+def every() -> dict[str, Kind]:
+    """All kinds, by their names."""
+    return _processes()

@@ -1,0 +1,79 @@
+"""When a fault comes: at a random moment of the wanted phase of the command."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.faults.trial import Missed, Trial
+from tests.faults.work import EPOCH_STEPS, Training
+
+Moment = Callable[[Trial], None]
+_FIRST, _LEFT = 2, 4  # training: not before so many steps, and so many before the end
+FILLED = r"filled the memory in ([\d.]+) s"
+CLUSTERED = r"clustered the memory in ([\d.]+) s"
+
+
+def training(trial: Trial) -> None:
+    """Between two steps, or in one."""
+    assert isinstance(trial.work, Training)
+    target = trial.random.randint(_FIRST, trial.work.steps - _LEFT)
+    trial.wait_for(lambda: trial.step >= target)
+    time.sleep(trial.random.uniform(0, 0.15))
+
+
+def filling(trial: Trial) -> None:
+    """In a pass that fills the memory, which follows the end of an epoch."""
+    _after_epoch(trial, trial.random.uniform(0.1, 0.9) * _known(trial, FILLED))
+
+
+def clustering(trial: Trial) -> None:
+    """In a clustering, which follows a pass that fills the memory."""
+    share = trial.random.uniform(0.1, 0.9)
+    _after_epoch(trial, _known(trial, FILLED) + share * _known(trial, CLUSTERED))
+
+
+def saving(trial: Trial) -> None:
+    """While a checkpoint's folder is there, and its ``meta.json`` is not."""
+    assert isinstance(trial.work, Training)
+    target, folder = trial.random.randint(_FIRST, trial.work.steps - 2 * EPOCH_STEPS), Path(trial.run) / "checkpoints"
+    trial.wait_for(lambda: trial.step >= target)
+
+    def half() -> bool:
+        found = folder.glob("step-*") if folder.is_dir() else ()
+        return any(not (each / "meta.json").exists() for each in found)
+
+    trial.wait_for(half, every_s=0.0005)
+
+
+def working(trial: Trial) -> None:
+    """Of another verb than train: when a random share of the pieces is done."""
+    most = trial.reference.done if trial.reference is not None else 10
+    target = trial.random.randint(1, max(1, most - 2))
+    trial.wait_for(lambda: trial.step >= target, every_s=0.03)
+
+
+def _after_epoch(trial: Trial, seconds: float) -> None:
+    assert isinstance(trial.work, Training)
+    epochs = trial.work.epochs
+    target = trial.random.randint(1, epochs - 1) * (trial.work.steps // epochs)
+    trial.wait_for(lambda: target in trial.watch.steps.epochs)
+    time.sleep(seconds)
+    if trial.step > target:
+        raise Missed(f"step {trial.step} came before the fault, which was meant for the pause after step {target}")
+
+
+def _known(trial: Trial, pattern: str) -> float:
+    return trial.reference.seconds_of(pattern) if trial.reference is not None else 0.0
+
+
+PHASES: dict[str, Moment] = {
+    "training": training,
+    "filling": filling,
+    "clustering": clustering,
+    "saving": saving,
+    "prepare": working,
+    "embed": working,
+    "sweep": working,
+}
