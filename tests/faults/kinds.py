@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from tests.faults import victims
+from tests.faults import losses, victims
+from tests.faults.nodes import CPUS_PER_WORKER, Nodes
 from tests.faults.places import Place, SharedHead
 from tests.faults.work import Embedding, Preparing, Sweeping, Training, Work
 
@@ -68,6 +69,17 @@ def _processes() -> dict[str, Kind]:
     }
 
 
+def _nodes() -> dict[str, Kind]:
+    one_a_node = (f"ray.cpus_per_worker={CPUS_PER_WORKER}",)
+    away = {"place": Nodes, "root": True, "packages": ("ip", "unshare", "mount"), "overrides": one_a_node}
+    return {
+        "node": Kind(losses.lose_node, phases=(*TRAINING_PHASES, *VERBS), **away),
+        "sigterm-node": Kind(
+            losses.term_node, work=Training("training-ends", every_steps=0, overrides=one_a_node), **away
+        ),
+    }
+
+
 def every() -> dict[str, Kind]:
     """All kinds, by their names."""
-    return _processes()
+    return {**_processes(), **_nodes()}

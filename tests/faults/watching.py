@@ -19,7 +19,7 @@ _NOISE = re.compile(
     r"\((raylet|autoscaler|gcs_server|pid=|PlacementGroupCleaner|SplitCoordinator|DatasetManager)|"
     r"\S+ \S+\t?(INFO|WARNING) .*(worker\.py|packaging\.py|PreemptionWatcher)|"
     r".*worker processes have been started on node|Job submission server address|Next steps|"
-    r"  (Query|Request|Follow|ray job)|Tailing logs|-+$|Job '\S+' submitted successfully"
+    r"\[W\d+ .*socket\.cpp|\t?\(\d\) raylet has lagging|  (Query|Request|Follow|ray job)|Tailing logs|-+$|Job '\S+' submitted successfully"
 )
 _STEP = re.compile(r"epoch \d+/\d+  step (\d+)/\d+  loss ")
 
