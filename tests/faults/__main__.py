@@ -17,25 +17,27 @@ from pathlib import Path
 from tests.faults.kinds import Kind, every
 from tests.faults.moments import PHASES
 from tests.faults.places import PlaceError
-from tests.faults.session import Session
+from tests.faults.session import Limits, Session
 from tests.faults.table import table
 from tests.faults.trial import Result
+
+_KILL_S = 60.0  # that a trial may take longer for each kill of a storm
 
 
 def main() -> int:
     """Runs the trials. Status 1 if one of them is lost or has other bits, 2 if they cannot be tried here."""
-    kinds = every()
-    arguments = parsed(kinds)
-    kind: Kind = kinds[arguments.kind]
+    arguments = parsed(sorted(every()))
+    kind = every(arguments.kills)[arguments.kind]
     wrong = unfit(arguments.kind, kind, arguments.during)
     if wrong:
         say(wrong)
         return 2
     folder = Path(arguments.folder or tempfile.mkdtemp(prefix="rayssl-faults-"))
     folder.mkdir(parents=True, exist_ok=True)
-    results: list[Result] = []
+    more = _KILL_S * arguments.kills if arguments.kind == "storm" else 0.0
+    limits, results = Limits(arguments.timeout + more, arguments.seconds, arguments.kills), list[Result]()
     try:
-        with Session(arguments.kind, kind, arguments.during, folder, arguments.timeout, say) as session:
+        with Session(arguments.kind, kind, arguments.during, folder, limits, say) as session:
             for number in range(arguments.trials):
                 results.append(session.trial(arguments.seed + number))
     except PlaceError as error:
@@ -54,14 +56,19 @@ def main() -> int:
     return 0 if all(result.ended != "lost" and result.same_bits for result in results) else 1
 
 
-def parsed(kinds: dict[str, Kind]) -> argparse.Namespace:
+def parsed(kinds: list[str]) -> argparse.Namespace:
     """The arguments."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("kind", choices=sorted(kinds), metavar="KIND", help=", ".join(sorted(kinds)))
+    parser.add_argument("kind", choices=kinds, metavar="KIND", help=", ".join(kinds))
     parser.add_argument("--trials", type=int, default=1, metavar="N", help="how many (default 1)")
     parser.add_argument("--during", choices=list(PHASES), default="training", metavar="PHASE", help=", ".join(PHASES))
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first trial; the next one has N + 1")
-    parser.add_argument("--timeout", type=float, default=600.0, metavar="S", help="of a trial (default 600 s)")
+    parser.add_argument(
+        "--timeout", type=float, default=600.0, metavar="S", help="of a trial (default 600 s); more in a storm"
+    )
+    text = "how long an outage, a full disk and the like last (default 60 s)"
+    parser.add_argument("--seconds", type=float, default=60.0, metavar="S", help=text)
+    parser.add_argument("--kills", type=int, default=30, metavar="N", help="of a storm (default 30)")
     parser.add_argument("--folder", metavar="DIR", help="where all runs stay (default: a temporary one, removed)")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
     return parser.parse_args()

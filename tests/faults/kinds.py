@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
-from tests.faults import losses, victims
-from tests.faults.nodes import CPUS_PER_WORKER, Nodes
+from tests.faults import disks, jobs, losses, stores, victims
+from tests.faults.nodes import CPUS_PER_WORKER, Nodes, NodesWithRedis
 from tests.faults.places import Place, SharedHead
+from tests.faults.storm import storm
 from tests.faults.work import Embedding, Preparing, Sweeping, Training, Work
 
 TRAINING_PHASES = ("training", "filling", "clustering", "saving")
@@ -33,7 +34,6 @@ class Kind:
     root: bool = False
     packages: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
-    variables: Callable[[], Mapping[str, str]] | None = None
 
     def work_in(self, during: str) -> Work:
         """What runs for a fault in this phase."""
@@ -71,15 +71,33 @@ def _processes() -> dict[str, Kind]:
 
 def _nodes() -> dict[str, Kind]:
     one_a_node = (f"ray.cpus_per_worker={CPUS_PER_WORKER}",)
-    away = {"place": Nodes, "root": True, "packages": ("ip", "unshare", "mount"), "overrides": one_a_node}
+    away = partial(Kind, root=True, packages=("ip", "unshare", "mount"), overrides=one_a_node)
+    ends = Training("training-ends-cpus", every_steps=0, overrides=one_a_node)
     return {
-        "node": Kind(losses.lose_node, phases=(*TRAINING_PHASES, *VERBS), **away),
-        "sigterm-node": Kind(
-            losses.term_node, work=Training("training-ends", every_steps=0, overrides=one_a_node), **away
-        ),
+        "node": away(losses.lose_node, Nodes, (*TRAINING_PHASES, *VERBS)),
+        "sigterm-node": away(losses.term_node, Nodes, work=ends),
+        "gcs": away(losses.lose_head, NodesWithRedis, packages=("ip", "unshare", "mount", "redis-server")),
+        "job-stop": Kind(jobs.stop_job, jobs.Jobs, ("training",), Training("training-ends", every_steps=0)),
     }
 
 
-def every() -> dict[str, Kind]:
-    """All kinds, by their names."""
-    return {**_processes(), **_nodes()}
+def _stores() -> dict[str, Kind]:
+    packages, phases = ("radosgw", "ceph-mon", "ceph-osd"), (*TRAINING_PHASES, "prepare", "sweep")
+    of = {name: stores.place_for(name) for name in sorted(stores.MAKERS)}
+    return {name: Kind(stores.harm, place, phases, packages=packages) for name, place in of.items()}
+
+
+def _disks() -> dict[str, Kind]:
+    mounts = partial(Kind, phases=(*TRAINING_PHASES, *VERBS), root=True, packages=("mount", "umount"))
+    return {
+        "disk-full": mounts(disks.fill_disk, disks.SmallDisk),
+        "read-only": mounts(disks.read_only, disks.SmallDisk),
+        "shm-full": mounts(disks.fill_shm, disks.OwnShm),
+        "flipped-bit": Kind(disks.flip_bit, phases=("training",)),
+    }
+
+
+def every(kills: int = 30) -> dict[str, Kind]:
+    """All kinds, by their names. ``kills`` of a storm: its training is so long that there is room for all of them."""
+    storms = {"storm": Kind(storm, Place, ("training",), Training(f"storm-{kills}", epochs=kills + 3), anytime=True)}
+    return {**_processes(), **_nodes(), **_stores(), **_disks(), **storms}

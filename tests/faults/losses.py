@@ -37,6 +37,14 @@ def term_node(trial: Trial) -> str:
     return f"node {node}, SIGTERM, gone {text}"
 
 
+def lose_head(trial: Trial) -> str:
+    """The head is lost, and comes back after `BACK_S` with what its GCS has written to Redis."""
+    assert isinstance(trial.place, Nodes)
+    trial.place.lose(0)
+    _back(trial, trial.place, 0)
+    return "the head, lost"
+
+
 def _node_of_a_rank(trial: Trial) -> tuple[Nodes, int]:
     place = trial.place
     assert isinstance(place, Nodes)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from rayssl import storage
 from tests.faults.trial import Missed, Trial
 from tests.faults.work import EPOCH_STEPS, Training
 
@@ -37,11 +38,15 @@ def clustering(trial: Trial) -> None:
 def saving(trial: Trial) -> None:
     """While a checkpoint's folder is there, and its ``meta.json`` is not."""
     assert isinstance(trial.work, Training)
-    target, folder = trial.random.randint(_FIRST, trial.work.steps - 2 * EPOCH_STEPS), Path(trial.run) / "checkpoints"
+    target = trial.random.randint(_FIRST, trial.work.steps - 2 * EPOCH_STEPS)
     trial.wait_for(lambda: trial.step >= target)
+    folder = storage.join(trial.run, "checkpoints")
 
     def half() -> bool:
-        found = folder.glob("step-*") if folder.is_dir() else ()
+        if storage.is_remote(folder):
+            files = [uri.rpartition("/")[::2] for uri in storage.list_files(folder)]
+            return bool({at for at, _ in files} - {at for at, name in files if name == "meta.json"})
+        found = Path(folder).glob("step-*") if Path(folder).is_dir() else ()
         return any(not (each / "meta.json").exists() for each in found)
 
     trial.wait_for(half, every_s=0.0005)
@@ -56,9 +61,9 @@ def working(trial: Trial) -> None:
 
 def _after_epoch(trial: Trial, seconds: float) -> None:
     assert isinstance(trial.work, Training)
-    epochs = trial.work.epochs
-    target = trial.random.randint(1, epochs - 1) * (trial.work.steps // epochs)
-    trial.wait_for(lambda: target in trial.watch.steps.epochs)
+    epoch = trial.random.randint(1, trial.work.epochs - 1)
+    target = epoch * trial.work.steps // trial.work.epochs
+    trial.wait_for(lambda: epoch in trial.watch.steps.epochs)
     time.sleep(seconds)
     if trial.step > target:
         raise Missed(f"step {trial.step} came before the fault, which was meant for the pause after step {target}")

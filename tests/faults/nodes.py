@@ -22,7 +22,7 @@ from tests.faults.processes import Process
 
 _CPUS = 3  # of a worker node: one rank of `CPUS_PER_WORKER`, a data task and the actors
 CPUS_PER_WORKER = 1.6  # more than half of a node: one rank a node, of one thread
-_PORT, _DASHBOARD = 6390, 8265  # each node has its own ports
+_PORT, _DASHBOARD, _REDIS = 6390, 8265, 6380  # each node has its own ports
 _START_S = 120.0
 # hides the host's /tmp/ray and /dev/shm behind the node's own, then becomes the command
 _INSIDE = (
@@ -32,10 +32,11 @@ _INSIDE = (
 
 
 class Nodes(Place):
-    """A head (node 0) and worker nodes 1 and 2, which stay for all trials. A command runs on the head."""
+    """A head (node 0) and worker nodes 1 and 2, which stay for all trials. Commands run on the head."""
 
     name = "head and two nodes"
     workers = 2
+    driver_on = 0  # the node on which commands run
 
     def __init__(self, folder: Path, variables: Mapping[str, str] | None = None) -> None:
         super().__init__(folder, variables)
@@ -43,6 +44,7 @@ class Nodes(Place):
         self._id = f"rf{os.getpid()}"
         self._net = _free_net()
         self._nodes: dict[int, subprocess.Popen[bytes]] = {}
+        self._logged: dict[int, int] = {}  # how long each node's log was when it was started last
         self._made = False
         self.environment |= {
             "RAY_ADDRESS": f"{self.address(0)}:{_PORT}",
@@ -63,8 +65,8 @@ class Nodes(Place):
         self.wait_for_nodes()
 
     def start(self, command: list[str], output: Path) -> subprocess.Popen[bytes]:
-        """Starts a command on the head's node."""
-        return self.launch(self._inside(0, command), output)
+        """Starts a command on the node `driver_on`."""
+        return self.launch(self._inside(self.driver_on, command), output)
 
     def start_node(self, node: int) -> None:
         """Starts a node, or starts it again: it comes back with its address and nothing else."""
@@ -75,7 +77,9 @@ class Nodes(Place):
         words += ["--block", f"--node-ip-address={self.address(node)}", "--object-store-memory=200000000"]
         words += ["--num-gpus=0", "--disable-usage-stats"]
         self._ip("link", "set", f"{self._id}v{node}", "up")
-        self._nodes[node] = self.launch(self._inside(node, [RAY, "start", *words]), self.folder / f"node{node}.log")
+        log = self.folder / f"node{node}.log"
+        self._logged[node] = log.stat().st_size if log.exists() else 0
+        self._nodes[node] = self.launch(self._inside(node, [RAY, "start", *words]), log)
         if node == 0:
             self.wait_for_head()
 
@@ -89,15 +93,15 @@ class Nodes(Place):
             raise PlaceError(f"the head did not answer in {_START_S:.0f} s: see {self.folder}/node0.log")
 
     def wait_for_nodes(self) -> None:
-        """Waits until each node's raylet has joined."""
+        """Waits until each node's raylet runs."""
         for node, process in self._nodes.items():
             log = self.folder / f"node{node}.log"
-            joined = processes.wait_until(
-                lambda log=log: b"--block" in log.read_bytes()[self._from(log) :] or process.poll() is not None,  # noqa: B023
-                _START_S,
-                0.3,
-            )
-            if not joined or process.poll() is not None:
+            before = self._logged.get(node, 0)
+
+            def started(log: Path = log, process: subprocess.Popen[bytes] = process, before: int = before) -> bool:
+                return b"--block" in log.read_bytes()[before:] or process.poll() is not None
+
+            if not processes.wait_until(started, _START_S, 0.3) or process.poll() is not None:
                 raise PlaceError(f"node {node} did not start in {_START_S:.0f} s: see {log}")
 
     def on(self, node: int) -> list[Process]:
@@ -155,9 +159,6 @@ class Nodes(Place):
     def _name(self, node: int) -> str:
         return f"{self._id}n{node}"
 
-    def _from(self, log: Path) -> int:
-        return max(0, log.read_bytes().rfind(b"Local node IP")) if log.exists() else 0
-
     def _inside(self, node: int, command: list[str]) -> list[str]:
         """The command line that runs ``command`` on a node."""
         own = self._short / f"{node}"
@@ -188,6 +189,30 @@ class Nodes(Place):
         done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
         if check and done.returncode:
             raise PlaceError(f"ip {' '.join(words)}: {done.stderr.strip()}")
+
+
+class NodesWithRedis(Nodes):
+    """The same, with Redis outside the nodes, so that the head may come back. Commands run on a worker node."""
+
+    name = "head with Redis and two nodes"
+    driver_on = 1
+
+    def up(self) -> None:
+        if not self._made:
+            self._make_net()
+            words = ["--bind", f"{self._net}.1", "--port", str(_REDIS), "--save", "", "--appendonly", "no"]
+            words += ["--protected-mode", "no", "--dir", str(self._short)]
+            self.launch(["redis-server", *words], self.folder / "redis.log")
+            self.environment |= {"RAY_REDIS_ADDRESS": f"{self._net}.1:{_REDIS}"}
+        super().up()
+
+    def calm(self) -> None:
+        redis = self._started[0]
+        self._started.remove(redis)
+        try:
+            super().calm()
+        finally:
+            self._started.insert(0, redis)
 
 
 def _free_net() -> str:

@@ -50,6 +50,11 @@ class Place:
         self._started: list[subprocess.Popen[bytes]] = []
         self._seen: dict[int, Process] = {}
 
+    @property
+    def home(self) -> str:
+        """Where the corpus, the configurations and the runs lie: a folder or a URI."""
+        return str(self.folder)
+
     def up(self) -> None:
         """Starts what does not run. Raises `PlaceError`."""
 
@@ -128,7 +133,9 @@ class SharedHead(Place):
         log = self.folder / "head.log"
         self._head = self.launch([RAY, "start", *words], log)
         ready = processes.wait_until(
-            lambda: answers("127.0.0.1", dashboard) or self._head is None or self._head.poll() is not None, _START_S, 0.1
+            lambda: answers("127.0.0.1", dashboard) or self._head is None or self._head.poll() is not None,
+            _START_S,
+            0.1,
         )
         if not ready or self._head.poll() is not None:
             raise PlaceError(f"Ray's head did not start in {_START_S:.0f} s: see {log}")

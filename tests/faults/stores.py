@@ -19,7 +19,6 @@ from tests.fault_proxy import FaultProxy, Gate
 from tests.faults.places import ROOT, PlaceError, SharedHead
 from tests.faults.trial import Trial
 
-SECONDS = 60.0
 _REGION = "AWS_ENDPOINT_URL"
 
 
@@ -151,10 +150,10 @@ def harm(trial: Trial) -> str:
     assert isinstance(trial.place, StoreHead) and trial.place.proxy is not None
     trial.place.proxy.begin()
     try:
-        trial.pause(trial.seconds_of_fault)
+        trial.pause(trial.fault_s)
     finally:
         trial.place.proxy.end()
-    return f"the store, for {trial.seconds_of_fault:g} s"
+    return f"the store, for {trial.fault_s:g} s"
 
 
 def place_for(name: str) -> type[StoreHead]:

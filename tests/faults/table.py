@@ -21,7 +21,8 @@ def table(results: list[Result]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
     lines = []
     for number, row in enumerate(rows):
-        cells = [cell.ljust(w) if column < 2 else cell.rjust(w) for column, (cell, w) in enumerate(zip(row, widths))]
+        padded = enumerate(zip(row, widths, strict=True))
+        cells = [cell.ljust(width) if column < 2 else cell.rjust(width) for column, (cell, width) in padded]
         lines.append(" | ".join(cells).rstrip())
         if number == 0:
             lines.append("-+-".join("-" * width for width in widths))
@@ -30,7 +31,9 @@ def table(results: list[Result]) -> str:
 
 def _row(kind: str, during: str, found: list[Result]) -> tuple[str, ...]:
     whole = [result for result in found if result.ended != "lost"]
-    counts = [sum(result.ended == how for result in found) for how in ("by itself", "by the same command", "by its advice")]
+    counts = [
+        sum(result.ended == how for result in found) for how in ("by itself", "by the same command", "by its advice")
+    ]
     return (
         kind,
         during,

@@ -83,7 +83,20 @@ class TimeIsUp(Exception):
 class Trial:
     """A command that runs in ``place`` and writes below ``run``."""
 
-    def __init__(self, place: Place, work: Work, home: str, run: str, seed: int, timeout_s: float) -> None:
+    def __init__(
+        self,
+        place: Place,
+        work: Work,
+        home: str,
+        run: str,
+        seed: int,
+        timeout_s: float = 600.0,
+        fault_s: float = 60.0,
+        kills: int = 1,
+    ) -> None:
+        self.fault_s = fault_s  # how long a fault lasts that ends
+        self.kills, self.killed = kills, 1  # of a storm: wanted, and done
+        self.fault_step = 0
         self.place, self.work, self.home, self.run = place, work, home, run
         self.random = random.Random(seed)
         self.seed, self.timeout_s = seed, timeout_s
@@ -152,10 +165,15 @@ class Trial:
         self.wait_for(come, every_s)
         return self.random.choice(found)
 
-    def mark_fault(self) -> int:
-        """Notes where the output is; returns the step."""
+    def mark_fault(self) -> None:
+        """Notes the step, and where the output is."""
         self._fault_at = self.output.stat().st_size
-        return self.step
+        self.fault_step = self.step
+
+    def status(self) -> int | None:
+        """That of the command, if it has ended. Raises `TimeIsUp`."""
+        self._check_time()
+        return None if self._running is None else self._running.poll()
 
     def ended(self) -> int:
         """Waits until the command has ended; returns its status."""
@@ -167,13 +185,15 @@ class Trial:
 
     def finish(self) -> tuple[Ended, str]:
         """Waits for the end, and gives the same command again if it failed. How it ended, and why it is lost."""
-        advised = False
+        advised, commands = False, self.commands
         while True:
             status = self.ended()
             self.statuses.append(status)
             if status == 0:
-                return ("by its advice" if advised else "by itself" if self.commands == 1 else "by the same command"), ""
-            if self.commands > _AGAIN:
+                return (
+                    "by its advice" if advised else "by itself" if self.commands == 1 else "by the same command"
+                ), ""
+            if self.commands >= commands + _AGAIN:
                 return "lost", f"status {status} after {self.commands} commands"
             place = self._advice()
             if place is not None and self.commands > 1:
@@ -191,6 +211,7 @@ class Trial:
         """Completes ``result`` after the end."""
         self.watch.close()
         result.ended, result.why = how
+        result.step, result.kills = self.fault_step, self.killed
         result.seconds = round(self.seconds, 1)
         result.commands, result.statuses = self.commands, self.statuses
         read = self.read()

@@ -51,6 +51,7 @@ def stop(pattern: str) -> Cause:
 
 def struck(trial: Trial, victim: Process | None, which: signal.Signals) -> str:
     """Sends the signal, or raises `Missed`."""
+    trial.mark_fault()
     if victim is None or not victim.signal(which):
         raise Missed("the process had ended before the signal came")
     return f"{victim.title.split()[0].rpartition('/')[2]} (pid {victim.pid})"

@@ -18,10 +18,11 @@ _PROGRESS = re.compile(
 _NOISE = re.compile(
     r"\((raylet|autoscaler|gcs_server|pid=|PlacementGroupCleaner|SplitCoordinator|DatasetManager)|"
     r"\S+ \S+\t?(INFO|WARNING) .*(worker\.py|packaging\.py|PreemptionWatcher)|"
-    r".*worker processes have been started on node|Job submission server address|Next steps|"
-    r"\[W\d+ .*socket\.cpp|\t?\(\d\) raylet has lagging|  (Query|Request|Follow|ray job)|Tailing logs|-+$|Job '\S+' submitted successfully"
+    r".*worker processes have been started on node|\[W\d+ .*socket\.cpp|\t?\(\d\) raylet has lagging|"
+    r"Job submission server address|Next steps|  (Query|Request|Follow|ray job)|Tailing logs|-+$|"
+    r"Job '\S+' submitted successfully"
 )
-_STEP = re.compile(r"epoch \d+/\d+  step (\d+)/\d+  loss ")
+_STEP = re.compile(r"epoch (?P<epoch>\d+)/\d+  (?:step (?P<step>\d+)/\d+  )?loss ")
 
 
 class Resume(NamedTuple):
@@ -42,7 +43,7 @@ class Steps:
     def __init__(self) -> None:
         self.last = 0
         self.resumes: list[Resume] = []
-        self.epochs: set[int] = set()  # steps at which an epoch ended, in any life
+        self.epochs: set[int] = set()  # those that have ended, in any life, counted from 1
 
     def begin(self, at: int) -> None:
         """A new life begins after step ``at``."""
@@ -97,7 +98,7 @@ class MetricsWatch(threading.Thread):
             except ValueError:
                 continue
             if record.get("kind") == "epoch":
-                self.steps.epochs.add(record["step"])
+                self.steps.epochs.add(record["epoch"])
             if record.get("kind") == "step":
                 steps.append(record["step"])
         if new:
@@ -138,7 +139,10 @@ class OutputWatch(threading.Thread):
         whole = data[: data.rfind(b"\n") + 1]
         self._read += len(whole)
         for found in _STEP.finditer(whole.decode(errors="replace")):
-            self.steps.take(int(found[1]))
+            if found["step"]:
+                self.steps.take(int(found["step"]))
+            else:
+                self.steps.epochs.add(int(found["epoch"]))
 
 
 def lines(text: str) -> list[str]:

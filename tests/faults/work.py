@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import yaml
@@ -16,7 +18,7 @@ from rayssl import storage
 from rayssl.training import checkpoint
 from tests.runs import experiment, memory_of, write_run
 from tests.runs import write_corpus as write_tones
-from tests.small_experiment import ROWS, tree, write_config, write_corpus
+from tests.small_experiment import ROWS, tree, write_corpus
 from tests.sweeps.plans import sweep_tree
 
 CLI = (sys.executable, "-m", "rayssl.cli")
@@ -72,7 +74,7 @@ class Training(Work):
         values["corpus"]["uri"] = values["evaluation"]["corpus"] = corpus
         values["training"] |= {"epochs": self.epochs, "log_every": 1}
         values["training"]["checkpoints"] = {"every_steps": self.every_steps, "keep": 2}
-        storage.write_text(storage.join(home, f"{self.name}.yaml"), yaml.safe_dump(values))
+        write_yaml(home, self.name, values)
 
     def command(self, home: str, run: str) -> list[str]:
         return [*CLI, "train", storage.join(home, f"{self.name}.yaml"), f"run={run}", *self.overrides]
@@ -93,16 +95,16 @@ class Preparing(Work):
     def write(self, home: str) -> None:
         source = {"name": "synthetic", "speakers": self.speakers, "recordings": 2, "utterances": 4, "seconds": 2.0}
         values = {"corpora": {"train": {"source": source, "out": "unset", "shard_utterances": 16}}}
-        write_config(Path(home) / f"{self.name}.yaml", values)
+        write_yaml(home, self.name, values)
 
     def command(self, home: str, run: str) -> list[str]:
         return [*CLI, "prepare", f"{home}/{self.name}.yaml", f"corpora.train.out={run}/train", "--quiet"]
 
     def done(self, run: str) -> int:
-        return sum(1 for _ in Path(run).rglob("*.parquet"))
+        return len(tables(run))
 
     def differences(self, run: str, reference: str) -> list[str]:
-        return tables_differ(Path(run), Path(reference))
+        return tables_differ(run, reference)
 
 
 @dataclass(frozen=True)
@@ -119,10 +121,10 @@ class Embedding(Work):
         return [*CLI, "embed", f"{home}/encoder", f"{home}/embedded", run, "--actors", "2"]
 
     def done(self, run: str) -> int:
-        return sum(1 for _ in Path(run).rglob("*.parquet"))
+        return len(tables(run))
 
     def differences(self, run: str, reference: str) -> list[str]:
-        return tables_differ(Path(run), Path(reference))
+        return tables_differ(run, reference)
 
 
 @dataclass(frozen=True)
@@ -137,17 +139,20 @@ class Sweeping(Work):
             write_corpus(corpus, ROWS)
         base = tree(home)
         base["training"] |= {"epochs": 4, "log_every": 1}
-        write_config(Path(home) / "experiment.yaml", base)
+        write_yaml(home, "experiment", base)
         space = {"method.clusters": {"choices": list(self.clusters)}}
-        plan = sweep_tree(Path(home), space=space, search="grid", trials=None, scheduler={"name": "fifo"}, concurrent=1)
+        plan = sweep_tree(
+            Path("unset"), space=space, search="grid", trials=None, scheduler={"name": "fifo"}, concurrent=1
+        )
         plan["overrides"] = ["evaluation.resamples=0"]
-        write_config(Path(home) / f"{self.name}.yaml", plan)
+        write_yaml(home, self.name, plan)
 
     def command(self, home: str, run: str) -> list[str]:
         return [*CLI, "sweep", f"{home}/{self.name}.yaml", f"sweep={run}"]
 
     def done(self, run: str) -> int:
-        return sum(path.read_bytes().count(b'"kind": "step"') for path in Path(run).glob("trials/*/metrics.jsonl"))
+        found = storage.list_files(storage.join(run, "trials"), suffixes=("metrics.jsonl",))
+        return sum(storage.read_bytes(uri).count(b'"kind": "step"') for uri in found)
 
     def differences(self, run: str, reference: str) -> list[str]:
         found = []
@@ -155,6 +160,11 @@ class Sweeping(Work):
             mine, other = (f"{uri}/trials/{index:04d}" for uri in (run, reference))
             found += [f"trial {index}: {each}" for each in checkpoints_differ(mine, other)]
         return found
+
+
+def write_yaml(home: str, name: str, values: dict[str, Any]) -> None:
+    """``values`` as the configuration ``name``."""
+    storage.write_text(storage.join(home, f"{name}.yaml"), yaml.safe_dump(values))
 
 
 def checkpoints_differ(run: str, reference: str) -> list[str]:
@@ -181,9 +191,17 @@ def same(left: Any, right: Any) -> bool:
     return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
 
 
-def tables_differ(mine: Path, other: Path) -> list[str]:
-    """Names of the Parquet files below two folders that are in one alone or hold something else."""
-    left, right = ({str(path.relative_to(at)): path for path in at.rglob("*.parquet")} for at in (mine, other))
-    found = sorted(left.keys() ^ right.keys())
-    both = sorted(left.keys() & right.keys())
-    return found + [name for name in both if not pq.read_table(left[name]).equals(pq.read_table(right[name]))]
+def tables(run: str) -> dict[str, str]:
+    """The URIs of the Parquet files below a folder or URI, by their places there."""
+    return {uri.removeprefix(run): uri for uri in storage.list_files(run, suffixes=(".parquet",))}
+
+
+def tables_differ(mine: str, other: str) -> list[str]:
+    """Places of the Parquet files below two folders that are in one alone or hold something else."""
+    left, right = tables(mine), tables(other)
+    found, both = sorted(left.keys() ^ right.keys()), sorted(left.keys() & right.keys())
+    return found + [name for name in both if not _table(left[name]).equals(_table(right[name]))]
+
+
+def _table(uri: str) -> pa.Table:
+    return pq.read_table(io.BytesIO(storage.read_bytes(uri)))
