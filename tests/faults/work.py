@@ -172,7 +172,7 @@ def checkpoints_differ(run: str, reference: str) -> list[str]:
     mine, other = (checkpoint.load(checkpoint.locate(uri, "last")) for uri in (run, reference))
     if mine.meta.step != other.meta.step:
         return [f"step {mine.meta.step} instead of {other.meta.step}"]
-    left, right = ({**tensors(each.state), **memory_of(each)} for each in (mine, other))
+    left, right = ({**tensors(each.state), **(memory_of(each) if each.memory else {})} for each in (mine, other))
     found = sorted(left.keys() ^ right.keys())
     return found + [name for name in sorted(left.keys() & right.keys()) if not same(left[name], right[name])]
 
