@@ -90,7 +90,7 @@ def fill_shm(trial: Trial) -> str:
     """/dev/shm is full for ``--seconds``, or until the cluster has ended."""
     assert isinstance(trial.place, OwnShm)
     driver = trial.driver
-    filler = Path(f"/proc/{driver.pid if driver else 0}/root/dev/shm/filler")
+    filler = Path("/proc", str(driver.pid if driver else 0), "root", "dev/shm/filler")
     with suppress(OSError):
         fill(filler)
         until = time.monotonic() + trial.fault_s
