@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -32,6 +33,7 @@ def main() -> int:
     if wrong:
         say(wrong)
         return 2
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what was started is ended then, too
     folder = Path(arguments.folder or tempfile.mkdtemp(prefix="rayssl-faults-"))
     folder.mkdir(parents=True, exist_ok=True)
     more = _KILL_S * arguments.kills if arguments.kind == "storm" else 0.0

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.faults import processes
-from tests.faults.places import RAY, Place, PlaceError
+from tests.faults.places import OF_A_JOB, RAY, Place, PlaceError
 from tests.faults.processes import Process
 
 _CPUS = 3  # of a worker node: one rank of `CPUS_PER_WORKER`, a data task and the actors
@@ -139,9 +139,8 @@ class Nodes(Place):
             if process.pid not in nodes and process.poll() is None:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
-        pattern = r"ray::(?!IDLE|\S*Agent)"
-        if not processes.wait_until(lambda: not processes.titled(self.processes(), pattern), 30, 0.3):
-            processes.end(processes.titled(self.processes(), pattern))
+        if not processes.wait_until(lambda: not processes.titled(self.processes(), OF_A_JOB), 30, 0.3):
+            processes.end(processes.titled(self.processes(), OF_A_JOB))
 
     def down(self) -> None:
         for node in range(self.workers + 1):

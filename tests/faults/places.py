@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).parent / "ray")
 _UNASKED = ("RAY_", "RAYSSL_")  # what the caller's environment says of clusters of its own
 _START_S = 90.0
+OF_A_JOB = r"ray::(?!IDLE|\S*Agent|_StatsActor|_Autoscaling)"  # titles of what ends when a job of Ray ends
 
 
 class PlaceError(Exception):
@@ -144,12 +145,11 @@ class SharedHead(Place):
         """Ends the commands of the trial; waits until Ray has ended what these had started there."""
         alive = [process for process in self._started if process.poll() is None and process is not self._head]
         processes.end(each for each in processes.below([p.pid for p in alive], "none"))
-        stopped = processes.titled(self.processes(), r"ray::(RayTrainWorker|Server|StoreServer|IndexServer)")
-        for process in stopped:
-            process.signal(signal.SIGCONT)
-        gone = processes.wait_until(lambda: not processes.titled(self.processes(), r"ray::(?!IDLE|\S*Agent)"), 20, 0.2)
-        if not gone:
-            processes.end(processes.titled(self.processes(), r"ray::(?!IDLE|\S*Agent)"))
+        for process in processes.titled(self.processes(), r"ray::RayTrainWorker"):
+            process.signal(signal.SIGCONT)  # one that a trial has stopped
+        processes.end(processes.titled(self.processes(), r"\S*python\S* \S*/jobs/"))
+        if not processes.wait_until(lambda: not processes.titled(self.processes(), OF_A_JOB), 20, 0.3):
+            processes.end(processes.titled(self.processes(), OF_A_JOB))
 
     def down(self) -> None:
         super().down()

@@ -19,7 +19,7 @@ from tests.fault_proxy import FaultProxy, Gate
 from tests.faults.places import ROOT, PlaceError, SharedHead
 from tests.faults.trial import Trial
 
-_REGION = "AWS_ENDPOINT_URL"
+_ENDPOINT = "AWS_ENDPOINT_URL"
 
 
 class Proxy(Protocol):
@@ -124,8 +124,8 @@ class StoreHead(SharedHead):
             (self._short / "s3").mkdir()
             access = self._store.up()
             os.environ.update(access)  # this process reads past the proxy
-            self.proxy = type(self).maker(access[_REGION])
-            self.environment |= {**access, _REGION: self.proxy.endpoint, "RAY_DEDUP_LOGS": "0"}
+            self.proxy = type(self).maker(access[_ENDPOINT])
+            self.environment |= {**access, _ENDPOINT: self.proxy.endpoint, "RAY_DEDUP_LOGS": "0"}
             import s3fs
 
             s3fs.S3FileSystem().call_s3("create_bucket", Bucket="faults")
@@ -137,12 +137,11 @@ class StoreHead(SharedHead):
         return "s3://faults"
 
     def down(self) -> None:
-        if self.proxy is not None:
-            self.proxy.end()
-        super().down()
+        self._end_all()
         if self.proxy is not None:
             self.proxy.close()
-        self._store.stop(signal.SIGKILL)
+        self._store.stop(signal.SIGKILL)  # before its folder goes, which has its process ids
+        super().down()
 
 
 def harm(trial: Trial) -> str:

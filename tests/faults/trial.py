@@ -228,7 +228,7 @@ class Trial:
         return result
 
     def give_up(self) -> None:
-        """Sends the command SIGINT's stronger brother, after the time is up."""
+        """Kills the command, if it still runs."""
         if self._running is not None and self._running.poll() is None:
             self._running.send_signal(signal.SIGKILL)
 
