@@ -13,7 +13,13 @@ from tests.faults.work import Embedding, Preparing, Sweeping, Training, Work
 
 TRAINING_PHASES = ("training", "filling", "clustering", "saving")
 VERBS = ("prepare", "embed", "sweep")
-_SLOW_PAUSES = ("method.references=fill", "method.iterations=2000", "method.kmeans=exact")
+# a pass that fills the memory takes seconds, and a clustering takes half a second
+_PAUSES = (
+    "method.references=fill",
+    "method.clusters=700",
+    "method.iterations=2000",
+    "encoder.backbone.embedding_dim=64",
+)
 
 
 @dataclass(frozen=True)
@@ -42,9 +48,10 @@ class Kind:
         if self.work is not None:
             return self.work
         name = "-".join(["training", *(each.partition("=")[0].rpartition(".")[2] for each in self.overrides)])
-        if during == "training":
+        if during in ("training", "saving"):
             return Training(name, overrides=self.overrides)
-        return Training(f"{name}-pauses", epochs=5, every_steps=0, overrides=(*self.overrides, *_SLOW_PAUSES))
+        overrides = (*self.overrides, *_PAUSES)
+        return Training(f"{name}-pauses", 3, every_steps=0, overrides=overrides, rows=24 * 64, batch=64)
 
     def cause_in(self, during: str) -> victims.Cause:
         """What goes wrong in this phase."""

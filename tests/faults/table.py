@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import mean
 
 from tests.faults.trial import Result
@@ -46,7 +47,7 @@ def _row(kind: str, during: str, found: list[Result]) -> tuple[str, ...]:
     )
 
 
-def spread(values: list[int | None] | list[float | None] | list[int]) -> str:
+def spread(values: Sequence[float | None]) -> str:
     """The mean and, after a stroke, the most; a dash where there is nothing."""
     known = [value for value in values if value is not None]
     return f"{mean(known):.0f} / {max(known):.0f}" if known else "-"

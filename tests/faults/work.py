@@ -60,11 +60,12 @@ class Training(Work):
     every_steps: int = 4
     overrides: tuple[str, ...] = ()
     rows: int = EPOCH_STEPS * 16
+    batch: int = 16
 
     @property
     def steps(self) -> int:
         """The steps of the whole training."""
-        return self.epochs * self.rows // 16
+        return self.epochs * (self.rows // self.batch)
 
     def write(self, home: str) -> None:
         corpus = storage.join(home, f"corpus-{self.rows}")
@@ -72,7 +73,7 @@ class Training(Work):
             write_corpus(corpus, self.rows)
         values = tree(home)
         values["corpus"]["uri"] = values["evaluation"]["corpus"] = corpus
-        values["training"] |= {"epochs": self.epochs, "log_every": 1}
+        values["training"] |= {"epochs": self.epochs, "log_every": 1, "batch": self.batch}
         values["training"]["checkpoints"] = {"every_steps": self.every_steps, "keep": 2}
         write_yaml(home, self.name, values)
 
