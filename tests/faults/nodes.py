@@ -45,6 +45,7 @@ class Nodes(Place):
         self._net = _free_net()
         self._nodes: dict[int, subprocess.Popen[bytes]] = {}
         self._logged: dict[int, int] = {}  # how long each node's log was when it was started last
+        self._head: dict[str, str] = {}  # variables of the head alone
         self._made = False
         self.environment |= {
             "RAY_ADDRESS": f"{self.address(0)}:{_PORT}",
@@ -79,7 +80,9 @@ class Nodes(Place):
         self._ip("link", "set", f"{self._id}v{node}", "up")
         log = self.folder / f"node{node}.log"
         self._logged[node] = log.stat().st_size if log.exists() else 0
-        self._nodes[node] = self.launch(self._inside(node, [RAY, "start", *words]), log)
+        self._nodes[node] = self.launch(
+            self._inside(node, [RAY, "start", *words]), log, self._head if node == 0 else None
+        )
         if node == 0:
             self.wait_for_head()
 
@@ -202,7 +205,7 @@ class NodesWithRedis(Nodes):
             words = ["--bind", f"{self._net}.1", "--port", str(_REDIS), "--save", "", "--appendonly", "no"]
             words += ["--protected-mode", "no", "--dir", str(self._short)]
             self.launch(["redis-server", *words], self.folder / "redis.log")
-            self.environment |= {"RAY_REDIS_ADDRESS": f"{self._net}.1:{_REDIS}"}
+            self._head |= {"RAY_REDIS_ADDRESS": f"{self._net}.1:{_REDIS}"}
         super().up()
 
     def calm(self) -> None:

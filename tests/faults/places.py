@@ -63,13 +63,15 @@ class Place:
         """Starts a command. What it prints on both outputs is added to ``output``, as on a terminal."""
         return self.launch(command, output)
 
-    def launch(self, command: list[str], output: Path) -> subprocess.Popen[bytes]:
+    def launch(
+        self, command: list[str], output: Path, variables: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
         """Starts a process of this place in a session of its own."""
         with output.open("ab") as out:
             process = subprocess.Popen(
                 command,
                 cwd=self.folder,
-                env=self.environment,
+                env=self.environment | dict(variables or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
