@@ -79,17 +79,19 @@ def _processes() -> dict[str, Kind]:
 def _nodes() -> dict[str, Kind]:
     one_a_node = (f"ray.cpus_per_worker={CPUS_PER_WORKER}",)
     away = partial(Kind, root=True, packages=("ip", "unshare", "mount"), overrides=one_a_node)
-    ends = Training("training-ends-cpus", every_steps=0, overrides=one_a_node)
+    # no checkpoint for 120 steps; most of the training is left when a node has drained for 30 s
+    ends = partial(Training, epochs=3, every_steps=0, rows=120 * 16)
+    drained = ends("training-ends-cpus", overrides=one_a_node, share=0.3)
     return {
         "node": away(losses.lose_node, Nodes, (*TRAINING_PHASES, *VERBS)),
-        "sigterm-node": away(losses.term_node, Nodes, work=ends),
+        "sigterm-node": away(losses.term_node, Nodes, work=drained),
         "gcs": away(losses.lose_head, NodesWithRedis, packages=("ip", "unshare", "mount", "redis-server")),
-        "job-stop": Kind(jobs.stop_job, jobs.Jobs, ("training",), Training("training-ends", every_steps=0)),
+        "job-stop": Kind(jobs.stop_job, jobs.Jobs, ("training",), ends("training-ends")),
     }
 
 
 def _stores() -> dict[str, Kind]:
-    packages, phases = ("radosgw", "ceph-mon", "ceph-osd"), (*TRAINING_PHASES, "prepare", "sweep")
+    packages, phases = ("radosgw", "ceph-mon", "ceph-osd"), (*TRAINING_PHASES, *VERBS)
     of = {name: stores.place_for(name) for name in sorted(stores.MAKERS)}
     return {name: Kind(stores.harm, place, phases, packages=packages) for name, place in of.items()}
 

@@ -19,7 +19,7 @@ CLUSTERED = r"clustered the memory in ([\d.]+) s"
 def training(trial: Trial) -> None:
     """Between two steps, or in one."""
     assert isinstance(trial.work, Training)
-    target = trial.random.randint(_FIRST, trial.work.steps - _LEFT)
+    target = trial.random.randint(_FIRST, int(trial.work.share * trial.work.steps) - _LEFT)
     trial.wait_for(lambda: trial.step >= target)
     time.sleep(trial.random.uniform(0, 0.15))
 

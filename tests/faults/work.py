@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ class Training(Work):
     overrides: tuple[str, ...] = ()
     rows: int = EPOCH_STEPS * 16
     batch: int = 16
+    share: float = 1.0  # of the steps: a fault comes within this first part
 
     @property
     def steps(self) -> int:
@@ -113,10 +115,13 @@ class Embedding(Work):
     """The embeddings of a corpus of many small shards."""
 
     def write(self, home: str) -> None:
-        corpus = Path(home) / "embedded"
-        if not (corpus / "manifest.json").exists():
-            write_tones(corpus, EMBEDDED)
-            write_run(experiment(Path(home) / "encoder", corpus))
+        if storage.exists(storage.join(home, "embedded", "manifest.json")):
+            return
+        with tempfile.TemporaryDirectory(prefix="rayssl-faults-") as made:
+            write_tones(Path(made) / "embedded", EMBEDDED)
+            write_run(experiment(Path(made) / "encoder", Path(made) / "embedded"))
+            for file in (path for path in Path(made).rglob("*") if path.is_file()):
+                storage.write_bytes(storage.join(home, str(file.relative_to(made))), file.read_bytes())
 
     def command(self, home: str, run: str) -> list[str]:
         return [*CLI, "embed", f"{home}/encoder", f"{home}/embedded", run, "--actors", "2"]
