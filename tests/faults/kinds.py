@@ -85,7 +85,7 @@ def _nodes() -> dict[str, Kind]:
     return {
         "node": away(losses.lose_node, Nodes, (*TRAINING_PHASES, *VERBS)),
         "sigterm-node": away(losses.term_node, Nodes, work=drained),
-        "gcs": away(losses.lose_head, NodesWithRedis, packages=("ip", "unshare", "mount", "redis-server")),
+        "gcs": away(losses.lose_head, NodesWithRedis, packages=("ip", "unshare", "nsenter", "mount", "redis-server")),
         "job-stop": Kind(jobs.stop_job, jobs.Jobs, ("training",), ends("training-ends")),
     }
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -36,7 +35,7 @@ class Nodes(Place):
 
     name = "head and two nodes"
     workers = 2
-    driver_on = 0  # the node on which commands run
+    own_pids = False  # whether a node sees only its own processes
 
     def __init__(self, folder: Path, variables: Mapping[str, str] | None = None) -> None:
         super().__init__(folder, variables)
@@ -66,8 +65,8 @@ class Nodes(Place):
         self.wait_for_nodes()
 
     def start(self, command: list[str], output: Path) -> subprocess.Popen[bytes]:
-        """Starts a command on the node `driver_on`."""
-        return self.launch(self._inside(self.driver_on, command), output)
+        """Starts a command on the head's node."""
+        return self.launch(self._inside(0, command), output)
 
     def start_node(self, node: int) -> None:
         """Starts a node, or starts it again: it comes back with its address and nothing else."""
@@ -140,7 +139,7 @@ class Nodes(Place):
         nodes = {process.pid for process in self._nodes.values()}
         for process in self._started:
             if process.pid not in nodes and process.poll() is None:
-                process.send_signal(signal.SIGKILL)
+                processes.end(processes.below([process.pid], "none"))
                 process.wait()
         if not processes.wait_until(lambda: not processes.titled(self.processes(), OF_A_JOB), 30, 0.3):
             processes.end(processes.titled(self.processes(), OF_A_JOB))
@@ -166,7 +165,8 @@ class Nodes(Place):
         own = self._short / f"{node}"
         own.mkdir(parents=True, exist_ok=True)
         name = self._name(node)
-        return ["ip", "netns", "exec", name, "unshare", "-u", "-m", "bash", "-c", _INSIDE, name, str(own), *command]
+        apart = ["unshare", "-u", "-m", *(["-p", "-f", "--mount-proc", "--kill-child"] if self.own_pids else [])]
+        return ["ip", "netns", "exec", name, *apart, "bash", "-c", _INSIDE, name, str(own), *command]
 
     def _make_net(self) -> None:
         self._made = True
@@ -194,10 +194,20 @@ class Nodes(Place):
 
 
 class NodesWithRedis(Nodes):
-    """The same, with Redis outside the nodes, so that the head may come back. Commands run on a worker node."""
+    """The same, with Redis outside the nodes, so that the head may come back. Commands run on node 1.
+
+    A driver joins the head's raylet if it sees one among the processes of its machine: here each node sees its own.
+    """
 
     name = "head with Redis and two nodes"
-    driver_on = 1
+    own_pids = True
+
+    def start(self, command: list[str], output: Path) -> subprocess.Popen[bytes]:
+        """Starts a command on node 1, in the namespaces of its raylet."""
+        launcher = self.launcher(1)
+        if launcher is None:
+            raise PlaceError("node 1 has no ray start")
+        return self.launch(["nsenter", "-t", str(launcher.pid), "-n", "-u", "-m", "-p", *command], output)
 
     def up(self) -> None:
         if not self._made:
