@@ -55,6 +55,8 @@ def main() -> int:
         for result in results:
             print(f"\n{result.kind}, seed {result.seed}, step {result.step}: {result.ended} {result.why}".rstrip())
             print("\n".join(f"    {line}" for line in result.read))
+            if result.differences:
+                print(f"    other bits: {', '.join(result.differences)}")
     return 0 if all(result.ended != "lost" and result.same_bits for result in results) else 1
 
 

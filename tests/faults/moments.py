@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rayssl import storage
+from tests.faults import processes
+from tests.faults.processes import titled
 from tests.faults.trial import Missed, Trial
 from tests.faults.work import EPOCH_STEPS, Training
 
@@ -26,13 +28,23 @@ def training(trial: Trial) -> None:
 
 def filling(trial: Trial) -> None:
     """In a pass that fills the memory, which follows the end of an epoch."""
-    _after_epoch(trial, trial.random.uniform(0.1, 0.9) * _known(trial, FILLED))
+    target = _epoch_end(trial)
+    time.sleep(trial.random.uniform(0.1, 0.9) * _known(trial, FILLED))
+    _not_after(trial, target)
 
 
 def clustering(trial: Trial) -> None:
-    """In a clustering, which follows a pass that fills the memory."""
-    share = trial.random.uniform(0.1, 0.9)
-    _after_epoch(trial, _known(trial, FILLED) + share * _known(trial, CLUSTERED))
+    """In a clustering, which follows a pass that fills the memory: the actor's title says that it clusters."""
+    target = _epoch_end(trial)
+    actors = titled(trial.place.processes(), r"ray::(Server|IndexServer)(\.|$)")
+
+    def clusters() -> bool:
+        now = [processes.read(actor.pid) for actor in actors]
+        return any(process is not None and ".refresh" in process.title for process in now)
+
+    trial.wait_for(lambda: clusters() or trial.step > target, every_s=0.002)
+    time.sleep(trial.random.uniform(0, 0.6) * _known(trial, CLUSTERED))
+    _not_after(trial, target)
 
 
 def saving(trial: Trial) -> None:
@@ -59,12 +71,15 @@ def working(trial: Trial) -> None:
     trial.wait_for(lambda: trial.step >= target, every_s=0.03)
 
 
-def _after_epoch(trial: Trial, seconds: float) -> None:
+def _epoch_end(trial: Trial) -> int:
+    """Waits until an epoch has ended, not the last one; returns its last step."""
     assert isinstance(trial.work, Training)
     epoch = trial.random.randint(1, trial.work.epochs - 1)
-    target = epoch * trial.work.steps // trial.work.epochs
     trial.wait_for(lambda: epoch in trial.watch.steps.epochs)
-    time.sleep(seconds)
+    return epoch * trial.work.steps // trial.work.epochs
+
+
+def _not_after(trial: Trial, target: int) -> None:
     if trial.step > target:
         raise Missed(f"step {trial.step} came before the fault, which was meant for the pause after step {target}")
 

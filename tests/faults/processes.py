@@ -25,7 +25,7 @@ class Process:
 
     def alive(self) -> bool:
         """Whether this very process still runs."""
-        found = _read(self.pid)
+        found = read(self.pid)
         return found is not None and found.began == self.began
 
     def signal(self, which: signal.Signals) -> bool:
@@ -41,7 +41,7 @@ class Process:
 
 def every() -> dict[int, Process]:
     """All live processes of this machine that can be read, by their ids."""
-    found = (_read(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    found = (read(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit())
     return {process.pid: process for process in found if process is not None}
 
 
@@ -86,8 +86,8 @@ def wait_until(done: Callable[[], bool], seconds: float, every_s: float = 0.02) 
         time.sleep(every_s)
 
 
-def _read(pid: int) -> Process | None:
-    """None if there is no such process, or it only waits to be reaped."""
+def read(pid: int) -> Process | None:
+    """The process as it is now; None if there is no such process, or it only waits to be reaped."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         title = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()

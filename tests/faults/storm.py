@@ -17,7 +17,7 @@ _WAIT_S = 2.0  # the longest wait between a new checkpoint and the kill
 def storm(trial: Trial) -> str:
     """Kills ``trial.kills`` times. A command that has failed is given again."""
     counts: Counter[str] = Counter()
-    newest = -1
+    newest = 0
     for _ in range(trial.kills):
         newest = _progress(trial, newest)
         if newest < 0:
