@@ -54,11 +54,9 @@ class FaultProxy:
         if not head:
             return False
         method, path = head.split()[:2]
-        fault = ""
         with self._lock:
             self.requests.append(f"{method.decode()} {path.decode()}")
-            if self.faults and (method == b"GET" or self.faults[0].isdigit()):
-                fault = self.faults.pop(0)
+            fault = self._fault(method)
         if fault.isdigit():
             client.sendall(f"HTTP/1.1 {fault} Fault\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
             return False
@@ -69,7 +67,7 @@ class FaultProxy:
         client.sendall(answer)
         size = 0 if method == b"HEAD" else _length(answer)
         sent = 0
-        for data in (first, *_pieces(server, size - len(first))) if not fault else [first]:
+        for data in (first, *_pieces(server, size - len(first))) if not fault else [first[: size // 2]]:
             client.sendall(data)
             sent += len(data)
         if not fault:
@@ -81,6 +79,11 @@ class FaultProxy:
         if fault == "reset":
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         return False
+
+    def _fault(self, method: bytes) -> str:
+        """The harm that this request gets; empty for none."""
+        fits = self.faults and (method == b"GET" or self.faults[0].isdigit())
+        return self.faults.pop(0) if fits else ""
 
 
 def _head(connection: socket.socket) -> tuple[bytes, bytes]:
