@@ -93,7 +93,8 @@ class RayConfig(Config):
 
     ``workers``: the number of DDP ranks, or ``[fewest, most]``: then as many train as there is room for, of those
     numbers that divide the batch. A lost node costs a restart with fewer, and the run starts again with more where
-    there is room. The batches stay the same. ``gpu``: one GPU for each worker (auto: if the cluster has enough).
+    there is room. The batches stay the same; so do the results but for their last digits, if
+    ``training.sync_batchnorm`` is set. ``gpu``: one GPU for each worker (auto: if the cluster has enough).
     ``cpus_per_worker`` also limits a worker's threads. ``max_failures``: how often in a row, without a new checkpoint
     between, the training restarts from the last checkpoint before it fails. ``start_timeout_s``: how long to wait for
     room for the workers on a joined cluster, which may have to add nodes and pull images (``.inf``: without an end).
@@ -106,7 +107,7 @@ class RayConfig(Config):
     gpu: bool | Literal["auto"] = "auto"
     max_failures: int = Field(3, ge=0)
     collective_timeout_s: int = Field(1800, ge=1)
-    start_timeout_s: float = Field(600.0, gt=0)
+    start_timeout_s: float = Field(1200.0, gt=0)
     silent_s: float = Field(45.0, gt=0)
 
     @property

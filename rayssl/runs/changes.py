@@ -15,7 +15,7 @@ from rayssl.schema import flatten
 FREE = (
     *("run", "ray", "evaluation", "storage", "corpus.readers"),
     *("memory.shards", "memory.threads", "memory.cpus", "memory.memory_bytes", "memory.gpus"),
-    *("training.epochs", "training.checkpoints", "training.log_every", "training.trackers"),
+    *("training.epochs", "training.checkpoints", "training.log_every", "training.verify_every", "training.trackers"),
 )
 _SHOWN = 8
 

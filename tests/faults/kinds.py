@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from functools import partial
 
 from tests.faults import disks, jobs, losses, stores, victims
+from tests.faults.elastic import ElasticTraining, QuickNodes, shrink_and_grow
 from tests.faults.nodes import CPUS_PER_WORKER, Nodes, NodesWithRedis
 from tests.faults.places import Place, SharedHead
 from tests.faults.storm import storm
 from tests.faults.work import Embedding, Preparing, Sweeping, Training, Work
 
 TRAINING_PHASES = ("training", "filling", "clustering", "saving")
+_HOSTS = ("ip", "unshare", "mount")
 VERBS = ("prepare", "embed", "sweep")
 # a pass that fills the memory takes seconds, and a clustering takes half a second
 _PAUSES = (
@@ -78,13 +80,17 @@ def _processes() -> dict[str, Kind]:
 
 def _nodes() -> dict[str, Kind]:
     one_a_node = (f"ray.cpus_per_worker={CPUS_PER_WORKER}",)
-    away = partial(Kind, root=True, packages=("ip", "unshare", "mount"), overrides=one_a_node)
+    # else the statistics of batch normalisation would be those of half a batch with two workers
+    elastic = (*one_a_node, "ray.workers=[1, 2]", "training.sync_batchnorm=true")
+    grown = ElasticTraining("elastic", epochs=16, overrides=elastic, share=0.4)
+    away = partial(Kind, root=True, packages=_HOSTS, overrides=one_a_node)
     # no checkpoint for 120 steps; most of the training is left when a node has drained for 30 s
     ends = partial(Training, epochs=3, every_steps=0, rows=120 * 16)
     drained = ends("training-ends-cpus", overrides=one_a_node, share=0.3)
     return {
         "node": away(losses.lose_node, Nodes, (*TRAINING_PHASES, *VERBS)),
         "sigterm-node": away(losses.term_node, Nodes, work=drained),
+        "elastic": Kind(shrink_and_grow, QuickNodes, ("training",), grown, root=True, packages=_HOSTS),
         "gcs": away(losses.lose_head, NodesWithRedis, packages=("ip", "unshare", "nsenter", "mount", "redis-server")),
         "job-stop": Kind(jobs.stop_job, jobs.Jobs, ("training",), ends("training-ends")),
     }

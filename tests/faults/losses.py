@@ -17,7 +17,7 @@ _LEAVES_S = 120.0
 
 def lose_node(trial: Trial) -> str:
     """A node with a rank is lost, and comes back after `BACK_S`."""
-    place, node = _node_of_a_rank(trial)
+    place, node = node_of_a_rank(trial)
     place.lose(node)
     _back(trial, place, node)
     return f"node {node}, lost"
@@ -25,7 +25,7 @@ def lose_node(trial: Trial) -> str:
 
 def term_node(trial: Trial) -> str:
     """A node with a rank gets SIGTERM, as a pod does; when it has ended, another one takes its place."""
-    place, node = _node_of_a_rank(trial)
+    place, node = node_of_a_rank(trial)
     launcher = place.launcher(node)
     if launcher is None or not launcher.signal(signal.SIGTERM):
         raise Missed(f"node {node} has no ray start")
@@ -45,7 +45,8 @@ def lose_head(trial: Trial) -> str:
     return "the head, lost"
 
 
-def _node_of_a_rank(trial: Trial) -> tuple[Nodes, int]:
+def node_of_a_rank(trial: Trial) -> tuple[Nodes, int]:
+    """The trial's nodes, and one of them with a rank."""
     place = trial.place
     assert isinstance(place, Nodes)
     nodes = range(1, place.workers + 1)
