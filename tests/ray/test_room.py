@@ -1,0 +1,109 @@
+"""Room for workers: as many as fit, a line about what is missing, and more of them later."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayssl.errors import ConfigError
+from rayssl.experiment.config import Experiment
+from rayssl.runtime import room
+from tests.small_experiment import tree
+
+pytestmark = pytest.mark.ray
+
+
+def experiment(folder: Path, **ray: Any) -> Experiment:
+    values = tree(str(folder))
+    values["ray"] = {**values.get("ray", {}), "gpu": False, **ray}
+    values["training"]["batch"] = 16
+    return Experiment(**values)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"_TURN_S": 0.2, "_SETTLE_S": 0.5, "_TRY_S": 0.5, "_TELL_S": 0.7, "_GROW_AFTER_S": 0.0}.items():
+        monkeypatch.setattr(room, name, value)
+
+
+def taken(ray: Any, cpus: float) -> Any:
+    """What another job holds: a placement group of so many CPUs."""
+    from ray.util.placement_group import placement_group
+
+    group = placement_group([{"CPU": 1.0}] * int(cpus))
+    assert group.wait(20)
+    return group
+
+
+def test_the_numbers_of_workers_divide_the_batch(tmp_path: Path) -> None:
+    assert experiment(tmp_path, workers=[1, 9]).worker_counts == [8, 4, 2, 1]
+    assert experiment(tmp_path, workers=4).worker_counts == [4]
+    assert experiment(tmp_path, workers=[1, 9]).with_workers(4).ray.workers == 4
+    with pytest.raises(ValueError, match=r"ray\.workers=\[3, 2\]: write the smaller number first"):
+        experiment(tmp_path, workers=[3, 2])
+    with pytest.raises(ValueError, match=r"training\.batch=16 is not divisible by ray\.workers=\[5, 7\]; change one"):
+        experiment(tmp_path, workers=[5, 7])
+
+
+def test_as_many_workers_as_there_is_room_for(ray_cluster: Any, quick: None, tmp_path: Path) -> None:
+    from ray.util.placement_group import remove_placement_group
+
+    said: list[str] = []
+    elastic = experiment(tmp_path, workers=[1, 4], cpus_per_worker=1.5)
+    assert room.find(elastic, False, True, said.append) == 4
+    other = taken(ray_cluster, 5)
+    try:
+        assert room.find(elastic, False, True, said.append) == 1  # two would need 3 CPUs, and the memory a tenth
+        with room.Growth(elastic, False, 1) as growth:
+            assert growth() is None
+            time.sleep(0.3)
+            assert growth() is None
+            remove_placement_group(other)
+            until = time.monotonic() + 20
+            while (why := growth()) is None and time.monotonic() < until:
+                time.sleep(0.1)
+            assert why == "there is room for more workers"
+            assert growth() is None, "it says so once"
+        assert room.find(elastic, False, True, said.append) == 4, "it has given everything back"
+    finally:
+        remove_placement_group(other)
+    assert said == []
+    with room.Growth(elastic, False, 4) as growth:
+        assert growth() is None
+
+
+def test_without_room_it_says_what_it_waits_for(ray_cluster: Any, quick: None, tmp_path: Path) -> None:
+    said: list[str] = []
+    large = experiment(tmp_path, workers=16, start_timeout_s=1.6)
+    large = large.model_copy(update={"memory": large.memory.model_copy(update={"memory_bytes": 3 << 29})})
+    with pytest.raises(ConfigError) as caught:
+        room.find(large, False, True, said.append)
+    wanted = (
+        "room for 16 workers of 1 CPU (ray.workers) and 1 actors of the memory of 0.1 CPU and 1.5 GiB memory; "
+        "the cluster has 1 nodes, 8 of 8 CPU free"
+    )
+    assert said and said[0].startswith(f"waits for {wanted}; ") and said[0].endswith(" s so far")
+    assert str(caught.value) == (
+        f"ray.start_timeout_s=1.6: no {wanted}; set it higher, add nodes, or lower ray.workers"
+    )
+
+
+def test_the_bell_is_heard_with_its_first_reason(ray_cluster: Any) -> None:
+    """That it rings when a node is drained: ``python -m tests.faults sigterm-node``."""
+    from rayssl.runtime import signals
+
+    with signals.GracefulShutdown() as shutdown:
+        node = ray_cluster.get_runtime_context().get_node_id()
+        heard = signals.listen(shutdown.bell, [node])
+        assert heard is not None
+        time.sleep(1.5)
+        assert not heard() and shutdown.why() == ""
+        ray_cluster.get(shutdown.bell.ring.remote("node 12 is being taken away"))
+        ray_cluster.get(shutdown.bell.ring.remote("later"))
+        until = time.monotonic() + 10
+        while not heard() and time.monotonic() < until:
+            time.sleep(0.05)
+        assert heard() and shutdown.why() == "node 12 is being taken away"
