@@ -13,8 +13,8 @@ from pathlib import Path
 from rayssl.training import checkpoint
 from tests.faults import processes
 from tests.faults.places import Place, PlaceError, SharedHead
-from tests.faults.trial import Trial
-from tests.faults.victims import struck
+from tests.faults.trial import Missed, Trial
+from tests.faults.victims import TITLES, struck
 
 _DISK_BYTES, _SHM_BYTES = 200 << 20, 300 << 20
 # a /dev/shm of its own, then becomes the command
@@ -87,17 +87,22 @@ def read_only(trial: Trial) -> str:
 
 
 def fill_shm(trial: Trial) -> str:
-    """/dev/shm is full for ``--seconds``, or until the cluster has ended."""
+    """/dev/shm is full for ``--seconds``, or until the cluster has ended: from when the first data task runs."""
     assert isinstance(trial.place, OwnShm)
+    trial.victim(TITLES["data-task"], every_s=0.002)
+    trial.mark_fault()
     driver = trial.driver
-    filler = Path("/proc", str(driver.pid if driver else 0), "root", "dev/shm/filler")
-    with suppress(OSError):
-        fill(filler)
-        until = time.monotonic() + trial.fault_s
-        while time.monotonic() < until and trial.driver is not None:
-            time.sleep(0.1)
-        filler.unlink()
-    return f"/dev/shm, full for {trial.fault_s:g} s"
+    if driver is None:
+        raise Missed("the command had ended before the fault")
+    shm = Path("/proc", str(driver.pid), "root", "dev/shm")
+    fill(shm / "filler")
+    left = os.statvfs(shm)
+    until = time.monotonic() + trial.fault_s
+    while time.monotonic() < until and trial.driver is not None:
+        time.sleep(0.1)
+    with suppress(OSError):  # the namespace may have ended with the command
+        (shm / "filler").unlink()
+    return f"/dev/shm, {left.f_bavail * left.f_frsize >> 10} KiB left for {trial.fault_s:g} s"
 
 
 def flip_bit(trial: Trial) -> str:

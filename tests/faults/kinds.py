@@ -103,11 +103,12 @@ def _stores() -> dict[str, Kind]:
 
 
 def _disks() -> dict[str, Kind]:
-    mounts = partial(Kind, phases=(*TRAINING_PHASES, *VERBS), root=True, packages=("mount", "umount"))
+    mounts = partial(Kind, root=True, packages=("mount", "umount", "unshare"))
+    everywhere = (*TRAINING_PHASES, *VERBS)
     return {
-        "disk-full": mounts(disks.fill_disk, disks.SmallDisk),
-        "read-only": mounts(disks.read_only, disks.SmallDisk),
-        "shm-full": mounts(disks.fill_shm, disks.OwnShm),
+        "disk-full": mounts(disks.fill_disk, disks.SmallDisk, everywhere),
+        "read-only": mounts(disks.read_only, disks.SmallDisk, everywhere),
+        "shm-full": mounts(disks.fill_shm, disks.OwnShm, ("training",), anytime=True),
         "flipped-bit": Kind(disks.flip_bit, phases=("training",)),
     }
 
