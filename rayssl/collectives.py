@@ -136,6 +136,13 @@ def on_rank_0(action: Callable[[], T]) -> T:
     return value  # type: ignore[no-any-return]
 
 
+def share_buffers(module: nn.Module) -> None:
+    """Gives every rank the buffers of rank 0, as DDP does before each forward pass in training."""
+    if world() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
+
+
 def barrier() -> None:
     """Waits until every rank has called it."""
     if world() > 1:

@@ -17,7 +17,7 @@ from rayssl.experiment.config import Experiment
 
 _TURN_S = 1.0
 _SETTLE_S = 10.0  # how long it waits for the largest number of workers before it takes fewer
-_TRY_S = 2.0  # how long it asks for each smaller number
+_TRY_S, _MOST_TRY_S = 2.0, 30.0  # how long it asks for each smaller number, at first and at most
 _TELL_S = 60.0
 _GROW_AFTER_S = 30.0  # a run that has just started is left alone
 
@@ -49,6 +49,7 @@ def find(experiment: Experiment, gpu: bool, actors: bool, say: Callable[[str], N
     counts = experiment.worker_counts
     worker, others = worker_bundle(experiment, gpu), actor_bundles(experiment, actors)
     began = told = time.monotonic()
+    patience = _TRY_S
     with _asked([worker] * counts[0] + others) as most:
         while True:
             if most.wait(_TURN_S):
@@ -56,8 +57,10 @@ def find(experiment: Experiment, gpu: bool, actors: bool, say: Callable[[str], N
             waited = time.monotonic() - began
             for count in counts[1:] if waited >= _SETTLE_S else ():
                 with _asked([worker] * count + others) as fewer:
-                    if fewer.wait(_TRY_S):
+                    if fewer.wait(patience):
                         return count
+            if waited >= _SETTLE_S:
+                patience = min(2 * patience, _MOST_TRY_S)  # a busy head needs longer for an answer
             if waited >= experiment.ray.start_timeout_s:
                 text = _wanted(experiment, counts, worker, others)
                 raise ConfigError(
@@ -139,7 +142,7 @@ def _has() -> str:
 
 
 def _said(bundle: Bundle) -> str:
-    parts = [
-        f"{amount / 2**30:.1f} GiB" if name == "memory" else f"{amount:g} {name}" for name, amount in bundle.items()
-    ]
-    return " and ".join(parts) or "nothing"
+    sizes = {
+        name: f"{amount / 2**30:.1f} GiB" if name == "memory" else f"{amount:g}" for name, amount in bundle.items()
+    }
+    return " and ".join(f"{size} {name}" for name, size in sizes.items())

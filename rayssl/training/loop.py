@@ -151,6 +151,8 @@ class Loop:
             raise RuntimeError(f"a batch to fill a memory with came at {self.cursor}")
         training = [module for module in state.method.modules() if module.training]
         state.method.eval()
+        # a resumed run has rank 0's everywhere; without this, each rank's own statistics would fill the memory
+        collectives.share_buffers(state.method)
         while raw["fill"] and not self.stopped:
             # no checkpoint inside a pass: the one before the pass is as good as one with half of it
             self.stopped = state.stopping.agreed()
