@@ -104,7 +104,7 @@ def train_recorded(
     trained = checkpoint.steps(job.run)
     changed = changes_of(experiment) if trained else []
     refuse(job.run, changed, allow_change, max(trained, default=0))
-    if check_start(job).epoch < experiment.training.epochs:
+    if check_start(job, say).epoch < experiment.training.epochs:
         for line in ahead.check(job):
             say(line)
         experiment.storage.apply()

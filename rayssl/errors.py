@@ -46,6 +46,10 @@ class CheckpointError(UserError, ValueError):
     """A checkpoint that cannot be used: it has another architecture than the run, or it is incomplete or damaged."""
 
 
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint with a file that is not what was written. A training goes back to the one before it."""
+
+
 def described(error: BaseException) -> str:
     """An error of somebody's code in one line, with the file and the line that raised it."""
     if isinstance(error, SyntaxError):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
 from rayssl import collectives
 from rayssl.batches.plan import Cursor
+from rayssl.errors import DamagedCheckpoint
 from rayssl.experiment.config import Experiment
 from rayssl.experiment.job import Job, position
 from rayssl.methods.base import Method
@@ -49,14 +52,25 @@ def pretrain(job: Job, method: Method) -> str | None:
     return None if start is None else checkpoint.load_weights(method.pretrained, start, job.architecture)
 
 
-def check_start(job: Job) -> Cursor:
+def check_start(job: Job, say: Callable[[str], None] = lambda line: None) -> Cursor:
     """Where the job starts, with the checkpoint that it starts from checked, before any worker starts.
 
-    Raises `CheckpointError`.
+    A damaged one is left out if there is one before; ``say`` takes the line about it. Raises `CheckpointError`.
 
     Call this once before `train` of `rayssl.runtime.train` or `rayssl.experiment.local`: it reads the whole checkpoint.
     It builds a network only if the checkpoint says that it has another architecture.
     """
+    while True:
+        try:
+            return _checked_start(job)
+        except DamagedCheckpoint as error:
+            line = checkpoint.go_back(job.run, error)
+            if line is None:
+                raise
+            say(line)
+
+
+def _checked_start(job: Job) -> Cursor:
     start = position(job)
     if not checkpoint.steps(job.run):
         return start

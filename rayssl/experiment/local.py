@@ -18,7 +18,7 @@ from torch import nn
 from rayssl import collectives
 from rayssl.batches.plan import Cursor
 from rayssl.batches.streams import joined
-from rayssl.errors import Stopped
+from rayssl.errors import DamagedCheckpoint, Stopped
 from rayssl.experiment.build import build_loop
 from rayssl.experiment.job import Job, position
 from rayssl.memory.classes.memory import ClassMemory
@@ -30,6 +30,7 @@ from rayssl.training import checkpoint
 from rayssl.training.ahead import ReadAhead
 from rayssl.training.context import ClassClient, InProcessClasses, InProcessMemory, MemoryClient
 from rayssl.training.feed import cut, placed
+from rayssl.training.loop import Loop
 from rayssl.training.metrics import RunLog
 from rayssl.training.stopping import Stopping
 from rayssl.training.trackers.base import Identity, Several, Tracker
@@ -122,7 +123,8 @@ def train(job: Job, until: int | None = None, *, device: str | None = None, say:
     torch.set_num_threads(max(1, int(experiment.ray.cpus_per_worker)))
     if device is None:
         device = "cuda" if experiment.ray.gpu is not False and torch.cuda.is_available() else "cpu"
-    loop = build_loop(job, LocalContext(job, device, say))
+    loop = _built(job, device, say)
+    start = loop.cursor
     made = batches(job, start, until, device=torch.device(device))
     with _Signals(say) as signals, ReadAhead(made, _AHEAD, "rayssl-read") as rows:
         if signals.listening:
@@ -140,6 +142,18 @@ def train(job: Job, until: int | None = None, *, device: str | None = None, say:
         assert signals.received is not None
         raise Stopped(f"{experiment.run}: stopped at step {loop.step}; the same command resumes", signals.received)
     return metrics
+
+
+def _built(job: Job, device: str, say: Say) -> Loop:
+    """The loop at the run's last checkpoint, or at the one before if that is damaged."""
+    while True:
+        try:
+            return build_loop(job, LocalContext(job, device, say))
+        except DamagedCheckpoint as error:
+            line = checkpoint.go_back(job.run, error)
+            if line is None:
+                raise
+            say(line)
 
 
 def batches(

@@ -22,7 +22,7 @@ from torch import nn
 
 from rayssl import collectives
 from rayssl.batches.streams import joined
-from rayssl.errors import ConfigError, Stopped, StorageOutage, UserError
+from rayssl.errors import ConfigError, DamagedCheckpoint, Stopped, StorageOutage, UserError
 from rayssl.experiment.build import build_loop
 from rayssl.experiment.config import Experiment
 from rayssl.experiment.job import Job, position
@@ -88,6 +88,9 @@ def train(job: Job, until: int | None = None) -> dict[str, Any]:
                 return figures
         except Exception as error:
             mistake = user_error(error)
+            if isinstance(mistake, DamagedCheckpoint) and (line := checkpoint.go_back(job.run, mistake)) is not None:
+                print(line, flush=True)
+                continue
             if mistake is not None and not isinstance(mistake, StorageOutage):
                 raise mistake from None
             line, wait = budget.failed(mistake or error)

@@ -21,12 +21,13 @@ import torch
 from pydantic import Field
 
 from rayssl import storage
-from rayssl.errors import CheckpointError
+from rayssl.errors import CheckpointError, DamagedCheckpoint
 from rayssl.schema import Config
 from rayssl.training import pieces
 from rayssl.training.pieces import Records
 
 _STATE, _META = "state.pt", "meta.json"
+_ASIDE = "meta.damaged"  # what `go_back` makes of meta.json
 _DIGEST = "sha256"  # in meta.json, of all the rest of it
 _FORMER = "memory.npz"  # the whole memory in one file, as an earlier rayssl wrote it
 
@@ -153,12 +154,14 @@ def read_meta(uri: str) -> Meta:
         body = json.loads(text)
         digest = body.pop(_DIGEST, None)  # an earlier rayssl wrote none
         if digest is not None and digest != _digest(body):
-            raise CheckpointError(f"{uri}/{_META}: damaged (its hash differs); delete this folder and resume")
+            raise DamagedCheckpoint(f"{uri}/{_META}: damaged (its hash differs); delete this folder and resume")
         return Meta(**body)
     except CheckpointError:
         raise
     except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{uri}/{_META}: not a checkpoint's meta data; delete this folder and resume") from error
+        raise DamagedCheckpoint(
+            f"{uri}/{_META}: not a checkpoint's meta data; delete this folder and resume"
+        ) from error
 
 
 def _digest(body: dict[str, Any]) -> str:
@@ -180,6 +183,21 @@ def load(uri: str, *, mapped: bool = False) -> Loaded:
     except (pickle.UnpicklingError, RuntimeError) as error:
         raise pieces.foreign(uri, _STATE) from error
     return Loaded(uri, meta, state)
+
+
+def go_back(run: str, error: DamagedCheckpoint) -> str | None:
+    """Sets the last checkpoint of ``run`` aside, if ``error`` is about it and there is one before. A line that says so.
+
+    None: nothing was changed. Its ``meta.json`` gets another name, so that it is no checkpoint any more.
+    """
+    known = steps(run)
+    if len(known) < 2 or not str(error).startswith(f"{_uri(run, known[-1])}/"):
+        return None
+    meta = storage.join(_uri(run, known[-1]), _META)
+    storage.write_bytes(storage.join(_uri(run, known[-1]), _ASIDE), storage.read_bytes(meta))
+    storage.remove(meta)
+    what = str(error).partition("; ")[0]
+    return f"{what}; it is left out, and the run resumes from the checkpoint before, step {known[-2]}"
 
 
 def take_over(source: str, run: str) -> str:

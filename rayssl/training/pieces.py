@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 
 from rayssl import storage
-from rayssl.errors import CheckpointError
+from rayssl.errors import CheckpointError, DamagedCheckpoint
 from rayssl.memory.pieces import Kind, Piece, Read
 
 Records: TypeAlias = dict[str, dict[str, Any]]  # the records of files, by file name
@@ -69,8 +69,8 @@ def verified(folder: str, name: str, record: dict[str, Any]) -> bytes:
     return data
 
 
-def _damaged(path: str) -> CheckpointError:
-    return CheckpointError(f"{path}: damaged (its hash differs from meta.json); delete this folder and resume")
+def _damaged(path: str) -> DamagedCheckpoint:
+    return DamagedCheckpoint(f"{path}: damaged (its hash differs from meta.json); delete this folder and resume")
 
 
 def verified_file(folder: str, name: str, record: dict[str, Any]) -> io.BytesIO | str:
