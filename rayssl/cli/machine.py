@@ -66,6 +66,7 @@ def _add_memory(measured: Verbs) -> None:
         ("clusters", 0, "clusters; 0 for one for every 40 rows"),
         ("iterations", 10, "of k-means"),
         ("calls", 50, "exchanges of each rank"),
+        ("ahead", 1, "steps of an exchange"),
         ("seed", 0, "of rows and draws"),
     )
     parser.add_argument("--half", action="store_true", help="store the rows in fp16")
@@ -172,7 +173,7 @@ def memory(arguments: argparse.Namespace) -> int:
     from rayssl.bench.kmeans import table
     from rayssl.runtime.cluster import connect
 
-    connect(2)
+    connect(2 + arguments.ranks / 10)  # a rank of the measurement takes a tenth of a CPU
     from rayssl.runtime.bench.memory import MemoryCase, measure
 
     given = {name: value for name, value in vars(arguments).items() if name in MemoryCase.__dataclass_fields__}

@@ -37,8 +37,8 @@ class MemoryCase:
     """The size of the memory to measure.
 
     ``rows``: N utterances, all of them in the queue. ``dim``: of references and of positives. ``batch``: of all ranks
-    together. ``clusters``: K (0: N/40). ``calls``: exchanges of each rank. ``into``: a folder for the saved state
-    (empty: a temporary one).
+    together. ``clusters``: K (0: N/40). ``calls``: exchanges of each rank, of ``ahead`` steps each. ``into``: a folder
+    for the saved state (empty: a temporary one).
     """
 
     rows: int
@@ -50,6 +50,7 @@ class MemoryCase:
     iterations: int = 10
     half: bool = False
     calls: int = 50
+    ahead: int = 1
     seed: int = 0
     into: str = ""
 
@@ -78,7 +79,8 @@ def measure(job: MemoryCase, say: Callable[[str], None] = lambda _: None) -> Fig
     - fill_seconds, fill_rows_per_s.
     - refresh_seconds, objective: of the clustering.
     - exchange_ms_p50, _p95: one call of a rank, which remembers its part of a batch and recalls the next. All ranks
-      call at once and as fast as they can. exchanges_per_s (whole batches), exchange_rows_per_s.
+      call at once and as fast as they can. exchanges_per_s (of all ranks together), calls_per_s (of single ranks),
+      steps_per_s, exchange_rows_per_s.
     - inside_ms_p50, _p95, with one shard only: sampling and look-up for ``batch`` anchors inside the actor.
     - pause_seconds: how long a training waits for the memory when it saves. save_seconds, restore_seconds, state_bytes.
     - save_exchanges, save_exchange_ms_max: of the exchanges beside the save. save_peak_ratio: the most resident bytes
@@ -124,7 +126,7 @@ def measure(job: MemoryCase, say: Callable[[str], None] = lambda _: None) -> Fig
 
 
 def _check(job: MemoryCase) -> None:
-    for name in ("rows", "dim", "batch", "ranks", "shards", "calls", "iterations"):
+    for name in ("rows", "dim", "batch", "ranks", "shards", "calls", "ahead", "iterations"):
         if getattr(job, name) < 1:
             raise UserError(f"--{name} must be at least 1, got {getattr(job, name)}")
     if job.batch % job.ranks or job.batch > job.rows:
@@ -164,8 +166,10 @@ class _Memory:
         taken = np.concatenate(get([client.exchange.remote(self._job.calls) for client in self._clients]))
         seconds = time.perf_counter() - began
         rate = self._job.calls / seconds
+        steps = rate * self._job.ahead
         figures: Figures = {**_quantiles("exchange", taken), "exchanges_per_s": rate}
-        figures["exchange_rows_per_s"] = rate * self._job.batch
+        figures |= {"calls_per_s": rate * self._ranks, "steps_per_s": steps, "step_ms": 1000 / steps}
+        figures["exchange_rows_per_s"] = steps * self._job.batch
         if not self.stores:
             figures |= _quantiles("inside", get(self.index.inside.remote(self._job.batch, self._job.calls)))
         return figures
@@ -253,13 +257,15 @@ class _Rank:
         """Remembers this rank's part of all rows. Some of the last rows come twice: all ranks call equally often."""
         for first in range(0, self._job.rows, _FILL * self._ranks):
             ids = np.arange(first + self._rank * _FILL, first + (self._rank + 1) * _FILL) % self._job.rows
-            self._call(self._rows(ids), None)
+            self._call([self._rows(ids)], None)
 
     def exchange(self, calls: int) -> np.ndarray:
         """The seconds of each of ``calls`` exchanges."""
         taken = []
-        for call in range(calls):
-            remember, ids = self._rows(self._batch(call)), self._batch(call + 1)
+        ahead = self._job.ahead
+        for first in range(0, calls * ahead, ahead):
+            remember = [self._rows(self._batch(step)) for step in range(first, first + ahead)]
+            ids = np.concatenate([self._batch(step) for step in range(first + ahead, first + 2 * ahead)])
             began = time.perf_counter()
             self._call(remember, ids)
             taken.append(time.perf_counter() - began)
@@ -267,13 +273,12 @@ class _Rank:
 
     def recalled(self) -> RecallArrays:
         """The recall of this rank's part of a batch (of the whole batch if there is only one rank)."""
-        recall = self._call(None, self._batch(0))
+        recall = self._call([], self._batch(0))
         assert recall is not None
         return recall
 
-    def _call(self, remember: RememberArrays | None, ids: np.ndarray | None) -> RecallArrays | None:
+    def _call(self, given: list[RememberArrays], ids: np.ndarray | None) -> RecallArrays | None:
         self._calls += 1
-        given = [] if remember is None else [remember]
         if self._sharded is not None:
             return self._sharded(self._calls, given, ids, 1)
         return get(self._index.exchange.remote(self._calls, self._rank, given, ids, 1))  # type: ignore[no-any-return]
