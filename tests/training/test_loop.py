@@ -114,7 +114,7 @@ def test_interrupted_again_and_again(corpus: Path, tmp_path: Path, whole: tuple[
     settings = experiment(tmp_path, corpus, "training.checkpoints.every_steps=1")
     lives = 0
     while not checkpoint.steps(settings.run) or checkpoint.steps(settings.run)[-1] < STEPS - 1:
-        fit(settings, 2)
+        fit(settings, 1)
         lives += 1
     assert lives > STEPS / 2
     torch.testing.assert_close(content(fit(settings)), whole[1], rtol=0, atol=0)
@@ -149,7 +149,7 @@ def test_a_finished_run_returns_its_figures(whole: tuple[Experiment, dict[str, A
 def test_figures_of_speed_count_only_what_was_timed(corpus: Path, tmp_path: Path) -> None:
     """The steps of another process would make a resumed run look fast."""
     settings = experiment(tmp_path, corpus, "training.checkpoints.every_steps=1")
-    fit(settings, 2)
+    fit(settings, 1)
     loop = build(settings)
     assert loop.step == loop._epoch.steps == 1 and loop._epoch.speed(8)["utterances_per_s"] == 0
 

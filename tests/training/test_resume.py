@@ -115,7 +115,7 @@ def test_interrupted_while_the_memory_is_clustered(corpus: Path, tmp_path: Path,
     assert versions == [1, 1, 2, 3]
     settings = experiment(tmp_path / "cut", corpus, *overrides, "training.checkpoints.every_steps=1", method=method)
     while not checkpoint.steps(settings.run) or checkpoint.steps(settings.run)[-1] < 14:
-        life(settings, 2)
+        life(settings, 1)
     torch.testing.assert_close(content(life(settings)), expected, rtol=0, atol=0)
     for kind in ("step", "epoch", "refresh", "classes"):
         assert records(settings.run, kind) == records(whole.run, kind)
@@ -133,7 +133,7 @@ def test_interrupted_after_every_step(corpus: Path, tmp_path: Path, name: str) -
     settings = experiment(tmp_path / "cut", corpus, "training.checkpoints.every_steps=1", *few, method=METHODS[name])
     lives = 0
     while not checkpoint.steps(settings.run) or checkpoint.steps(settings.run)[-1] < STEPS - 1:
-        life(settings, 2)
+        life(settings, 1)
         lives += 1
     assert lives > STEPS / 2
     torch.testing.assert_close(content(life(settings)), expected, rtol=0, atol=0)

@@ -49,7 +49,7 @@ def test_interrupted_after_every_step(corpus: Path, tmp_path: Path, case: str) -
     )
     lives = 0
     while not checkpoint.steps(settings.run) or checkpoint.steps(settings.run)[-1] < STEPS - 1:
-        fit(settings, 2)
+        fit(settings, 1)
         lives += 1
     assert lives > STEPS / 2
     torch.testing.assert_close(content(fit(settings)), expected, rtol=0, atol=0)
