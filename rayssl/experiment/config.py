@@ -51,12 +51,12 @@ class MemoryConfig(Config):
     """Where the memory lives, and how it answers. The results are the same for any number of shards.
 
     ``sync``: ``strict`` applies what all ranks remember, in rank order, before the next recall: runs repeat exactly.
-    ``ahead`` answers at once. ``ahead``: one request of a rank to the memory of utterances serves so many steps. It
-    makes fewer calls (an actor answers a few hundred a second), and the positives of a step are older by up to as many
-    steps. Checkpoints then lie between two groups of so many steps. ``half``: references and positives are stored in
-    fp16; recalled rows are float32 in any case. A positive beyond 65,504 is left out, and counted as ``rejected``.
-    ``shards`` S: with 1, one actor holds everything. With more, S actors (stores), spread over the nodes, hold the
-    rows, and one more, the index, holds what decides which positives are sampled.
+    ``ahead`` answers at once. The key ``ahead``: one request of a rank to the memory of utterances serves so many
+    steps. It makes fewer calls (an actor answers a few hundred a second), and the positives of a step are older by up
+    to as many steps. Checkpoints then lie between two groups of so many steps. ``half``: references and positives are
+    stored in fp16; recalled rows are float32 in any case. A positive beyond 65,504 is left out, and counted as
+    ``rejected``. ``shards`` S: with 1, one actor holds everything. With more, S actors (stores), spread over the nodes,
+    hold the rows, and one more, the index, holds what decides which positives are sampled.
 
     ``clustering``: with ``blocking``, training waits for each epoch's clustering. ``overlapped`` clusters a copy of the
     references during an epoch and uses the result from the beginning of the next one: assignments are one epoch old.
@@ -98,6 +98,7 @@ class RayConfig(Config):
     ``cpus_per_worker`` also limits a worker's threads. ``max_failures``: how often in a row, without a new checkpoint
     between, the training restarts from the last checkpoint before it fails. ``start_timeout_s``: how long to wait for
     room for the workers on a joined cluster, which may have to add nodes and pull images (``.inf``: without an end).
+    Once they have trained, a command waits without an end for nodes that come back.
     ``collective_timeout_s``: how long a rank waits for the others in a step, for example for their data.
     ``silent_s``: a worker that does not answer for so long is taken for stopped.
     """

@@ -245,6 +245,11 @@ def _memories(experiment: Experiment, facts: JobFacts) -> tuple[MemorySettings |
     """The memory settings that the method needs, completed with the job's ``memory`` keys."""
     needed, config = experiment.method.memory(facts), experiment.memory
     if isinstance(needed, ClassSettings):
+        if config.ahead > 1:
+            raise ConfigError(
+                f"memory.ahead={config.ahead}: method.name={experiment.method.name} asks a memory of classes in every "
+                "step; set memory.ahead=1"
+            )
         most = len(cuts(needed.classes)) - 1
         if config.shards > most:
             raise ConfigError(

@@ -7,6 +7,7 @@ sees what is wanted and adds nodes.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,11 +41,13 @@ def actor_bundles(experiment: Experiment, actors: bool) -> list[Bundle]:
     return index + [wanted] * memory.shards if wanted else index
 
 
-def find(experiment: Experiment, gpu: bool, actors: bool, say: Callable[[str], None]) -> int:
-    """The number of workers to start now: the largest of `RayConfig.counts` for which there is room.
+def find(
+    experiment: Experiment, gpu: bool, actors: bool, say: Callable[[str], None], timeout_s: float = math.inf
+) -> int:
+    """The number of workers to start now: the largest of `Experiment.worker_counts` for which there is room.
 
     It waits some seconds for the largest, then it takes fewer. While there is room for none it waits, and ``say`` takes
-    a line a minute. Raises `ConfigError` after ``ray.start_timeout_s``.
+    a line a minute. Raises `ConfigError` after ``timeout_s``.
     """
     counts = experiment.worker_counts
     worker, others = worker_bundle(experiment, gpu), actor_bundles(experiment, actors)
@@ -61,17 +64,13 @@ def find(experiment: Experiment, gpu: bool, actors: bool, say: Callable[[str], N
                         return count
             if waited >= _SETTLE_S:
                 patience = min(2 * patience, _MOST_TRY_S)  # a busy head needs longer for an answer
-            if waited >= experiment.ray.start_timeout_s:
-                text = _wanted(experiment, counts, worker, others)
-                raise ConfigError(
-                    f"ray.start_timeout_s={experiment.ray.start_timeout_s:g}: no room for {text}; {_has()}; set it "
-                    "higher, add nodes, or lower ray.workers"
-                )
+            if waited >= timeout_s:
+                text = f"no room for {_wanted(counts, worker, others)}; {_has()}"
+                more = "set it higher, add nodes, or lower ray.workers"
+                raise ConfigError(f"ray.start_timeout_s={timeout_s:g}: {text}; {more}")
             if time.monotonic() - told >= _TELL_S:
                 told = time.monotonic()
-                say(
-                    f"waits for room for {_wanted(experiment, counts, worker, others)}; {_has()}; {waited:.0f} s so far"
-                )
+                say(f"waits for room for {_wanted(counts, worker, others)}; {_has()}; {waited:.0f} s so far")
 
 
 class Growth:
@@ -125,7 +124,7 @@ def _asked(bundles: Sequence[Bundle]) -> Iterator[Any]:
         remove_placement_group(group)
 
 
-def _wanted(experiment: Experiment, counts: Sequence[int], worker: Bundle, others: Sequence[Bundle]) -> str:
+def _wanted(counts: Sequence[int], worker: Bundle, others: Sequence[Bundle]) -> str:
     number = f"{counts[0]}" if len(counts) == 1 else f"{counts[-1]} to {counts[0]}"
     text = f"{number} workers of {_said(worker)} (ray.workers)"
     return f"{text} and {len(others)} actors of the memory of {_said(others[-1])}" if others else text

@@ -7,6 +7,7 @@ and without Ray, it is consistent with the memory, and every other verb can read
 from __future__ import annotations
 
 import logging
+import math
 import os
 import tempfile
 import time
@@ -77,13 +78,16 @@ def train(job: Job, until: int | None = None) -> dict[str, Any]:
     if line is not None:
         print(line, flush=True)
     budget = Budget(job.run, experiment.ray.max_failures, partial(_newest, job.run))
+    timeout_s = experiment.ray.start_timeout_s
     while True:
         try:
             if cluster.lost():
                 cluster.renew(cpus)
                 read = banks.start(job.banks())
             gpu = _use_gpu(experiment)
-            figures = _fit(job, _workers(job, gpu), until, read, gpu)
+            count = _workers(job, gpu, timeout_s)
+            timeout_s = math.inf  # what has started once waits for nodes that come back, however long
+            figures = _fit(job, count, until, read, gpu)
             if figures is not None:
                 return figures
         except Exception as error:
@@ -104,12 +108,12 @@ def _has_actors(job: Job) -> bool:
     return job.utterances is not None or job.classes is not None
 
 
-def _workers(job: Job, gpu: bool) -> int:
-    """The number of workers that there is room for now."""
+def _workers(job: Job, gpu: bool, timeout_s: float) -> int:
+    """The number of workers that there is room for now; see `room.find`."""
     experiment = job.experiment
     counts = experiment.worker_counts
     if cluster.joins():
-        count = room.find(experiment, gpu, _has_actors(job), partial(print, flush=True))
+        count = room.find(experiment, gpu, _has_actors(job), partial(print, flush=True), timeout_s)
     else:  # on this machine only GPUs may be missing
         count = next(each for each in counts if not gpu or each <= _gpus(experiment))
     if len(counts) > 1:

@@ -23,6 +23,7 @@ import io
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from rayssl.errors import StorageError
@@ -160,12 +161,13 @@ def write_stream(uri: str, write: Callable[[BinaryIO], Any]) -> None:
         file = fs.open(path, "wb", block_size=_PART_BYTES)
         try:
             write(file)
+            file.close()
         except BaseException:
-            if hasattr(file, "discard"):  # closing it would complete a file of which a part is missing
-                file.discard()
+            if hasattr(file, "discard"):  # closed later, by Python, it would be sent again, with a part missing
+                with suppress(Exception):  # the store that failed may not answer to this either
+                    file.discard()
                 file.closed = True
             raise
-        file.close()
 
     attempt(uri, send)
 

@@ -57,18 +57,17 @@ class Steps:
         self.last = step
 
 
-class MetricsWatch(threading.Thread):
-    """Follows the metrics of a run in a local folder, whose training logs every step.
+class Watch(threading.Thread):
+    """Looks again and again at what a run writes, from `start` to `close`; ``steps``: what it saw."""
 
-    A run that resumes replaces the file by one with the lines up to its checkpoint.
-    """
-
-    def __init__(self, run: str) -> None:
+    def __init__(self) -> None:
         super().__init__(daemon=True)
         self.steps = Steps()
-        self._path = Path(run) / "metrics.jsonl"
-        self._inode = self._read = 0
         self._over = threading.Event()
+
+    def look(self) -> None:
+        """Reads what is new."""
+        raise NotImplementedError
 
     def run(self) -> None:
         while not self._over.wait(_POLL_S):
@@ -79,6 +78,18 @@ class MetricsWatch(threading.Thread):
         self._over.set()
         self.join()
         self.look()
+
+
+class MetricsWatch(Watch):
+    """Follows the metrics of a run in a local folder, whose training logs every step.
+
+    A run that resumes replaces the file by one with the lines up to its checkpoint.
+    """
+
+    def __init__(self, run: str) -> None:
+        super().__init__()
+        self._path = Path(run) / "metrics.jsonl"
+        self._inode = self._read = 0
 
     def look(self) -> None:
         """Reads what is new."""
@@ -109,24 +120,12 @@ class MetricsWatch(threading.Thread):
         self.steps.last = max([self.steps.last, *steps])
 
 
-class OutputWatch(threading.Thread):
+class OutputWatch(Watch):
     """Follows the steps in what a run prints: for a run whose folder is in an object store."""
 
     def __init__(self, output: Path) -> None:
-        super().__init__(daemon=True)
-        self.steps = Steps()
+        super().__init__()
         self._output, self._read = output, 0
-        self._over = threading.Event()
-
-    def run(self) -> None:
-        while not self._over.wait(_POLL_S):
-            self.look()
-
-    def close(self) -> None:
-        """Reads what is left, and ends."""
-        self._over.set()
-        self.join()
-        self.look()
 
     def look(self) -> None:
         """Reads what is new."""

@@ -74,7 +74,8 @@ def _train_in(folder: Path, rank: int, world: int, corpus: str, method: str, syn
     overrides = (*OVERRIDES, f"ray.workers={world}", f"training.sync_batchnorm={str(sync).lower()}")
     # as many steps as there are passes of the others
     few = (*FEW, "training.epoch_steps=4") if method in LEARNERS else ()
-    few += ("memory.ahead=3",) if method == "ssps_ahead" else ()  # groups of three steps and one
+    # groups of three steps and one; some steps are computed again on both ranks
+    few += ("memory.ahead=3", "training.verify_every=5") if method == "ssps_ahead" else ()
     return trained(experiment(folder, Path(corpus), *overrides, *few, method=METHODS[method]), rank, world)
 
 

@@ -81,10 +81,10 @@ def test_as_many_workers_as_there_is_room_for(ray_cluster: Any, quick: None, tmp
 
 def test_without_room_it_says_what_it_waits_for(ray_cluster: Any, quick: None, tmp_path: Path) -> None:
     said: list[str] = []
-    large = experiment(tmp_path, workers=16, start_timeout_s=1.6)
+    large = experiment(tmp_path, workers=16)
     large = large.model_copy(update={"memory": large.memory.model_copy(update={"memory_bytes": 3 << 29})})
     with pytest.raises(ConfigError) as caught:
-        room.find(large, False, True, said.append)
+        room.find(large, False, True, said.append, 1.6)
     wanted = (
         "room for 16 workers of 1 CPU (ray.workers) and 1 actors of the memory of 0.1 CPU and 1.5 GiB memory; "
         "the cluster has 1 nodes, "

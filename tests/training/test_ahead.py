@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from rayssl.errors import ConfigError
 from rayssl.experiment.config import Experiment
+from rayssl.experiment.job import resolve
 from rayssl.training import checkpoint
 from rayssl.training.context import Answer, InProcessMemory
 from rayssl.training.stopping import Stopping
-from tests.runs import batches, build, content, experiment, fit, records, write_corpus
+from tests.runs import DASO_METHOD, FEW, SPLITS, batches, build, content, experiment, fit, records, write_corpus
 
 STEPS = 12  # three epochs of four: groups of three steps and of one
 
@@ -104,3 +106,10 @@ def test_stopped_it_leaves_after_the_group(
     if loop.state.log is not None:
         loop.state.log.close()
     torch.testing.assert_close(content(fit(settings)), whole[1], rtol=0, atol=0)
+
+
+def test_a_memory_of_classes_is_asked_in_every_step(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus", splits=SPLITS)
+    settings = experiment(tmp_path / "run", tmp_path / "corpus", *FEW, "memory.ahead=2", method=DASO_METHOD)
+    with pytest.raises(ConfigError, match=r"^memory\.ahead=2: method\.name=daso asks .*; set memory\.ahead=1$"):
+        resolve(settings)

@@ -78,8 +78,7 @@ class UtteranceMemory:
 
         The first piece, the index, waits for a clustering that is under way now: its result is part of the state.
         """
-        index, rows = self._clusterer.snapshot(), [store.snapshot() for store in self.stores]
-        return chain((Piece("index", 0, 0, 0, make()) for make in (index,)), *rows)
+        return chain(self._clusterer.snapshot(), *[store.snapshot() for store in self.stores])
 
     def restore(self, index: Mapping[str, np.ndarray], read: Read) -> None:
         """Continues where a `snapshot` was taken, by any number of shards: ``index`` are the arrays of that piece.

@@ -12,7 +12,7 @@ Both are repeatable to the bit.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from threading import Thread
 from typing import ParamSpec
@@ -23,6 +23,7 @@ from rayssl.clustering.kmeans import cluster_parts
 from rayssl.clustering.partition import Partition
 from rayssl.clustering.similarity import nearest_centroids
 from rayssl.clustering.whitening import Whitening
+from rayssl.memory.pieces import Piece
 from rayssl.memory.utterances.index import Clustering, Index, pending
 from rayssl.memory.utterances.settings import MemorySettings
 from rayssl.memory.utterances.stores import RowStores
@@ -66,10 +67,14 @@ class Clusterer:
             running, self._running = self._running, None
             self._index.pending = running.result()
 
-    def snapshot(self) -> Callable[[], dict[str, np.ndarray]]:
-        """A function that gives the index's state of this moment; it waits for the clustering that is under way now."""
+    def snapshot(self) -> Iterator[Piece]:
+        """The index as it is now, in one piece. Who takes the piece waits for the clustering that is under way now."""
         state, running = self._index.snapshot(), self._running
-        return lambda: state() if running is None else state() | pending(running.result())
+
+        def made() -> Iterator[Piece]:
+            yield Piece("index", 0, 0, 0, state() if running is None else state() | pending(running.result()))
+
+        return made()
 
     def forget(self) -> None:
         """Waits for the clustering under way, if any, and drops its result, because another state has been loaded."""

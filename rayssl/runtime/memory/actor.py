@@ -24,7 +24,7 @@ from rayssl import collectives
 from rayssl.experiment.config import MemoryConfig
 from rayssl.memory.utterances.exchange import RecallArrays, RememberArrays
 from rayssl.memory.utterances.settings import MemorySettings
-from rayssl.runtime.memory.rounds import Watch, answer_on_all_ranks, get, snapshot_of
+from rayssl.runtime.memory.rounds import Watch, answer_on_all_ranks, get, in_steps, snapshot_of
 from rayssl.runtime.memory.servers import Server
 from rayssl.training.pieces import Records
 
@@ -48,7 +48,7 @@ class ActorMemory:
     """The loop's `MemoryClient` whose memory is an actor; made on all ranks together."""
 
     def __init__(self, settings: MemorySettings, config: MemoryConfig, label: str) -> None:
-        self.calls = 0
+        self.calls, self._ahead = 0, config.ahead
         name = f"memory:{label}:{os.urandom(4).hex()}"
         if collectives.rank() == 0:
             # outside the trial's placement group, which is full
@@ -75,7 +75,7 @@ class ActorMemory:
 
     def metrics(self) -> dict[str, float]:
         """See `rayssl.training.context.Checkpointable.metrics`."""
-        return ray.get(self.actor.metrics.remote())  # type: ignore[no-any-return]
+        return in_steps(ray.get(self.actor.metrics.remote()), self._ahead)
 
     def snapshot(self) -> Callable[[str], Records]:
         """See `rayssl.training.context.Checkpointable.snapshot`."""

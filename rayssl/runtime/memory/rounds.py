@@ -131,6 +131,11 @@ def snapshot_of(actors: Sequence[Any]) -> Callable[[str], Records]:
     return save
 
 
+def in_steps(figures: dict[str, float], ahead: int) -> dict[str, float]:
+    """The figures of an actor, which counts requests, with ``staleness_steps`` in steps: ``ahead`` for a request."""
+    return {**figures, "staleness_steps": figures["staleness_steps"] * ahead}
+
+
 class Watch:
     """Looks whether the actors of a memory still answer, while a rank waits for them."""
 

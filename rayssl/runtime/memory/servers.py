@@ -61,17 +61,20 @@ class Staleness:
         return {"staleness_steps": staleness}
 
 
-class CheckpointableServer:
-    """What saves and restores the memory that one actor holds, or its part of one."""
+class SavingServer:
+    """What every actor of a memory does for checkpoints, and while ranks wait for each other."""
 
-    memory: UtteranceMemory | ClassMemory
     rounds: Rounds
     _kept: Iterator[Piece]
+
+    def keep(self) -> Iterator[Piece]:
+        """What it holds, as it is now; the pieces are made when they are asked for."""
+        raise NotImplementedError
 
     async def snapshot(self) -> None:
         """Keeps what it holds as it is now, for `save`; calls that come meanwhile wait."""
         async with self.rounds.lock:
-            self._kept = await asyncio.to_thread(self.memory.snapshot)
+            self._kept = await asyncio.to_thread(self.keep)
 
     async def save(self, folder: str) -> Records:
         """Writes what `snapshot` has kept, once, while calls are answered."""
@@ -80,6 +83,16 @@ class CheckpointableServer:
     async def missing(self) -> dict[int, float]:
         """See `Rounds.missing`."""
         return self.rounds.missing()
+
+
+class WholeServer(SavingServer):
+    """An actor that holds a memory, or its part of one, with its index."""
+
+    memory: UtteranceMemory | ClassMemory
+
+    def keep(self) -> Iterator[Piece]:
+        """See `SavingServer.keep`."""
+        return self.memory.snapshot()
 
     async def load(self, folder: str, records: Records) -> None:
         """Restores it."""
@@ -91,7 +104,7 @@ class CheckpointableServer:
             await asyncio.to_thread(restore)
 
 
-class Server(CheckpointableServer):
+class Server(WholeServer):
     """A whole memory; every method is a coroutine of one event loop, so none interrupts another.
 
     What takes long runs in a thread, while calls that need its result wait.
@@ -125,7 +138,7 @@ class Server(CheckpointableServer):
             return {**self.memory.metrics(reset=True), **self.staleness.metrics(self.rounds.strict)}
 
 
-class ClassServer(CheckpointableServer):
+class ClassServer(WholeServer):
     """The memory of some classes; every method is a coroutine of one event loop, so none interrupts another."""
 
     def __init__(self, settings: ClassSettings, world: int, strict: bool, first: int, last: int) -> None:
@@ -152,14 +165,13 @@ class ClassServer(CheckpointableServer):
             return {**self.memory.metrics(), "staleness_steps": behind}
 
 
-class StoreServer:
+class StoreServer(SavingServer):
     """One store; see `Server`."""
 
     def __init__(self, settings: MemorySettings, world: int, strict: bool, shard: int, shards: int) -> None:
         self.store = Store(_on_this_node(settings), shard, shards)
         self.rounds = Rounds(world, strict)
         self.lost = 0
-        self._kept: Iterator[Piece] = iter(())
         self._held = False  # the lock, from the beginning to the end of a clustering of the rows themselves
 
     async def exchange(self, call: int, rank: int, messages: Sequence[Message]) -> Answer:
@@ -216,18 +228,9 @@ class StoreServer:
         lost, self.lost = self.lost, 0
         return lost
 
-    async def snapshot(self) -> None:
-        """Keeps this store's rows as they are now, for `save`; calls that come meanwhile wait."""
-        async with self.rounds.lock:
-            self._kept = await asyncio.to_thread(self.store.snapshot)
-
-    async def save(self, folder: str) -> Records:
-        """Writes what `snapshot` has kept, once, while calls are answered."""
-        return await asyncio.to_thread(pieces.write, folder, self._kept)
-
-    async def missing(self) -> dict[int, float]:
-        """See `Rounds.missing`."""
-        return self.rounds.missing()
+    def keep(self) -> Iterator[Piece]:
+        """See `SavingServer.keep`."""
+        return self.store.snapshot()
 
     async def restore(self, folder: str, records: Records) -> None:
         """Reads this store's share; in use after `commit`."""
@@ -257,7 +260,7 @@ class StoreServer:
             self.rounds.lock.release()
 
 
-class IndexServer:
+class IndexServer(SavingServer):
     """The index; see `Server`."""
 
     def __init__(self, settings: MemorySettings, world: int, strict: bool, stores: list[Any]) -> None:
@@ -266,7 +269,6 @@ class IndexServer:
         self.rounds = Rounds(world, strict)
         self.staleness = Staleness(world)
         self._read: dict[str, np.ndarray] = {}
-        self._kept: Callable[[], dict[str, np.ndarray]] = dict
 
     async def exchange(
         self, call: int, rank: int, what: Sequence[WriteRequest], ids: np.ndarray | None, epoch: int
@@ -302,22 +304,9 @@ class IndexServer:
         async with self.rounds.lock:
             return {**self.index.metrics(reset=True, lost=lost), **self.staleness.metrics(self.rounds.strict)}
 
-    async def snapshot(self) -> None:
-        """Keeps the index as it is now, for `save`; calls that come meanwhile wait."""
-        async with self.rounds.lock:
-            self._kept = await asyncio.to_thread(self.clusterer.snapshot)
-
-    async def save(self, folder: str) -> Records:
-        """Writes what `snapshot` has kept, while calls are answered. Waits for a clustering that was under way then."""
-
-        def write() -> Records:
-            return pieces.write(folder, [Piece("index", 0, 0, 0, self._kept())])
-
-        return await asyncio.to_thread(write)
-
-    async def missing(self) -> dict[int, float]:
-        """See `Rounds.missing`."""
-        return self.rounds.missing()
+    def keep(self) -> Iterator[Piece]:
+        """See `SavingServer.keep`; the piece waits for a clustering that is under way now."""
+        return self.clusterer.snapshot()
 
     async def restore(self, folder: str, records: Records) -> None:
         """Reads the index; in use after `commit`. Raises ValueError where it does not fit."""

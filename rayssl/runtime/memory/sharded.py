@@ -31,7 +31,7 @@ from rayssl.memory.utterances.exchange import RecallArrays, RememberArrays, Shar
 from rayssl.memory.utterances.positives import merge_nearest
 from rayssl.memory.utterances.settings import MemorySettings
 from rayssl.runtime.memory.actor import concurrency, options
-from rayssl.runtime.memory.rounds import Watch, answer_on_all_ranks, get, snapshot_of
+from rayssl.runtime.memory.rounds import Watch, answer_on_all_ranks, get, in_steps, snapshot_of
 from rayssl.runtime.memory.servers import IndexServer, StoreServer
 from rayssl.training.pieces import Records
 
@@ -87,7 +87,7 @@ class ShardedMemory:
     """The loop's `MemoryClient` of an index and ``config.shards`` stores; made on all ranks together."""
 
     def __init__(self, settings: MemorySettings, config: MemoryConfig, label: str) -> None:
-        self.calls = 0
+        self.calls, self._ahead = 0, config.ahead
         prefix = collectives.broadcast_object(f"memory:{label}:{os.urandom(4).hex()}")
         if collectives.rank() == 0:
             self.index, self.stores = start(settings, collectives.world(), config, prefix)
@@ -116,7 +116,7 @@ class ShardedMemory:
     def metrics(self) -> dict[str, float]:
         """See `rayssl.training.context.Checkpointable.metrics`."""
         lost = sum(ray.get([store.lost_rows.remote() for store in self.stores]))
-        return ray.get(self.index.metrics.remote(lost))  # type: ignore[no-any-return]
+        return in_steps(ray.get(self.index.metrics.remote(lost)), self._ahead)
 
     def snapshot(self) -> Callable[[str], Records]:
         """See `rayssl.training.context.Checkpointable.snapshot`."""
