@@ -60,7 +60,7 @@ class MemoryConfig(Config):
 
     ``clustering``: with ``blocking``, training waits for each epoch's clustering. ``overlapped`` clusters a copy of the
     references during an epoch and uses the result from the beginning of the next one: assignments are one epoch old.
-    The first clustering always blocks, and serves two epochs. A checkpoint waits for a clustering under way.
+    The first clustering always blocks, and serves two epochs. A checkpoint is whole when a clustering under way is.
 
     For each actor: ``threads`` for clustering (0: all cores of its node); ``cpus`` and ``memory_bytes`` (0: none) are
     what Ray reserves for it on its node; ``gpus`` (0: none) are reserved and used for clustering. With S above 1,
