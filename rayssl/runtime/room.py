@@ -17,7 +17,7 @@ from rayssl.errors import ConfigError
 from rayssl.experiment.config import Experiment
 
 _TURN_S = 1.0
-_SETTLE_S = 10.0  # how long it waits for the largest number of workers before it takes fewer
+_SETTLE_S = 5.0  # how long it waits for the largest number of workers before it takes fewer
 _TRY_S, _MOST_TRY_S = 2.0, 30.0  # how long it asks for each smaller number, at first and at most
 _TELL_S = 60.0
 _GROW_AFTER_S = 30.0  # a run that has just started is left alone
