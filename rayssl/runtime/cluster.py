@@ -12,7 +12,7 @@ import warnings
 from types import FrameType
 
 from rayssl.doctor.findings import Finding
-from rayssl.errors import ConfigError, Stopped
+from rayssl.errors import ConfigError, Stopped, UserError
 from rayssl.runtime.doctor import refused, unusable
 from rayssl.storage.attempts import PATIENCE
 
@@ -69,15 +69,33 @@ def connect(cpus: float = 0.0, *, logs: bool = True) -> None:
             raise ConfigError(_said(refused(os.environ["RAY_ADDRESS"], str(error)))) from error
         _leave_by_sigterm()
         return
-    ray.init(
-        address="local",
-        num_cpus=(os.cpu_count() or 1) + int(-(-cpus // 1)),
-        include_dashboard=True,  # Ray Train's cleaner and the State API need it
-        dashboard_host="127.0.0.1",
-        logging_level=logging.WARNING,
-        log_to_driver=logs,
-    )
+    _start((os.cpu_count() or 1) + int(-(-cpus // 1)), logs)
     _leave_by_sigterm()
+
+
+def _start(cpus: int, logs: bool) -> None:
+    """Starts a local cluster. Ray waits 30 s for its own processes, and a busy machine may need longer: tries twice."""
+    import ray
+
+    for last in (False, True):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=True,  # Ray Train's cleaner and the State API need it
+                dashboard_host="127.0.0.1",
+                logging_level=logging.WARNING,
+                log_to_driver=logs,
+            )
+            return
+        except Exception as error:  # Ray raises no narrower class here
+            ray.shutdown()
+            text = " ".join(str(error).split())
+            if last or isinstance(error, ValueError):
+                raise UserError(
+                    f"Ray did not start on this machine: {text}; is it busy, or short of memory?"
+                ) from error
+            sys.stderr.write(f"Ray did not start on this machine ({text}); once more\n")
 
 
 def _check_address(address: str) -> None:
