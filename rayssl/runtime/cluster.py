@@ -92,9 +92,7 @@ def _start(cpus: int, logs: bool) -> None:
             ray.shutdown()
             text = " ".join(str(error).split())
             if last or isinstance(error, ValueError):
-                raise UserError(
-                    f"Ray did not start on this machine: {text}; is it busy, or short of memory?"
-                ) from error
+                raise UserError(f"Ray did not start on this machine: {text}; is it busy or out of memory?") from error
             sys.stderr.write(f"Ray did not start on this machine ({text}); once more\n")
 
 

@@ -27,7 +27,7 @@ def test_a_busy_machine_gets_a_second_try(
         cluster._start(3, logs=True)
     else:
         with pytest.raises(
-            UserError, match=r"^Ray did not start on this machine: The current .*; is it busy, or short"
+            UserError, match=r"^Ray did not start on this machine: The current .* startup\.; is it busy"
         ):
             cluster._start(3, logs=True)
     assert [options["num_cpus"] for options in tried] == [3, 3]
