@@ -130,10 +130,24 @@ def lost() -> bool:
     return any(name in _NEEDED for name, _ in node.dead_processes())
 
 
-def renew(cpus: float) -> None:
-    """Ends the cluster that `connect` started on this machine, of which a part is lost, and starts another one."""
-    disconnect()
-    connect(cpus)
+def addresses() -> list[str]:
+    """Lines for a person: where the dashboard of the local cluster is, and how to log in there.
+
+    The token is in a file of the cluster's own folder that only this user can read.
+    """
+    from ray._private import worker
+
+    node = getattr(worker, "_global_node", None)
+    address = getattr(node, "webui_url", None)
+    if joins() or not address:
+        return []
+    token = os.environ.get("RAY_AUTH_TOKEN")
+    if os.environ.get("RAY_AUTH_MODE") != "token" or not token:
+        return [f"dashboard: http://{address}"]
+    path = os.path.join(node.get_session_dir_path(), "token")  # type: ignore[union-attr]
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
+        file.write(token)
+    return [f"dashboard: http://{address}; it asks for the token in {path}"]
 
 
 def disconnect() -> None:

@@ -36,12 +36,13 @@ from rayssl.methods.base import (
 from rayssl.training import checkpoint, resuming
 from rayssl.training.context import ClassClient
 from rayssl.training.inputs import Raw, batch_of, from_classes, make_views, to_classes
-from rayssl.training.meters import SHOWN, MetricAccumulator, device_memory, duration, no_figure
+from rayssl.training.meters import MetricAccumulator, device_memory, no_figure
 from rayssl.training.optim import build_optimiser
 from rayssl.training.recalling import Recaller, answer_of
 from rayssl.training.saving import Saver
 from rayssl.training.schedules import learning_rate
 from rayssl.training.state import TrainState
+from rayssl.training.telling import Teller
 from rayssl.training.verifying import verify
 from rayssl.views.recipes import Segment
 
@@ -64,6 +65,7 @@ class Loop:
         self.refreshed: dict[str, float] = {}  # figures of this epoch's clustering
         self._metrics: dict[str, float] = {}  # of the last epoch
         self._window, self._epoch = MetricAccumulator(), MetricAccumulator()
+        self._teller = Teller(state)
         self.saver = Saver(state.run, state.config.checkpoints)
 
     def restore(self, loaded: checkpoint.Loaded) -> None:
@@ -163,12 +165,10 @@ class Loop:
             if state.log is not None and done % state.config.log_every == 0:
                 state.log.observe("fill", ticks.durations)
                 ticks = MetricAccumulator()
-            if state.context.rank == 0 and done % (10 * state.config.log_every) == 0:
-                state.context.say(f"epoch {epoch + 1}: filling the memory, {done * state.config.batch} utterances")
+            self._teller.filling(epoch, done)
         for module in training:  # one by one: a part that is frozen in eval mode stays in it
             module.training = True
-        if state.context.rank == 0:
-            state.context.say(f"epoch {epoch + 1}: filled the memory in {time.perf_counter() - began:.1f} s")
+        self._teller.phase(epoch, "filled the memory", time.perf_counter() - began)
         self._leave_out(time.perf_counter() - began)
         return raw
 
@@ -205,6 +205,7 @@ class Loop:
         state, epoch = self.state, self.cursor.epoch
         if self._recaller is not None:
             self._recaller.begin_epoch()
+        self._teller.begin_epoch(epoch)
         if state.memory is None or not state.method.config.recalls(epoch):
             return
         began = time.perf_counter()
@@ -212,8 +213,7 @@ class Loop:
         if state.log is not None:
             # logged at the next step: a run that resumes from the checkpoint before clusters again and logs it again
             state.log.write("refresh", self.step + 1, epoch=epoch + 1, **metrics)
-        if state.context.rank == 0:
-            state.context.say(f"epoch {epoch + 1}: clustered the memory in {time.perf_counter() - began:.1f} s")
+        self._teller.phase(epoch, "clustered the memory", time.perf_counter() - began)
         self.refreshed = metrics
         self._leave_out(time.perf_counter() - began)
 
@@ -243,6 +243,7 @@ class Loop:
             self._epoch.check(state.config.checkpoints.best)
         self.step += 1
         self._advance()
+        self._teller.step(epoch, self.step)
         if self.step % state.config.log_every == 0:
             self._log(lr, epoch)
 
@@ -296,11 +297,9 @@ class Loop:
             if counts:
                 whole = {name: value.tolist() for name, value in counts.items()}
                 state.log.write("classes", self.step, epoch=epoch, names=list(state.method.class_names), **whole)
-        if state.context.rank == 0:
-            shown = "  ".join(f"{name} {value:.3g}" for name, value in metrics.items() if name in SHOWN)
-            state.context.say(f"epoch {epoch}/{state.config.epochs}  {shown}")
-            if line := no_figure(state.config.checkpoints.best, metrics):
-                state.context.say(line)
+        self._teller.trained(epoch, self.step, metrics)
+        if state.context.rank == 0 and (line := no_figure(state.config.checkpoints.best, metrics)):
+            state.context.say(line)
         self._save(sums, counts)
         state.context.report({"epoch": epoch, "step": self.step, **metrics})
         self._window, self._epoch = MetricAccumulator(), MetricAccumulator()
@@ -315,20 +314,13 @@ class Loop:
             )
         state = self.state
         speed, durations = self._window.speed(state.config.batch), self._window.durations
-        rate, share = speed["utterances_per_s"], speed["data_wait"]
         self._window = MetricAccumulator()
         if state.log is not None:
             state.log.observe("step", durations)
             state.log.write(
                 "step", self.step, epoch=epoch, lr=lr, **speed, **device_memory(state.context.device), **means
             )
-        if state.context.rank != 0:
-            return
-        left = (state.config.epochs * state.steps_per_epoch - self.step) * state.config.batch / rate
-        state.context.say(
-            f"epoch {epoch + 1}/{state.config.epochs}  step {self.step}/{state.config.epochs * state.steps_per_epoch}  "
-            f"loss {means['loss']:.4f}  {rate:.0f} utterances/s  {share:.0%} waiting for data  ETA {duration(left)}"
-        )
+        self._teller.loss(epoch, self.step, means["loss"], speed)
 
     def _diverged(self) -> None:
         if self.state.log is not None:

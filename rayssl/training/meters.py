@@ -13,16 +13,6 @@ from rayssl import collectives
 from rayssl.errors import ConfigError
 from rayssl.methods.base import Step
 
-SHOWN = (
-    "loss",
-    "coverage",
-    "speaker_accuracy",
-    "recording_accuracy",
-    "train_accuracy",
-    "confident",
-    "utterances_per_s",
-)
-
 
 @dataclass
 class MetricAccumulator:
@@ -114,9 +104,3 @@ def device_memory(device: torch.device) -> dict[str, float]:
     }
     torch.cuda.reset_peak_memory_stats(device)
     return figures
-
-
-def duration(seconds: float) -> str:
-    """``seconds`` as text: hours and minutes, or minutes and seconds."""
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{rest:02d}s"
