@@ -27,6 +27,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -271,6 +272,16 @@ class MethodConfig(ComponentConfig):
 
     def check(self, facts: JobFacts) -> None:
         """Raises `ConfigError` or `CorpusError` if the method cannot use the corpus, the split or the encoder."""
+
+    def check_rows(self, ids: np.ndarray, speakers: np.ndarray) -> None:
+        """Raises `CorpusError` if the method cannot learn from utterances of a batch.
+
+        Called on the host before each step. `Method.step` must not look at values: the host would wait for the device.
+
+        Args:
+            ids: int64 ``[B]``, the ids of the utterances.
+            speakers: int32 ``[B]``, their speakers, -1 if unknown.
+        """
 
     def build(self, encoder: Encoder, facts: JobFacts) -> Method:
         """Makes the method: calls its class with the settings, ``encoder`` and ``facts.views``.

@@ -17,6 +17,7 @@ from rayssl.memory.utterances import exchange
 from rayssl.methods.base import Batch, ClassRecall, ClassRemember, Remember, View, Views
 from rayssl.random import draws, draws_torch
 from rayssl.training.nights import NightInput
+from rayssl.views.augment import Augment
 from rayssl.views.recipes import Segment
 
 Raw: TypeAlias = dict[str, Any]  # see `rayssl.views.reading.read`
@@ -39,19 +40,26 @@ def make_views(
     each turn has keys of its own. Each segment has keys of its own too: they depend on its number, counted from
     ``first``. ``nights``: makes pictures of the epochs of sequences, whose keys are those of their first epochs.
     """
-    ids = _column(raw, "id", device) + (_column(raw, "turn", device) << TURN_BIT)
-    if nights is not None:
-        ids = ids.view(-1, nights.length)[:, 0]
+    ids = _turns(raw, nights, device)
+    host_ids = _turns({name: raw[name] for name in ("id", "turn")}, nights, torch.device("cpu"))
     views = {}
     for index, segment in enumerate(segments, start=first):
         given = _tensor(raw, segment.name, device)
         wave = given.float() / 32768.0 if nights is None else nights(given)
         keys = None
         if segment.recipe != "none":
-            keys = draws_torch.keys_torch(draws.fold(seed, _VIEW, raw["epoch"], index), ids)
-            wave = recipes[segment.recipe](wave, keys)
+            purpose, recipe = draws.fold(seed, _VIEW, raw["epoch"], index), recipes[segment.recipe]
+            keys = draws_torch.keys_torch(purpose, ids)
+            also = (draws_torch.keys_torch(purpose, host_ids),) if isinstance(recipe, Augment) else ()
+            wave = recipe(wave, keys, *also)
         views[segment.name] = View(wave, keys)
     return views
+
+
+def _turns(raw: Raw, nights: NightInput | None, device: torch.device) -> Tensor:
+    """A number for each turn of each utterance, int64 ``[B]``; for sequences those of their first epochs."""
+    ids = _column(raw, "id", device) + (_column(raw, "turn", device) << TURN_BIT)
+    return ids if nights is None else ids.view(-1, nights.length)[:, 0]
 
 
 def _tensor(raw: Raw, name: str, device: torch.device) -> Tensor:

@@ -185,6 +185,7 @@ class Loop:
         """The method's inputs of this step: the views of its own and of the labelled stream, with ids and labels."""
         state, epoch = self.state, self.cursor.epoch
         self._check_place(raw, state.pass_steps or state.steps_per_epoch)
+        state.method.config.check_rows(raw["id"], raw["speaker"])
         views = self._views(raw, state.segments.own[epoch])
         batch = batch_of(raw, state.context.device, self.step)
         few = state.segments.labelled
