@@ -53,6 +53,7 @@ class Supervised(Method):
 
     Config = SupervisedConfig
     config: SupervisedConfig
+    reads_statistics = False
 
     def __init__(self, config: SupervisedConfig, encoder: Encoder, speakers: int) -> None:
         super().__init__()

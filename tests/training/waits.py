@@ -52,7 +52,7 @@ class Waits(Counter[str]):
                 return
             if file.startswith(str(_ROOT)):
                 place = str(Path(file).relative_to(_ROOT))
-                if f"{place} {frame.f_code.co_qualname}" not in ON_THE_HOST:
+                if f"{place} {frame.f_code.co_qualname.partition('.<locals>')[0]}" not in ON_THE_HOST:
                     self[f"{place}:{frame.f_lineno} {name}"] += 1
                 return
             frame = frame.f_back  # type: ignore[assignment]
