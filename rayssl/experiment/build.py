@@ -149,6 +149,7 @@ def build_loop(job: Job, context: Context) -> Loop:
             context=context,
             memory=memory,
             prototypes=prototypes,
+            class_settings=job.classes,
             log=log,
             pass_steps=job.own.pass_steps,
             labelled_steps=None if job.labelled is None else job.labelled.pass_steps,

@@ -72,7 +72,7 @@ class LocalContext:
 
     def wrap(self, method: Method) -> nn.Module:
         """Averages gradients over the ranks if there are several."""
-        return collectives.replicated(method, self.device)
+        return collectives.replicated(method, self.device, method.differing_buffers())
 
     def bank(self, wanted: RecordedBank) -> NDArray[np.float32]:
         """Reads the bank in this process."""

@@ -196,7 +196,9 @@ def _fit(
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"job": job, "until": until, "banks": read, "began": time.time()},
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=experiment.ray.collective_timeout_s),
+        torch_config=TorchConfig(
+            backend=collectives.GPU_BACKEND if gpu else "gloo", timeout_s=experiment.ray.collective_timeout_s
+        ),
         scaling_config=ScalingConfig(
             num_workers=count,
             use_gpu=gpu,
@@ -310,7 +312,7 @@ class RayContext:
 
     def wrap(self, method: Method) -> nn.Module:
         """See `Context.wrap`."""
-        return collectives.replicated(method, self.device)
+        return collectives.replicated(method, self.device, method.differing_buffers())
 
     def bank(self, wanted: RecordedBank) -> NDArray[np.float32]:
         """The bank from the object store; one task reads it for all ranks."""

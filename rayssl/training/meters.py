@@ -56,13 +56,13 @@ class MetricAccumulator:
         if not self.terms:
             return {}
         names = sorted(self.terms)
-        total = collectives.sum_over_ranks(torch.stack([self.terms[name].float() for name in names]))
-        return dict(zip(names, (total / collectives.world()).cpu().unbind(), strict=True))
+        total = collectives.sum_on_host(torch.stack([self.terms[name].float() for name in names]))
+        return dict(zip(names, (total / collectives.world()).unbind(), strict=True))
 
     def total_counts(self) -> dict[str, Tensor]:
         """Sums of the counts over steps and ranks, on the CPU. Every rank must call this."""
         names = sorted(self.counts)
-        return {name: collectives.sum_over_ranks(self.counts[name]).cpu() for name in names}
+        return {name: collectives.sum_on_host(self.counts[name]) for name in names}
 
     def means(self) -> dict[str, float]:
         """Means over steps and ranks. Every rank must call this."""

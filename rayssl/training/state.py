@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
+from rayssl.memory.classes.settings import ClassSettings
 from rayssl.methods.base import Method
 from rayssl.schema import Config
 from rayssl.training.checkpoint import CheckpointConfig
@@ -22,6 +23,10 @@ from rayssl.views.recipes import SegmentPlan
 class TrainingConfig(Config):
     """``batch`` is global: it stays the same for any number of ranks, and that number must divide it.
 
+    ``accumulate``: in how many parts a rank computes its share of the batch, to need less memory. Loss and gradient are
+    those of the whole batch, for every method, also contrastive ones; a step takes one more forward pass. Only batch
+    normalisation differs: its statistics are those of a part (of all ranks, with ``sync_batchnorm``).
+
     ``epoch_steps``: the number of steps of an epoch; 0 for one pass over the stream. Each epoch ends with a checkpoint
     and its metrics, which cost seconds; a pass over a few labelled clips is shorter than that. ``trackers``: where
     figures go besides the run's folder and Ray's metrics. ``verify_every``: after so many steps one is computed again
@@ -31,6 +36,7 @@ class TrainingConfig(Config):
     epochs: int = Field(100, ge=1)
     epoch_steps: int = Field(0, ge=0)
     batch: int = Field(256, ge=2)
+    accumulate: int = Field(1, ge=1)
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     sync_batchnorm: bool = False
@@ -40,16 +46,22 @@ class TrainingConfig(Config):
     verify_every: int = Field(0, ge=0)
     trackers: list[TrackerConfig] = []
 
+    @model_validator(mode="after")
+    def _possible(self) -> TrainingConfig:
+        if self.accumulate > 1 and self.verify_every:
+            raise ValueError("verify_every: computes a whole batch at once; leave it out, or set accumulate to 1")
+        return self
+
 
 @dataclass
 class TrainState:
     """What one rank trains with.
 
     ``log`` takes the figures; None on a rank that has none to give. ``memory`` is the memory of utterances and
-    ``prototypes`` the memory of classes; each is None for a method without it. ``pass_steps``: the steps of a pass
-    over the stream, if an epoch is not exactly one pass. ``labelled_steps``: the steps of a pass over the labelled
-    stream. ``nights``: makes the views of a corpus of nights. ``ahead``: the steps of one request to the memory of
-    utterances; 1 without one.
+    ``prototypes`` the memory of classes, by ``class_settings``; each is None for a method without it. ``pass_steps``:
+    the steps of a pass over the stream, if an epoch is not exactly one pass. ``labelled_steps``: the steps of a pass
+    over the labelled stream. ``nights``: makes the views of a corpus of nights. ``ahead``: the steps of one request to
+    the memory of utterances; 1 without one.
     """
 
     config: TrainingConfig
@@ -64,6 +76,7 @@ class TrainState:
     context: Context
     memory: MemoryClient | None = None
     prototypes: ClassClient | None = None
+    class_settings: ClassSettings | None = None
     log: Tracker | None = None
     pass_steps: int | None = None
     labelled_steps: int | None = None
