@@ -14,6 +14,7 @@ from rayssl.experiment.config import Experiment
 from rayssl.experiment.job import Job, position
 from rayssl.methods.base import Method
 from rayssl.models.encoder import Encoder, NightEncoder, build_encoder
+from rayssl.models.layout import placed
 from rayssl.models.nightmel import NightMelConfig
 from rayssl.models.norm import set_sync
 from rayssl.random import draws
@@ -122,7 +123,7 @@ def build_loop(job: Job, context: Context) -> Loop:
         ConfigError, CorpusError: a corpus of noises or rooms cannot be used.
     """
     experiment, training = job.experiment, job.experiment.training
-    method = build_method(job).to(context.device)
+    method = placed(build_method(job), context.device)
     if training.compile:
         for part in method.modules():
             # includes a teacher's encoder; two joined encoders are compiled separately

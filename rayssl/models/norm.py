@@ -13,7 +13,10 @@ from rayssl.collectives import gather, world
 
 
 class BatchNorm1d(nn.BatchNorm1d):
-    """`torch.nn.BatchNorm1d` for ``[B, C]`` or ``[B, C, T]``; with ``sync``, training uses statistics of all ranks."""
+    """`torch.nn.BatchNorm1d` for ``[B, C]`` or ``[B, C, T]``; with ``sync``, training uses statistics of all ranks.
+
+    It also takes ``[B, C, 1, T]``: a sequence whose channels are last in memory.
+    """
 
     def __init__(self, channels: int, *, sync: bool = False) -> None:
         super().__init__(channels)
@@ -24,6 +27,10 @@ class BatchNorm1d(nn.BatchNorm1d):
             self._check_input_dim(input)
             return _over_ranks(self, input)
         return super().forward(input)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if not (input.dim() == 4 and input.shape[2] == 1):
+            super()._check_input_dim(input)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -45,6 +52,12 @@ def set_sync(module: nn.Module, sync: bool) -> None:
     for part in module.modules():
         if isinstance(part, (BatchNorm1d, BatchNorm2d)):
             part.sync = sync
+
+
+def over_last(norm: nn.Module, x: Tensor) -> Tensor:
+    """``norm`` for ``x [..., C]`` with the channels last: every position but that of the channel is a row."""
+    rows: Tensor = norm(x.flatten(0, -2))
+    return rows.view(x.shape)
 
 
 def _over_ranks(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
