@@ -33,7 +33,7 @@ from rayssl.methods.base import (
     Remembered,
     Views,
 )
-from rayssl.training import checkpoint, resuming
+from rayssl.training import checkpoint, kernels, resuming
 from rayssl.training.context import ClassClient
 from rayssl.training.inputs import Raw, batch_of, from_classes, make_views, to_classes
 from rayssl.training.meters import SHOWN, MetricAccumulator, device_memory, duration, no_figure
@@ -84,7 +84,8 @@ class Loop:
         afterwards if all ranks agreed to leave earlier. Raises `UserError` when the training diverges.
         """
         try:
-            metrics = self._fit(iter(batches), self.state.config.epochs if last is None else last)
+            with kernels.chosen(self.state):
+                metrics = self._fit(iter(batches), self.state.config.epochs if last is None else last)
             self._await_saver()
         except BaseException:
             self.saver.leave()
