@@ -42,6 +42,11 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
+def everyone() -> Any:
+    """The process group of all ranks, for a function of torch that takes one."""
+    return dist.group.WORLD
+
+
 @contextmanager
 def process_group(rank: int, world: int, file: str) -> Iterator[None]:
     """Joins this process to a gloo group of ``world`` processes on this machine; leaves the group at the end.

@@ -33,7 +33,7 @@ from rayssl.methods.base import (
     Remembered,
     Views,
 )
-from rayssl.training import checkpoint, resuming
+from rayssl.training import checkpoint, kernels, resuming
 from rayssl.training.classes import Classes
 from rayssl.training.filling import fill
 from rayssl.training.inputs import Later, Raw, batch_of, make_views, to_memory
@@ -92,7 +92,8 @@ class Loop:
         afterwards if all ranks agreed to leave earlier. Raises `UserError` when the training diverges.
         """
         try:
-            metrics = self._fit(iter(batches), self.state.config.epochs if last is None else last)
+            with kernels.chosen(self.state):
+                metrics = self._fit(iter(batches), self.state.config.epochs if last is None else last)
             self._await_saver()
         except BaseException:
             self.saver.leave()

@@ -31,6 +31,10 @@ class TrainingConfig(Config):
     and its metrics, which cost seconds; a pass over a few labelled clips is shorter than that. ``trackers``: where
     figures go besides the run's folder and Ray's metrics. ``verify_every``: after so many steps one is computed again
     and its bits are compared, to find a processor that computes wrong without an error (0: never). It costs two steps.
+
+    ``compile``: whether encoders are compiled (torch.compile); ``auto``: on a GPU. It takes a minute or two at the
+    start, and losses differ in their last digits. ``tf32``: on a GPU, products and convolutions in fp32 may round their
+    inputs to 10 bits of mantissa, as TF32 does: they are several times faster. Without it they have all 23 bits.
     """
 
     epochs: int = Field(100, ge=1)
@@ -38,7 +42,8 @@ class TrainingConfig(Config):
     batch: int = Field(256, ge=2)
     accumulate: int = Field(1, ge=1)
     precision: Literal["fp32", "bf16"] = "fp32"
-    compile: bool = False
+    compile: bool | Literal["auto"] = "auto"
+    tf32: bool = False
     sync_batchnorm: bool = False
     optimiser: OptimiserConfig = OptimiserConfig()
     checkpoints: CheckpointConfig = CheckpointConfig()
@@ -61,7 +66,8 @@ class TrainState:
     ``prototypes`` the memory of classes, by ``class_settings``; each is None for a method without it. ``pass_steps``:
     the steps of a pass over the stream, if an epoch is not exactly one pass. ``labelled_steps``: the steps of a pass
     over the labelled stream. ``nights``: makes the views of a corpus of nights. ``ahead``: the steps of one request to
-    the memory of utterances; 1 without one.
+    the memory of utterances; 1 without one. ``repeats``: whether a second run must have the same bits on the same
+    machine.
     """
 
     config: TrainingConfig
@@ -82,6 +88,7 @@ class TrainState:
     labelled_steps: int | None = None
     nights: NightInput | None = None
     ahead: int = 1
+    repeats: bool = True
     stopping: Stopping = field(default_factory=Stopping)
 
     @property
