@@ -47,6 +47,9 @@ class ComponentConfig(Config):
     """The settings of a component. ``name`` says which component; ``component`` is the class that they configure."""
 
     name: str = ""
+    """Which component these settings belong to: a built-in name, the name that an installed package registers,
+    ``package.module:Class``, or ``path/file.py:Class``.
+    """
 
     component: ClassVar[Callable[..., Any] | None] = None
 

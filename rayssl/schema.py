@@ -32,7 +32,13 @@ _DEEPEST = 5  # keys of a path that is suggested
 class Config(BaseModel):
     """Frozen, and strict about keys: a misspelt key is an error and is never ignored."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,  # the text under a key is its description
+    )
 
 
 class Choice:

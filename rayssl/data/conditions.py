@@ -26,22 +26,27 @@ _ROOM_S = 0.5
 
 
 class ConditionsConfig(Config):
-    """There are ``count`` conditions. Each utterance is rendered under ``per_utterance`` of them, drawn by its name.
-
-    ``per`` matters if clips are joined. With ``recording`` all clips of a recording are rendered under the same
-    conditions, so that all its renderings contain the same words. With ``clip`` the conditions are drawn for each clip,
-    so that two renderings of a recording share only some of their words. Without ``join``, every clip has its own draw.
-
-    ``strength`` scales how far a condition is from a clean recording. 0 is clean. 1 is a mixture of near and far
-    microphones, telephone bands, rooms with 0.15 to 0.6 s of reverberation, and signal-to-noise ratios of 15 to 36 dB.
-    """
+    """Simulated recording conditions. Each utterance is rendered under some of them, drawn by its name."""
 
     count: int = Field(default=8, ge=1, le=1000)
+    """The number of conditions, from 1 to 1000. Each is one room, microphone and noise, the same for all speakers."""
     per_utterance: int = Field(default=2, ge=1)
+    """Under how many conditions each utterance is rendered, at most ``count``. The corpus grows by this factor."""
     per: Literal["recording", "clip"] = "recording"
+    """Matters if clips are joined. With ``recording`` all clips of a recording are rendered under the same conditions,
+    so that all its renderings contain the same words. With ``clip`` conditions are drawn for each clip, so that two
+    renderings share only some words.
+    """
     seed: int = 1
+    """The seed of the conditions. The same seed gives the same rooms and microphones: take another one for test data
+    that should not share them.
+    """
     strength: float = Field(default=1.0, ge=0, le=2)
+    """How far conditions are from a clean recording, from 0 to 2. 0 is clean. 1 is a mixture of near and far
+    microphones, telephone bands, rooms with 0.15 to 0.6 s of reverberation, and signal-to-noise ratios of 15 to 36 dB.
+    """
     codecs: bool = True
+    """Whether about half of the conditions have a telephone codec (mu-law with 5 to 8 bits)."""
 
     @model_validator(mode="after")
     def _enough(self) -> ConditionsConfig:

@@ -45,19 +45,20 @@ _RECIPE = 2  # raise it if the same settings begin to give other samples: finish
 
 
 class PreparedCorpusConfig(ContentConfig):
-    """One corpus: utterances made from ``source``, prepared at the URI ``out``.
-
-    ``shard_utterances`` is the number of utterances in a shard (after rendering, before joining). Preparation fails if
-    more than ``max_reject_share`` of the source is unusable: by default 0.01, of nights any share but all. ``trials``
-    are lists of trials to write, by name. ``splits`` say which utterances are labelled and unlabelled, by name; you
-    may change them after preparation.
-    """
+    """One corpus: utterances made from ``source``, prepared at the URI ``out``."""
 
     out: str
+    """Folder or URI of the corpus to make: shards of Parquet and a manifest."""
     shard_utterances: int = Field(default=512, ge=1)
+    """The number of utterances in a shard, after rendering and before joining. Mixing needs several shards."""
     max_reject_share: float | None = Field(default=None, ge=0, le=1)
+    """Preparation fails if a larger share of the source is unusable; null: 0.01, and for nights any share but all."""
     trials: dict[str, TrialsConfig] = {}
+    """Lists of verification trials to write for this corpus, by a name of your choice."""
     splits: dict[SplitName, SplitConfig] = {}
+    """Which utterances are labelled and unlabelled, by a name that ``labels.split`` of an experiment takes. They may
+    change after the preparation: the audio is not touched.
+    """
 
     @model_validator(mode="after")
     def _trials_fit(self) -> PreparedCorpusConfig:
@@ -80,8 +81,11 @@ class PrepareConfig(Config):
     """The settings of ``rayssl prepare``: corpora by name. ``seed`` shuffles utterances among shards."""
 
     seed: int = 0
+    """The seed that shuffles utterances among shards."""
     corpora: dict[str, PreparedCorpusConfig] = Field(min_length=1)
+    """The corpora to make, by a name of your choice, which messages use."""
     storage: StorageConfig = StorageConfig()
+    """How long a job waits for an object store that does not answer."""
 
 
 @dataclass(frozen=True)

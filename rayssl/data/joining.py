@@ -15,10 +15,14 @@ from rayssl.schema import Config
 
 
 class JoinConfig(Config):
-    """Joins clips to utterances of at least ``min_s`` seconds. ``leftover`` keeps or rejects a shorter recording."""
+    """Joins clips to longer utterances."""
 
     min_s: float = Field(gt=0)
+    """Clips of a recording are joined until they have at least this many seconds."""
     leftover: Literal["keep", "reject"] = "keep"
+    """What happens to a recording whose clips are shorter together: ``keep`` makes one short utterance of them,
+    ``reject`` leaves them out.
+    """
 
 
 def join(lengths: Sequence[int], minimum: int) -> list[list[int]]:

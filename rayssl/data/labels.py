@@ -35,16 +35,18 @@ _ALL = np.iinfo(np.int64).max
 
 
 class LabelledConfig(Config):
-    """How many utterances of each class are labelled. Give one of three keys.
-
-    ``share``: this share of each class, rounded, but at least one utterance. ``per_class``: the same number for every
-    class. ``most``: this number for the first (head) class, and ``gamma`` times fewer for the last class.
-    """
+    """How many utterances of each class are labelled. Give one of ``share``, ``per_class`` and ``most``."""
 
     share: float | None = Field(default=None, gt=0, le=1)
+    """This share of each class, above 0 to 1, is labelled; rounded, but at least one utterance."""
     per_class: int | None = Field(default=None, ge=1)
+    """The same number of labelled utterances for every class."""
     most: int | None = Field(default=None, ge=1)
+    """The number of labelled utterances of the first (head) class of a long tail; ``gamma`` says how many the last one
+    has.
+    """
     gamma: float = Field(default=1.0, ge=1)
+    """With ``most``: how many times fewer labelled utterances the last class has than the first; 1 for no tail."""
 
     @model_validator(mode="after")
     def _one_way(self) -> LabelledConfig:
@@ -57,18 +59,18 @@ class LabelledConfig(Config):
 
 
 class UnlabelledConfig(Config):
-    """Which utterances are unlabelled: all that are not labelled or, with ``most``, a long tail.
-
-    The tail has ``most`` utterances of its largest class and ``gamma`` times fewer of its smallest. ``order`` says
-    which class is the largest: the labelled head (``same``) or the last labelled class (``reversed``). With ``uniform``
-    all classes have ``most``, as with gamma 1. ``open_set_most`` limits each class of the open set; without it, all
-    utterances of these classes are used.
-    """
+    """Which utterances are unlabelled: all that are not labelled or, with ``most``, a long tail."""
 
     most: int | None = Field(default=None, ge=1)
+    """The number of unlabelled utterances of the largest class of a long tail; null takes all that are not labelled."""
     gamma: float = Field(default=1.0, ge=1)
+    """With ``most``: how many times fewer unlabelled utterances the smallest class has than the largest."""
     order: Literal["same", "reversed", "uniform"] = "same"
+    """Which class is the largest: the labelled head (``same``) or the last labelled class (``reversed``). With
+    ``uniform`` all classes have ``most``.
+    """
     open_set_most: int | None = Field(default=None, ge=1)
+    """The most unlabelled utterances of each class of the open set; null uses all of these classes."""
 
     @model_validator(mode="after")
     def _tail_is_one(self) -> UnlabelledConfig:
@@ -80,28 +82,30 @@ class UnlabelledConfig(Config):
 
 
 class SplitConfig(Config):
-    """One split of a corpus into labelled and unlabelled utterances.
-
-    - ``nights``: for a corpus of nights, instead of ``labelled``: the split is by subject. Of the other keys, only
-      ``seed`` and ``keep_labelled_in_unlabelled`` go with it.
-    - ``unlabelled``: `rest` means all utterances that are not labelled.
-    - ``order``: the classes from head to tail. The default is the largest first, and equal ones by name.
-    - ``open_set``: classes that occur only among the unlabelled utterances. The classifier does not know them.
-    - ``left_out``: classes that are not used at all.
-    - ``unknown``: utterances without a label are unlabelled too; otherwise they are not used.
-    - ``keep_labelled_in_unlabelled``: the labelled utterances are also unlabelled ones, in addition to the number that
-      ``unlabelled`` gives.
-    """
+    """One split of a corpus into labelled and unlabelled utterances. Give one of ``labelled`` and ``nights``."""
 
     seed: int = 0
+    """The seed that chooses the utterances of a class, or the subjects. With the same seed the labels of a smaller
+    split are a part of those of a larger one.
+    """
     labelled: LabelledConfig | None = None
+    """How many utterances of each class are labelled; not for nights."""
     nights: NightSplitConfig | None = None
+    """For a corpus of nights, instead of ``labelled``: the split is by subject. Of the other keys, only ``seed`` and
+    ``keep_labelled_in_unlabelled`` go with it.
+    """
     unlabelled: UnlabelledConfig = UnlabelledConfig()
+    """Which utterances are unlabelled; ``rest`` (the default) means all that are not labelled."""
     order: list[str] | None = None
+    """The classes from head to tail, each once. Null takes the largest first, and equal ones by name."""
     open_set: list[str] = []
+    """Classes that occur only among the unlabelled utterances. The classifier does not know them."""
     left_out: list[str] = []
+    """Classes that are not used at all."""
     unknown: bool = False
+    """Whether utterances without a label are unlabelled ones too; otherwise they are not used."""
     keep_labelled_in_unlabelled: bool = False
+    """Whether the labelled utterances are also unlabelled ones, in addition to the number that ``unlabelled`` gives."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> SplitConfig:

@@ -26,11 +26,19 @@ class MelConfig(Config):
     """
 
     n_mels: int = Field(default=20, ge=1)
+    """The number of mel bands of a picture."""
     win_ms: float = Field(default=50.0, gt=0)
+    """The length of a window in milliseconds; it must fit into ``n_fft`` samples."""
     hop_ms: float = Field(default=25.0, gt=0)
+    """The time between two frames in milliseconds. 25 gives an epoch of 30 s 1201 frames; 100 gives 301, a quarter of
+    the bytes.
+    """
     n_fft: int = Field(default=800, ge=2)
+    """The number of samples of the FFT, at least a window: 800 are 50 ms at 16 kHz."""
     f_min: float = Field(default=0.0, ge=0)
+    """The lower edge of the lowest band in Hz, below ``f_max``."""
     f_max: float = Field(default=8000.0, gt=0)
+    """The upper edge of the highest band in Hz, at most half the sample rate: 8000 at 16 kHz."""
 
     @model_validator(mode="after")
     def _band(self) -> MelConfig:

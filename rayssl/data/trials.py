@@ -33,19 +33,24 @@ class Trial(NamedTuple):
 
 
 class TrialsConfig(Config):
-    """A list of trials to write at ``out``.
-
-    ``source`` is the URI of a list of trials between source utterances. Each of its trials becomes a trial between
-    renderings of the two. ``across`` says under which conditions: different ones (``condition``), the ``same`` one, or
-    ``any``. Without ``source``, ``pairs`` target and ``pairs`` non-target trials are generated from the corpus; the two
-    utterances of a target trial are from different recordings.
-    """
+    """A list of trials to write."""
 
     out: str
+    """File or URI to which the list is written; ``evaluation.trials`` of an experiment takes it."""
     source: str | None = None
+    """File or URI of an existing list of trials between source utterances, for example VoxCeleb1-O. Each trial becomes
+    one between renderings of the two. Null generates trials from the corpus.
+    """
     across: Literal["condition", "same", "any"] = "condition"
+    """With ``source`` and ``conditions``: whether the two renderings of a trial have different conditions
+    (``condition``), the ``same`` one, or ``any``.
+    """
     pairs: int = Field(default=2000, ge=1)
+    """Without ``source``: the number of target trials, and of non-target trials, to generate. The two utterances of a
+    target trial are from different recordings. More make narrower intervals.
+    """
     seed: int = 0
+    """The seed from which trials, or renderings, are drawn."""
 
 
 def read(uri: str) -> list[Trial]:

@@ -41,21 +41,35 @@ _ROWS = 22
 class ContentConfig(Config):
     """How utterances are made from a source: everything that their samples depend on.
 
-    ``channels`` says what happens to audio with more than two channels. Audio shorter than ``min_s`` seconds is a
-    reject. ``format``: how audio is stored; ``mel`` stores pictures of the epochs of nights, as ``nights.mel`` says.
-    ``nights`` belongs to sources of nights, whose utterances are epochs of sleep of 30 s. Of the other keys, only
-    ``source`` and ``format`` go with it. ``segments`` divides recordings: what the source lists are recordings then,
-    and their segments are the utterances.
+    Of these keys, only ``source``, ``format`` and ``nights`` go with a source of nights.
     """
 
     source: AnySource
+    """Where the raw audio comes from; ``source.name`` chooses the layout and decides which other keys there are.
+    ``rayssl list sources`` lists the names.
+    """
     format: decode.Format = "flac"
+    """How audio is stored, mono at 16 kHz: ``flac`` is lossless and smaller than ``pcm16``, which needs no decoding.
+    ``mel`` stores log-mel pictures of nights, as ``nights.mel`` says, and no sound.
+    """
     channels: decode.Channels = "reject_above_2"
+    """What happens to audio with several channels: ``mean`` averages them, ``first`` takes the first one,
+    ``reject_above_2`` averages two and refuses more.
+    """
     min_s: float = Field(default=0.1, ge=0)
+    """Audio that is shorter than this many seconds is a reject."""
     conditions: ConditionsConfig | None = None
+    """Simulated recording conditions (rooms, microphones, noise, codecs) under which each utterance is rendered; null
+    leaves the audio as it is. For corpora with one recording for each speaker.
+    """
     join: JoinConfig | None = None
+    """Joins short clips of a recording to longer utterances, for example single words; null does not."""
     nights: NightsConfig | None = None
+    """How nights become epochs of sleep of 30 s. Only for sources of nights; null takes the defaults."""
     segments: SegmentsConfig | None = None
+    """Divides long recordings into segments of speech, which become the utterances; ``{}`` takes the defaults, and null
+    leaves recordings whole.
+    """
 
     @property
     def of_nights(self) -> bool:

@@ -11,31 +11,39 @@ from rayssl.schema import Config
 
 
 class AsNormConfig(Config):
-    """Adaptive s-norm with a cohort: the first ``utterances`` of the prepared corpus ``cohort``.
-
-    ``top``: the number of highest cosines that normalise a score.
-    """
+    """Adaptive s-norm: each score is normalised by the highest cosines with a cohort of other speakers."""
 
     cohort: str
+    """Folder or URI of a prepared corpus of other speakers than those of the trials, for example the training corpus.
+    """
     utterances: int = Field(2000, ge=2)
+    """How many utterances of the cohort are used, the first ones. More take more time."""
     top: int = Field(300, ge=2)
+    """The number of highest cosines with the cohort whose mean and deviation normalise a score; 200 to 400 are usual.
+    """
 
 
 class VerificationConfig(Config):
-    """Speaker verification.
-
-    ``corpus``: the prepared test corpus. ``trials``: a list in VoxCeleb's format, ``label enrol test``, with utterance
-    names of the corpus. ``as_norm``: score normalisation. ``resamples``: of the EER's interval; 0 for no interval.
-    ``actors``: the number of embedding actors. ``batch``: utterances of one forward pass.
-    """
+    """Speaker verification."""
 
     task: Literal["verification"] = "verification"
+    """``verification`` scores trials, pairs of utterances of the same or of different speakers: EER and minDCF."""
     corpus: str
+    """Folder or URI of the prepared test corpus, whose speakers should not be in the training corpus."""
     trials: str
+    """File or URI of the list of trials in VoxCeleb's format, a line ``label enrol test`` each, with utterance names of
+    the corpus. ``rayssl prepare`` makes such lists (``trials``).
+    """
     as_norm: AsNormConfig | None = None
+    """Score normalisation with a cohort (adaptive s-norm); null reports plain cosines."""
     resamples: int = Field(1000, ge=0)
+    """How often speakers are drawn again for the 95 % interval of the EER (bootstrap); 0 for no interval."""
     actors: int = Field(1, ge=1)
+    """The number of actors that embed the test corpus at once, each on a GPU if there is one. Raise it to use several
+    GPUs or nodes.
+    """
     batch: int = Field(64, ge=1)
+    """The number of utterances of one forward pass. It changes speed and memory, not the figures."""
 
     def located(self) -> VerificationConfig:
         """The same settings with absolute paths."""
@@ -47,34 +55,46 @@ class VerificationConfig(Config):
 class FinetuneConfig(Config):
     """Fine-tuning: the whole encoder is trained with a linear head on labelled clips.
 
-    ``lr`` (encoder) and ``head_lr`` (head) are the rates of AdamW. Both fall along a cosine over ``epochs``.
+    Both rates are AdamW's and fall along a cosine over ``epochs``.
     """
 
     epochs: int = Field(20, ge=1)
+    """The number of passes over the labelled clips. Raise it if there are few of them."""
     batch: int = Field(32, ge=2)
+    """The number of clips of a step of the fine-tuning."""
     lr: float = Field(1e-4, gt=0)
+    """The first learning rate of the encoder; small, so that its features are kept."""
     head_lr: float = Field(1e-2, gt=0)
+    """The first learning rate of the linear head, which starts at zero."""
 
 
 class ClassificationConfig(Config):
-    """Classification of clips.
-
-    ``corpus``: the prepared test corpus; its labels have the same names as those of the training corpus. ``probes``:
-    classifiers on the frozen encoder (``linear``, ``knn``), or the encoder trained as a whole (``finetune``).
-    ``shares``: each probe runs once for each share, with the labels of this share of the training corpus's clips (with
-    ``labels.split``: of the clips that are labelled there). If a method has its own classifier, it is evaluated too.
-    ``resamples``: of the interval; 0 for no interval. ``actors``: the number of embedding actors. ``batch``: utterances
-    of one forward pass.
-    """
+    """Classification of clips. If a method has its own classifier, it is evaluated too."""
 
     task: Literal["classification"]
+    """``classification`` predicts the labels of clips: accuracies and recall by class."""
     corpus: str
+    """Folder or URI of the prepared test corpus; its labels have the same names as those of the training corpus."""
     probes: list[Literal["linear", "knn", "finetune"]] = ["linear", "knn"]
+    """The classifiers to train on the training corpus's labels: ``linear`` and ``knn`` on the frozen encoder,
+    ``finetune`` with the whole encoder.
+    """
     shares: list[Annotated[float, Field(gt=0, le=1)]] = [1.0]
+    """Each probe runs once for each of these shares, above 0 to 1, with the labels of this share of the training
+    corpus's clips (with ``labels.split``: of the clips that are labelled there).
+    """
     finetune: FinetuneConfig = FinetuneConfig()
+    """The settings of the probe ``finetune``."""
     resamples: int = Field(1000, ge=0)
+    """How often speakers, or clips where speakers are unknown, are drawn again for the 95 % interval of the balanced
+    accuracy (bootstrap); 0 for no interval.
+    """
     actors: int = Field(1, ge=1)
+    """The number of actors that embed the clips at once, each on a GPU if there is one. Raise it to use several GPUs or
+    nodes.
+    """
     batch: int = Field(64, ge=1)
+    """The number of clips of one forward pass. It changes speed and memory, not the figures."""
 
     def located(self) -> ClassificationConfig:
         """The same settings with absolute paths."""
@@ -82,22 +102,29 @@ class ClassificationConfig(Config):
 
 
 class StagingConfig(Config):
-    """Sleep staging of whole nights.
-
-    ``corpus``: the prepared test corpus, of nights. ``stride``: how many epochs of sleep the next window of a night
-    begins after the one before; windows overlap where it is below the number of epochs that a window scores, and the
-    probabilities are averaged (a larger stride is that number). ``resamples``: of the intervals over subjects; 0 for no
-    interval. ``actors``: the number of actors that run the model. ``batch``: windows of one forward pass. ``split``:
-    evaluates only the nights that this split of ``corpus`` holds out (``nights.held_out``).
-    """
+    """Sleep staging of whole nights."""
 
     task: Literal["staging"]
+    """``staging`` predicts the stage of every epoch of whole nights: macro F1, kappa and sleep variables."""
     corpus: str
+    """Folder or URI of the prepared test corpus, of nights."""
     split: str | None = None
+    """Evaluates only the nights that this split of ``corpus`` holds out (``nights.held_out`` of the preparation); null
+    evaluates all nights.
+    """
     stride: int = Field(20, ge=1)
+    """How many epochs of sleep the next window of a night begins after the one before. Windows overlap where it is
+    below the number of epochs that a window scores, and their probabilities are averaged; a larger stride is that
+    number. Smaller is slower.
+    """
     resamples: int = Field(1000, ge=0)
+    """How often subjects are drawn again for the 95 % intervals (bootstrap); 0 for no interval."""
     actors: int = Field(1, ge=1)
+    """The number of actors that run the model at once, each on a GPU if there is one. Raise it to use several GPUs or
+    nodes.
+    """
     batch: int = Field(8, ge=1)
+    """The number of windows of one forward pass. It changes speed and memory, not the figures."""
 
     def located(self) -> StagingConfig:
         """The same settings with absolute paths."""

@@ -21,50 +21,50 @@ from rayssl.views.recipes import ViewsConfig
 
 
 class CorpusConfig(Config):
-    """The corpus to train on.
+    """The corpus to train on, and how it is read.
 
-    ``uri``: a prepared corpus. ``shuffle_shards``: the most shards whose utterances are mixed; all, if the corpus
-    has fewer. ``unit_rows``: the number of utterances that one data task reads and mixes; a large batch has several
-    such pools side by side. These two decide which utterances form a batch: keep them when a run resumes. ``readers``:
-    the number of data tasks at once; ``auto``: as many as the cores that training leaves free, at least one a rank.
+    ``shuffle_shards`` and ``unit_rows`` decide which utterances form a batch: keep them when a run resumes.
     """
 
     uri: str
+    """Folder or URI of the prepared corpus to train on: the ``out`` of a corpus that ``rayssl prepare`` has made."""
     shuffle_shards: int = Field(SHUFFLE_SHARDS, ge=1)
+    """The most shards whose utterances are mixed; all of them if the corpus has fewer. More shards mix better and open
+    more files at once. ``rayssl bench shuffle`` shows the effect. It decides which utterances form a batch: keep it
+    when a run resumes.
+    """
     unit_rows: int = Field(UNIT_ROWS, ge=1)
+    """The number of utterances that one data task reads and mixes. A batch larger than this takes several such pools
+    side by side. More mix better, but each task needs more memory. It decides which utterances form a batch: keep it
+    when a run resumes.
+    """
     readers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """The number of data tasks that read and decode at once, about one CPU core each. ``auto`` takes the cores that
+    training leaves free, at least one for each rank. Raise it if the ranks wait for data (``rayssl bench ingest``
+    measures the need). It does not change the batches.
+    """
 
 
 class LabelsConfig(Config):
-    """Which labels a method may use: those of ``split``, which `rayssl prepare` has made for the corpus.
-
-    In each step, methods with two streams take ``training.batch`` unlabelled clips and ``training.batch / ratio``
-    labelled ones (the papers' mu). With ``class_aware`` every class comes about equally often in the labelled stream.
-    """
+    """Which labels a method may use."""
 
     split: str
+    """The name of a split that ``rayssl prepare`` has made for the corpus: a key of ``splits`` in the preparation. Only
+    the labels of its labelled utterances are used in training.
+    """
     ratio: int = Field(2, ge=1)
+    """For methods with two streams: the number of unlabelled clips for each labelled clip (mu in the papers). A step
+    takes ``training.batch`` unlabelled clips and ``training.batch / ratio`` labelled ones. ``training.batch`` must be
+    divisible by ``ratio`` times the number of workers.
+    """
     class_aware: bool = False
+    """Whether every class comes about equally often in the labelled stream: utterances of rare classes are repeated.
+    Without it every labelled utterance comes once in a pass. It does not go with the method sleep.
+    """
 
 
 class MemoryConfig(Config):
     """Where the memory lives, and how it answers. The results are the same for any number of shards.
-
-    ``sync``: ``strict`` applies what all ranks remember, in rank order, before the next recall: runs repeat exactly.
-    ``ahead`` answers at once. The key ``ahead``: one request of a rank to the memory of utterances serves so many
-    steps. It makes fewer calls (an actor answers a few hundred a second), and the positives of a step are older by up
-    to as many steps. Checkpoints then lie between two groups of so many steps. ``half``: references and positives are
-    stored in fp16; recalled rows are float32 in any case. A positive beyond 65,504 is left out, and counted as
-    ``rejected``. ``shards`` S: with 1, one actor holds everything. With more, S actors (stores), spread over the nodes,
-    hold the rows, and one more, the index, holds what decides which positives are sampled.
-
-    ``clustering``: with ``blocking``, training waits for each epoch's clustering. ``overlapped`` clusters a copy of the
-    references during an epoch and uses the result from the beginning of the next one: assignments are one epoch old.
-    The first clustering always blocks, and serves two epochs. A checkpoint is whole when a clustering under way is.
-
-    For each actor: ``threads`` for clustering (0: all cores of its node); ``cpus`` and ``memory_bytes`` (0: none) are
-    what Ray reserves for it on its node; ``gpus`` (0: none) are reserved and used for clustering. With S above 1,
-    ``memory_bytes`` and ``gpus`` are those of each store.
 
     Bytes needed, with N utterances, |Q'| positives, and D_repr and D_emb dimensions of h = 4 bytes each (2 with
     ``half``): a store N/S (h D_repr + 1) + |Q'|/S (h D_emb + 4), and N/S h D_repr more while it clusters a copy
@@ -73,14 +73,43 @@ class MemoryConfig(Config):
     """
 
     sync: Literal["strict", "ahead"] = "strict"
+    """``strict`` applies what all ranks remember, in rank order, before the next recall: runs repeat exactly, and any
+    number of ranks gives the same. ``ahead`` answers at once, and the order in which ranks come decides.
+    """
     ahead: int = Field(1, ge=1, le=256)
+    """How many steps one request of a rank to the memory of utterances serves. More make fewer calls (an actor answers
+    a few hundred a second), but the positives of a step are older by up to as many steps, and checkpoints lie between
+    two such groups. Methods with a memory of classes need 1.
+    """
     half: bool = False
+    """Whether references and positives are stored in fp16, which halves the memory. Recalled rows are float32 in any
+    case. A positive with a value beyond 65,504 is left out and counted as ``rejected``.
+    """
     shards: int = Field(1, ge=1, le=64)
+    """The number of actors (stores) that hold the rows, spread over the nodes. With 1, one actor holds everything; with
+    more, one further actor, the index, decides which positives are sampled. Raise it if one node lacks the RAM or one
+    actor is too slow.
+    """
     clustering: Literal["blocking", "overlapped"] = "blocking"
+    """With ``blocking``, training waits for the clustering of each epoch. ``overlapped`` clusters a copy of the
+    references during an epoch and uses the result from the next epoch on, so assignments are one epoch old. The first
+    clustering always blocks, and serves two epochs. Only for methods that cluster.
+    """
     threads: int = Field(0, ge=0)
+    """The number of threads of each actor for clustering; 0 takes all cores of its node. It does not change the result.
+    """
     cpus: float = Field(0.1, ge=0)
+    """The number of CPU cores that Ray reserves for each actor on its node. It guides the placement only: ``threads``
+    says how many cores a clustering uses.
+    """
     memory_bytes: int = Field(0, ge=0)
+    """The bytes of RAM that Ray reserves for each actor on its node; 0 reserves none. With several shards it is the
+    value of each store. Set it where other jobs share the nodes; ``rayssl train`` prints what is needed.
+    """
     gpus: float = Field(0, ge=0)
+    """The number of GPUs that are reserved for each actor and used for clustering; 0 clusters on CPUs. A fraction
+    shares a GPU. With several shards it is the value of each store.
+    """
 
     @property
     def actors(self) -> int:
@@ -89,27 +118,34 @@ class MemoryConfig(Config):
 
 
 class RayConfig(Config):
-    """The resources of a training on Ray.
-
-    ``workers``: the number of DDP ranks, or ``[fewest, most]``: then as many train as there is room for, of those
-    numbers that divide the batch. A lost node costs a restart with fewer, and the run starts again with more where
-    there is room. The batches stay the same; so do the results but for their last digits, if
-    ``training.sync_batchnorm`` is set. ``gpu``: one GPU for each worker (auto: if the cluster has enough).
-    ``cpus_per_worker`` also limits a worker's threads. ``max_failures``: how often in a row, without a new checkpoint
-    between, the training restarts from the last checkpoint before it fails. ``start_timeout_s``: how long to wait for
-    room for the workers on a joined cluster, which may have to add nodes and pull images (``.inf``: without an end).
-    Once they have trained, a command waits without an end for nodes that come back.
-    ``collective_timeout_s``: how long a rank waits for the others in a step, for example for their data.
-    ``silent_s``: a worker that does not answer for so long is taken for stopped.
-    """
+    """The resources of a training on Ray, and its patience with failures."""
 
     workers: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = 2
+    """The number of DDP ranks, or ``[fewest, most]``: then as many train as there is room for, of those numbers that
+    divide the batch. A lost node costs a restart with fewer, and the run starts again with more where there is room.
+    The batches stay the same; so do the results but for their last digits, if ``training.sync_batchnorm`` is set.
+    """
     cpus_per_worker: float = Field(1.0, gt=0)
+    """The number of CPU cores that Ray reserves for each worker. It also limits the threads of torch in a worker, so
+    raise it for a training on CPUs.
+    """
     gpu: bool | Literal["auto"] = "auto"
+    """Whether each worker takes one GPU. ``auto``: if the cluster has enough of them for all workers."""
     max_failures: int = Field(3, ge=0)
+    """How often in a row, without a new checkpoint between, the training restarts from the last checkpoint before it
+    fails. 0 fails at the first failure.
+    """
     collective_timeout_s: int = Field(1800, ge=1)
+    """How many seconds a rank waits for the others in a step, for example for their data, before it gives up."""
     start_timeout_s: float = Field(1200.0, gt=0)
+    """How many seconds to wait for room for the workers on a joined cluster, which may have to add nodes and pull
+    images. ``.inf`` waits without an end. Once the workers have trained, a command waits without an end for nodes that
+    come back.
+    """
     silent_s: float = Field(45.0, gt=0)
+    """A worker that does not answer for so many seconds is taken for stopped, and the training restarts. Raise it if
+    nodes are so loaded that workers pause.
+    """
 
     @property
     def most(self) -> int:
@@ -132,17 +168,43 @@ class Experiment(Config):
     """One YAML file: a run, its corpus, views, encoder, method, memory, training, evaluation, resources, storage."""
 
     run: str = Field(min_length=1)
+    """Folder or URI of the run, where its configuration, checkpoints, metrics, embeddings and reports go. The same
+    folder resumes the run: use another one for another experiment.
+    """
     seed: int = Field(0, ge=0)
+    """The seed of initial weights, order of utterances, crops, distortions and sampling. Two runs with the same seed
+    and settings draw the same. Train with several seeds to see how much a figure varies.
+    """
     corpus: CorpusConfig
+    """The corpus to train on, and how it is read and shuffled."""
     labels: LabelsConfig | None = None
+    """Which labels the method may use. Needed by the methods that learn from labels, and null for the others;
+    ``supervised`` takes the speakers of the corpus instead.
+    """
     views: ViewsConfig = ViewsConfig()
+    """The segments that are cut from an utterance in each step, and how they are distorted."""
     encoder: EncoderConfig
+    """The network that turns audio into an embedding: its front end, its backbone, and masks of its features."""
     method: AnyMethod
+    """What is learnt, and with which loss. ``method.name`` chooses it and decides which other keys there are; ``rayssl
+    list methods`` lists the names.
+    """
     memory: MemoryConfig = MemoryConfig()
+    """Where the memory of utterances (SSPS) or of classes (DASO, USADTM, sleep) lives, and how it answers. Other
+    methods do not use it.
+    """
     training: TrainingConfig = TrainingConfig()
+    """Epochs, batch, precision, optimiser, checkpoints, and where figures go."""
     evaluation: AnyEvaluation | None = None
+    """What ``rayssl evaluate`` measures: the test corpus and the figures. ``evaluation.task`` chooses between
+    verification, classification and staging. Null: the run is not evaluated.
+    """
     ray: RayConfig = RayConfig()
+    """The workers of a training on Ray, their resources, and how often they may fail. ``rayssl train --local`` does not
+    use it.
+    """
     storage: StorageConfig = StorageConfig()
+    """How long a job waits for an object store that does not answer."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:

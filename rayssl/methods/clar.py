@@ -36,11 +36,24 @@ class CLARConfig(PairConfig):
     """
 
     name: Literal["clar"] = "clar"
+    """CLAR (Al-Tahan and Mohsenzadeh, 2021): contrastive learning of sounds, with or without labels, or across two
+    encoders.
+    """
     projector: ProjectorConfig = ProjectorConfig(sizes=[512, 512, 512, 128])
+    """The layers between the encoder and the contrastive loss."""
     temperature: float = Field(0.5, gt=0)
+    """The temperature of NT-Xent or SupCon, which divides cosine similarities; 0.5 is published."""
     recipe: Recipe = "strong"
+    """The recipe of ``views`` that distorts both segments. ``strong`` is off until its parts have a ``p``."""
     labels: Literal["none", "cross_entropy", "supcon"] = "none"
+    """``none`` is the self-supervised form. ``cross_entropy`` adds the cross-entropy of the labelled rows. ``supcon``
+    (Khosla et al., 2020) replaces both losses: the positives of a labelled row are all rows of its class. The last two
+    need ``labels.split``.
+    """
     cross: bool = False
+    """Whether the first segment goes through the encoder and the second one through ``encoder.beside``, for example one
+    on samples and one on a spectrum. Needs ``encoder.beside``.
+    """
 
     @property
     def pair_recipe(self) -> Recipe:

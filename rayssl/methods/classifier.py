@@ -14,7 +14,9 @@ class ClassifierConfig(LabelledMethodConfig):
     """``recipe``: how the labelled utterances are distorted; one of the recipes of ``views``."""
 
     name: Literal["classifier"] = "classifier"
+    """Classifier: cross-entropy on the labelled utterances only, the baseline of the semi-supervised methods."""
     recipe: Recipe = "weak"
+    """The recipe of ``views`` that distorts labelled utterances; ``none`` leaves them as they are."""
 
     role: ClassVar[Role] = "labelled"
 

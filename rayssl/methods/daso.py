@@ -28,7 +28,9 @@ class PrototypicalConfig(SemiConfig):
     """
 
     queue: int = Field(256, ge=1)
+    """The number L of labelled features of each class that the memory keeps; the prototype of a class is their mean."""
     window: int = Field(100, ge=1)
+    """The number of past steps over which predictions are counted for each class."""
 
     def memory(self, facts: JobFacts) -> ClassSettings:
         """One prototype for each class, from features of the encoder."""
@@ -51,10 +53,23 @@ class DASOConfig(PrototypicalConfig):
     """
 
     name: Literal["daso"] = "daso"
+    """DASO (Oh et al., 2022): pseudo-labels blended, by class, from a linear and a prototype classifier, for rare
+    classes.
+    """
     prototype_temperature: float = Field(0.05, gt=0)
+    """The temperature T_proto of the cosines to prototypes; 0.05 is published. Above 0.2 the accuracy in the paper
+    collapses.
+    """
     blend_temperature: float = Field(1.5, gt=0)
+    """The temperature T_dist that makes the blend depend on how often a class was predicted: 1.5 if the labelled and
+    the unlabelled clips have the same distribution over classes, 0.3 if not.
+    """
     align: float = Field(1.0, ge=0)
+    """The weight lambda_align of the loss that aligns the strong view with the prototypes; 0 turns it off."""
     warmup_steps: int = Field(5000, ge=0)
+    """The number of first steps with the pseudo-labels of FixMatch and without alignment; 5000 are published. Lower it
+    for short trainings.
+    """
 
 
 class Prototypical(SemiSupervised):

@@ -49,16 +49,41 @@ class DINOConfig(MethodConfig):
     """
 
     name: Literal["dino"] = "dino"
+    """DINO (Caron et al., 2021): a student predicts the output of its average, the teacher, for longer crops; no
+    negatives.
+    """
     locals: int = Field(4, ge=0)
+    """The number of local crops, which only the student sees, besides two global crops of ``views.segment_s`` seconds.
+    Each costs a pass of the student.
+    """
     local_s: float = Field(2.0, gt=0)
+    """The length in seconds of a local crop; shorter than ``views.segment_s``."""
     head: DinoHeadConfig = DinoHeadConfig()
+    """The layers between the encoder and the prototypes."""
     student_temperature: float = Field(0.1, gt=0)
+    """The temperature of the student's softmax; above that of the teacher."""
     teacher_temperature: float = Field(0.04, gt=0)
+    """The temperature of the teacher's softmax. Lower values sharpen its targets and act against uniform outputs. Watch
+    ``teacher_entropy``: near log(prototypes) or near 0, nothing is learnt.
+    """
     teacher_momentum: float = Field(0.996, ge=0, le=1)
+    """The share of itself that the teacher keeps in a step, from 0 to 1. It rises from this value to 1 as half a cosine
+    over the training. 0.996 is published; lower it for short trainings.
+    """
     centre_momentum: float = Field(0.9, ge=0, lt=1)
+    """The momentum of the centre, the moving average of the teacher's logits that keeps one prototype from winning
+    everywhere. Lower it if there are few steps.
+    """
     freeze_epochs: int = Field(1, ge=0)
+    """The number of first epochs in which the prototypes keep their initial values; it steadies the beginning."""
     store: Literal["bottleneck", "output"] = "bottleneck"
+    """What SSPS stores of an utterance. ``bottleneck`` is the output of the teacher's bottleneck; after a recall the
+    current prototypes are applied to it. ``output`` is the logits at the time of storing (65,536 values are 256 KiB).
+    """
     evaluate: Literal["teacher", "student"] = "teacher"
+    """Whose encoder is evaluated and exported, that of the ``teacher`` or of the ``student``. The teacher is usually
+    better.
+    """
 
     @classmethod
     def trial_settings(cls) -> dict[str, Any]:

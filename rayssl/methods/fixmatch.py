@@ -12,6 +12,7 @@ class FixMatchConfig(SemiConfig):
     """The settings of `SemiConfig`, without others."""
 
     name: Literal["fixmatch"] = "fixmatch"
+    """FixMatch (Sohn et al., 2020): a confident prediction for the weak view is the label of the strong view."""
 
 
 class FixMatch(SemiSupervised):

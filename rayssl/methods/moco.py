@@ -31,9 +31,19 @@ class MoCoConfig(PairConfig):
     """
 
     name: Literal["moco"] = "moco"
+    """MoCo (He et al., 2020): an averaged encoder makes the keys; a queue of past keys holds the negatives."""
     temperature: float = Field(0.03, gt=0)
+    """The temperature of InfoNCE, which divides cosine similarities. Lower values weigh the hardest negatives more;
+    0.03 is published for speakers.
+    """
     queue: int = Field(32768, ge=1)
+    """The number of negatives: keys of past global batches. More negatives are harder, but older. Keep it well below
+    the number of utterances, so that few negatives come from the anchor's own utterance.
+    """
     momentum: float = Field(0.999, ge=0, le=1)
+    """The momentum of the key encoder, from 0 to 1, constant over the training: it keeps this share of itself in each
+    step. Raise it for long trainings, lower it (0.99) for a few thousand steps.
+    """
 
 
 class MoCo(PairMethod):

@@ -14,6 +14,7 @@ class PairConfig(MethodConfig):
     """``projector`` after the encoder; the default is none."""
 
     projector: ProjectorConfig = ProjectorConfig()
+    """The layers between the encoder and the loss; by default none. After training only the encoder is used."""
 
     @property
     def pair_recipe(self) -> Recipe:

@@ -34,8 +34,16 @@ class LabelledMethodConfig(MethodConfig):
     """
 
     ema: float = Field(0.999, ge=0, lt=1)
+    """The momentum of the averaged model, from 0 to below 1: the share of itself that it keeps in a step. It begins
+    lower and rises to this value. 0 makes it equal to the trained model.
+    """
     evaluate: Literal["average", "online"] = "average"
+    """Whose predictions are evaluated and exported: those of the ``average`` model or of the trained one (``online``).
+    """
     adjust: float = Field(0.0, ge=0)
+    """The strength tau of the logit adjustment by the class frequencies of the labelled utterances (Menon et al.,
+    2021); 0 for none, 1 for the balanced error. Use it when classes are of unequal size.
+    """
 
     def check(self, facts: JobFacts) -> None:
         """Raises `ConfigError` if the split has fewer than two classes."""
@@ -56,7 +64,11 @@ class SemiConfig(LabelledMethodConfig):
     """``weight`` (lambda_u) of the pseudo-labels' loss; ``threshold``: the minimum confidence of a pseudo-label."""
 
     weight: float = Field(1.0, ge=0)
+    """The weight lambda_u of the loss of the pseudo-labelled clips beside that of the labelled ones; 0 ignores them."""
     threshold: float = Field(0.95, ge=0, le=1)
+    """The least confidence, from 0 to 1, of a pseudo-label that is learnt. Lower it if few are confident (``confident``
+    in the metrics), raise it if many are wrong.
+    """
 
     role: ClassVar[Role] = "unlabelled"
 

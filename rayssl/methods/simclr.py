@@ -19,7 +19,11 @@ class SimCLRConfig(PairConfig):
     """``temperature`` of NT-Xent (0.03 published for speakers); ``projector`` after the encoder, none by default."""
 
     name: Literal["simclr"] = "simclr"
+    """SimCLR (Chen et al., 2020): two distorted segments of an utterance attract each other, all others repel them."""
     temperature: float = Field(0.03, gt=0)
+    """The temperature of NT-Xent, which divides cosine similarities. Lower values weigh the hardest negatives more;
+    0.03 is published for speakers, 0.1 to 0.5 are usual for images.
+    """
 
 
 class SimCLR(PairMethod):

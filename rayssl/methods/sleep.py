@@ -76,16 +76,36 @@ class SleepConfig(LabelledMethodConfig):
     """
 
     name: Literal["sleep"] = "sleep"
+    """Sleep staging from sound (SleepFormer, 2023): sequences of epochs, few labelled nights and many unlabelled ones.
+    """
     stage_power: float = Field(default=0.0, ge=0)
+    """How much rare stages count more: a stage of n labelled epochs counts n ** -stage_power in the supervised loss. 0
+    counts all alike, 1 makes all stages equal.
+    """
     labelled_recipe: Literal["none", "weak", "strong"] = "weak"
+    """How labelled sequences are augmented. With ``none`` the network draws no dropout and no masks for them either,
+    and batch normalisation sees them apart from the other views.
+    """
     features: Literal["head", "backbone"] = "head"
+    """Which features the contrastive and sequential terms use: those of the sequence ``head``, or those of the
+    ``backbone``, which sees each epoch of sleep alone.
+    """
     pseudo: Literal["online", "average"] = "online"
+    """Whose predictions of the weak view are the pseudo-labels: those of the ``online`` or of the ``average`` model."""
     start_from: str | None = None
+    """Folder of a run of this method with the same encoder, or one of its checkpoints, that gives the initial weights,
+    for example supervised training first; null begins with random weights.
+    """
     noise: NoiseTermConfig = NoiseTermConfig()
+    """The term L_NC: the same prediction with and without the noise of a home."""
     fixmatch: FixMatchTermConfig = FixMatchTermConfig()
+    """The term L_FM: the strong view learns the confident predictions of the weak view."""
     sequential: SequentialTermConfig = SequentialTermConfig()
+    """The term L_SC: two views of a sequence agree on which epochs are alike."""
     ccssl: CcsslTermConfig = CcsslTermConfig()
+    """The term L_CCSSL: contrast by pseudo-labels among unlabelled epochs."""
     ssc: SscTermConfig = SscTermConfig()
+    """The term L_SSC: labelled epochs attract the unlabelled ones of their stage."""
 
     sequences: ClassVar[bool] = True
 

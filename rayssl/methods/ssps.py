@@ -61,19 +61,61 @@ class SSPSConfig(MethodConfig):
     """
 
     name: Literal["ssps"]
+    """SSPS (Lepage and Dehak, 2025): another method, whose positives come from other utterances found by clustering."""
     over: AnyMethod = SimCLRConfig()
+    """The method whose positives are replaced: simclr, moco, dino, swav, vicreg, clar, or one of your own. Its keys are
+    those of ``method`` with that name.
+    """
     start_epoch: int = Field(0, ge=0)
+    """The first epoch, from 0, in which positives are replaced; the epochs before train the method in ``over`` as
+    usual. 1 or more, unless ``start_from`` is given. Start when the encoder is already good: the loss then jumps,
+    because positives become harder.
+    """
     start_from: str | None = None
+    """Instead of ``start_epoch``: the folder of a run of the method in ``over``, or one of its checkpoints. The
+    training begins with its weights, a pass fills the memory, and SSPS begins in the first epoch.
+    """
     references: Literal["rolling", "fill"] = "rolling"
+    """With ``rolling`` an utterance's reference is computed when it is trained on, so the references of a clustering
+    come from the changing weights of an epoch. With ``fill`` a pass before each clustering computes all of them again
+    with the same weights, which costs time.
+    """
     sampling: Sampling = "cluster"
+    """Where a positive comes from. ``cluster``: an utterance of the anchor's own cluster if ``neighbours`` is 0 (Eq.
+    3), else of one of the nearest other clusters (Eq. 4-5). ``centroid``: the centroid of that cluster. ``nn``: one of
+    the nearest references, without clusters. ``speaker``: another recording of the true speaker, an upper bound that
+    needs labels.
+    """
     clusters: int = Field(0, ge=0)
+    """The number of clusters K. Choose it so that utterances per recording < N/K < utterances per speaker, with N
+    utterances in the corpus. Needed for ``sampling`` ``cluster`` and ``centroid``; 0 otherwise.
+    """
     neighbours: int = Field(1, ge=0)
+    """The number M of nearest other clusters (or, with ``nn``, of nearest utterances) that a positive is drawn from. 0
+    draws from the anchor's own cluster. More cross recordings more often, and hit other speakers more often.
+    """
     queue: int = Field(0, ge=0)
+    """The number of stored embeddings |Q'| that positives are taken from; 0 stores all utterances. With fewer than 4 K
+    about a third of the anchors find no positive. Lower it to save memory.
+    """
     skip_empty: bool = False
+    """Whether only clusters are drawn that have an utterance in the queue, so that fewer anchors stay without a
+    positive.
+    """
     whiten: bool = False
+    """Whether references are whitened before they are clustered and compared. Not in the paper; it helps with a poor
+    encoder.
+    """
     iterations: int = Field(10, ge=1)
+    """The most iterations of k-means in each epoch; the fast mode stops earlier when little is gained."""
     kmeans: Mode = "fast"
+    """``exact`` is Lloyd's algorithm. ``fast`` compares with fewer centroids and moves clusters to regions that lack
+    one. Up to 256 clusters both are the same.
+    """
     warm_start: bool = False
+    """Whether each clustering starts from the last centroids instead of random points. It saves iterations, and
+    clusters change less from epoch to epoch.
+    """
 
     @model_validator(mode="after")
     def _possible(self) -> SSPSConfig:

@@ -29,14 +29,31 @@ class SwAVConfig(PairConfig):
     """
 
     name: Literal["swav"] = "swav"
+    """SwAV (Caron et al., 2020): each view predicts the prototypes to which the other view is assigned."""
     projector: ProjectorConfig = ProjectorConfig(sizes=[2048, 128])
+    """The layers between the encoder and the prototypes. The last width is the dimension of the prototypes."""
     prototypes: int = Field(3000, ge=2)
+    """The number of trained prototypes of unit length; 3000 are published for the 1000 classes of ImageNet. Smaller
+    corpora do with fewer.
+    """
     freeze_epochs: int = Field(1, ge=0)
+    """The number of first epochs in which the prototypes keep their initial values, because embeddings have no
+    structure yet.
+    """
     temperature: float = Field(0.1, gt=0)
+    """The temperature of the predictions' softmax over prototypes; 0.1 is published."""
     epsilon: float = Field(0.05, gt=0)
+    """How soft the codes are: Sinkhorn-Knopp starts from ``exp(scores / epsilon)``. Lower values make harder codes;
+    0.05 is published.
+    """
     iterations: int = Field(3, ge=1)
+    """The number of Sinkhorn-Knopp iterations; 3 are published. More make the use of the prototypes more equal."""
     queue: int = Field(0, ge=0)
+    """The number of past embeddings of each view that take part in the codes; 0 for none. Use a queue if the global
+    batch is small compared with the number of prototypes (published: 3840 for batches of 256).
+    """
     queue_start_epoch: int = Field(15, ge=0)
+    """The first epoch, from 0, in which the queue is used; before, embeddings change too fast. 15 is published."""
 
 
 class SwAV(PairMethod):

@@ -25,8 +25,13 @@ class USADTMConfig(PrototypicalConfig):
     """
 
     name: Literal["usadtm"] = "usadtm"
+    """USADTM (Han et al., 2020): pseudo-labels from the nearest class template, and three views that agree."""
     temperature: float = Field(0.05, gt=0)
+    """The temperature of the cosines to templates; lower values make pseudo-labels more confident."""
     aggregation: float = Field(0.1, ge=0)
+    """The weight of the mutual information of the undistorted, the weak and the strong view (T-MI); 0 for none. It
+    costs a third pass, and time and memory grow with the cube of the number of classes.
+    """
 
     def segments(self, views: ViewsConfig, epoch: int) -> tuple[Segment, ...]:
         """The weak and the strong view and, for the aggregation, an undistorted view."""

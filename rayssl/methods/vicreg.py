@@ -20,10 +20,23 @@ class VICRegConfig(PairConfig):
     """
 
     name: Literal["vicreg"] = "vicreg"
+    """VICReg (Bardes et al., 2022): views agree, each dimension varies, and dimensions are not correlated; no
+    negatives.
+    """
     projector: ProjectorConfig = ProjectorConfig(sizes=[2048, 2048, 2048], last_bias=False)
+    """The layers between the encoder and the loss. Wide ones help here; the last layer has no bias, as published."""
     invariance: float = Field(25.0, ge=0)
+    """The weight of the squared distance between the two views (lambda in the paper): 25 for images, 1 published for
+    speakers.
+    """
     variance: float = Field(25.0, ge=0)
+    """The weight of the term that keeps each dimension's deviation near 1 (mu): 25 for images, where the authors' code
+    takes half of this term; 1 published for speakers. Raise it if embeddings collapse.
+    """
     covariance: float = Field(1.0, ge=0)
+    """The weight of the term that removes correlations between dimensions (nu): 1 for images, 0.04 published for
+    speakers.
+    """
 
 
 class VICReg(PairMethod):

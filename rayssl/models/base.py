@@ -68,6 +68,7 @@ class BackboneConfig(ComponentConfig):
     """The settings of a backbone: the dimension of its embeddings, and the layouts of features that it accepts."""
 
     embedding_dim: int = Field(default=512, ge=1)
+    """The number of dimensions of an embedding."""
 
     #: The layouts of features that it accepts.
     layouts: ClassVar[tuple[Layout, ...]] = ("bands",)
@@ -112,7 +113,13 @@ class NightBackboneConfig(BackboneConfig):
     """
 
     sequence: int = Field(default=40, ge=1)
+    """The number N_s of consecutive epochs of 30 s of a sequence in training, and of a window of a longer night. The
+    paper has 40. More context costs memory.
+    """
     scored: tuple[int, int] | None = None
+    """The positions ``[from, to)`` of a sequence whose stages are predicted; the others give context only. Null takes
+    the network's own: all for sleepformer, the middle half for soundsleepnet.
+    """
 
     layouts: ClassVar[tuple[Layout, ...]] = ("epochs",)
 

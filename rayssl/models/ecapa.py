@@ -33,12 +33,21 @@ class EcapaConfig(BackboneConfig):
     """
 
     name: Literal["ecapa"] = "ecapa"
+    """ECAPA-TDNN (Desplanques et al., 2020), the usual network for speakers; for logmel."""
     channels: int = Field(default=512, ge=1)
+    """The number of channels of the blocks: 512 or 1024 are published. A multiple of ``scale``."""
     embedding_dim: int = Field(default=192, ge=1)
+    """The number of dimensions of an embedding; 192 is published."""
     mfa_channels: int | None = Field(default=None, ge=1)
+    """The number of channels where the outputs of the three blocks are joined. Null takes 3 times ``channels``, as most
+    public code; the paper has 1536.
+    """
     attention_channels: int = Field(default=128, ge=1)
+    """The number of hidden channels of the attention that pools over time; 128 is published."""
     se_channels: int = Field(default=128, ge=1)
+    """The number of hidden channels of the squeeze-and-excitation gates; 128 is published."""
     scale: int = Field(default=8, ge=2)
+    """The number of groups of a Res2Net block, which see wider and wider context; 8 is published."""
 
     @model_validator(mode="after")
     def _splits(self) -> EcapaConfig:

@@ -28,9 +28,16 @@ class EncoderConfig(Config):
     """
 
     frontend: AnyFrontend = LogMelConfig()
+    """What turns samples into features; ``name`` chooses it, logmel by default. Its features must fit the backbone."""
     masks: FeatureMaskConfig = FeatureMaskConfig()
+    """Masks that cover bands and frames of the features in training (SpecAugment); off unless ``p`` is set."""
     backbone: AnyBackbone = EcapaConfig()
+    """The network that turns features into an embedding; ``name`` chooses it. It must accept the front end's features.
+    """
     beside: EncoderConfig | None = None
+    """A second encoder for the same samples, with the same keys as ``encoder``; its embedding is appended to that of
+    the first. For CLAR with ``method.cross``; null for one encoder.
+    """
 
     @property
     def embedding_dim(self) -> int:

@@ -25,10 +25,15 @@ class FastResnet34Config(BackboneConfig):
     """
 
     name: Literal["fast_resnet34"] = "fast_resnet34"
+    """Fast ResNet-34 (Chung et al., 2020), a small network for speakers; for logmel."""
     channels: int = Field(default=16, ge=1)
+    """The number of channels of the first stage; later stages have 2, 4 and 8 times as many. 16 is published."""
     embedding_dim: int = Field(default=512, ge=1)
+    """The number of dimensions of an embedding; 512 is published."""
     pooling: Literal["sap", "asp"] = "sap"
+    """How frames become one vector: ``sap`` is the attention-weighted mean, ``asp`` also has the standard deviation."""
     squeeze_excitation: bool = False
+    """Whether blocks have squeeze-and-excitation gates, which the published network does not have."""
 
     @classmethod
     def trial_settings(cls) -> dict[str, Any]:

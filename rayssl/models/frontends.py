@@ -27,13 +27,23 @@ class LogMelConfig(FrontendConfig):
     """``n_mels`` bands between ``f_min`` and ``f_max`` Hz; windows of ``win_ms`` every ``hop_ms``; see `LogMel`."""
 
     name: Literal["logmel"] = "logmel"
+    """Log-mel bands over time, the usual features of speech; for ecapa, fast_resnet34 and resnet2d."""
     n_mels: int = Field(default=40, ge=1)
+    """The number of mel bands. 40 to 80 are usual for speakers; more cost time."""
     win_ms: float = Field(default=25.0, gt=0.0)
+    """The length of a window in milliseconds; it must fit into ``n_fft`` samples."""
     hop_ms: float = Field(default=10.0, gt=0.0)
+    """The time between two frames in milliseconds. A longer hop costs less and resolves less."""
     n_fft: int = Field(default=512, ge=2)
+    """The number of samples of the FFT, at least a window: 512 hold 32 ms at 16 kHz."""
     f_min: float = Field(default=20.0, ge=0.0)
+    """The lower edge of the lowest band in Hz."""
     f_max: float = Field(default=7600.0, gt=0.0)
+    """The upper edge of the highest band in Hz, at most half the sample rate: 8000 at 16 kHz."""
     normalise: bool = True
+    """Whether the mean of each band over the utterance is subtracted, which removes the frequency response of a
+    constant channel.
+    """
 
     @property
     def features(self) -> int:
@@ -97,7 +107,9 @@ class RawConfig(FrontendConfig):
     """The samples themselves. With ``normalise`` they get mean 0 and variance 1; see `Raw`."""
 
     name: Literal["raw"] = "raw"
+    """The samples themselves as features, for resnet1d."""
     normalise: bool = True
+    """Whether each utterance gets mean 0 and variance 1, so that its level has no effect."""
 
     layout: ClassVar[Layout] = "samples"
 
@@ -145,10 +157,15 @@ class FeatureMaskConfig(Config):
     """
 
     p: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Probability, from 0 to 1, that the features of a segment are masked in training; 0 turns masks off."""
     freq_masks: int = Field(default=1, ge=0)
+    """The number of masks over bands; 0 for none."""
     freq_width: int = Field(default=6, ge=0)
+    """The widest mask over bands, in bands; the width is drawn uniformly from 0 to this."""
     time_masks: int = Field(default=1, ge=0)
+    """The number of masks over time; 0 for none."""
     time_width: int = Field(default=10, ge=0)
+    """The widest mask over time, in frames of ``frontend.hop_ms``; the width is drawn uniformly from 0 to this."""
 
 
 class FeatureMask(nn.Module):

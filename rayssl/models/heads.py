@@ -22,8 +22,11 @@ class ProjectorConfig(Config):
     """
 
     sizes: list[int] = Field(default_factory=list)
+    """The widths of the projector's linear layers, the last one being the output; an empty list means no projector."""
     batch_norm: bool = True
+    """Whether every layer but the last has batch normalisation before its ReLU."""
     last_bias: bool = True
+    """Whether the last layer has a bias. VICReg leaves it out: its loss does not depend on it."""
 
     def outputs(self, inputs: int) -> int:
         """The width of the output, if the input has the width ``inputs``."""
@@ -81,9 +84,15 @@ class DinoHeadConfig(Config):
     """
 
     hidden: list[Annotated[int, Field(ge=1)]] = [2048, 2048]
+    """The widths of the layers with GELU; an empty list leaves only the bottleneck."""
     bottleneck: int = Field(256, ge=1)
+    """The width of the layer before the prototypes, whose output has unit length."""
     prototypes: int = Field(65536, ge=2)
+    """The number of prototypes, which is the number of outputs. 65,536 is published for millions of images; small
+    corpora do better with a few hundred or thousand.
+    """
     batch_norm: bool = True
+    """Whether there is batch normalisation before each GELU, as in public code for speech; the original has none."""
 
 
 class DinoHead(nn.Module):

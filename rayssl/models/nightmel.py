@@ -34,10 +34,19 @@ class NightMelConfig(FrontendConfig):
     """
 
     name: Literal["nightmel"] = "nightmel"
+    """Log-mel pictures of epochs of sleep of 30 s, for sleepformer and soundsleepnet."""
     mel: MelConfig = MelConfig()
+    """Bands and frames of a picture. A corpus of stored pictures must have been prepared with the same values."""
     loudness: Literal["epoch", "sequence"] = "epoch"
+    """``epoch`` scales each epoch's picture by its own maximum, mean and deviation, so that its loudness against other
+    epochs is lost. ``sequence`` scales all epochs of a sequence alike, so that it stays.
+    """
     floor_db: float = Field(default=80.0, gt=0.0)
+    """How many dB below the maximum the values of a picture end; quieter ones are raised to this floor."""
     centre: Literal["none", "band"] = "none"
+    """``band`` subtracts the mean over time from each band, in dB, so that the colour of a steady noise is lost and
+    breathing stands out; ``none`` does not.
+    """
 
     layout: ClassVar[Layout] = "epochs"
 

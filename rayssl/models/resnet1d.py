@@ -36,9 +36,15 @@ class Resnet1dConfig(BackboneConfig):
     """
 
     name: Literal["resnet1d"] = "resnet1d"
+    """ResNet-18 in one dimension, over the samples of a sound; for raw."""
     width: int = Field(default=64, ge=1)
+    """The number of channels of the first stage; each later stage has twice as many. 64 is published; 16 to 32 suit
+    CPUs.
+    """
     embedding_dim: int = Field(default=512, ge=1)
+    """The number of dimensions of an embedding. If it is not 8 times ``width``, a linear layer makes it."""
     blocks: list[Annotated[int, Field(ge=1)]] = Field(default=[2, 2, 2, 2], min_length=4, max_length=4)
+    """How many blocks each of the four stages has; ``[2, 2, 2, 2]`` is ResNet-18."""
 
     layouts: ClassVar[tuple[Layout, ...]] = ("samples",)
 

@@ -33,14 +33,30 @@ class SleepFormerConfig(NightBackboneConfig):
     """
 
     name: Literal["sleepformer"] = "sleepformer"
+    """SleepFormer (2023): MobileViTV2 for each epoch's picture, and a Transformer over the epochs; for nightmel."""
     width: float = Field(default=0.5, ge=0.125, le=2.0)
+    """The factor of the channels of MobileViTV2: 0.5, 0.75 and 1 are timm's ``mobilevitv2_050``, ``_075`` and ``_100``;
+    0.25 is for CPUs.
+    """
     bands: int = Field(default=32, ge=1)
+    """The number of bands that a picture is resized to. MobileViTV2 halves it five times, so it should be at least 32.
+    """
     frames: int = Field(default=300, ge=1)
+    """The number of frames that a picture is resized to. Fewer cost less and resolve less."""
     head: Literal["vit", "fc"] = "vit"
+    """``vit`` is a Transformer over the epochs with learnt positions; ``fc`` leaves it out, so that no epoch sees its
+    neighbours.
+    """
     blocks: int = Field(default=4, ge=1)
+    """The number of Transformer blocks of the head ``vit``."""
     heads: int = Field(default=4, ge=1)
+    """The number of attention heads of the head ``vit``; it must divide 512 times ``width``."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """The share, from 0 to below 1, of what enters the head ``vit`` that is dropped in training."""
     embedding_dim: int = Field(default=256, ge=1)
+    """The number of dimensions of an epoch's embedding; if it is not given, 512 times ``width``. A linear layer makes
+    any other.
+    """
 
     @model_validator(mode="before")
     @classmethod

@@ -31,13 +31,28 @@ class SoundSleepNetConfig(NightBackboneConfig):
     """
 
     name: Literal["soundsleepnet"] = "soundsleepnet"
+    """After SoundSleepNet (Hong et al., 2022): a CNN for each epoch, a BiLSTM and a Transformer over epochs; for
+    nightmel.
+    """
     context: Literal["sequence", "epoch"] = "sequence"
+    """``sequence`` is the whole network; ``epoch`` leaves out the BiLSTM and the Transformer, so that each epoch is
+    judged alone (the ablation of the paper).
+    """
     width: int = Field(default=128, ge=4, multiple_of=4)
+    """The number of channels of the last convolutions, a multiple of 4; the first two have a quarter and a half of it.
+    """
     embedding_dim: int = Field(default=256, ge=2, multiple_of=2)
+    """The number of dimensions of an epoch's embedding: the width of the BiLSTM (both directions) and of the
+    Transformer. An even number, and a multiple of ``heads``.
+    """
     blocks: int = Field(default=2, ge=0)
+    """The number of Transformer blocks after the BiLSTM; 0 for none."""
     heads: int = Field(default=4, ge=1)
+    """The number of attention heads of each block; it must divide ``embedding_dim``."""
     hidden: int = Field(default=512, ge=1)
+    """The width of the hidden layer inside a Transformer block."""
     dropout: float = Field(default=0.3, ge=0.0, lt=1.0)
+    """The share, from 0 to below 1, of the BiLSTM's output that is dropped in training."""
 
     @model_validator(mode="after")
     def _divides(self) -> SoundSleepNetConfig:

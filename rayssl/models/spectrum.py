@@ -25,12 +25,19 @@ class SpectrumConfig(FrontendConfig):
     """
 
     name: Literal["spectrum"] = "spectrum"
+    """Log-power and phase over logarithmic frequency, and log-mel: three planes as in CLAR, for resnet2d."""
     n_fft: int = Field(default=2048, ge=2)
+    """The number of samples of a window and of its FFT. The published 2048 are 128 ms at 16 kHz; on a CPU take 1024."""
     hop_ms: float = Field(default=8.0, gt=0.0)
+    """The time between two frames in milliseconds. The published 8 are 128 samples at 16 kHz; on a CPU take 16."""
     bins: int = Field(default=128, ge=1)
+    """The number of rows of each plane, over frequency. 128 as in the public code; on a CPU take 64."""
     f_min: float = Field(default=40.0, gt=0.0)
+    """The frequency of the lowest row in Hz, above 0 because rows are spaced logarithmically."""
     f_max: float = Field(default=8000.0, gt=0.0)
+    """The upper end of the rows in Hz, at most half the sample rate: 8000 at 16 kHz."""
     normalise: bool = True
+    """Whether each plane of an utterance gets mean 0 and variance 1."""
 
     layout: ClassVar[Layout] = "planes"
 

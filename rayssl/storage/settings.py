@@ -9,12 +9,15 @@ from rayssl.storage.attempts import be_patient
 
 
 class StorageConfig(Config):
-    """``patience_s``: how long to try again, once the store has answered, if it gives no good answer; 0: for seconds.
+    """How long a job waits for its store.
 
     An absent bucket and refused keys are told at once.
     """
 
     patience_s: float = Field(600.0, ge=0)
+    """How many seconds a job tries again when a store that has answered before gives no good answer. 0 tries for a few
+    seconds only. Raise it if the store may be away for longer, for example during its maintenance.
+    """
 
     def apply(self) -> None:
         """To be called when the store has answered: a wrong address is told within seconds until then."""

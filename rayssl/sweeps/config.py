@@ -28,6 +28,7 @@ class Choices(Config):
     """One of these values."""
 
     choices: list[Any] = Field(min_length=1)
+    """The values that the key may take, in any order."""
 
     @property
     def examples(self) -> list[Any]:
@@ -36,12 +37,17 @@ class Choices(Config):
 
 
 class Range(Config):
-    """Numbers from ``low`` to ``high``, both included; ``log``: evenly in the logarithm; ``integer``: integers only."""
+    """Numbers from ``low`` to ``high``, both included."""
 
     low: float
+    """The smallest value, included."""
     high: float
+    """The largest value, included; above ``low``."""
     log: bool = False
+    """Whether values are drawn evenly in their logarithm, as rates and temperatures should be; ``low`` must be above 0.
+    """
     integer: bool = False
+    """Whether only whole numbers are drawn."""
 
     @model_validator(mode="after")
     def _possible(self) -> Range:
@@ -77,6 +83,7 @@ class FIFOConfig(Config):
     """Every trial trains to its end and is judged there."""
 
     name: Literal["fifo"] = "fifo"
+    """Every trial trains to its end and is judged there."""
 
 
 class ASHAConfig(Config):
@@ -85,8 +92,14 @@ class ASHAConfig(Config):
     """
 
     name: Literal["asha"]
+    """Asynchronous successive halving (Li et al., 2020): only the best trials train on at each rung."""
     reduction: float = Field(3.0, gt=1)
+    """At a rung a trial continues if it is among the best 1/``reduction`` of those that have come there so far. Larger
+    values stop more trials.
+    """
     rungs: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
+    """The epochs at which trials are judged, rising, all before ``training.epochs``. The last epoch is always judged.
+    """
 
     @model_validator(mode="after")
     def _ascending(self) -> ASHAConfig:
@@ -103,31 +116,53 @@ class PBTConfig(Config):
     """
 
     name: Literal["pbt"]
+    """Population based training (Jaderberg et al., 2017): bad trials take over the weights and, a little changed, the
+    values of good ones.
+    """
     every: int = Field(ge=1)
+    """The number of epochs between two take-overs; below ``training.epochs``."""
     quantile: float = Field(0.25, gt=0, le=0.5)
+    """The share of the trials, at most 0.5, that take over from as many of the best."""
 
 
 class SweepConfig(Config):
-    """``sweep``: folder or URI of the sweep; ``base``: YAML of an experiment, beside this file or where it is run;
-    ``overrides``: ``key.path=value`` of all trials; ``space``: dotted keys of the experiment and what they may be.
-
-    ``trials`` are drawn from ``seed``: by ``grid`` (without repetition from all combinations of choices; all of them
-    where ``trials`` is left out), at ``random``, or by ``optuna``, whose TPE looks at what earlier ones came to.
-    ``metric``: a figure of `rayssl evaluate`, or ``loss``, the training's own. ``concurrent``: trials at once, by
-    default as many as the cluster has room for. What a trial takes is the experiment's ``ray`` and ``memory``.
-    """
+    """A search over keys of an experiment. What a trial takes is the experiment's ``ray`` and ``memory``."""
 
     sweep: str
+    """Folder or URI of the sweep, with a run for each trial, the table of results and ``best.yaml``. The same folder
+    resumes the sweep.
+    """
     base: str
+    """The YAML of the experiment that all trials change: a path beside this file, or as seen from the working folder,
+    or a URI.
+    """
     overrides: list[str] = []
+    """Changes of the base for all trials, each written ``key.path=value``."""
     space: dict[str, Domain] = Field(min_length=1)
+    """What is searched: dotted keys of the experiment, each with ``choices`` or with a range from ``low`` to ``high``.
+    """
     trials: int | None = Field(None, ge=1)
+    """The number of trials. Needed unless ``search`` is ``grid``, where leaving it out tries all combinations. Raise it
+    to continue a finished sweep.
+    """
     search: Literal["grid", "random", "optuna"] = "random"
+    """How values are drawn: ``grid`` from all combinations of choices without repetition, ``random``, or ``optuna``,
+    whose TPE looks at the results of earlier trials (extra ``sweep``).
+    """
     scheduler: Annotated[FIFOConfig | ASHAConfig | PBTConfig, Field(discriminator="name")] = FIFOConfig()
+    """Whether trials are stopped early: ``fifo`` stops none, ``asha`` the bad ones, ``pbt`` lets them take over from
+    good ones.
+    """
     metric: str
+    """The figure to search by: one of ``rayssl evaluate`` (``eer``, ``balanced_accuracy``, ``macro_f1``, ...), or
+    ``loss``, the training's own. Losses cannot be compared across temperatures or methods.
+    """
     mode: Literal["min", "max"]
+    """Whether the lowest (``min``, for an EER or a loss) or the highest (``max``) value of the metric is best."""
     seed: int = Field(0, ge=0)
+    """The seed from which trials are drawn. All trials keep the experiment's own seed unless ``space`` has it."""
     concurrent: int | None = Field(None, ge=1)
+    """The number of trials that run at once; null runs as many as the cluster has room for."""
 
     @model_validator(mode="after")
     def _consistent(self) -> SweepConfig:

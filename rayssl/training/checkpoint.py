@@ -41,9 +41,20 @@ class CheckpointConfig(Config):
     """
 
     every_steps: int = Field(0, ge=0)
+    """Steps between two checkpoints inside an epoch; 0 for none. The end of an epoch always has one. Set it where an
+    epoch takes hours, so that a failure costs less.
+    """
     keep: int = Field(2, ge=1)
+    """How many of the last checkpoints stay. Older ones are deleted, except the best one and the milestones."""
     best: str | None = "loss"
+    """The metric whose lowest mean over an epoch marks the best checkpoint, which stays too and is called ``best``. A
+    name from the epoch lines of ``metrics.jsonl``; null keeps none. The loss of SSPS before and after
+    ``method.start_epoch`` cannot be compared.
+    """
     milestones: list[Annotated[int, Field(ge=1)]] = []
+    """The epochs, counted from 1, whose last checkpoint stays for ever, for example to evaluate the course of a
+    training with ``--checkpoint every``.
+    """
 
 
 @dataclass(frozen=True)

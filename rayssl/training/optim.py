@@ -22,12 +22,27 @@ class OptimiserConfig(Config):
     """
 
     name: Literal["adam", "adamw", "sgd", "lars", "adam_lars"] = "adam"
+    """The optimiser. ``lars`` (SGD) and ``adam_lars`` (Adam) scale the step of each layer by the length of its weights,
+    for large batches, and need other rates than ``sgd`` and ``adam``.
+    """
     lr: float = Field(1e-3, gt=0)
+    """The learning rate at the configured global batch, after the warm-up. It is never rescaled by the batch or the
+    number of ranks. Lower it first if a loss is not finite.
+    """
     weight_decay: float = Field(0.0, ge=0)
+    """The weight decay: added to the gradient for ``adam``, ``sgd`` and ``lars``, decoupled for ``adamw`` and
+    ``adam_lars``. Biases and normalisation weights get none.
+    """
     momentum: float = Field(0.9, ge=0, lt=1)
+    """The momentum of ``sgd`` and ``lars``, from 0 to below 1. The other optimisers ignore it."""
     trust: float = Field(0.001, gt=0)
+    """The factor of ``lars`` alone: in one step a layer moves by ``lr * trust`` of its length, before momentum."""
     clip_norm: float | None = Field(None, gt=0)
+    """The largest L2 norm of the whole gradient; a longer one is scaled down to it. Null does not limit it. Set it if
+    single batches make the loss jump.
+    """
     schedule: ScheduleConfig = ScheduleConfig()
+    """How the learning rate changes over the training."""
 
 
 def build_optimiser(config: OptimiserConfig, model: nn.Module) -> torch.optim.Optimizer:

@@ -19,10 +19,19 @@ class ScheduleConfig(Config):
     """
 
     name: Literal["step", "cosine", "constant"] = "step"
+    """``step`` multiplies the rate by ``factor`` every ``every_epochs`` epochs; ``cosine`` lets it fall to ``final_lr``
+    at the last step; ``constant`` keeps it.
+    """
     factor: float = Field(0.95, gt=0, le=1)
+    """For ``step``: the factor of each fall, above 0 and at most 1. The SSPS paper has 0.95 every 5 epochs."""
     every_epochs: int = Field(5, ge=1)
+    """For ``step``: the number of epochs between two falls of the learning rate."""
     warmup_epochs: float = Field(0.0, ge=0)
+    """The number of epochs, also a fraction, in which the rate first rises linearly from zero to ``lr``; 0 starts with
+    the full rate. Large batches and Transformers need some.
+    """
     final_lr: float = Field(1e-5, ge=0)
+    """For ``cosine``: the learning rate at the last step."""
 
 
 def learning_rate(config: ScheduleConfig, base: float, *, step: int, steps_per_epoch: int, epochs: int) -> float:

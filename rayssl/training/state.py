@@ -38,18 +38,57 @@ class TrainingConfig(Config):
     """
 
     epochs: int = Field(100, ge=1)
+    """The number of epochs to train. It is also the length of the cosine schedules of the learning rate and of DINO's
+    teacher. A finished run trains on if you raise it.
+    """
     epoch_steps: int = Field(0, ge=0)
+    """The number of steps of an epoch; 0 for one pass over the stream. Each epoch ends with a checkpoint and its
+    metrics, which cost seconds: set it where a pass is shorter than that, for example with few labelled clips.
+    """
     batch: int = Field(256, ge=2)
+    """The number of utterances of a step over all ranks together, so it stays the same for any number of ranks; that
+    number must divide it. Contrastive methods gain from more negatives, and memory grows with it. The learning rate is
+    not rescaled when you change it.
+    """
     accumulate: int = Field(1, ge=1)
+    """How many parts of the batch are computed one after the other, each in ``1/accumulate`` of the memory; one update
+    follows with the gradient of the whole batch. Batch normalisation sees one part at a time. It costs a second forward
+    pass; 1 computes the batch at once.
+    """
     precision: Literal["fp32", "bf16"] = "fp32"
+    """``bf16`` computes the network in bfloat16 by autocast, which saves time and memory on GPUs that have it (A100 and
+    later); weights, losses and the optimiser stay float32. ``fp32`` is exact and right for CPUs.
+    """
     compile: bool | Literal["auto"] = "auto"
+    """Whether ``torch.compile`` compiles the encoders; ``auto`` does on a GPU. It takes time at the start and pays off
+    in long runs. Last digits change.
+    """
     tf32: bool = False
+    """Whether products of float32 matrices may use TF32 on a GPU that has it: several times as fast, with 10 bits of
+    mantissa instead of 23. It changes nothing on a CPU, and little with bf16.
+    """
     sync_batchnorm: bool = False
+    """Whether batch normalisation takes the statistics of the whole global batch, over all ranks. Then the result does
+    not depend on the number of ranks but for last digits. It costs some communication. MoCo with several ranks needs
+    it.
+    """
     optimiser: OptimiserConfig = OptimiserConfig()
+    """The optimiser, its learning rate, and how the rate changes."""
     checkpoints: CheckpointConfig = CheckpointConfig()
+    """When checkpoints are written, and which ones stay."""
     log_every: int = Field(10, ge=1)
+    """Steps between two lines of figures in ``metrics.jsonl`` and in the trackers; each line has the means since the
+    last one. The terminal shows the loss of the last line.
+    """
     verify_every: int = Field(0, ge=0)
+    """After so many steps one step is computed again and its bits are compared, to find a processor that computes wrong
+    without an error; 0 never does. A check costs two steps.
+    """
     trackers: list[TrackerConfig] = []
+    """Where figures go besides the run's folder (``metrics.jsonl`` and TensorBoard's ``tensorboard/``) and Ray's
+    metrics: a list, or one name such as ``wandb``. ``tensorboard`` is always written, with or without being named.
+    Accounts come from the environment of the workers.
+    """
 
     @model_validator(mode="after")
     def _possible(self) -> TrainingConfig:

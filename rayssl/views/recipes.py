@@ -34,19 +34,28 @@ class Segment(Config):
 
 
 class NoiseConfig(Config):
-    """Additive noise with probability ``p``, at a signal-to-noise ratio drawn uniformly from ``snr_db``.
+    """Additive noise.
 
-    First a kind is drawn (each is equally likely), then one of its clips, then a position in the clip. The kind
-    ``corpus`` takes clips from the rayssl corpus at ``corpus``. For every other kind, ``clips`` clips of ``clip_s``
-    seconds are generated from the seed.
+    First a kind is drawn (each is equally likely), then one of its clips, then a position in the clip.
     """
 
     p: Probability = 0.6
+    """Probability, from 0 to 1, that a segment gets noise; 0 turns noise off."""
     snr_db: Range = (0.0, 15.0)
+    """Range of the signal-to-noise ratio in dB, ``[low, high]``; it is drawn uniformly. Lower values are harder."""
     kinds: tuple[NoiseKind, ...] = Field(default=("white", "pink", "brown", "babble"), min_length=1)
+    """The kinds of noise to draw from, each once. ``corpus`` takes recorded clips from ``corpus``, such as MUSAN; the
+    others are generated from the seed.
+    """
     corpus: str | None = None
+    """Folder or URI of a prepared corpus of noises, for the kind ``corpus`` only. It must have the rate of the training
+    corpus.
+    """
     clips: int = Field(default=16, ge=1)
+    """The number of clips that are generated for each kind but ``corpus``. More clips vary more and need more memory.
+    """
     clip_s: float = Field(default=6.0, gt=0.0, le=60.0)
+    """The length in seconds of each generated clip, up to 60."""
 
     @model_validator(mode="after")
     def _corpus_is_given(self) -> NoiseConfig:
@@ -58,17 +67,22 @@ class NoiseConfig(Config):
 
 
 class ReverbConfig(Config):
-    """Reverberation with probability ``p``, with one of ``rooms`` responses that are generated from the seed.
-
-    ``rt60_s`` is the range of the times, in seconds, in which the sound of a room falls by 60 dB. Responses are cut at
-    ``length_s`` seconds. With ``corpus`` the responses are read from that rayssl corpus instead.
-    """
+    """Reverberation with one of several room responses."""
 
     p: Probability = 0.4
+    """Probability, from 0 to 1, that a segment is heard in a room; 0 turns reverberation off."""
     rooms: int = Field(default=64, ge=1)
+    """The number of room responses that are generated from the seed. More rooms vary more."""
     rt60_s: Range = (0.1, 0.5)
+    """Range of reverberation times, ``[low, high]`` in seconds: how long the sound of a room takes to fall by 60 dB.
+    For generated rooms only.
+    """
     length_s: float = Field(default=0.3, gt=0.0, le=0.5)
+    """The length in seconds, at most 0.5, at which responses are cut. Longer ones cost more time."""
     corpus: str | None = None
+    """Folder or URI of a prepared corpus of room impulse responses, which replace the generated ones; null generates
+    them.
+    """
 
     @model_validator(mode="after")
     def _decays(self) -> ReverbConfig:
@@ -81,22 +95,29 @@ class GainConfig(Config):
     """A change of level, drawn uniformly from ``db`` in dB. If the peak would exceed 1, the row is scaled to peak 1."""
 
     p: Probability = 0.0
+    """Probability, from 0 to 1, that the level of a segment changes; 0 turns it off."""
     db: Range = (-10.0, 6.0)
+    """Range of the change of level in dB, ``[low, high]``; it is drawn uniformly."""
 
 
 class DistortConfig(Config):
     """Reverberation, then noise, then gain, each with its own probability for each row."""
 
     noise: NoiseConfig = NoiseConfig()
+    """Noise that is added after reverberation, generated or from a corpus."""
     reverb: ReverbConfig = ReverbConfig()
+    """Reverberation, which comes first, with generated or recorded room responses."""
     gain: GainConfig = GainConfig()
+    """A change of level, which comes last. It is off unless its ``p`` is set."""
 
 
 class PitchShiftConfig(Config):
-    """Changes the pitch but not the tempo, by a number of semitones drawn uniformly from ``semitones``."""
+    """Changes the pitch but not the tempo."""
 
     p: Probability = 0.0
+    """Probability, from 0 to 1, that the pitch of a segment is shifted; 0 turns it off."""
     semitones: Range = (-15.0, 15.0)
+    """Range of the shift in semitones, ``[low, high]`` within -24 and 24; it is drawn uniformly."""
 
     @model_validator(mode="after")
     def _within_two_octaves(self) -> PitchShiftConfig:
@@ -106,10 +127,12 @@ class PitchShiftConfig(Config):
 
 
 class TimeStretchConfig(Config):
-    """Changes the tempo but not the pitch: ``rate`` times as fast, drawn uniformly. The end is cut or zero-padded."""
+    """Changes the tempo but not the pitch. The end is cut or zero-padded."""
 
     p: Probability = 0.0
+    """Probability, from 0 to 1, that the tempo of a segment changes; 0 turns it off."""
     rate: Range = (0.5, 1.5)
+    """Range of the tempo, ``[low, high]`` within 0.25 and 4; it is drawn uniformly, and 2 is twice as fast."""
 
     @model_validator(mode="after")
     def _within_two_octaves(self) -> TimeStretchConfig:
@@ -119,44 +142,51 @@ class TimeStretchConfig(Config):
 
 
 class WhiteNoiseConfig(Config):
-    """White noise at a signal-to-noise ratio drawn uniformly from ``snr_db``."""
+    """White noise, added at a drawn level."""
 
     p: Probability = 0.0
+    """Probability, from 0 to 1, that white noise is added to a segment; 0 turns it off."""
     snr_db: Range = (0.0, 20.0)
+    """Range of the signal-to-noise ratio in dB, ``[low, high]``; it is drawn uniformly."""
 
 
 class MixedNoiseConfig(Config):
-    """White, brown or pink noise, each equally likely, at a signal-to-noise ratio drawn uniformly from ``snr_db``."""
+    """White, brown or pink noise, each equally likely, added at a drawn level."""
 
     p: Probability = 0.0
+    """Probability, from 0 to 1, that white, brown or pink noise is added to a segment; 0 turns it off."""
     snr_db: Range = (0.0, 20.0)
+    """Range of the signal-to-noise ratio in dB, ``[low, high]``; it is drawn uniformly."""
 
 
 class TimeShiftConfig(Config):
-    """Rolls the row forward or back: samples that leave at one end enter at the other.
-
-    The shift is drawn uniformly, up to the share ``most`` of the length.
-    """
+    """Rolls the row forward or back: samples that leave at one end enter at the other."""
 
     p: Probability = 0.0
+    """Probability, from 0 to 1, that a segment is rolled in time; 0 turns it off."""
     most: float = Field(default=0.5, ge=0.0, le=1.0)
+    """The longest shift, forward or back, as a share of the segment's length; the shift is drawn uniformly."""
 
 
 class FadeConfig(Config):
-    """A fade in and a fade out, each over at most the share ``most`` of the length.
+    """A fade in and a fade out.
 
     For each of them the length is drawn uniformly, and the shape from linear, logarithmic and exponential.
     """
 
     p: Probability = 0.0
+    """Probability, from 0 to 1, that a segment fades in and out; 0 turns it off."""
     most: float = Field(default=0.5, ge=0.0, le=1.0)
+    """The longest fade at either end, as a share of the segment's length."""
 
 
 class TimeMaskConfig(Config):
-    """Zeros in one interval of at most the share ``most`` of the row; its length and position are drawn uniformly."""
+    """Zeros in one interval of the row; its length and position are drawn uniformly."""
 
     p: Probability = 0.0
+    """Probability, from 0 to 1, that an interval of a segment is silenced; 0 turns it off."""
     most: float = Field(default=0.125, ge=0.0, lt=1.0)
+    """The longest silenced interval, as a share of the segment's length, below 1."""
 
 
 class AugmentConfig(Config):
@@ -167,30 +197,50 @@ class AugmentConfig(Config):
     """
 
     pitch_shift: PitchShiftConfig = PitchShiftConfig()
+    """A change of pitch at the same tempo."""
     time_stretch: TimeStretchConfig = TimeStretchConfig()
+    """A change of tempo at the same pitch."""
     white_noise: WhiteNoiseConfig = WhiteNoiseConfig()
+    """White noise at a drawn signal-to-noise ratio."""
     mixed_noise: MixedNoiseConfig = MixedNoiseConfig()
+    """White, brown or pink noise at a drawn signal-to-noise ratio."""
     time_shift: TimeShiftConfig = TimeShiftConfig()
+    """A roll in time, in which the end becomes the beginning."""
     fade: FadeConfig = FadeConfig()
+    """A fade in and a fade out."""
     time_mask: TimeMaskConfig = TimeMaskConfig()
+    """An interval of silence."""
     gain: GainConfig = GainConfig()
+    """A change of level."""
 
 
 class ViewsConfig(Config):
-    """The lengths of segments, in seconds, and the recipes that segments name.
-
-    ``disjoint``: the distorted segments of an utterance do not overlap if it is long enough. Then the method cannot
-    recognise an utterance by words that both segments contain. In the published methods segments may overlap.
-    ``night``: the recipes ``weak`` and ``strong`` of a corpus of nights, whose views are sequences of pictures.
-    """
+    """The lengths of segments, and the recipes that segments name."""
 
     segment_s: float = Field(default=2.0, gt=0.0)
+    """The length in seconds of the segments that the loss compares. Shorter segments are harder and cheaper; 2 to 4 are
+    usual for speakers. A shorter utterance is repeated to fill one.
+    """
     reference_s: float = Field(default=4.0, gt=0.0)
+    """The length in seconds of the undistorted segment of which SSPS makes an utterance's reference for clustering.
+    Other methods do not use it.
+    """
     disjoint: bool = False
+    """Whether the distorted segments of an utterance do not overlap, if it is long enough. Then the method cannot
+    recognise an utterance by words that both segments contain. In the published methods segments may overlap.
+    """
     distort: DistortConfig = DistortConfig()
+    """The recipe ``distort`` of the self-supervised methods: reverberation, noise and gain."""
     weak: AugmentConfig = AugmentConfig()
+    """The recipe ``weak`` of the semi-supervised methods. All its parts are off by default: give each part that you
+    want its ``p``.
+    """
     strong: AugmentConfig = AugmentConfig()
+    """The recipe ``strong`` of CLAR and of the semi-supervised methods. All its parts are off by default: give each
+    part that you want its ``p``.
+    """
     night: NightViewsConfig = NightViewsConfig()
+    """The recipes ``weak`` and ``strong`` of a corpus of nights, whose views are sequences of pictures."""
 
     def located(self) -> ViewsConfig:
         """A copy with absolute paths of the corpora of noises and rooms."""

@@ -18,18 +18,20 @@ _SUBJECTS = 43
 
 
 class NightSplitConfig(Config):
-    """A split of nights by subject. The patterns match the names of nights.
-
-    ``labelled``: nights whose stages may be used. ``subjects``: the number of subjects of these; by default all.
-    ``unlabelled``: nights that are used without their stages. Without ``keep_labelled_in_unlabelled`` no night of a
-    labelled subject is among them. ``held_out``: this share of the subjects, rounded, is not used at all, so that
-    `rayssl evaluate` can take them from the same corpus (``evaluation.split``).
-    """
+    """A split of nights by subject. The patterns match the names of nights."""
 
     labelled: list[str] = ["*"]
+    """Patterns, with ``*``, of the nights whose stages may be used."""
     subjects: int | None = Field(default=None, ge=1)
+    """The number of subjects whose nights are labelled, drawn from those that match; null takes all of them."""
     unlabelled: list[str] = ["*"]
+    """Patterns, with ``*``, of the nights that are used without their stages. No night of a labelled subject is among
+    them, unless ``keep_labelled_in_unlabelled`` is set.
+    """
     held_out: float = Field(default=0.0, ge=0, lt=1)
+    """This share of the subjects, from 0 to below 1, is not used in training at all, so that ``rayssl evaluate`` can
+    take them from the same corpus (``evaluation.split``).
+    """
 
 
 def choose(

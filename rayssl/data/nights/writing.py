@@ -24,18 +24,20 @@ SILENT = "silent"
 
 
 class NightsConfig(Config):
-    """How nights become epochs of a corpus.
-
-    ``mel``: the pictures, if ``format`` is ``mel``. ``shard_epochs``: the most epochs of a night in one shard; a
-    training sequence does not go beyond a shard. ``min_hours``: a night with less audio is a reject.
-    ``max_zero_share``: a night is a reject if a larger share of its samples is exactly zero, or if all are. (The
-    package that seems to be the authors' has 6 h and 0.15.)
-    """
+    """How nights become epochs of a corpus."""
 
     mel: MelConfig = MelConfig()
+    """Bands and frames of the stored pictures, if ``format`` is ``mel``."""
     shard_epochs: int = Field(default=240, ge=1)
+    """The most epochs of a night in one shard. A training sequence does not go beyond a shard, so keep it well above
+    ``encoder.backbone.sequence``.
+    """
     min_hours: float = Field(default=0.0, ge=0)
+    """A night with fewer hours of audio is a reject. The package that seems to be the authors' has 6."""
     max_zero_share: float = Field(default=1.0, ge=0, le=1)
+    """A night is a reject if a larger share of its samples is exactly zero, or if all are. The package that seems to be
+    the authors' has 0.15.
+    """
 
 
 class NightDone(Config):

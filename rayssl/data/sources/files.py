@@ -22,10 +22,13 @@ FACTS = ("speaker", "recording", "label")
 
 
 class FilesConfig(SourceConfig):
-    """Files below ``uri``. Only files are read whose path, relative to ``uri``, matches the pattern ``files``."""
+    """Files below a URI."""
 
     uri: str
+    """Folder or URI below which the files are."""
     files: str = "*"
+    """Only files are read whose path, relative to ``uri``, matches this pattern with ``*`` (``*`` also matches ``/``).
+    """
 
     def describe(self) -> str:
         """The URI."""

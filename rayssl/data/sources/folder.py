@@ -27,16 +27,18 @@ _OTHERS: dict[tuple[str, str], Counter[str]] = {}  # what the last listing passe
 
 
 class FolderConfig(FilesConfig):
-    """Audio files below ``uri``. The name of an utterance is its path relative to ``uri``.
-
-    ``layout`` says what the first folders of that path are, for example ``[speaker, recording]`` for VoxCeleb. With
-    ``csv`` (a URI) a CSV or TSV file lists the utterances instead, in the column path and the optional columns speaker,
-    recording and label; see `rayssl.data.sources.tables`. ``files`` is a pattern that the path must match.
-    """
+    """Audio files below ``uri``. The name of an utterance is its path relative to ``uri``."""
 
     name: Literal["folder"] = "folder"
+    """Audio files in folders, or listed by a CSV file; speaker, recording or label from the path or the list."""
     layout: list[Literal["speaker", "recording", "label", "-"]] = []
+    """What the first folders of a path are, in order: ``[speaker, recording]`` for VoxCeleb, ``[label]`` for a folder
+    of each class; ``-`` passes over a folder.
+    """
     csv: str | None = None
+    """File or URI of a CSV or TSV file that lists the utterances instead, in the column path and the optional columns
+    speaker, recording and label; see `rayssl.data.sources.tables`. Paths are relative to ``uri``.
+    """
 
     uris: ClassVar[tuple[str, ...]] = ("uri", "csv")
 

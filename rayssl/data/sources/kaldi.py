@@ -12,17 +12,21 @@ from rayssl.errors import CorpusError
 
 
 class KaldiConfig(SourceConfig):
-    """The data folder at ``uri``.
+    """A data folder of Kaldi.
 
     With a file ``segments`` each of its segments is an utterance, and the file of ``wav.scp`` its recording; without it
-    each entry of ``wav.scp`` is an utterance. ``utt2spk`` gives the speakers, if it is there. ``label``: the name of a
-    file beside them with a label for each utterance, for example ``utt2lang``. Paths in ``wav.scp`` may be URIs; others
-    are relative to ``uri``. Commands (entries that end in ``|``) are refused: they would run on every node.
+    each entry of ``wav.scp`` is an utterance. ``utt2spk`` gives the speakers, if it is there. Paths in ``wav.scp`` may
+    be URIs; others are relative to ``uri``. Commands (entries that end in ``|``) are refused: they would run on every
+    node.
     """
 
     name: Literal["kaldi"] = "kaldi"
+    """A data folder of Kaldi: wav.scp, with segments, utt2spk and a list of labels beside it."""
     uri: str
+    """Folder or URI that holds ``wav.scp``."""
     label: str | None = None
+    """The name of a file in the folder with a label for each utterance, for example ``utt2lang``; null for no labels.
+    """
 
     uris: ClassVar[tuple[str, ...]] = ("uri",)
 

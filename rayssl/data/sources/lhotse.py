@@ -22,23 +22,31 @@ _KNOWN = "MonoCut and MultiCut are read"
 
 
 class LhotseConfig(SourceConfig):
-    """The manifests below ``uri``, for example ``cuts: cuts.jsonl.gz``.
+    """The manifests of Lhotse below ``uri``: ``cuts``, or ``recordings`` with or without ``supervisions``.
 
-    With ``cuts`` each cut is an utterance: a MonoCut or a MultiCut, whose channels are averaged. Otherwise there must
-    be ``recordings``: with ``supervisions`` each of them is an utterance, without them each recording. The speaker is
-    that of the supervisions, if they agree; ``label`` is the name of another field of them, for example ``language``,
-    or ``custom.dialect``. Paths of audio may be URIs; others are relative to ``audio``, or to ``uri`` without it.
-
-    Audio by commands, and mixed, padded or transformed audio is refused, but resampling is not: the corpus has 16 kHz.
+    A cut is a MonoCut or a MultiCut, whose channels are averaged. The speaker is that of the supervisions, if they
+    agree. Audio by commands, and mixed, padded or transformed audio is refused, but resampling is not: the corpus has
+    16 kHz.
     """
 
     name: Literal["lhotse"] = "lhotse"
+    """Manifests of Lhotse: cuts, or recordings and supervisions."""
     uri: str
+    """Folder or URI that holds the manifests."""
     cuts: str | None = None
+    """The file of cuts, relative to ``uri``, for example ``cuts.jsonl.gz``; each cut is an utterance."""
     recordings: str | None = None
+    """The file of recordings, relative to ``uri``, if there are no cuts; each is an utterance, unless ``supervisions``
+    is given.
+    """
     supervisions: str | None = None
+    """The file of supervisions, relative to ``uri``, beside ``recordings``; each of them is an utterance."""
     label: str | None = None
+    """The name of the field of supervisions that is the label, for example ``language`` or ``custom.dialect``; null for
+    no labels.
+    """
     audio: str | None = None
+    """Folder or URI to which paths of audio are relative; null takes ``uri``."""
 
     uris: ClassVar[tuple[str, ...]] = ("uri", "audio")
 

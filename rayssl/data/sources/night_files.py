@@ -25,47 +25,56 @@ from rayssl.errors import CorpusError, StorageError
 
 
 class NightFilesConfig(NightSourceConfig):
-    """Nights below ``uri``. Only files are read whose path, relative to ``uri``, matches the pattern ``files``.
+    """Nights below ``uri``.
 
     A night is one recording of one subject: one EDF or audio file, or the EDF files ``NAME[001].edf``,
     ``NAME[002].edf`` ... (``%5B`` stands for ``[`` too). These are joined by the times in their headers. The name of a
-    night is the path without the number and the ending. ``kind`` says which files are nights: ``edf``, ``audio`` (WAV,
-    FLAC, Ogg, MP3 ...), or both (``auto``). ``subject`` takes the name of the subject from the path: ``id`` is the file
-    name before its first hyphen, ``folder`` the folder of the file; ``auto`` is ``id`` if the name has a hyphen, else
-    ``folder``, else the name; all others are a regular expression with one group, which is searched in the path. Splits
-    are by subject.
+    night is the path without the number and the ending.
 
-    ``channel``: the EDF signal, or a list of which the first one is taken that there is. A sample is its physical value
-    over the largest physical value that the night's headers allow. ``channels`` is for audio files with several
-    channels, see `rayssl.data.decode.decode`.
-
-    ``scorings``: the folder (or the one file) of the labels; the default is ``uri``. The label file of a night has its
-    name, perhaps with ``-hypnogram`` or another such word behind it; one in the same folder comes first. ``scoring``
-    says which form to take: ``rml``; ``csv`` or ``txt`` (see `rayssl.data.nights.scorings`); ``annotations`` of EDF+;
-    ``none``; or ``auto``, the first of these that there is. ``staging``: whose stages to take from RML: those of a
-    person (``user``), of the software (``machine``), or of a person where there are some (``any``).
-
-    Labels are placed by the clocks of both files. Audio files have no clock: there labels begin with the audio.
-    ``label_offset_s`` seconds are added to the time of every label. A night is refused if its label file covers none of
-    it, or begins more than ``max_start_difference_h`` hours earlier or later.
-
-    Epochs lie on the 30 s grid of the labels. If the audio begins off this grid, the first epoch is the first whole one
-    in the audio. ``unscored``: ``keep`` keeps epochs, and whole nights, without a stage; ``drop`` does not.
+    Labels are placed by the clocks of both files. Audio files have no clock: there labels begin with the audio. Epochs
+    lie on the 30 s grid of the labels. If the audio begins off this grid, the first epoch is the first whole one in the
+    audio.
     """
 
     name: Literal["nights"] = "nights"
+    """Nights in files: EDF or audio with a label file each, or EDF+ whose annotations are the labels."""
     uri: str
+    """Folder or URI below which the nights are."""
     files: str = "*"
+    """Only files are read whose path, relative to ``uri``, matches this pattern with ``*``."""
     kind: Literal["auto", "edf", "audio"] = "auto"
+    """Which files are nights: ``edf``, ``audio`` (WAV, FLAC, Ogg, MP3 ...), or both (``auto``)."""
     subject: str = "auto"
+    """How the subject's name is taken from the path: ``id`` is the file name before its first hyphen, ``folder`` the
+    folder of the file, ``auto`` the first of both that there is, else the name; all others are a regular expression
+    with one group. Splits are by subject.
+    """
     channel: str | list[str] = "Mic"
+    """The EDF signal that holds the sound, or a list of names of which the first one is taken that there is. A sample
+    is its physical value over the largest that the night's headers allow.
+    """
     channels: Channels = "reject_above_2"
+    """For audio files with several channels: ``mean`` averages them, ``first`` takes the first one, ``reject_above_2``
+    averages two and refuses more.
+    """
     scorings: str | None = None
+    """Folder or URI, or the one file, of the labels; null looks below ``uri``. The label file of a night has its name,
+    perhaps with ``-hypnogram`` or another such word behind it; one in the same folder comes first.
+    """
     scoring: Literal["auto", "rml", "csv", "txt", "annotations", "none"] = "auto"
+    """The form of the labels: ``rml``, ``csv``, ``txt``, ``annotations`` of EDF+, ``none``, or ``auto``, the first of
+    these that there is. `rayssl.data.nights.scorings` describes the tables.
+    """
     staging: rml.Staging = "user"
+    """Whose stages to take from RML: those of a person (``user``), of the software (``machine``), or of a person where
+    there are some (``any``).
+    """
     label_offset_s: float = Field(default=0.0, allow_inf_nan=False)
+    """Seconds that are added to the time of every label, if the clocks of sound and labels differ; may be negative."""
     max_start_difference_h: float = Field(default=3.0, gt=0)
+    """A night is refused if its label file begins more hours than this earlier or later, or covers none of it."""
     unscored: Literal["keep", "drop"] = "keep"
+    """``keep`` keeps epochs, and whole nights, without a stage, for unlabelled training; ``drop`` does not."""
 
     uris: ClassVar[tuple[str, ...]] = ("uri", "scorings")
 

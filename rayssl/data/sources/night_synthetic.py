@@ -15,32 +15,41 @@ from rayssl.schema import Config
 
 
 class NightPart(Config):
-    """A group of subjects whose nights are alike. Its nights are named ``<name>/s00012/n0``, its subjects without n0.
+    """A group of subjects whose nights are alike.
 
-    ``name``: the group's name, unique in the source; the domain's, if it is empty. ``domain``: a quiet room with a good
-    microphone (hospital), or a phone, noise at an SNR of -10 to 10 dB, television and partners (home). ``subjects``:
-    how many; ``first_subject``: the number of the first one, without it the number after the last part's. The same
-    number and seed is the same person, so two sources share nobody if their numbers do not overlap. ``nights``: how
-    many of each subject. ``hours``: the length of a night, or [shortest, longest], drawn for each night.
-
-    ``stages``: how people sleep; healthy (about W .12 L .55 D .15 R .18) or long_tailed (W .08 L .82 D .05 R .05; a
-    third of the nights have no REM). Nights below 7 hours are cut out of longer ones. ``label_flips``: the share of the
-    transitions that is labelled one epoch too early or too late. ``unscored``: the share of epochs without a label.
-
-    ``ood_share``: the probability that a night is out of distribution: nobody is in the room, only music is heard, or
-    two people sleep equally loud. Nobody's epochs are unscored. Two sleepers' labels are those of the subject.
+    Its nights are named ``<name>/s00012/n0``, its subjects without n0.
     """
 
     name: str = Field(default="", pattern=r"^[\w-]*$")
+    """The group's name, unique in the source; if it is empty, that of the domain."""
     domain: Domain = "hospital"
+    """``hospital`` is a quiet room with a good microphone; ``home`` is a phone, noise at an SNR of -10 to 10 dB,
+    television and partners.
+    """
     subjects: int = Field(default=8, ge=1, le=100_000)
+    """The number of subjects of the group, up to 100,000."""
     first_subject: int | None = Field(default=None, ge=0)
+    """The number of the first subject; null takes the number after the last part's. The same number and seed is the
+    same person, so two sources share nobody if their numbers do not overlap.
+    """
     nights: int = Field(default=1, ge=1)
+    """The number of nights of each subject."""
     hours: float | tuple[float, float] = 8.0
+    """The length of a night in hours, up to 24, or ``[shortest, longest]``, drawn for each night. Nights below 7 hours
+    are cut out of longer ones.
+    """
     stages: Literal["healthy", "long_tailed"] = "healthy"
+    """How people sleep: ``healthy`` (about W .12 L .55 D .15 R .18) or ``long_tailed`` (W .08 L .82 D .05 R .05; a
+    third of the nights have no REM).
+    """
     label_flips: float = Field(default=0.1, ge=0, le=1)
+    """The share, from 0 to 1, of the transitions that is labelled one epoch too early or too late, as people do."""
     unscored: float = Field(default=0.0, ge=0, lt=1)
+    """The share of epochs, from 0 to below 1, without a label."""
     ood_share: float = Field(default=0.0, ge=0, le=1)
+    """The probability, from 0 to 1, that a night is out of distribution: nobody is in the room, only music is heard, or
+    two people sleep equally loud. Nobody's epochs are unscored; two sleepers' labels are those of the subject.
+    """
 
     @property
     def hours_range(self) -> tuple[float, float]:
@@ -64,8 +73,11 @@ class SyntheticNightsConfig(NightSourceConfig):
     """Generated nights: the groups of subjects in ``parts``, all from one ``seed``."""
 
     name: Literal["synthetic_nights"] = "synthetic_nights"
+    """Nights of sleep generated from a seed, in a hospital or at home; needs no data."""
     seed: int = Field(default=0, ge=0)
+    """The seed of all people and nights. Another seed gives other people."""
     parts: list[NightPart] = Field(default=[NightPart()], min_length=1)
+    """The groups of subjects, each with its domain, number and lengths of nights."""
 
     def groups(self) -> list[tuple[NightPart, int]]:
         """The parts, each with the number of its first subject."""

@@ -23,26 +23,31 @@ _ADVICE = "get the file again, or leave it out with the source's files"
 
 
 class ParquetConfig(FilesConfig):
-    """Rows of Parquet files. ``uri`` is a file, or a folder: then the paths of its files must match ``files``.
-
-    ``id``, ``audio``, ``speaker``, ``recording`` and ``label`` are names of columns; all but ``audio`` may be null.
-    Without ``id`` the place of a row names the utterance. The audio column holds encoded bytes, or structs with a field
-    ``bytes``. ``where`` keeps a row only if its columns have one of the listed values, for example
-    ``{session: [fold1, fold2]}``.
+    """Rows of Parquet files.
 
     Data sets of Hugging Face are read as they are, also from ``hf://datasets/OWNER/NAME/FOLDER``: a row needs no id,
     and a column of classes gives their names. Rows with a path and no bytes are rejects.
     """
 
     name: Literal["parquet"] = "parquet"
+    """Rows of Parquet files with encoded audio, also data sets of Hugging Face."""
     files: str = "*.parquet"
+    """If ``uri`` is a folder: only files are read whose path matches this pattern with ``*``."""
     id: str | None = "id"
+    """The column with the utterance's name; null names an utterance by the place of its row."""
     audio: str = "audio"
+    """The column with the audio: encoded bytes, or structs with a field ``bytes``."""
     speaker: str | None = "speaker"
+    """The column with the speaker; null if there is none."""
     recording: str | None = None
+    """The column with the recording that an utterance comes from; null if there is none."""
     label: str | None = None
+    """The column with the label of the class; null if there is none."""
     # not dumped if empty, so that a corpus prepared before this key existed stays the same corpus
     where: dict[str, list[str]] = Field(default={}, exclude_if=lambda value: not value)
+    """Keeps a row only if its columns have one of the listed values, for example ``{session: [fold1, fold2]}``; empty
+    keeps all.
+    """
 
 
 class Parquet(ContainerSource):

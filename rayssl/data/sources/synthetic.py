@@ -13,21 +13,26 @@ from rayssl.data.sources.base import Reference, Source, SourceConfig
 
 
 class SyntheticConfig(SourceConfig):
-    """A generated source: ``speakers`` x ``recordings`` x ``utterances``, each of ``seconds`` seconds.
-
-    Speakers are numbered from ``first_speaker``. Two sources with the same seed share no speaker if their ranges of
-    numbers do not overlap. ``channel`` scales how much recordings differ (0: not at all), as `conditions.strength`
-    does.
-    """
+    """A generated source: ``speakers`` x ``recordings`` x ``utterances``."""
 
     name: Literal["synthetic"] = "synthetic"
+    """Speech-like utterances generated from a seed; needs no data."""
     seed: int = 0
+    """The seed of all speakers and utterances. Another seed gives other speakers."""
     speakers: int = Field(default=40, ge=1)
+    """The number of speakers."""
     recordings: int = Field(default=4, ge=1)
+    """The number of recordings of each speaker, which differ in their channel."""
     utterances: int = Field(default=4, ge=1)
+    """The number of utterances of each recording."""
     seconds: float = Field(default=3.0, gt=0, le=60)
+    """The length of each utterance in seconds, up to 60."""
     first_speaker: int = Field(default=0, ge=0)
+    """The number of the first speaker. Two sources with the same seed share no speaker if their ranges of numbers do
+    not overlap.
+    """
     channel: float = Field(default=0.6, ge=0, le=2)
+    """How much recordings differ in their channel, from 0 (not at all) to 2, as ``conditions.strength`` does."""
 
     def describe(self) -> str:
         """Always the same text: there is no URI to name."""

@@ -19,15 +19,19 @@ _BLOCK = 512  # bytes; an empty one ends a tar
 class WebDatasetConfig(FilesConfig):
     """Tar files below ``uri`` with members ``key.wav`` (or another audio suffix) and ``key.json``.
 
-    The key is the name of the utterance. ``speaker``, ``recording`` and ``label`` are keys of the JSON object. Listing
-    reads each tar once from start to end.
+    The key is the name of the utterance. Listing reads each tar once from start to end.
     """
 
     name: Literal["webdataset"] = "webdataset"
+    """Tar files (WebDataset), with an audio file and a JSON file for each key."""
     files: str = "*.tar"
+    """Only tar files are read whose path, relative to ``uri``, matches this pattern with ``*``."""
     speaker: str = "speaker"
+    """The key of the JSON object with the speaker; utterances without it have none."""
     recording: str = "recording"
+    """The key of the JSON object with the recording that an utterance comes from."""
     label: str = "label"
+    """The key of the JSON object with the label of the class."""
 
 
 class WebDataset(ContainerSource):

@@ -76,8 +76,11 @@ class MlflowConfig(Config):
     """
 
     name: Literal["mlflow"]
+    """MLflow: the figures go to a run on a tracking server or in an SQLite file (extra ``mlflow``)."""
     uri: str
+    """Address of the server, ``http://HOST:PORT``, or ``sqlite:////ABSOLUTE/PATH.db``. It must hold no account."""
     experiment: str = "rayssl"
+    """The name of MLflow's experiment to which the run belongs; it is made if it does not exist."""
 
     @property
     def place(self) -> str:
@@ -105,9 +108,15 @@ class WandbConfig(Config):
     """
 
     name: Literal["wandb"]
+    """Weights & Biases: the figures go to a run in a project there (extra ``wandb``)."""
     project: str = "rayssl"
+    """The name of the project at Weights & Biases to which the run belongs."""
     entity: str | None = None
+    """The team or user that owns the project; null takes the default of the account."""
     mode: Literal["online", "offline"] = "online"
+    """``online`` sends figures while the run trains. ``offline`` keeps them in the run's folder, which must be local,
+    for a later ``wandb sync``.
+    """
 
     @property
     def place(self) -> str:
