@@ -60,9 +60,12 @@ def set_sync(module: nn.Module, sync: bool) -> None:
 
 
 def over_last(norm: nn.Module, x: Tensor) -> Tensor:
-    """``norm`` for ``x [..., C]`` with the channels last: every position but that of the channel is a row."""
-    rows: Tensor = norm(x.flatten(0, -2))
-    return rows.view(x.shape)
+    """``norm`` for ``x [B, T, C]``, which has the channels last in memory, as ``[B, C, 1, T]``.
+
+    As rows ``[B * T, C]`` it would be in cuDNN's mode for linear layers, not in the one for convolutions.
+    """
+    normalised: Tensor = norm(x[:, None].permute(0, 3, 1, 2))
+    return normalised.permute(0, 2, 3, 1)[:, 0]
 
 
 def _over_ranks(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:

@@ -32,9 +32,9 @@ class TrainingConfig(Config):
     figures go besides the run's folder and Ray's metrics. ``verify_every``: after so many steps one is computed again
     and its bits are compared, to find a processor that computes wrong without an error (0: never). It costs two steps.
 
-    ``compile``: whether encoders are compiled (torch.compile); ``auto``: on a GPU. It takes a minute or two at the
-    start, and losses differ in their last digits. ``tf32``: on a GPU, products and convolutions in fp32 may round their
-    inputs to 10 bits of mantissa, as TF32 does: they are several times faster. Without it they have all 23 bits.
+    ``compile``: whether encoders are compiled (torch.compile); ``auto``: on a GPU. The first steps wait for the
+    compiler, and losses differ in their last digits. ``tf32``: on a GPU, products and convolutions in fp32 may round
+    their inputs to 10 bits of mantissa (TF32), which its matrix units need. Without it they have all 23 bits.
     """
 
     epochs: int = Field(100, ge=1)
