@@ -51,10 +51,11 @@ class MemoryConfig(Config):
     """Where the memory lives, and how it answers. The results are the same for any number of shards.
 
     ``sync``: ``strict`` applies what all ranks remember, in rank order, before the next recall: runs repeat exactly.
-    ``ahead`` answers at once. The key ``ahead``: one request of a rank to the memory of utterances serves so many
-    steps. It makes fewer calls (an actor answers a few hundred a second), and the positives of a step are older by up
-    to as many steps. Checkpoints then lie between two groups of so many steps. ``half``: references and positives are
-    stored in fp16; recalled rows are float32 in any case. A positive beyond 65,504 is left out, and counted as
+    ``ahead`` answers at once. (No rank waits for a memory of classes: each holds its queues, and the memory their
+    state.) The key ``ahead``: one request of a rank to the memory of utterances serves so many steps. It makes fewer
+    calls (an actor answers a few hundred a second), and the positives of a step are older by up to as many steps.
+    Checkpoints then lie between two groups of so many steps. ``half``: references and positives are stored in fp16;
+    recalled rows are float32 in any case. A positive beyond 65,504 is left out, and counted as
     ``rejected``. ``shards`` S: with 1, one actor holds everything. With more, S actors (stores), spread over the nodes,
     hold the rows, and one more, the index, holds what decides which positives are sampled.
 
