@@ -74,7 +74,8 @@ class MemoryConfig(Config):
 
     sync: Literal["strict", "ahead"] = "strict"
     """``strict`` applies what all ranks remember, in rank order, before the next recall: runs repeat exactly, and any
-    number of ranks gives the same. ``ahead`` answers at once, and the order in which ranks come decides.
+    number of ranks gives the same. ``ahead`` answers at once, and the order in which ranks come decides. No rank waits
+    for a memory of classes in either case: each holds its queues, and the memory keeps their state.
     """
     ahead: int = Field(1, ge=1, le=256)
     """How many steps one request of a rank to the memory of utterances serves. More make fewer calls (an actor answers

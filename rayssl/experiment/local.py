@@ -26,6 +26,7 @@ from rayssl.memory.classes.settings import ClassSettings
 from rayssl.memory.utterances.memory import UtteranceMemory
 from rayssl.memory.utterances.settings import MemorySettings
 from rayssl.methods.base import Method
+from rayssl.models.buffers import differing
 from rayssl.progress import Event, Line, Lines, Screen
 from rayssl.training import checkpoint
 from rayssl.training.ahead import ReadAhead
@@ -72,7 +73,7 @@ class LocalContext:
 
     def wrap(self, method: Method) -> nn.Module:
         """Averages gradients over the ranks if there are several."""
-        return collectives.replicated(method, self.device, method.differing_buffers())
+        return collectives.replicated(method, self.device, differing(method, statistics=method.reads_statistics))
 
     def bank(self, wanted: RecordedBank) -> NDArray[np.float32]:
         """Reads the bank in this process."""

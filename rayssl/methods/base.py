@@ -35,7 +35,6 @@ from rayssl.batches.selection import Role
 from rayssl.errors import ConfigError
 from rayssl.memory.classes.settings import ClassSettings
 from rayssl.memory.utterances.settings import MemorySettings
-from rayssl.models.buffers import differing
 from rayssl.models.encoder import Encoder
 from rayssl.registry import ComponentConfig, Configurable
 from rayssl.views.recipes import Segment, ViewsConfig
@@ -366,10 +365,6 @@ class Method(nn.Module, Configurable):
     def pretrained(self) -> nn.Module:
         """The module that gets the weights of `MethodConfig.starts_from`."""
         return self
-
-    def differing_buffers(self) -> list[tuple[nn.Module, str]]:
-        """The buffers that every rank gets from rank 0 before each forward pass; see `rayssl.models.buffers`."""
-        return differing(self, statistics=self.reads_statistics)
 
     def before_update(self, epoch: int) -> None:
         """Called between the backward pass and the optimiser's step, for example to freeze a layer."""

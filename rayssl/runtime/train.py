@@ -31,6 +31,7 @@ from rayssl.experiment.job import Job, position
 from rayssl.memory.classes.settings import ClassSettings
 from rayssl.memory.utterances.settings import MemorySettings
 from rayssl.methods.base import Method
+from rayssl.models.buffers import differing
 from rayssl.progress import Event, Line, Phase, Screen, open_screen
 from rayssl.runtime import cluster, console, room
 from rayssl.runtime.budget import Budget
@@ -312,7 +313,7 @@ class RayContext:
 
     def wrap(self, method: Method) -> nn.Module:
         """See `Context.wrap`."""
-        return collectives.replicated(method, self.device, method.differing_buffers())
+        return collectives.replicated(method, self.device, differing(method, statistics=method.reads_statistics))
 
     def bank(self, wanted: RecordedBank) -> NDArray[np.float32]:
         """The bank from the object store; one task reads it for all ranks."""

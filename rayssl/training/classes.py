@@ -102,7 +102,7 @@ class ClassQueues:
             self._window += passed
 
 
-class Classes:
+class HeldClasses:
     """The queues of one rank on ``device``, and the ``owner`` of their state. All ranks make the same calls."""
 
     def __init__(self, settings: ClassSettings, owner: ClassClient, device: torch.device) -> None:

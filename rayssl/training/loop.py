@@ -34,7 +34,7 @@ from rayssl.methods.base import (
     Views,
 )
 from rayssl.training import checkpoint, kernels, resuming
-from rayssl.training.classes import Classes
+from rayssl.training.classes import HeldClasses
 from rayssl.training.filling import fill
 from rayssl.training.inputs import Later, Raw, batch_of, make_views, to_memory
 from rayssl.training.meters import MetricAccumulator, device_memory, no_figure
@@ -66,7 +66,7 @@ class Loop:
         memory = state.memory
         self.recaller = None if memory is None else Recaller(memory, state.ahead, state.steps_per_epoch)
         settings, owner = state.class_settings, state.prototypes
-        self.classes = None if settings is None or owner is None else Classes(settings, owner, state.context.device)
+        self.classes = None if settings is None or owner is None else HeldClasses(settings, owner, state.context.device)
         self._looked_at: deque[Raw] = deque()  # batches that were read before their step
         self.refreshed: dict[str, float] = {}  # figures of this epoch's clustering
         self._metrics: dict[str, float] = {}  # of the last epoch

@@ -12,7 +12,7 @@ import torch
 from rayssl.memory.classes.memory import ClassMemory
 from rayssl.memory.classes.settings import ClassSettings
 from rayssl.methods.base import ClassRemember
-from rayssl.training.classes import Classes, ClassQueues
+from rayssl.training.classes import ClassQueues, HeldClasses
 from rayssl.training.context import InProcessClasses
 from rayssl.training.inputs import to_classes
 
@@ -53,7 +53,7 @@ def recalls(rank: int, world: int) -> Answers:
 def held(rank: int, world: int) -> tuple[Answers, Answers]:
     """The same on the device of this rank, and the state of the owner after each step."""
     memory = ClassMemory(SETTINGS)
-    classes, answers, states = Classes(SETTINGS, InProcessClasses(memory), torch.device("cpu")), [], []
+    classes, answers, states = HeldClasses(SETTINGS, InProcessClasses(memory), torch.device("cpu")), [], []
     own = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
     for step, (features, labels, predicted) in enumerate(given()):
         answer = classes.recall(ClassRemember(features[own], labels[own]), step)

@@ -75,7 +75,7 @@ def test_no_buffer_is_sent_where_none_is_read(
     ranks: Callable[..., list[Result]], corpus: str, name: str, method: dict[str, Any]
 ) -> None:
     """Queues and centres are equal on the ranks without that. Statistics are not, but only rank 0's are used."""
-    two = ranks(step, corpus, method, (), world=2)
+    two = ranks(step, corpus, method, (), world=2, timeout=300)
     for result in two:
         assert result["sent"]["broadcast_"] == 0
         assert result["gradients"] <= result["sent"]["allreduce_"] <= result["gradients"] + 4096
@@ -86,11 +86,11 @@ def test_no_buffer_is_sent_where_none_is_read(
 def test_ssps_sends_statistics_and_no_queue(ranks: Callable[..., list[Result]], corpus: str) -> None:
     """Its references read them, so that they are rank 0's before each step, as under DDP's own broadcast."""
     method = {**SSPS_METHOD, "over": QUEUE}
-    two = ranks(step, corpus, method, (), world=2)
+    two = ranks(step, corpus, method, (), world=2, timeout=300)
     statistics = sum(value.nbytes for name, value in two[0]["buffers"].items() if "running" in name)
     assert 0 < statistics < 2**16
     assert [result["sent"]["broadcast_"] for result in two] == [statistics] * 2
-    synchronised = ranks(step, corpus, method, ("training.sync_batchnorm=true",), world=2)
+    synchronised = ranks(step, corpus, method, ("training.sync_batchnorm=true",), world=2, timeout=300)
     assert all(result["sent"]["broadcast_"] == 0 for result in synchronised)
     assert all(equal(synchronised, lambda _: True))
 
@@ -126,7 +126,7 @@ def shared(rank: int, world: int) -> dict[str, Any]:
 
 
 def test_shared_buffers_are_those_of_rank_0(ranks: Callable[..., list[dict[str, Any]]]) -> None:
-    zero, one = ranks(shared, world=2)
+    zero, one = ranks(shared, world=2, timeout=300)
     same_now = {name for name, value in zero.items() if (one[name] == value).all()}
     assert same_now == {"own", "count", "norms.0.running_mean", "norms.0.running_var"}
     assert (one["own"] == 11).all() and (one["queue"] == 20).all()
@@ -145,7 +145,7 @@ def in_parts(rank: int, world: int, corpus: str, accumulate: int) -> Any:
 
 def test_parts_on_two_ranks_are_the_whole_batch(ranks: Callable[..., list[Any]], corpus: str) -> None:
     """Contrasts go over the ranks in the loss of the whole batch; the gradients are averaged after the last part."""
-    whole, parts = ranks(in_parts, corpus, 1, world=2), ranks(in_parts, corpus, 3, world=2)
+    whole, parts = ranks(in_parts, corpus, 1, world=2, timeout=300), ranks(in_parts, corpus, 3, world=2, timeout=300)
     for rank in range(2):
         same(parts[rank], whole[rank])
         for name, gradient in parts[0][1].items():

@@ -11,7 +11,7 @@ import torch
 from rayssl.memory.classes.memory import ClassMemory
 from rayssl.memory.classes.settings import ClassSettings
 from rayssl.training import checkpoint
-from rayssl.training.classes import Classes
+from rayssl.training.classes import HeldClasses
 from rayssl.training.context import InProcessClasses
 from tests.night_runs import ANCHORED_SLEEP, SLEEP_METHOD, night_experiment, write_night_corpus
 from tests.runs import batches, build, fit, records
@@ -73,7 +73,7 @@ def test_the_queues_are_in_the_checkpoint_and_in_use(corpus: Path, tmp_path: Pat
     assert memory.recall(3).filled.sum() > 0
     sizes = ClassSettings(classes=4, dim=memory.dim, length=6, anchors=6)
     memory.load_state_dict(ClassMemory(sizes).state_dict())
-    loop.classes = Classes(sizes, loop.state.prototypes, torch.device("cpu"))
+    loop.classes = HeldClasses(sizes, loop.state.prototypes, torch.device("cpu"))
     loop.fit(batches(other, loop))
     assert records(other.run, "step")[3]["ssc"] != records(whole.run, "step")[3]["ssc"]
 
