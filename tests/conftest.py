@@ -1,7 +1,7 @@
 """Layers, bounds, and the servers of the test session: one S3 server, one Ray cluster, one pool of ranks.
 
 `pytest` alone runs the default layer: tests without a mark, each well under a second, pure. The marks are the other
-layers: `long` (seconds each, as pure as the default layer), `ranks`, `s3`, `ray`; `--layers all` runs them all.
+layers: `long` (seconds each, as pure as the default layer), `ranks`, `s3`, `ray`, `gpu`; `--layers all` runs them all.
 `infra/local/test.sh` runs those of `ray` after the others, alone. `slow` runs only when it is asked for.
 """
 
@@ -29,7 +29,13 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LAYERS = ("long", "ranks", "s3", "ray")  # in running order, after the default layer; `slow` is a layer of its own
+LAYERS = (
+    "long",
+    "ranks",
+    "s3",
+    "ray",
+    "gpu",
+)  # in running order, after the default layer; `slow` is its own
 pytest_plugins = ["tests.ranks_pool"]
 
 
@@ -37,8 +43,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--layers",
         default="default",
-        help="comma-separated: default, long, ranks, s3, ray, slow, or all (all but slow); files named on the command "
-        "line and -m run whatever they select",
+        help="comma-separated: default, long, ranks, s3, ray, gpu, slow, or all (all but slow); files named on the "
+        "command line and -m run whatever they select",
     )
 
 
@@ -48,7 +54,7 @@ def layers_of(item: pytest.Item) -> set[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselects the layers not asked for and orders the rest: default, long, ranks, s3, ray."""
+    """Deselects the layers not asked for and orders the rest: default, long, ranks, s3, ray, gpu."""
     wanted = set(config.getoption("--layers").split(","))
     unknown = wanted - {"default", *LAYERS, "slow", "all"}
     if unknown:

@@ -36,7 +36,7 @@ install_servers() {
     local commands=("${servers[@]}" radosgw-admin monmaptool ceph)
     if have "${commands[@]}"; then return; fi
     if install_packages "the s3 layer" "${servers[@]}" && have "${commands[@]}"; then return; fi
-    layers=default,long,ranks without=" and not s3"
+    layers=default,long,ranks,gpu without=" and not s3"
 }
 
 # One test scrapes a run with Prometheus, others check the rules. Without it they are skipped. Its package starts a
@@ -55,7 +55,7 @@ check() {
 }
 
 ensure_venv test
-layers=default,long,ranks,s3 without=
+layers=default,long,ranks,s3,gpu without=
 install_servers
 install_prometheus
 cd "$root"

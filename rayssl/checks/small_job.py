@@ -105,11 +105,11 @@ class SmallJob:
         return in_ranks(train, self.experiment(f"ray.workers={world}", *overrides), steps, world=world)
 
 
-def train(experiment: Experiment, steps: int) -> Trace:
+def train(experiment: Experiment, steps: int, device: str = "cpu") -> Trace:
     """Trains up to optimiser step ``steps`` and saves. In a process group, this is one of its ranks."""
     torch.set_num_threads(1)
     job = resolve(experiment)
-    context = _QuietContext(job)
+    context = _QuietContext(job, device)
     loop = build_loop(job, context)
     loop.state.stopping = _After(loop, steps)
     trace = Trace()
@@ -120,7 +120,7 @@ def train(experiment: Experiment, steps: int) -> Trace:
             trace.gradients = {name: _array(gradient) for name, gradient in found.items()}
 
     loop.optimiser.register_step_pre_hook(first)
-    loop.fit(batches(job, loop.cursor, rank=context.rank, world=context.world))
+    loop.fit(batches(job, loop.cursor, rank=context.rank, world=context.world, device=context.device))
     trace.losses = context.losses
     trace.weights = {name: _array(value) for name, value in loop.state.method.state_dict().items()}
     state = loop.optimiser.state_dict()["state"]
@@ -145,8 +145,8 @@ def _array(value: torch.Tensor) -> np.ndarray:
 class _QuietContext(LocalContext):
     """A context that prints nothing and collects the loss of every step."""
 
-    def __init__(self, job: Any) -> None:
-        super().__init__(job, screen=open_screen("quiet"))
+    def __init__(self, job: Any, device: str) -> None:
+        super().__init__(job, device, open_screen("quiet"))
         self.losses: list[float] = []
 
     def open_log(self, resume_step: int | None) -> Tracker:

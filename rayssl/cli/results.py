@@ -38,6 +38,8 @@ def _add_embed(verbs: Verbs) -> None:
     embedded.add_argument("--checkpoint", default="last", help=_CHECKPOINT)
     actors = "number of actors (default: the run's evaluation.actors, or one for each GPU)"
     embedded.add_argument("--actors", type=count, default=0, metavar="N", help=actors)
+    precision = "of the encoder; bf16 has three digits (default: the run's evaluation.precision, or fp32)"
+    embedded.add_argument("--precision", choices=("fp32", "bf16"), help=precision)
 
 
 def _add_stage(verbs: Verbs) -> None:
@@ -73,7 +75,7 @@ def embed(arguments: argparse.Namespace) -> int:
         print(line, file=sys.stderr, flush=True)
 
     given = (arguments.run, arguments.corpus, arguments.out, arguments.checkpoint, arguments.overrides)
-    done = embed_corpus(*given, actors=arguments.actors, say=say)
+    done = embed_corpus(*given, actors=arguments.actors, precision=arguments.precision, say=say)
     record = done.record
     made = f"{done.made} made now in {done.wall_s:.1f} s" if done.made else "all were there before"
     print(

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rayssl.evaluation.settings import EmbeddingPrecision
 from rayssl.evaluation.windows import averaged, night_windows
 from rayssl.models.encoder import NightEncoder
 
@@ -27,6 +28,7 @@ def embed_utterances(
     batch: int = 32,
     *,
     normalise: bool = True,
+    precision: EmbeddingPrecision = "fp32",
 ) -> NDArray[np.float32]:
     """Embeds each utterance as a whole.
 
@@ -34,12 +36,13 @@ def embed_utterances(
     squeeze-excitation, and an embedding would then depend on its neighbours.
 
     Args:
-        encoder: ``encoder(wave [B, T] in [-1, 1], None) -> [B, D]``. It runs in eval mode, in full float32 and without
-            gradient. Afterwards its modules have the modes they had before.
+        encoder: ``encoder(wave [B, T] in [-1, 1], None) -> [B, D]``. It runs in eval mode and without gradient.
+            Afterwards its modules have the modes they had before.
         waves: n arrays ``[T_i]`` of int16.
         device: where the encoder is.
         batch: the most utterances of one forward pass.
         normalise: whether to scale the rows to length 1.
+        precision: ``fp32``: in full float32. ``bf16``: under autocast, see `EmbeddingPrecision`.
 
     Returns:
         Embeddings ``[n, D]``, in the order of ``waves``.
@@ -55,7 +58,7 @@ def embed_utterances(
             raise ValueError(f"utterance {index}: expected int16 [T] with T > 0, got {wave.dtype} {list(wave.shape)}")
         by_length[len(wave)].append(index)
     rows: dict[int, Tensor] = {}
-    with frozen(encoder):
+    with frozen(encoder), _autocast(torch.device(device), precision):
         # the longest first, so that too little memory shows at once
         for length in sorted(by_length, reverse=True):
             members = by_length[length]
@@ -146,6 +149,10 @@ def embed_windows(
             z = encoder.among(given) if encoder.apart else encoder.sequence(given.to(device).float(), None)[0]
             found.append(head(z).cpu().numpy())
     return averaged(windows, np.concatenate(found), len(index))
+
+
+def _autocast(device: torch.device, precision: EmbeddingPrecision) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
 
 
 @contextmanager

@@ -9,6 +9,9 @@ from pydantic import Discriminator, Field, Tag
 from rayssl import storage
 from rayssl.schema import Config
 
+# How utterances are embedded. bf16 has three digits: it is for a GPU, and for figures that need no more
+EmbeddingPrecision = Literal["fp32", "bf16"]
+
 
 class AsNormConfig(Config):
     """Adaptive s-norm: each score is normalised by the highest cosines with a cohort of other speakers."""
@@ -44,6 +47,9 @@ class VerificationConfig(Config):
     """
     batch: int = Field(64, ge=1)
     """The number of utterances of one forward pass. It changes speed and memory, not the figures."""
+    precision: EmbeddingPrecision = "fp32"
+    """The precision of embedding. ``bf16`` is quicker on a GPU and has three digits: cosines differ by some thousandths.
+    """
 
     def located(self) -> VerificationConfig:
         """The same settings with absolute paths."""
@@ -95,6 +101,9 @@ class ClassificationConfig(Config):
     """
     batch: int = Field(64, ge=1)
     """The number of clips of one forward pass. It changes speed and memory, not the figures."""
+    precision: EmbeddingPrecision = "fp32"
+    """The precision of embedding. ``bf16`` is quicker on a GPU and has three digits: cosines differ by some thousandths.
+    """
 
     def located(self) -> ClassificationConfig:
         """The same settings with absolute paths."""

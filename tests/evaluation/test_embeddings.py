@@ -94,3 +94,12 @@ def test_unusable_audio_and_embeddings_are_named() -> None:
         broken.out.bias[0] = float("nan")
     with pytest.raises(ValueError, match="2 of 2 embeddings are NaN or infinite, first of utterance 0"):
         embed_utterances(broken, waves([300, 400]), "cpu")
+
+
+def test_bf16_is_close_and_only_when_asked() -> None:
+    """Its error: a cosine above .999 to the embedding of fp32, and differences of cosines below 1 %."""
+    encoder, audio = Small(), waves(LENGTHS)
+    full, half = (embed_utterances(encoder, audio, "cpu", precision=precision) for precision in ("fp32", "bf16"))
+    assert half.dtype == np.float32 and not np.array_equal(full, half)
+    assert (full * half).sum(axis=1).min() > 0.999
+    assert np.abs(full @ full.T - half @ half.T).max() < 0.01

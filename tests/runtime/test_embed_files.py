@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import rayssl
 from rayssl.cli import main
 from rayssl.data import decode, shards
 from rayssl.inference import export as exporting
+from rayssl.runs.reading import find
 from rayssl.runtime.embedding import files
-from rayssl.runtime.embedding.actors import Embedder, EmbeddingTask
+from rayssl.runtime.embedding.actors import Embedder, EmbeddingTask, decode_shard, read_corpus
 from tests.runs import experiment, write_corpus, write_run
 
 SIZES = (9, 14, 4)
@@ -204,3 +206,34 @@ def test_a_number_of_actors(folder: Path, tmp_path: Path, capsys: pytest.Capture
     with pytest.raises(SystemExit, match="2"):
         embed(folder, tmp_path, "--actors", "0")
     assert "must be an integer of at least 1, got '0'" in capsys.readouterr().err
+
+
+def test_decoded_elsewhere_is_embedded_the_same(folder: Path, tmp_path: Path) -> None:
+    """What tasks decode for actors with GPUs, and what an actor decodes itself."""
+    job = task(folder)
+    actor = Embedder(job)
+    for index in range(len(SIZES)):
+        items = {"shard": np.array([index])}
+        sent = decode_shard(items, job)
+        assert actor({name: np.array(values, dtype=object) for name, values in sent.items()}) == actor(items)
+
+
+def test_damage_found_by_a_decoding_task_is_told(folder: Path, tmp_path: Path) -> None:
+    job = task(folder)
+    job = replace(job, corpus=str(tmp_path / "gone"))
+    sent = decode_shard({"shard": np.array([0])}, job)
+    assert sent["error"] == ["StorageError"] and "gone" in sent["message"][0]
+    answer = Embedder(task(folder))({name: np.array(values, dtype=object) for name, values in sent.items()})
+    assert answer == {"answer": [b""], "error": sent["error"], "message": sent["message"]}
+
+
+def test_precisions_are_never_in_one_folder(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert embed(folder, tmp_path / "out", "--precision", "bf16") == 0
+    assert embed(folder, tmp_path / "out") == 2
+    assert "with another precision" in capsys.readouterr().err
+
+
+def task(folder: Path) -> EmbeddingTask:
+    source = find(str(folder / "run"), "last", None)
+    corpus = str(folder / "corpus")
+    return EmbeddingTask(source.experiment, source.uri, corpus, read_corpus(corpus))

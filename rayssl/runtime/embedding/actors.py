@@ -1,4 +1,8 @@
-"""Embeds a corpus with Ray Data: each actor holds the frozen encoder and embeds one shard after another."""
+"""Embeds a corpus with Ray Data: each actor holds the frozen encoder and embeds one shard after another.
+
+Where actors have GPUs, shards are read and decoded in tasks of their own, ahead of the actors, so that no GPU waits for
+a decoder. An actor without a GPU decodes by itself: its core has nothing better to do.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,7 @@ from rayssl.data import decode, shards
 from rayssl.data.shards import Manifest, Shard
 from rayssl.errors import CorpusError
 from rayssl.evaluation.embeddings import embed_epochs, embed_utterances
+from rayssl.evaluation.settings import EmbeddingPrecision
 from rayssl.experiment.config import Experiment
 from rayssl.inference.encoder import load_encoder
 from rayssl.models.encoder import NightEncoder
@@ -36,7 +41,8 @@ class EmbeddingTask:
 
     ``normalise``: scale embeddings to length 1. ``actors``: how many there are; with 0 it is the run's
     ``evaluation.actors``, or one for each GPU if the run has no such key (one without GPUs). An actor takes a GPU if
-    the cluster has any. ``local``: embed in this process alone, without Ray.
+    the cluster has any. ``local``: embed in this process alone, without Ray. ``asked_precision``: else it is the run's
+    ``evaluation.precision``, or fp32.
     """
 
     experiment: Experiment
@@ -46,6 +52,18 @@ class EmbeddingTask:
     normalise: bool = True
     actors: int = 0
     local: bool = False
+    asked_precision: EmbeddingPrecision | None = None
+
+    @property
+    def precision(self) -> EmbeddingPrecision:
+        """That of embedding utterances; nights are always embedded in fp32."""
+        found: EmbeddingPrecision = getattr(self.experiment.evaluation, "precision", "fp32")
+        return self.asked_precision or found
+
+    @property
+    def by_night(self) -> bool:
+        """Whether epochs of nights are embedded among their neighbours."""
+        return self.manifest.nights is not None and self.experiment.encoder.frontend.layout == "epochs"
 
     @property
     def batch(self) -> int:
@@ -112,6 +130,8 @@ def over_shards(job: EmbeddingTask, which: Sequence[int], embedder: type[Embedde
     context.enable_progress_bars, context.use_ray_tqdm = True, False
     source = ray.data.from_items([{"shard": k} for k in which], override_num_blocks=len(which))
     gpus = int(ray.cluster_resources().get("GPU", 0)) if job.experiment.ray.gpu is not False else 0
+    if gpus and not job.by_night:
+        source = source.map_batches(decode_shard, fn_args=(job,), batch_size=1, num_cpus=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # about how max_restarts is given; there is no other way
         answers = source.map_batches(
@@ -131,16 +151,42 @@ def over_shards(job: EmbeddingTask, which: Sequence[int], embedder: type[Embedde
             yield row["answer"]
 
 
+def decode_shard(items: dict[str, np.ndarray], job: EmbeddingTask) -> dict[str, list[Any]]:
+    """What a Ray Data task does to the number of a shard: adds the shard, read and decoded, as an Arrow stream."""
+    index = int(items["shard"][0])
+    try:
+        table = decoded(job, job.manifest.shards[index])
+        return {"shard": [index], "decoded": [_stream(table)], "error": [""], "message": [""]}
+    except errors.UserError as error:  # sent as a row: an exception would print the traceback of every process
+        return {"shard": [index], "decoded": [b""], "error": [type(error).__name__], "message": [str(error)]}
+
+
+def decoded(job: EmbeddingTask, shard: Shard) -> pa.Table:
+    """A shard whose ``audio`` is the samples, int16. Raises `CorpusError` naming the utterance that is damaged."""
+    table = shards.read_shard(job.corpus, shard, columns=["name", "audio", *_COLUMNS[1:]])
+    place, samples = storage.join(job.corpus, shard.path), []
+    for name, audio in zip(table["name"].to_pylist(), table["audio"], strict=True):
+        try:
+            samples.append(decode.pcm(audio.as_py(), job.manifest.format).tobytes())
+        except CorpusError as error:
+            raise CorpusError(f"{place}: utterance '{name}': {error}") from None
+    return table.set_column(table.schema.get_field_index("audio"), "audio", pa.array(samples, pa.large_binary()))
+
+
 class Embedder:
     """A Ray Data actor. It loads the encoder once and then embeds one shard after another."""
 
     def __init__(self, job: EmbeddingTask) -> None:
         self.job = job
         torch.set_num_threads(1)
+        self._decoded: pa.Table | None = None  # the shard that is embedded next, where another task has decoded it
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.encoder = load_encoder(job.experiment, job.checkpoint_uri, job.manifest.rate).to(self.device)
 
     def __call__(self, items: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        if "error" in items and items["error"][0]:
+            return {"answer": [b""], "error": [items["error"][0]], "message": [items["message"][0]]}
+        self._decoded = pa.ipc.open_stream(items["decoded"][0]).read_all() if "decoded" in items else None
         try:
             return {"answer": [self.answer(int(items["shard"][0]))], "error": [""], "message": [""]}
         except errors.UserError as error:  # sent as a row: an exception would print the traceback of every process
@@ -148,11 +194,7 @@ class Embedder:
 
     def answer(self, index: int) -> bytes:
         """The answer for shard ``index``: its `table` as an Arrow stream."""
-        result = self.table(index)
-        sink = io.BytesIO()
-        with pa.ipc.new_stream(sink, result.schema) as writer:
-            writer.write_table(result)
-        return sink.getvalue()
+        return _stream(self.table(index))
 
     def table(self, index: int) -> pa.Table:
         """Shard ``index``, with embeddings instead of audio. Raises `CorpusError` naming what cannot be embedded.
@@ -162,8 +204,7 @@ class Embedder:
         """
         job, shard = self.job, self.job.manifest.shards[index]
         place = storage.join(job.corpus, shard.path)
-        by_night = job.manifest.nights is not None and isinstance(self.encoder, NightEncoder)
-        table, made = self._epochs(shard) if by_night else self._utterances(place, shard)
+        table, made = self._epochs(shard) if job.by_night else self._utterances(place, shard)
         try:
             rows = made()
         except ValueError as error:
@@ -172,12 +213,17 @@ class Embedder:
         return table.add_column(1, "embedding", values)
 
     def _utterances(self, place: str, shard: Shard) -> _Rows:
-        job = self.job
-        table = shards.read_shard(job.corpus, shard, columns=["name", "audio", *_COLUMNS[1:]])
-        names = table.column("name").to_pylist()
-        pairs = zip(names, table.column("audio"), strict=True)
-        waves = [self._wave(f"{place}: utterance '{name}'", audio.as_py()) for name, audio in pairs]
-        made = partial(embed_utterances, self.encoder, waves, self.device, job.batch, normalise=job.normalise)
+        job, least = self.job, self.encoder.minimum_samples
+        table = decoded(job, shard) if self._decoded is None else self._decoded
+        waves = [np.frombuffer(audio.as_buffer(), np.int16) for audio in table["audio"]]
+        short = next((place for place, wave in enumerate(waves) if len(wave) < least), None)
+        if short is not None:
+            raise CorpusError(
+                f"{place}: utterance '{table['name'][short]}': {len(waves[short])} samples, but this run's encoder "
+                f"needs at least {least}; prepare the corpus again with min_s={least / job.manifest.rate:g} or more"
+            )
+        options: Any = {"normalise": job.normalise, "precision": job.precision}
+        made = partial(embed_utterances, self.encoder, waves, self.device, job.batch, **options)
         return table.drop_columns(["audio"]), made
 
     def _epochs(self, shard: Shard) -> _Rows:
@@ -188,19 +234,12 @@ class Embedder:
         found = partial(embed_epochs, encoder, read.places, read.pictures, self.device, stride=stride, batch=batch)
         return read.table, (lambda: unit_rows(found())) if job.normalise else found
 
-    def _wave(self, utterance: str, audio: bytes) -> np.ndarray:
-        """Samples int16 ``[T]`` of one utterance."""
-        try:
-            wave = decode.pcm(audio, self.job.manifest.format)
-        except CorpusError as error:
-            raise CorpusError(f"{utterance}: {error}") from None
-        least = self.encoder.minimum_samples
-        if len(wave) < least:
-            raise CorpusError(
-                f"{utterance}: {len(wave)} samples, but this run's encoder needs at least {least}; prepare the corpus "
-                f"again with min_s={least / self.job.manifest.rate:g} or more"
-            )
-        return wave
+
+def _stream(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
 
 
 def unit_rows(rows: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -27,6 +27,7 @@ from rayssl import storage
 from rayssl.data import listed
 from rayssl.data.shards import MANIFEST, Manifest
 from rayssl.errors import ConfigError, CorpusError, StorageError
+from rayssl.evaluation.settings import EmbeddingPrecision
 from rayssl.inference.encoder import load_encoder
 from rayssl.models.encoder import EncoderConfig
 from rayssl.runs.reading import RunCheckpoint, find
@@ -47,6 +48,7 @@ class EmbeddingRecord(Config):
     ``digest`` is the SHA-256 of the checkpoint's weights, ``fingerprint`` that of the corpus's content. Embeddings may
     be in one folder only if these two, ``encoder`` and ``stride`` are equal. ``files`` are in the order of the corpus.
     ``stride``: for epochs of nights, how many epochs a window of the encoder begins after the one before.
+    ``precision``: that of the encoder; embeddings of both are never in one folder.
     """
 
     version: int = _VERSION
@@ -63,6 +65,7 @@ class EmbeddingRecord(Config):
     rows: int
     files: list[str]
     stride: int | None = None
+    precision: EmbeddingPrecision = "fp32"
     complete: bool = False
 
     @property
@@ -70,6 +73,7 @@ class EmbeddingRecord(Config):
         """A hash of everything that determines the embeddings."""
         parts = [self.version, self.digest, self.fingerprint, self.encoder.model_dump(mode="json")]
         parts += [] if self.stride is None else [self.stride]
+        parts += [] if self.precision == "fp32" else [self.precision]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -90,20 +94,24 @@ def embed_corpus(
     overrides: list[str] | None = None,
     *,
     actors: int = 0,
+    precision: EmbeddingPrecision | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Embedded:
     """Embeds the prepared corpus at ``corpus`` into the folder ``out`` with a checkpoint of ``run``; all may be URIs.
 
-    ``actors`` is the number of actors (0: see `EmbeddingTask`). ``say`` receives a line of progress now and then.
-    Existing files do not change. Raises `UserError` if the run, the checkpoint or the corpus cannot be used, or if
-    ``out`` holds something else.
+    ``actors`` is the number of actors, and ``precision`` that of the encoder (0 and None: see `EmbeddingTask`). ``say``
+    receives a line of progress now and then. Existing files do not change. Raises `UserError` if the run, the
+    checkpoint or the corpus cannot be used, or if ``out`` holds something else.
     """
     started = time.monotonic()
     source = find(run, which, overrides)
     corpus, out = storage.absolute(corpus), storage.absolute(out)
     manifest = read_corpus(corpus)
     check_pictures(source.experiment, corpus, manifest)
-    record = _record(source, corpus, manifest)
+    job = EmbeddingTask(
+        source.experiment, source.uri, corpus, manifest, normalise=False, actors=actors, asked_precision=precision
+    )
+    record = _record(source, job)
     _check_out(out, record)
     missing = _missing(out, record, manifest)
     if missing:
@@ -111,7 +119,6 @@ def embed_corpus(
         source.experiment.storage.apply()
         load_encoder(source.experiment, source.uri, manifest.rate)  # raises here, before any actor starts
         _write_record(out, record)
-        job = EmbeddingTask(source.experiment, source.uri, corpus, manifest, normalise=False, actors=actors)
         rows = [shard.rows for shard in manifest.shards]
         progress = _Progress(len(rows), rows, set(missing), say)
         for answer in over_shards(job, missing, FileWriter, out, record.made_from):
@@ -166,9 +173,8 @@ class _Progress:
         self.say(line + (f", {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left" if self.left else ""))
 
 
-def _record(source: RunCheckpoint, corpus: str, manifest: Manifest) -> EmbeddingRecord:
-    experiment = source.experiment
-    by_night = manifest.nights is not None and experiment.encoder.frontend.layout == "epochs"
+def _record(source: RunCheckpoint, job: EmbeddingTask) -> EmbeddingRecord:
+    experiment, manifest, corpus = source.experiment, job.manifest, job.corpus
     return EmbeddingRecord(
         run=source.run,
         checkpoint=source.uri,
@@ -182,7 +188,8 @@ def _record(source: RunCheckpoint, corpus: str, manifest: Manifest) -> Embedding
         rate=manifest.rate,
         rows=manifest.rows,
         files=[_file(index) for index in range(len(manifest.shards))],
-        stride=night_windows_of(experiment)[0] if by_night else None,
+        stride=night_windows_of(experiment)[0] if job.by_night else None,
+        precision="fp32" if job.by_night else job.precision,
     )
 
 
@@ -205,7 +212,8 @@ def _check_out(out: str, record: EmbeddingRecord) -> None:
     if there.digest != record.digest:
         raise ConfigError(f"{out}: holds embeddings by {there.checkpoint}, not by {record.checkpoint}; {way_out}")
     if there.made_from != record.made_from:
-        what = "'encoder' section" if there.encoder != record.encoder else "evaluation.stride"
+        what = "evaluation.stride" if there.stride != record.stride else "precision"
+        what = "'encoder' section" if there.encoder != record.encoder else what
         raise ConfigError(f"{out}: holds embeddings by {there.checkpoint} with another {what}; {way_out}")
 
 
