@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from rayssl import __version__
-from rayssl.cli import components, configuration, data, machine, results, training
+from rayssl.cli import components, configuration, data, machine, reference, results, training
 from rayssl.cli.parser import Verb
 from rayssl.errors import Stopped, UserError
 
@@ -50,7 +50,7 @@ def _leave_ray() -> None:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The parsed arguments. Overrides may also follow an option, which argparse alone does not accept."""
-    parser = _parser()
+    parser = whole_parser()
     arguments, rest = parser.parse_known_args(argv)
     if not hasattr(arguments, "overrides") or any(argument.startswith("-") for argument in rest):
         return parser.parse_args(argv)
@@ -58,7 +58,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _parser() -> argparse.ArgumentParser:
+def whole_parser() -> argparse.ArgumentParser:
+    """The parser of the program, with all verbs."""
     parser = argparse.ArgumentParser(
         prog="rayssl",
         description="Self- and semi-supervised audio training on Ray.",
@@ -66,6 +67,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"rayssl {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for group in (configuration, data, training, results, components, machine):  # in the order of the help
+    for group in (configuration, data, training, results, components, machine, reference):  # in the order of the help
         group.add(verbs)
     return parser
