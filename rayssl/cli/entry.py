@@ -50,7 +50,7 @@ def _leave_ray() -> None:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The parsed arguments. Overrides may also follow an option, which argparse alone does not accept."""
-    parser = whole_parser()
+    parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     if not hasattr(arguments, "overrides") or any(argument.startswith("-") for argument in rest):
         return parser.parse_args(argv)
@@ -58,8 +58,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def whole_parser() -> argparse.ArgumentParser:
-    """The parser of the program, with all verbs."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="rayssl",
         description="Self- and semi-supervised audio training on Ray.",
@@ -69,4 +68,5 @@ def whole_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for group in (configuration, data, training, results, components, machine, reference):  # in the order of the help
         group.add(verbs)
+    parser.set_defaults(program=parser)  # for the verb that writes the completion of all of them
     return parser

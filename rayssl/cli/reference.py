@@ -129,11 +129,8 @@ def completion(arguments: argparse.Namespace) -> int:
     """
     import shtab
 
-    from rayssl.cli.entry import whole_parser
-
-    parser = whole_parser()
-    _complete_files(parser, shtab.FILE)
-    print(shtab.complete(parser, arguments.shell))
+    _complete_files(arguments.program, shtab.FILE)
+    print(shtab.complete(arguments.program, arguments.shell))
     return 0
 
 
