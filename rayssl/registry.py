@@ -33,12 +33,13 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, ClassVar, Generic, TypeVar, get_args
 
-from pydantic import BaseModel, GetCoreSchemaHandler, model_validator
+from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from rayssl.errors import described
 from rayssl.schema import Choice, Config
 
+MARK = "x-rayssl-component"  # in the JSON schema of a key that chooses a component: the kind of components
 _OUTSIDE = "rayssl_outside_"  # the names of modules that were imported from files begin with this
 _SOURCES: dict[str, tuple[str, str]] = {}  # the path and text of each such module, by the name of the module
 
@@ -189,6 +190,10 @@ class Registry(Choice, Generic[C]):
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(self.read)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """A mark only: `rayssl.keys.schemas` puts the components there, some of which hold components themselves."""
+        return {"type": "object", MARK: self.kind}
 
     def _settings(self, found: Any, name: str) -> type[C]:
         for candidate in (found, getattr(found, "Config", None)):

@@ -28,10 +28,12 @@ class BarlowTwins(PairMethod):
     """The pair's segments, and what SSPS may put in the positive's place, are those of `PairMethod`."""
 
     class Config(PairConfig):
-        """``redundancy``: lambda, the weight of what is off the diagonal."""
+        """What `rayssl keys configs/own_method/barlow.py:BarlowTwins` shows."""
 
         projector: ProjectorConfig = ProjectorConfig(sizes=[256, 256, 256], last_bias=False)
+        """The layers between the encoder and the loss."""
         redundancy: float = Field(0.005, ge=0)
+        """Lambda, the weight of what is off the diagonal of the correlation; 0.005 is published."""
 
     config: Config
 

@@ -10,6 +10,7 @@ from rayssl.cli.parser import CONFIG, OVERRIDES, Verbs, declare
 
 if TYPE_CHECKING:
     from rayssl.experiment.config import Experiment
+    from rayssl.schema import Config
 
 
 def add(verbs: Verbs) -> None:
@@ -19,17 +20,42 @@ def add(verbs: Verbs) -> None:
 
 
 def show(arguments: argparse.Namespace) -> int:
-    """Prints the resolved configuration, and where each value comes from."""
+    """Prints the resolved configuration of an experiment, a preparation or a sweep (with the experiment that all its
+    trials change), and where each value comes from.
+    """
+    from rayssl.keys.roots import ROOTS, kind_of
+    from rayssl.schema import parse
+
+    tree = read_tree(arguments)
+    kind = kind_of(tree)
+    if kind == "sweep":
+        return _show_sweep(arguments)
+    _print_leaves(tree, arguments.overrides, parse(ROOTS[kind].model, tree, arguments.config))
+    return 0
+
+
+def _show_sweep(arguments: argparse.Namespace) -> int:
+    from rayssl.sweeps.config import read_plan, split_overrides
+
+    plan = read_plan(arguments.config, arguments.overrides)
+    ours, of_trials = split_overrides(arguments.overrides)
+    print("# the sweep")
+    _print_leaves(plan.config.model_dump(mode="json", exclude_unset=True), ours, plan.config)
+    print(f"\n# the experiment that its trials change, {plan.where}")
+    _print_leaves(plan.tree, [*plan.config.overrides, *of_trials], plan.experiment({}, plan.run(0)))
+    return 0
+
+
+def _print_leaves(tree: dict[str, Any], overrides: list[str], config: Config) -> None:
+    """A line for each key of ``config``, which ``tree`` has become: its value, and where it comes from."""
     from rayssl.runs.origin import origins
     from rayssl.schema import flatten
 
-    tree, experiment = read_experiment(arguments)
-    leaves = flatten(experiment.model_dump(mode="json"))
-    where = origins(tree, arguments.overrides, experiment)
+    leaves = flatten(config.model_dump(mode="json"))
+    where = origins(tree, overrides, config)
     width = max(len(key) for key in leaves)
     for key, value in leaves.items():
         print(f"{key:<{width}}  {json.dumps(value):<40}  {where[key]}")
-    return 0
 
 
 def read_tree(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -22,11 +22,11 @@ OVERRIDES: Argument = (
 
 
 def declare(verbs: Verbs, function: Verb, text: str, example: str, *arguments: Argument) -> argparse.ArgumentParser:
-    """The sub-parser of a verb. Its name and its description are those of ``function``.
+    """The sub-parser of a verb. Its name and its description are those of ``function`` (``list_`` is ``list``).
 
     ``text``: its line in the list of verbs. ``example``: arguments for the example at the end of its help.
     """
-    parser = verbs.add_parser(function.__name__, help=text, description=f"{function.__doc__}")
+    parser = verbs.add_parser(function.__name__.rstrip("_"), help=text, description=f"{function.__doc__}")
     parser.epilog = f"example: {parser.prog} {example}"
     for argument, options in arguments:
         parser.add_argument(argument, **options)

@@ -116,7 +116,7 @@ class SplitConfig(Config):
             raise ValueError(f"{min(others)} does not go with nights; leave it out")
         return self
 
-    @field_validator("unlabelled", mode="before")
+    @field_validator("unlabelled", mode="before", json_schema_input_type=UnlabelledConfig | Literal["rest"])
     @classmethod
     def _rest(cls, value: object) -> object:
         # not a union with the word 'rest': then the message for a wrong key would be "input should be 'rest'"

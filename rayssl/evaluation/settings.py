@@ -48,8 +48,7 @@ class VerificationConfig(Config):
     batch: int = Field(64, ge=1)
     """The number of utterances of one forward pass. It changes speed and memory, not the figures."""
     precision: EmbeddingPrecision = "fp32"
-    """The precision of embedding. ``bf16`` is quicker on a GPU and has three digits: cosines differ by some thousandths.
-    """
+    """Of embedding: ``bf16`` is quicker on a GPU and has three digits, so that cosines differ by some thousandths."""
 
     def located(self) -> VerificationConfig:
         """The same settings with absolute paths."""
@@ -102,8 +101,7 @@ class ClassificationConfig(Config):
     batch: int = Field(64, ge=1)
     """The number of clips of one forward pass. It changes speed and memory, not the figures."""
     precision: EmbeddingPrecision = "fp32"
-    """The precision of embedding. ``bf16`` is quicker on a GPU and has three digits: cosines differ by some thousandths.
-    """
+    """Of embedding: ``bf16`` is quicker on a GPU and has three digits, so that cosines differ by some thousandths."""
 
     def located(self) -> ClassificationConfig:
         """The same settings with absolute paths."""

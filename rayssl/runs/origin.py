@@ -17,16 +17,16 @@ import yaml
 from rayssl import __version__, storage
 from rayssl.experiment.config import Experiment
 from rayssl.registry import outside_files
-from rayssl.schema import flatten, override
+from rayssl.schema import Config, flatten, override
 
 _PACKAGES = ("torch", "torchaudio", "ray", "faiss-cpu", "pyarrow", "s3fs", "numpy")
 
 
-def origins(tree: dict[str, Any], overrides: list[str], experiment: Experiment) -> dict[str, str]:
-    """Where the value of each dotted key of ``experiment`` comes from: ``file``, ``override`` or ``default``."""
+def origins(tree: dict[str, Any], overrides: list[str], config: Config) -> dict[str, str]:
+    """Where the value of each dotted key of ``config`` comes from: ``file``, ``override`` or ``default``."""
     given = _leaves(tree)
     changed = {key for assignment in overrides for key in _leaves(override({}, [assignment]))}
-    return {key: _origin(key, given, changed) for key in flatten(experiment.model_dump(mode="json"))}
+    return {key: _origin(key, given, changed) for key in flatten(config.model_dump(mode="json"))}
 
 
 def record(experiment: Experiment, where: dict[str, str], changes: Sequence[dict[str, Any]] = ()) -> None:

@@ -16,7 +16,7 @@ from rayssl.training.context import ClassClient, Context, MemoryClient
 from rayssl.training.nights import NightInput
 from rayssl.training.optim import OptimiserConfig
 from rayssl.training.stopping import Stopping
-from rayssl.training.trackers.base import Tracker, TrackerConfig
+from rayssl.training.trackers.base import Tracker, Trackers
 from rayssl.views.recipes import SegmentPlan
 
 
@@ -84,7 +84,7 @@ class TrainingConfig(Config):
     """After so many steps one step is computed again and its bits are compared, to find a processor that computes wrong
     without an error; 0 never does. A check costs two steps.
     """
-    trackers: list[TrackerConfig] = []
+    trackers: Trackers = []
     """Where figures go besides the run's folder (``metrics.jsonl`` and TensorBoard's ``tensorboard/``) and Ray's
     metrics: a list, or one name such as ``wandb``. ``tensorboard`` is always written, with or without being named.
     Accounts come from the environment of the workers.

@@ -207,7 +207,7 @@ class AugmentConfig(Config):
     time_shift: TimeShiftConfig = TimeShiftConfig()
     """A roll in time, in which the end becomes the beginning."""
     fade: FadeConfig = FadeConfig()
-    """A fade in and a fade out."""
+    """A fade in and a fade out, each with a length and a shape of its own."""
     time_mask: TimeMaskConfig = TimeMaskConfig()
     """An interval of silence."""
     gain: GainConfig = GainConfig()

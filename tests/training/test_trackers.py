@@ -18,7 +18,16 @@ from rayssl.errors import ConfigError, UserError
 from rayssl.schema import parse
 from rayssl.training.state import TrainingConfig
 from rayssl.training.trackers.background import Background
-from rayssl.training.trackers.base import Identity, MlflowConfig, Several, Tracker, WandbConfig, keep_id, known_id
+from rayssl.training.trackers.base import (
+    Identity,
+    MlflowConfig,
+    Several,
+    TensorboardConfig,
+    Tracker,
+    WandbConfig,
+    keep_id,
+    known_id,
+)
 from rayssl.training.trackers.opening import check, open_all
 from tests import runs, small_experiment
 
@@ -158,6 +167,21 @@ def test_a_slow_server_holds_nothing_up() -> None:
 
 def settings_of(*trackers: dict[str, Any]) -> TrainingConfig:
     return parse(TrainingConfig, {"trackers": list(trackers)}, "x.yaml")
+
+
+def test_one_tracker_needs_no_list() -> None:
+    """A name is enough where no key must be given. TensorBoard may be named, and needs no tracker of its own."""
+    for given in ("tensorboard", ["tensorboard"], {"name": "tensorboard"}):
+        (only,) = parse(TrainingConfig, {"trackers": given}, "x.yaml").trackers
+        assert only == TensorboardConfig(name="tensorboard")
+        assert open_all([only], Identity("run"), lambda line: None) == []
+    both = parse(TrainingConfig, {"trackers": ["wandb", {"name": "tensorboard"}]}, "x.yaml").trackers
+    assert both == [WandbConfig(name="wandb"), TensorboardConfig(name="tensorboard")]
+    assert parse(TrainingConfig, {"trackers": [each.model_dump() for each in both]}, "x.yaml").trackers == both
+    with pytest.raises(ConfigError, match=r"'trackers': mlflow needs the address of its server: \[\{name: mlflow"):
+        parse(TrainingConfig, {"trackers": "mlflow"}, "x.yaml")
+    with pytest.raises(ConfigError, match="'trackers': expected tensorboard, wandb, or a list"):
+        parse(TrainingConfig, {"trackers": "comet"}, "x.yaml")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ class SyntheticConfig(SourceConfig):
     seed: int = 0
     """The seed of all speakers and utterances. Another seed gives other speakers."""
     speakers: int = Field(default=40, ge=1)
-    """The number of speakers."""
+    """The number of different voices. Take a few hundred if speakers shall be told apart, and few for a quick try."""
     recordings: int = Field(default=4, ge=1)
     """The number of recordings of each speaker, which differ in their channel."""
     utterances: int = Field(default=4, ge=1)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from rayssl import storage
 from rayssl.errors import UserError
@@ -124,7 +124,37 @@ class WandbConfig(Config):
         return f"{self.entity} {self.project}"
 
 
-TrackerConfig = Annotated[MlflowConfig | WandbConfig, Field(discriminator="name")]
+class TensorboardConfig(Config):
+    """TensorBoard's event files in the run's folder. `rayssl.training.metrics.RunLog` writes them for every run."""
+
+    name: Literal["tensorboard"]
+    """TensorBoard: event files in the run's folder ``tensorboard/``. Every run has them; to name it changes nothing."""
+
+
+TrackerConfig = Annotated[TensorboardConfig | MlflowConfig | WandbConfig, Field(discriminator="name")]
+
+
+def _listed(given: Any) -> Any:
+    """A list for one tracker, and settings for the name of a tracker."""
+    if isinstance(given, list):
+        return [_named(each) for each in given]
+    return [_named(given)] if isinstance(given, str | dict) else given
+
+
+def _named(given: Any) -> Any:
+    if not isinstance(given, str):
+        return given
+    if given == "mlflow":
+        raise ValueError("mlflow needs the address of its server: [{name: mlflow, uri: 'http://HOST:PORT'}]")
+    if given not in ("tensorboard", "wandb"):
+        raise ValueError("expected tensorboard, wandb, or a list such as [{name: wandb, project: speech}]")
+    return {"name": given}
+
+
+_Name = Literal["tensorboard", "wandb"]
+Trackers = Annotated[
+    list[TrackerConfig], BeforeValidator(_listed, json_schema_input_type=_Name | list[_Name | TrackerConfig])
+]
 
 
 @dataclass(frozen=True)

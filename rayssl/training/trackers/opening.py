@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from rayssl.errors import ConfigError
 from rayssl.training.trackers.background import Background
-from rayssl.training.trackers.base import Identity, MlflowConfig, Tracker, WandbConfig, local_path
+from rayssl.training.trackers.base import Identity, MlflowConfig, TensorboardConfig, Tracker, WandbConfig, local_path
+
+AnyTracker: TypeAlias = TensorboardConfig | MlflowConfig | WandbConfig
 
 _PACKAGES = {"mlflow": "mlflow-skinny", "wandb": "wandb"}
 
 
-def check(configs: Sequence[MlflowConfig | WandbConfig], run: str) -> None:
+def check(configs: Sequence[AnyTracker], run: str) -> None:
     """Raises `ConfigError` for a tracker that cannot work: its package is missing, or it needs a local folder."""
     for index, config in enumerate(configs):
-        if importlib.util.find_spec(config.name) is None:
+        if not isinstance(config, TensorboardConfig) and importlib.util.find_spec(config.name) is None:
             raise ConfigError(
                 f"training.trackers.{index}.name={config.name}: the package is not installed; "
                 f"pip install {_PACKAGES[config.name]}, or leave the tracker out"
@@ -27,10 +30,14 @@ def check(configs: Sequence[MlflowConfig | WandbConfig], run: str) -> None:
             )
 
 
-def open_all(configs: Sequence[MlflowConfig | WandbConfig], of: Identity, say: Callable[[str], None]) -> list[Tracker]:
-    """The configured trackers, each in its own thread. Raises `ConfigError` as `check` does."""
+def open_all(configs: Sequence[AnyTracker], of: Identity, say: Callable[[str], None]) -> list[Tracker]:
+    """The configured trackers, each in its own thread. Raises `ConfigError` as `check` does.
+
+    TensorBoard is not among them: the run's own file `rayssl.training.metrics.RunLog` writes for it.
+    """
     check(configs, of.run)
-    return [Background(config.name, _opening(config, of), say) for config in configs]
+    others = [config for config in configs if not isinstance(config, TensorboardConfig)]
+    return [Background(config.name, _opening(config, of), say) for config in others]
 
 
 def _opening(config: MlflowConfig | WandbConfig, of: Identity) -> Callable[[], Tracker]:
