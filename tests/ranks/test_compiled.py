@@ -12,7 +12,7 @@ from rayssl.models.encoder import EncoderConfig, build_encoder
 from rayssl.schema import parse
 from rayssl.training.kernels import compile_each
 
-pytestmark = pytest.mark.ranks
+pytestmark = [pytest.mark.ranks, pytest.mark.slow]  # each rank compiles
 Result = list[torch.Tensor]
 
 
@@ -40,9 +40,9 @@ def _trained(rank: int, world: int, last: bool, compiled: bool) -> Result:
 
 
 def test_compiled_ranks_are_as_the_others(ranks: Callable[..., list[Any]]) -> None:
-    plain = ranks(_trained, False, False, world=2, timeout=300)
+    plain = ranks(_trained, False, False, world=2, timeout=900)
     for last in (False, True):
-        for one, other in zip(plain, ranks(_trained, last, True, world=2, timeout=300), strict=True):
+        for one, other in zip(plain, ranks(_trained, last, True, world=2, timeout=900), strict=True):
             largest = max(value.abs().max() for value in one)
             for expected, found in zip(one, other, strict=True):
                 torch.testing.assert_close(found / largest, expected / largest, rtol=1e-4, atol=1e-5)
