@@ -90,7 +90,7 @@ def fetch(one: PublicSet, how: FetchOptions, say: Callable[[str], None], progres
 
 
 def _fetch(one: PublicSet, how: FetchOptions, say: Callable[[str], None], progress: Progress) -> str:
-    for unfinished in how.into.glob(f".{one.name}-*.tmp"):
+    for unfinished in how.into.glob(f".{one.name}.*.tmp"):
         shutil.rmtree(unfinished)
     copied = _tables_of_mirror(one, how.mirror)
     _check_room(one, how, copied)
@@ -103,7 +103,7 @@ def _fetch(one: PublicSet, how: FetchOptions, say: Callable[[str], None], progre
         record["from"] = str(how.mirror) if how.mirror else one.page
         record["sources"] = [_verified(file, path, how, say) for file, path in zip(one.files, paths, strict=True)]
     folder = how.into / one.name
-    with tempfile.TemporaryDirectory(prefix=f".{one.name}-", suffix=".tmp", dir=how.into) as made:
+    with tempfile.TemporaryDirectory(prefix=f".{one.name}.", suffix=".tmp", dir=how.into) as made:
         ready = Path(made) / "data"
         ready.mkdir()
         if copied:
