@@ -49,11 +49,14 @@ def fetch(arguments: argparse.Namespace) -> int:
         print(_table())
         return 0
     one = catalogue.find(arguments.name)
-    print(f"{one.name}: {one.what}")
-    print(f"  {_size(one)}; licence: {one.licence}; {one.page}", flush=True)
-    how = fetching.FetchOptions(into, None if mirror is None else Path(mirror), arguments.keep)
-    with _progress() as progress:
-        print(fetching.fetch(one, how, lambda line: print(line, flush=True), progress))
+    done = fetching.there(one, into)
+    if done is None:
+        print(f"{one.name}: {one.what}")
+        print(f"  {_size(one)}; licence: {one.licence}; {one.page}", flush=True)
+        how = fetching.FetchOptions(into, None if mirror is None else Path(mirror), arguments.keep)
+        with _progress() as progress:
+            done = fetching.fetch(one, how, lambda line: print(line, flush=True), progress)
+    print(done)
     if into != Path(catalogue.PLACE) and one.then:
         print(f"the configurations name {catalogue.PLACE}: override source.uri, or link {into} there")
     elif one.then:

@@ -1,7 +1,7 @@
 """The data sets that ``rayssl fetch`` knows: address, size, hash and licence of each, and what it is for.
 
 Sizes and hashes are those that others publish: OpenSLR in its own lists, TensorFlow Datasets and torchaudio (Speech
-Commands, LibriSpeech, FSDD), recipes of PaddlePaddle and Kiwano (VoxCeleb's lists). GitHub makes the archive of a
+Commands, LibriSpeech), recipes of PaddlePaddle and Kiwano (VoxCeleb's lists). GitHub makes the archive of a
 commit anew when it is asked for one, so only the tree of the commit says what must be in it.
 """
 
@@ -102,17 +102,17 @@ SETS = (
     ),
     PublicSet(
         name="fsdd",
-        what="spoken digits of five speakers (Free Spoken Digit Dataset), 25 of each",
+        what="spoken digits: five of the six speakers, 25 recordings of each digit (Free Spoken Digit Dataset)",
         purpose="digits_*.yaml",
         licence="CC BY-SA 4.0",
         page="https://github.com/Jakobovski/free-spoken-digit-dataset",
         files=(
             PublicFile(
-                "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/v1.0.9.tar.gz",
-                "free-spoken-digit-dataset-1.0.9.tar.gz",
-                11_975_353,
-                "sha256",
-                "8bc44cde129d505cbbb6b365c09f80c663f2aa77578afc634e6141a2f87100c0",
+                "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/v1.0.10.tar.gz",
+                "free-spoken-digit-dataset-1.0.10.tar.gz",
+                kind="git tree",
+                expected="2812395cc0d09f07e2bea672d0c436e937a1ab5f",
+                about=15_602_882,
             ),
         ),
         strip=1,

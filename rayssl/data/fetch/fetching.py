@@ -64,7 +64,7 @@ def there(one: PublicSet, into: Path) -> str | None:
 
 
 def fetch(one: PublicSet, how: FetchOptions, say: Callable[[str], None], progress: Progress) -> str:
-    """Brings ``one`` into ``how.into/NAME`` and returns a line that says so; at once if it is there.
+    """Brings ``one`` into ``how.into/NAME`` and returns a line that says so; at once if it is `there`.
 
     Raises:
         CorpusError: a hash or an archive is wrong, the mirror lacks a file, or the set is to be had by hand only.
@@ -72,9 +72,6 @@ def fetch(one: PublicSet, how: FetchOptions, say: Callable[[str], None], progres
         StorageError: the server refuses, or the disk has too little room.
     """
     try:
-        found = there(one, how.into)
-        if found:
-            return found
         if not one.files:
             by_hand = one.by_hand.format(folder=how.into / one.name)
             raise CorpusError(f"{one.name} cannot be downloaded without its publisher's consent: {one.page}: {by_hand}")
