@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 from rayssl.errors import CorpusError
 
@@ -127,25 +127,27 @@ def git_tree(path: Path) -> str:
     As git does it: SHA-1 of ``"blob SIZE\\0" + content``, and for a folder of ``"tree SIZE\\0"`` and an entry
     ``"MODE NAME\\0" + SHA-1`` for each of its files and folders.
     """
-    root: dict[str, object] = {}
+    root: dict[str, Any] = {}
     for member in members(path):
         *folders, name = stripped(member.name, 1).split("/")
         if not name:
             continue
         content, below = member.content(), root
         for folder in folders:
-            below = below.setdefault(folder, {})  # type: ignore[assignment]
+            below = below.setdefault(folder, {})
         mode = "100755" if member.executable else "100644"
         below[name] = (mode, _named("blob", content))
     return _tree(root).hex()
 
 
-def _tree(entries: dict[str, object]) -> bytes:
-    found = {}
-    for name, entry in entries.items():
-        mode, sha = ("40000", _tree(entry)) if isinstance(entry, dict) else entry  # type: ignore[misc]
-        order = name.encode() + (b"/" if mode == "40000" else b"")
-        found[order] = f"{mode} {name}\0".encode() + sha
+def _tree(folder: dict[str, Any]) -> bytes:
+    """The SHA-1 of a folder: each entry is a folder again, or the mode and the SHA-1 of a file."""
+    found: dict[bytes, bytes] = {}
+    for name, entry in folder.items():
+        if isinstance(entry, dict):  # in git's order a folder counts as its name with a slash
+            found[name.encode() + b"/"] = f"40000 {name}\0".encode() + _tree(entry)
+        else:
+            found[name.encode()] = f"{entry[0]} {name}\0".encode() + entry[1]
     return _named("tree", b"".join(found[order] for order in sorted(found)))
 
 

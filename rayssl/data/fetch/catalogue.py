@@ -67,7 +67,7 @@ class PublicSet:
     by_hand: str = ""
     strip: int = 0
     unpacked: float = 1.2
-    tables: chosen.Choice | None = None
+    tables: chosen.ClipSelection | None = None
     then: str = ""
 
     @property

@@ -30,7 +30,7 @@ class Clip(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Choice:
+class ClipSelection:
     """Clips for tables.
 
     Args:
@@ -130,7 +130,7 @@ def trials_of_words(clips: Sequence[Clip]) -> list[Trial]:
     return found
 
 
-SPEECH_COMMANDS = Choice(_word, {"train": 2557, "test": 1463}, trials_of_words)
-FSDD = Choice(_digit, {"train": 1000, "test": 250})
-ESC10 = Choice(_sound, {"all": 400})
-DONATEACRY = Choice(_cry, {"train": 320, "test": 73})
+SPEECH_COMMANDS = ClipSelection(_word, {"train": 2557, "test": 1463}, trials_of_words)
+FSDD = ClipSelection(_digit, {"train": 1000, "test": 250})
+ESC10 = ClipSelection(_sound, {"all": 400})
+DONATEACRY = ClipSelection(_cry, {"train": 320, "test": 73})

@@ -72,6 +72,8 @@ def fetch(one: PublicSet, how: FetchOptions, say: Callable[[str], None], progres
         StorageError: the server refuses, or the disk has too little room.
     """
     try:
+        if not one.files and (found := there(one, how.into)) is not None:
+            return found
         if not one.files:
             by_hand = one.by_hand.format(folder=how.into / one.name)
             raise CorpusError(f"{one.name} cannot be downloaded without its publisher's consent: {one.page}: {by_hand}")

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from rayssl.data import listed, trials
 from rayssl.data.fetch.archives import members, stripped
-from rayssl.data.fetch.chosen import Choice, Clip
+from rayssl.data.fetch.chosen import ClipSelection, Clip
 from rayssl.errors import CorpusError
 
 COLUMNS = ("id", "audio", "speaker", "label", "session")
@@ -19,7 +19,7 @@ TRIALS = "trials_test.txt"
 _GROUP_ROWS = 128
 
 
-def write(archives: list[Path], strip: int, choice: Choice, folder: Path, say: Callable[[str], None]) -> None:
+def write(archives: list[Path], strip: int, choice: ClipSelection, folder: Path, say: Callable[[str], None]) -> None:
     """Reads the chosen clips out of the archives, without unpacking the others, into ``PART-00000-of-00001.parquet``.
 
     Says what is missing. Raises `CorpusError` if a part has no clip.
@@ -43,7 +43,7 @@ def write(archives: list[Path], strip: int, choice: Choice, folder: Path, say: C
         trials.write(str(folder / TRIALS), choice.trials([clip for clip, _ in parts["test"]]))
 
 
-def mirrored(mirror: Path, choice: Choice) -> list[Path]:
+def mirrored(mirror: Path, choice: ClipSelection) -> list[Path]:
     """The Parquet files and lists of trials of a mirror. Raises `CorpusError` if one lacks a column or a part."""
     found = sorted(mirror.glob("*.parquet"))
     for path in found:

@@ -260,7 +260,7 @@ def test_words_have_the_clips_and_trials_of_the_list(tmp_path: Path) -> None:
         (chosen.SPEECH_COMMANDS, "_background_noise_/pink_noise.wav", None),
     ],
 )
-def test_what_a_name_says(choice: chosen.Choice, name: str, clip: tuple[str, ...] | None) -> None:
+def test_what_a_name_says(choice: chosen.ClipSelection, name: str, clip: tuple[str, ...] | None) -> None:
     assert choice.clip(name) == (None if clip is None else chosen.Clip(*clip))
 
 
