@@ -65,9 +65,8 @@ def _words() -> dict[tuple[str, str, str], str]:
     found = {}
     for part, speaker, *words in _lines("speech_commands_sv.txt"):
         for entry in words:
-            word = entry.rstrip("0123456789")
-            for number in entry[len(word) :]:
-                found[speaker, word, number] = part
+            word, _, numbers = entry.partition(":")
+            found |= {(speaker, word, number): part for number in numbers.split(",")}
     return found
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from rayssl.data import listed, trials
 from rayssl.data.fetch.archives import members, stripped
-from rayssl.data.fetch.chosen import ClipSelection, Clip
+from rayssl.data.fetch.chosen import Clip, ClipSelection
 from rayssl.errors import CorpusError
 
 COLUMNS = ("id", "audio", "speaker", "label", "session")
