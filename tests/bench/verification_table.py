@@ -4,7 +4,7 @@ other bases with SSPS.
     python -m tests.bench.verification_table [--seeds 0 1 2] [--rows simclr ssps supervised dino ssps_dino ...]
 
 Trains and evaluates what is missing, by the commands a user would type, and prints one Markdown row for each; a run
-that was interrupted resumes. Needs the corpora of `configs/gsc_prepare.yaml` and access to them.
+that was interrupted resumes. Needs the corpora of `configs/gsc_prepare.yaml`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", default=sorted({row.run for row in ROWS}))
-    parser.add_argument("--into", default="s3://rayssl/runs/table")
+    parser.add_argument("--into", default="runs/gsc/table")
     arguments = parser.parse_args()
     rows = [row for row in ROWS if row.run in arguments.rows]
     measured: dict[Row, list[dict[str, float]]] = {row: [] for row in rows}
