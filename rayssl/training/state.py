@@ -59,9 +59,9 @@ class TrainingConfig(Config):
     """``bf16`` computes the network in bfloat16 by autocast, which saves time and memory on GPUs that have it (A100 and
     later); weights, losses and the optimiser stay float32. ``fp32`` is exact and right for CPUs.
     """
-    compile: bool | Literal["auto"] = "auto"
-    """Whether ``torch.compile`` compiles the encoders; ``auto`` does on a GPU. It takes time at the start and pays off
-    in long runs. Last digits change.
+    compile: bool | Literal["auto"] = False
+    """Whether ``torch.compile`` compiles the encoders; ``auto`` does on a GPU with a C compiler, and goes on without
+    where compiling fails. It takes time at the start and is for long runs; measure whether it pays. Last digits change.
     """
     tf32: bool = False
     """Whether products of float32 matrices may use TF32 on a GPU that has it: several times as fast, with 10 bits of
