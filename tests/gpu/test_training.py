@@ -90,7 +90,7 @@ def test_ddp_over_nccl_with_one_rank(gpu: str, tmp_path: Path) -> None:
     method = method.to(gpu).train()
     views = {
         name: View(view.wave.to(gpu), None if view.keys is None else view.keys.to(gpu))
-        for name, view in random_views(["first", "second"]).items()
+        for name, view in random_views(["anchor", "positive"]).items()
     }
 
     def gradients(wrapped: torch.nn.Module) -> list[torch.Tensor]:
