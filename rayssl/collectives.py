@@ -10,12 +10,13 @@ In a method, with ``W`` ranks and ``a [B, D]`` on each::
     keys = collectives.gather(a)           # [W*B, D], with gradient
     offset = collectives.rank() * len(a)   # the row of this rank's first utterance in keys
 
-With one rank every function works without a process group.
+With one rank every function works without a process group. With GPUs the group has two backends, `GPU_BACKEND`:
+tensors of a GPU go by NCCL; Python objects, barriers and figures go by gloo.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -25,6 +26,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
+
+GPU_BACKEND = "cpu:gloo,cuda:nccl"  # of a group whose ranks have GPUs
 
 _TURN_S = 5.0  # the longest that other ranks wait in one communication for something that rank 0 waits for
 
@@ -37,6 +40,11 @@ def world() -> int:
 def rank() -> int:
     """The rank of this process, from 0; 0 without a process group."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def everyone() -> Any:
+    """The process group of all ranks, for a function of torch that takes one."""
+    return dist.group.WORLD
 
 
 @contextmanager
@@ -55,11 +63,23 @@ def process_group(rank: int, world: int, file: str) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def replicated(module: nn.Module, device: torch.device) -> nn.Module:
-    """``module`` wrapped in DDP, which averages its gradients over ranks. With one rank: ``module`` itself."""
+def replicated(module: nn.Module, device: torch.device, differing: Sequence[tuple[nn.Module, str]]) -> nn.Module:
+    """``module`` wrapped in DDP, which averages its gradients over ranks. With one rank: ``module`` itself.
+
+    Every rank gets the weights and buffers of rank 0. Afterwards, only ``differing`` buffers are shared again, before
+    each forward pass and in one message: see `rayssl.models.buffers`. DDP itself would send all of them, and a queue of
+    negatives is 67 MB. All other buffers are equal on the ranks, or not read.
+
+    ``static_graph`` is not set: it spares a search for unused parameters, which is off, and it costs a copy of each
+    output.
+    """
     if world() == 1:
         return module
-    return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
+    share_buffers(module)
+    devices = [device] if device.type == "cuda" else None
+    wrapped = DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+    wrapped.register_forward_pre_hook(lambda *_: share(differing))
+    return wrapped
 
 
 def gather(x: Tensor) -> Tensor:
@@ -81,6 +101,19 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     All ranks must call, with the same shape and dtype. With one rank the result is ``x`` itself.
     """
     return x if world() == 1 else _Sum.apply(x)  # type: ignore[no-untyped-call]
+
+
+def sum_on_host(x: Tensor) -> Tensor:
+    """The elementwise sum of ``x`` over ranks, on the CPU and without gradient. All ranks must call.
+
+    For figures: they go between hosts, so that no stream of a GPU takes part, and a rank that waits long for others
+    does not run into the time limit of NCCL.
+    """
+    total = x.detach().cpu()
+    if world() > 1:
+        total = total.clone()
+        dist.all_reduce(total)
+    return total
 
 
 def gather_objects(value: Any) -> list[Any]:
@@ -137,10 +170,46 @@ def on_rank_0(action: Callable[[], T]) -> T:
 
 
 def share_buffers(module: nn.Module) -> None:
-    """Gives every rank the buffers of rank 0, as DDP does before each forward pass in training."""
-    if world() > 1:
-        for buffer in module.buffers():
-            dist.broadcast(buffer, src=0)
+    """Gives every rank all buffers of rank 0."""
+    share([(part, name) for part in module.modules() for name, _ in part.named_buffers(recurse=False)])
+
+
+@torch.no_grad()
+def share(buffers: Sequence[tuple[nn.Module, str]]) -> None:
+    """Gives every rank the values of rank 0 of ``buffers``, owners and names, in one message for each dtype."""
+    if world() == 1:
+        return
+    for same in _by_dtype([getattr(owner, name) for owner, name in buffers]):
+        flat = torch.cat([each.flatten() for each in same])
+        dist.broadcast(flat, src=0)
+        if rank() != 0:
+            _unflatten(flat, same)
+
+
+@torch.no_grad()
+def average_gradients(module: nn.Module) -> None:
+    """Replaces each gradient of ``module`` by its mean over ranks, as DDP does in a backward pass.
+
+    All ranks must call, and have gradients of the same parameters.
+    """
+    if world() == 1:
+        return
+    for same in _by_dtype([p.grad for p in module.parameters() if p.grad is not None]):
+        flat = torch.cat([each.flatten() for each in same]).div_(world())
+        dist.all_reduce(flat)
+        _unflatten(flat, same)
+
+
+def _by_dtype(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    groups: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault(tensor.dtype, []).append(tensor)
+    return list(groups.values())
+
+
+def _unflatten(flat: Tensor, into: list[Tensor]) -> None:
+    parts = flat.split([each.numel() for each in into])
+    torch._foreach_copy_(into, [part.view_as(each) for part, each in zip(parts, into, strict=True)])
 
 
 def barrier() -> None:

@@ -13,7 +13,7 @@ With ``local=True`` everything runs in this process, without Ray.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any, TypeAlias, TypeVar
 
@@ -24,6 +24,7 @@ from rayssl.experiment.build import check_start
 from rayssl.experiment.config import Experiment
 from rayssl.experiment.files import read_yaml
 from rayssl.experiment.job import resolve
+from rayssl.progress import Line, Screen, open_screen
 from rayssl.runs.changes import changes as changes_of
 from rayssl.runs.changes import refuse
 from rayssl.runs.origin import origins, record
@@ -92,28 +93,32 @@ def train_recorded(
     *,
     local: bool,
     allow_change: Sequence[str] = (),
-    say: Callable[[str], None] = lambda line: None,
+    screen: Screen | None = None,
+    verbose: bool = False,
 ) -> dict[str, Any]:
     """`train` for settings that have been read. ``where``: the origin of each key, for the run's folder.
 
-    ``say`` gets lines about what the training will not do.
+    ``screen`` shows what happens; by default lines are printed. ``verbose``: also what Ray's own processes print.
 
     The folder's record changes only if something is trained.
     """
+    screen = screen or open_screen("plain")
     job = resolve(experiment)
+    for line in job.header():
+        screen.show(Line(line))
     trained = checkpoint.steps(job.run)
     changed = changes_of(experiment) if trained else []
     refuse(job.run, changed, allow_change, max(trained, default=0))
-    if check_start(job, say).epoch < experiment.training.epochs:
+    if check_start(job, lambda line: screen.show(Line(line))).epoch < experiment.training.epochs:
         for line in ahead.check(job):
-            say(line)
+            screen.show(Line(line))
         experiment.storage.apply()
         record(experiment, where, [{"step": max(trained), **change._asdict()} for change in changed])
     if local:
-        return local_training.train(job)
+        return local_training.train(job, screen=screen)
     from rayssl.runtime import train as runtime
 
-    return runtime.train(job)
+    return runtime.train(job, screen=screen, verbose=verbose)
 
 
 def evaluate(run: str | PathLike[str], checkpoint: str = "last", *, local: bool = False, **changes: Any) -> Any:

@@ -23,6 +23,7 @@ from rayssl.experiment.job import Job, resolve
 from rayssl.experiment.local import LocalContext
 from rayssl.memory.pieces import Kind
 from rayssl.methods.base import Batch, JobFacts, Method, View, Views
+from rayssl.progress import open_screen
 from rayssl.schema import override, parse
 from rayssl.training import checkpoint, pieces
 from rayssl.training.context import InProcessClasses, InProcessMemory
@@ -191,7 +192,7 @@ class Quiet(LocalContext):
     """Says nothing and draws no events; ``wrapper`` in place of what averages gradients, if given."""
 
     def __init__(self, job: Job, wrapper: Callable[[nn.Module], nn.Module] | None = None) -> None:
-        super().__init__(job, say=lambda line: None)
+        super().__init__(job, screen=open_screen("quiet"))
         self._wrapper, self._run = wrapper, job.run
 
     def wrap(self, method: Method) -> nn.Module:

@@ -24,6 +24,7 @@ from rayssl.experiment.config import Experiment
 from rayssl.experiment.job import resolve
 from rayssl.experiment.local import LocalContext, batches
 from rayssl.models.nightmel import NightMelConfig
+from rayssl.progress import open_screen
 from rayssl.schema import override, parse
 from rayssl.training.loop import Loop
 from rayssl.training.stopping import Stopping
@@ -145,7 +146,7 @@ class _QuietContext(LocalContext):
     """A context that prints nothing and collects the loss of every step."""
 
     def __init__(self, job: Any) -> None:
-        super().__init__(job, say=lambda line: None)
+        super().__init__(job, screen=open_screen("quiet"))
         self.losses: list[float] = []
 
     def open_log(self, resume_step: int | None) -> Tracker:

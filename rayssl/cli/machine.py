@@ -67,6 +67,7 @@ def _add_memory(measured: Verbs) -> None:
         ("iterations", 10, "of k-means"),
         ("calls", 50, "exchanges of each rank"),
         ("ahead", 1, "steps of an exchange"),
+        ("relays", 0, "as if the ranks were on so many nodes, with one call of each (0: one of each rank)"),
         ("seed", 0, "of rows and draws"),
     )
     parser.add_argument("--half", action="store_true", help="store the rows in fp16")

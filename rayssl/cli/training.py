@@ -16,6 +16,12 @@ def add(verbs: Verbs) -> None:
     trained.add_argument("--local", action="store_true", help=text)
     text = "let this key differ from what the run's steps were trained with; recorded in origin.json; may be repeated"
     trained.add_argument("--allow-change", metavar="KEY", action="append", default=[], help=text)
+    shown = trained.add_mutually_exclusive_group()
+    shown.add_argument("--quiet", action="store_true", help="show nothing but errors")
+    text = "show also what Ray's own processes print, and which process each line is from"
+    shown.add_argument("--verbose", action="store_true", help=text)
+    text = "how progress is shown: a bar on a terminal and else lines (auto), lines, or each event as JSON"
+    trained.add_argument("--log", choices=("auto", "plain", "json"), default="auto", help=text)
     text, example = "search over keys of an experiment", "configs/sweep_synthetic.yaml trials=20 training.epochs=12"
     searched = declare(verbs, sweep, text, example, CONFIG, OVERRIDES)
     searched.add_argument("--retry-failed", action="store_true", help="run failed trials again")
@@ -25,14 +31,24 @@ def add(verbs: Verbs) -> None:
 def train(arguments: argparse.Namespace) -> int:
     """Trains a run. After an interruption the same command resumes from the last checkpoint."""
     from rayssl.door import train_recorded
+    from rayssl.progress import Line, open_screen
     from rayssl.runs.origin import origins
 
     tree, experiment = read_experiment(arguments)
     where = origins(tree, arguments.overrides, experiment)
-    metrics = train_recorded(experiment, where, local=arguments.local, allow_change=arguments.allow_change, say=print)
-    print(
-        f"{experiment.run}: trained to epoch {experiment.training.epochs}, loss {metrics.get('loss', float('nan')):.4f}"
-    )
+    screen = open_screen("quiet" if arguments.quiet else arguments.log)
+    changes = arguments.allow_change
+    how = {"local": arguments.local, "screen": screen, "verbose": arguments.verbose}
+    try:
+        metrics = train_recorded(experiment, where, allow_change=changes, **how)
+    finally:
+        screen.close()
+    epochs, loss = experiment.training.epochs, metrics.get("loss", float("nan"))
+    result = f"{experiment.run}: trained to epoch {epochs}, loss {loss:.4f}"
+    if arguments.log == "json":
+        screen.show(Line(result))
+    elif not arguments.quiet:
+        print(result)
     return 0
 
 

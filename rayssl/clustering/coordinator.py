@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -19,6 +20,16 @@ from rayssl.clustering.points import blocks, directions, unit_rows
 _ANSWERS = 2**28  # bytes that the answers of all parts to one call may take
 _HELD = 16384  # members that a part holds at a time: at D = 512 they take 32 MB
 _MEMBERS = 4096  # members of a cluster that are looked at, at most, for its farthest member or its halves
+
+
+class CentroidRows(Protocol):
+    """Centroids ``[K, D]``, wherever they are: some are read and replaced by their numbers, int64."""
+
+    def __getitem__(self, which: np.ndarray, /) -> np.ndarray:
+        """Float32 ``[S, D]``."""
+
+    def __setitem__(self, which: np.ndarray, rows: np.ndarray, /) -> None:
+        """Replaces ``[S, D]``."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +91,7 @@ class Coordinator:
         """The mean cosine between the points and their own of ``centroids [K, D]``."""
         return float(sum(self.partitions.every(Partition.total_cosine, centroids))) / self.rows
 
-    def farthest(self, clusters: np.ndarray, sizes: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    def farthest(self, clusters: np.ndarray, sizes: np.ndarray, centroids: CentroidRows) -> np.ndarray:
         """Of each of ``clusters [S]`` the member farthest from its centroid (``[K, D]``): unit rows ``[S, D]``.
 
         Of up to 4,096 members of each, evenly spread over all points. ``sizes [parts, K]``.
@@ -121,7 +132,7 @@ class Coordinator:
             yield part, strides[part]
             start = part.stop
 
-    def fill_empty(self, centroids: np.ndarray) -> int:
+    def fill_empty(self, centroids: CentroidRows) -> int:
         """Gives each empty cluster half of the then largest one; returns how many there were.
 
         The half that leaves is the one towards the member farthest from the centroid. Halving, rather than relocating
@@ -137,7 +148,7 @@ class Coordinator:
             sizes = self.sizes()
         return empty
 
-    def _halve(self, sources: np.ndarray, targets: np.ndarray, sizes: np.ndarray, centroids: np.ndarray) -> None:
+    def _halve(self, sources: np.ndarray, targets: np.ndarray, sizes: np.ndarray, centroids: CentroidRows) -> None:
         own = centroids[sources]
         outliers = self.farthest(sources, sizes, centroids)
         self.partitions.every(Partition.rank, sources, own - outliers)
@@ -180,11 +191,15 @@ def _halvings(sizes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
     Yields sources and targets, int64. Halvings that do not depend on each other come together.
     """
-    largest = [(-int(size), cluster) for cluster, size in enumerate(sizes) if size > 1]
-    heapq.heapify(largest)
+    empty = np.flatnonzero(sizes == 0)
+    if not len(empty):
+        return
+    # no more than the first so many are ever the largest; in this order they are a heap
+    order = np.argsort(-sizes, kind="stable")[: len(empty)]
+    largest = [(-int(sizes[cluster]), cluster) for cluster in order.tolist() if sizes[cluster] > 1]
     turn: dict[int, int] = {}  # how many turns have changed a cluster
     turns: list[list[tuple[int, int]]] = []
-    for target in np.flatnonzero(sizes == 0).tolist():
+    for target in empty.tolist():
         size, source = heapq.heappop(largest)
         now = turn.get(source, 0)
         if now == len(turns):

@@ -1,11 +1,13 @@
 """Spherical k-means: seeded, nothing subsampled, no empty cluster. This is the door to all kinds of it.
 
 `cluster` takes the points of one process, `cluster_parts` those of any number of parts, wherever these are. Both choose
-between Lloyd's iterations (`rayssl.clustering.lloyd`), the fast passes (`rayssl.clustering.fast`) and, for the products
-with centroids, a GPU (`rayssl.clustering.gpu`). The points are held once, as they are given, and some blocks of rows.
+between Lloyd's iterations (`rayssl.clustering.lloyd`), the fast passes (`rayssl.clustering.fast`) and a GPU
+(`rayssl.clustering.gpu`). The points are held once, as they are given, and some blocks of rows.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 
@@ -15,6 +17,7 @@ from rayssl.clustering.lloyd import lloyd_clusters
 from rayssl.clustering.partition import Partition
 from rayssl.clustering.partitions import LocalPartitions, Partitions
 from rayssl.clustering.result import Clusters, KMeans, Mode
+from rayssl.clustering.whitening import Whitening
 
 _EXACT_UP_TO = 256  # clusters: Lloyd's iterations are as quick
 _CODED_FROM = 16  # dimensions: with fewer there are no codes
@@ -42,12 +45,13 @@ def cluster(
     `rayssl.clustering.fast`. Up to 256 clusters or 15 dimensions it is "exact". Needs a quarter of ``x``, 30 K D bytes
     and some blocks of rows besides ``x``.
 
-    On any ``device`` but "cpu", a name that torch knows, both modes are Lloyd's, with products in TF32 ("exact") or
-    bfloat16 ("fast"). The device holds ``x`` as it is given, 24 K D bytes and blocks of about 2.5 GB.
+    On any ``device`` but "cpu", a name that torch knows, both modes are Lloyd's, with products of float16, which has
+    the ten bits of TF32; see `rayssl.clustering.gpu.partition.TorchPartition`.
 
     Raises ValueError when n < K, when a value is not finite, and for arguments that cannot be.
     """
-    partition = partition_on(device, x, mode=mode, threads=threads)
+    _check_mode(mode)
+    partition = partition_on(device, x, threads=threads)
     mode = mode if device == "cpu" else "exact"
     return cluster_partition(
         partition, clusters, mode=mode, iterations=iterations, seed=seed, initial=initial, threads=threads
@@ -74,7 +78,7 @@ def cluster_partition(
         initial=initial,
         threads=threads,
     )
-    return KMeans(found.centroids, partition.labels, found.objective, found.repaired)
+    return KMeans(found.centroids, partition.assignment(), found.objective, found.repaired)
 
 
 def cluster_parts(
@@ -89,11 +93,12 @@ def cluster_parts(
 ) -> Clusters:
     """Clusters the points of all ``partitions``, as `cluster` would if one process held them all.
 
-    With parts on a GPU (`partition_on`) the mode is "exact", whatever that of their products is. The labels stay with
-    the parts: ``partitions.every(Partition.assignment)``. An iteration sends and receives a few times K D numbers. How
-    many parts there are changes nothing but the last bit of products with centroids, which may depend on the shape of
-    what is multiplied. ``threads`` are those of this process. Needs 40 K D bytes, and up to 256 MB of answers. Raises
-    ValueError as `cluster` does, and where the dimensions of parts differ.
+    With parts on a GPU (`partition_on`) the mode is "exact". The labels stay with the parts:
+    ``partitions.every(Partition.assignment)``. An iteration sends and receives a few times K D numbers; a single part
+    on a GPU keeps them there. How many parts there are changes nothing but the last bit of products with centroids,
+    which may depend on the shape of what is multiplied, and on a GPU the last bit of centroids. ``threads`` are those
+    of this process. Needs 40 K D bytes, and up to 256 MB of answers. Raises ValueError as `cluster` does, and where the
+    dimensions of parts differ.
     """
     _check_mode(mode)
     if clusters < 1 or iterations < 1:
@@ -109,18 +114,29 @@ def is_exact(clusters: int, dim: int) -> bool:
     return clusters <= _EXACT_UP_TO or dim < _CODED_FROM
 
 
-def partition_on(device: str, x: np.ndarray, *, mode: Mode = "exact", threads: int | None = None) -> Partition:
+def partition_on(
+    device: str, x: np.ndarray, *, threads: int | None = None, whitening: Whitening | None = None
+) -> Partition:
     """The points ``x [n, D]`` as one of the parts of `cluster_parts`, at work on ``device``.
 
-    On a GPU the products are in TF32 for the ``mode`` "exact" and in bfloat16 for "fast". Raises ValueError for another
-    mode.
+    On a GPU they are sent there now, and whitened there by ``whitening``, if any. On the CPU they are used where they
+    are, so whiten them first.
     """
-    _check_mode(mode)
     if device == "cpu":
+        assert whitening is None
         return Partition(x, threads=threads)
-    from rayssl.clustering.gpu import TorchPartition  # here alone: this package starts without torch
+    from rayssl.clustering.gpu.partition import TorchPartition  # here alone: this package starts without torch
 
-    return TorchPartition(x, device=device, precision="tf32" if mode == "exact" else "bfloat16", threads=threads)
+    return TorchPartition(x, device=device, threads=threads, whitening=whitening)
+
+
+def nearest_centroids_by(partitions: Partitions, parts: int, centroids: np.ndarray, count: int) -> np.ndarray:
+    """`rayssl.clustering.similarity.nearest_centroids`; each of ``parts`` answers for some of ``centroids [K, D]``."""
+    if count >= len(centroids):
+        raise ValueError(f"neighbours {count} must be fewer than clusters {len(centroids)}")
+    bounds = np.arange(parts + 1) * len(centroids) // parts
+    asked = [(centroids, count, int(first), int(last)) for first, last in itertools.pairwise(bounds)]
+    return np.concatenate(partitions.each(Partition.near_centroids, asked))
 
 
 def _check_mode(mode: str) -> None:

@@ -18,6 +18,11 @@ def lloyd_clusters(
     Starts as `first_centroids` says. Every cluster is non-empty in each iteration and on return: an empty one takes
     half of the largest.
     """
+    if coordinator.parts == 1:
+        start = first_positions(coordinator, seed) if initial is None else first_centroids(coordinator, seed, initial)
+        alone = coordinator.partitions.every(Partition.lloyd, start, iterations)[0]
+        if alone is not None:
+            return alone
     centroids = first_centroids(coordinator, seed, initial)
     coordinator.partitions.every(Partition.assign, centroids)
     for _ in range(iterations):
@@ -35,11 +40,14 @@ def first_centroids(coordinator: Coordinator, seed: int | list[int], initial: np
     Raises ValueError where ``initial`` has another shape.
     """
     if initial is None:
-        return coordinator.gather(
-            np.random.default_rng(seed).choice(coordinator.rows, coordinator.clusters, replace=False)
-        )
+        return coordinator.gather(first_positions(coordinator, seed))
     if initial.shape != (coordinator.clusters, coordinator.dim):
         raise ValueError(
             f"initial centroids have shape {initial.shape}, expected {(coordinator.clusters, coordinator.dim)}"
         )
     return unit_rows(initial)
+
+
+def first_positions(coordinator: Coordinator, seed: int | list[int]) -> np.ndarray:
+    """The positions of K distinct points, drawn with ``seed``: int64 ``[K]``."""
+    return np.random.default_rng(seed).choice(coordinator.rows, coordinator.clusters, replace=False)

@@ -28,6 +28,8 @@ from rayssl.clustering.points import (
     unit_rows,
     working,
 )
+from rayssl.clustering.result import Clusters
+from rayssl.clustering.similarity import nearest_centroids
 
 _ROWS = 8192  # of one block
 P = ParamSpec("P")
@@ -92,6 +94,14 @@ class Partition:
 
     # Lloyd's iterations
 
+    def lloyd(self, start: np.ndarray, iterations: int) -> Clusters | None:
+        """All of `rayssl.clustering.lloyd.lloyd_clusters`, if this part can do it better alone; None if it cannot.
+
+        Asked only where this part has all points, after `begin`. ``start``: positions of points ``[K]``, or centroids
+        ``[K, D]``.
+        """
+        return None
+
     def assign(self, centroids: np.ndarray) -> bool:
         """Labels all points by the nearest of ``centroids [K, D]``; whether any label changed."""
         nearest = self._nearest(centroids)
@@ -105,6 +115,10 @@ class Partition:
         for part in blocks(len(self.x), _ROWS):
             total += exact_total(np.einsum("nd,nd->n", unit_rows(self.x[part]), centroids[self.labels[part]]))
         return total
+
+    def near_centroids(self, centroids: np.ndarray, count: int, first: int, last: int) -> np.ndarray:
+        """`nearest_centroids` for the centroids first..last-1, of all: int32 ``[last - first, count]``."""
+        return nearest_centroids(centroids, count, first, last)
 
     def _nearest(self, centroids: np.ndarray) -> np.ndarray:
         with faiss_threads(self._threads):

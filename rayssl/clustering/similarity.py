@@ -5,19 +5,20 @@ from __future__ import annotations
 import numpy as np
 
 
-def nearest_centroids(centroids: np.ndarray, count: int) -> np.ndarray:
+def nearest_centroids(centroids: np.ndarray, count: int, first: int = 0, last: int | None = None) -> np.ndarray:
     """For each of ``centroids [K, D]`` the ``count`` others nearest by cosine, nearest first: int32 ``[K, count]``.
 
-    Raises ValueError unless ``count < K``.
+    ``first, last``: for the centroids first..last-1 only. Raises ValueError unless ``count < K``.
     """
+    last = len(centroids) if last is None else last
     if count >= len(centroids):
         raise ValueError(f"neighbours {count} must be fewer than clusters {len(centroids)}")
-    nearest = np.empty((len(centroids), count), dtype=np.int32)
-    for start in range(0, len(centroids), 512):  # all K * K similarities at once would take 2.5 GB at K = 25,000
-        similarity = centroids[start : start + 512] @ centroids.T
+    nearest = np.empty((last - first, count), dtype=np.int32)
+    for start in range(first, last, 512):  # all K * K similarities at once would take 2.5 GB at K = 25,000
+        similarity = centroids[start : min(start + 512, last)] @ centroids.T
         rows = np.arange(len(similarity))
         similarity[rows, start + rows] = -np.inf
-        nearest[start : start + 512] = most_similar(similarity, count)
+        nearest[start - first : start - first + 512] = most_similar(similarity, count)
     return nearest
 
 

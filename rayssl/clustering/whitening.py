@@ -27,8 +27,12 @@ class Moments:
     products: np.ndarray
 
     @classmethod
-    def of(cls, rows: np.ndarray) -> Moments:
-        """The moments of ``rows [n, D]``, a block at a time."""
+    def of(cls, rows: np.ndarray, device: str = "cpu") -> Moments:
+        """The moments of ``rows [n, D]``, a block at a time, added up on ``device``."""
+        if device != "cpu":
+            from rayssl.clustering.gpu.rows import moments  # here alone: this package starts without torch
+
+            return cls(len(rows), *moments(rows, device))
         total, products = np.zeros(rows.shape[1]), np.zeros((rows.shape[1], rows.shape[1]))
         for start in range(0, len(rows), _BLOCK):
             block = rows[start : start + _BLOCK].astype(np.float64)
@@ -77,7 +81,12 @@ class Whitening:
         """``[n, D]`` float32 of unit length."""
         return unit_rows((rows.astype(np.float32) - self.mean) @ self.map)
 
-    def into(self, out: np.ndarray, rows: np.ndarray) -> None:
-        """``rows [n, D]`` whitened into ``out [n, D]``, a block at a time, in the precision of ``out``."""
+    def into(self, out: np.ndarray, rows: np.ndarray, device: str = "cpu") -> None:
+        """``rows [n, D]`` whitened on ``device`` into ``out [n, D]``, in its precision, a block at a time."""
+        if device != "cpu":
+            from rayssl.clustering.gpu.rows import whiten_into  # here alone: this package starts without torch
+
+            whiten_into(out, rows, self.mean, self.map, device)
+            return
         for start in range(0, len(rows), _BLOCK):
             out[start : start + _BLOCK] = self(rows[start : start + _BLOCK])

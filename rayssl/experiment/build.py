@@ -13,12 +13,14 @@ from rayssl.errors import DamagedCheckpoint
 from rayssl.experiment.config import Experiment
 from rayssl.experiment.job import Job, position
 from rayssl.methods.base import Method
-from rayssl.models.encoder import Encoder, NightEncoder, build_encoder
+from rayssl.models.encoder import Encoder, build_encoder
+from rayssl.models.layout import placed
 from rayssl.models.nightmel import NightMelConfig
 from rayssl.models.norm import set_sync
 from rayssl.random import draws
 from rayssl.training import checkpoint
 from rayssl.training.context import Context
+from rayssl.training.kernels import compile_encoders
 from rayssl.training.loop import Loop
 from rayssl.training.nights import NightInput
 from rayssl.training.state import TrainState
@@ -122,12 +124,8 @@ def build_loop(job: Job, context: Context) -> Loop:
         ConfigError, CorpusError: a corpus of noises or rooms cannot be used.
     """
     experiment, training = job.experiment, job.experiment.training
-    method = build_method(job).to(context.device)
-    if training.compile:
-        for part in method.modules():
-            # includes a teacher's encoder; two joined encoders are compiled separately
-            if type(part) in (Encoder, NightEncoder):
-                part.compile()
+    method = placed(build_method(job), context.device)
+    compile_encoders(method, training, context.device, context.say if context.rank == 0 else lambda line: None)
     memory = None if job.utterances is None else context.utterance_memory(job.utterances)
     prototypes = None if job.classes is None else context.class_memory(job.classes)
     loaded = collectives.on_rank_0(lambda: _last(job))  # one rank reads it from storage
@@ -149,11 +147,13 @@ def build_loop(job: Job, context: Context) -> Loop:
             context=context,
             memory=memory,
             prototypes=prototypes,
+            class_settings=job.classes,
             log=log,
             pass_steps=job.own.pass_steps,
             labelled_steps=None if job.labelled is None else job.labelled.pass_steps,
             nights=_night_input(job, context),
             ahead=1 if memory is None else experiment.memory.ahead,
+            repeats=experiment.memory.sync == "strict" and not (memory is None and prototypes is None),
         )
     )
     if loaded is not None:

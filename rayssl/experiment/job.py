@@ -101,6 +101,18 @@ class Job:
             return recorded_for_nights(experiment.views, frontend.mel, rate, experiment.seed)
         return recorded(experiment.views, rate, experiment.seed)
 
+    def header(self) -> list[str]:
+        """What is trained, in lines for a person: the method, the data, and the steps."""
+        experiment, manifest = self.experiment, self.manifest
+        hours = sum(shard.seconds for shard in manifest.shards) / 3600
+        parts = [f"{manifest.rows:,} utterances", f"{hours:,.1f} h"]
+        parts += [f"{count:,} {what}" for count, what in ((manifest.speakers, "speakers"),) if count]
+        training, steps = experiment.training, self.own.epoch_steps
+        return [
+            f"{self.run}: {self.architecture}",
+            f"data: {', '.join(parts)}; {training.epochs} epochs of {steps:,} steps of {training.batch} utterances",
+        ]
+
     def memory_line(self) -> str | None:
         """One line with the bytes that the actors of the memory of utterances need; None without such a memory."""
         if self.utterances is None:

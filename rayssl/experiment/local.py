@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from types import FrameType
@@ -26,6 +26,7 @@ from rayssl.memory.classes.settings import ClassSettings
 from rayssl.memory.utterances.memory import UtteranceMemory
 from rayssl.memory.utterances.settings import MemorySettings
 from rayssl.methods.base import Method
+from rayssl.progress import Event, Line, Lines, Screen
 from rayssl.training import checkpoint
 from rayssl.training.ahead import ReadAhead
 from rayssl.training.context import ClassClient, InProcessClasses, InProcessMemory, MemoryClient
@@ -41,35 +42,37 @@ from rayssl.views.packed import Packed
 
 _AHEAD = 4  # the number of batches that are read and decoded in advance
 
-Say = Callable[[str], None]
-
 
 class LocalContext:
     """The loop's `Context` without Ray: one process alone, or one rank of a plain process group.
 
-    ``say`` None prints lines to standard output. ``reported`` collects the metrics of each epoch. Each process has a
-    replica of the memory; all replicas apply what all ranks remember, so that they are equal.
+    ``screen`` shows the events of the run; None prints the lines among them. ``reported`` collects the metrics of each
+    epoch. Each process has a replica of the memory; all replicas apply what all ranks remember, so that they are equal.
     """
 
-    def __init__(self, job: Job, device: str | torch.device = "cpu", say: Say | None = None) -> None:
+    def __init__(self, job: Job, device: str | torch.device = "cpu", screen: Screen | None = None) -> None:
         self.rank = collectives.rank()
         self.world = collectives.world()
         self.device = torch.device(device)
         self.reported: list[dict[str, Any]] = []
         self._job = job
-        self._say = say if say is not None else partial(print, flush=True)
+        self._screen = screen or _printed()
 
     def report(self, metrics: dict[str, Any]) -> None:
         """Appends ``metrics`` to ``reported``."""
         self.reported.append(metrics)
 
+    def tell(self, event: Event) -> None:
+        """Shows ``event`` on the screen."""
+        self._screen.show(event)
+
     def say(self, line: str) -> None:
-        """Passes ``line`` to the caller's ``say``; without one, prints it to standard output and flushes."""
-        self._say(line)
+        """See `tell`."""
+        self.tell(Line(line))
 
     def wrap(self, method: Method) -> nn.Module:
         """Averages gradients over the ranks if there are several."""
-        return collectives.replicated(method, self.device)
+        return collectives.replicated(method, self.device, method.differing_buffers())
 
     def bank(self, wanted: RecordedBank) -> NDArray[np.float32]:
         """Reads the bank in this process."""
@@ -93,7 +96,9 @@ class LocalContext:
         return Several([own, *open_all(experiment.training.trackers, of, self.say)])
 
 
-def train(job: Job, until: int | None = None, *, device: str | None = None, say: Say | None = None) -> dict[str, Any]:
+def train(
+    job: Job, until: int | None = None, *, device: str | None = None, screen: Screen | None = None
+) -> dict[str, Any]:
     """Trains the run of ``job``, or resumes it, in this process.
 
     ``ray.workers`` is ignored: this one rank takes the whole global batch. The first SIGTERM or SIGINT saves a
@@ -103,7 +108,7 @@ def train(job: Job, until: int | None = None, *, device: str | None = None, say:
         job: what to train, from `rayssl.experiment.job.resolve`.
         until: the epoch to train to (default, and at most: ``training.epochs``).
         device: None for a GPU, if there is one and ``ray.gpu`` is not false, and else the CPU.
-        say: takes lines of progress (default: prints them).
+        screen: shows the events of the run (default: prints the lines among them).
 
     Returns:
         The metrics of the last epoch.
@@ -114,19 +119,20 @@ def train(job: Job, until: int | None = None, *, device: str | None = None, say:
     """
     experiment = job.experiment
     until = min(until or experiment.training.epochs, experiment.training.epochs)
-    say = say if say is not None else partial(print, flush=True)
+    screen = screen or _printed()
     start = position(job)
     if start.epoch >= until:
         meta = checkpoint.read_meta(checkpoint.locate(job.run, "last"))
-        say(f"{experiment.run}: already trained to epoch {meta.epoch}; raise training.epochs to train more")
+        line = f"{experiment.run}: already trained to epoch {meta.epoch}; raise training.epochs to train more"
+        screen.show(Line(line))
         return meta.metrics
     torch.set_num_threads(max(1, int(experiment.ray.cpus_per_worker)))
     if device is None:
         device = "cuda" if experiment.ray.gpu is not False and torch.cuda.is_available() else "cpu"
-    loop = _built(job, device, say)
+    loop = _built(job, device, screen)
     start = loop.cursor
     made = batches(job, start, until, device=torch.device(device))
-    with _Signals(say) as signals, ReadAhead(made, _AHEAD, "rayssl-read") as rows:
+    with _Signals(screen) as signals, ReadAhead(made, _AHEAD, "rayssl-read") as rows:
         if signals.listening:
             loop.state.stopping = Stopping(signals.heard)
         log = loop.state.log
@@ -144,16 +150,20 @@ def train(job: Job, until: int | None = None, *, device: str | None = None, say:
     return metrics
 
 
-def _built(job: Job, device: str, say: Say) -> Loop:
+def _built(job: Job, device: str, screen: Screen) -> Loop:
     """The loop at the run's last checkpoint, or at the one before if that is damaged."""
     while True:
         try:
-            return build_loop(job, LocalContext(job, device, say))
+            return build_loop(job, LocalContext(job, device, screen))
         except DamagedCheckpoint as error:
             line = checkpoint.go_back(job.run, error)
             if line is None:
                 raise
-            say(line)
+            screen.show(Line(line))
+
+
+def _printed() -> Screen:
+    return Lines(partial(print, flush=True))
 
 
 def batches(
@@ -190,10 +200,10 @@ class _Signals:
     Only the main thread receives signals: in another thread `heard` is always False.
     """
 
-    def __init__(self, say: Say) -> None:
+    def __init__(self, screen: Screen) -> None:
         self.received: signal.Signals | None = None
         self.listening = threading.current_thread() is threading.main_thread()
-        self._say = say
+        self._screen = screen
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> _Signals:
@@ -214,4 +224,5 @@ class _Signals:
             text = "ended at once by a second signal; the same command resumes from the last checkpoint"
             raise Stopped(text, number)
         self.received = signal.Signals(number)
-        self._say(f"{self.received.name}: saves after the current step and then stops; a second signal stops at once")
+        text = f"{self.received.name}: saves after the current step and then stops; a second signal stops at once"
+        self._screen.show(Line(text))

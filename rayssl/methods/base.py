@@ -27,6 +27,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +35,7 @@ from rayssl.batches.selection import Role
 from rayssl.errors import ConfigError
 from rayssl.memory.classes.settings import ClassSettings
 from rayssl.memory.utterances.settings import MemorySettings
+from rayssl.models.buffers import differing
 from rayssl.models.encoder import Encoder
 from rayssl.registry import ComponentConfig, Configurable
 from rayssl.views.recipes import Segment, ViewsConfig
@@ -272,6 +274,16 @@ class MethodConfig(ComponentConfig):
     def check(self, facts: JobFacts) -> None:
         """Raises `ConfigError` or `CorpusError` if the method cannot use the corpus, the split or the encoder."""
 
+    def check_rows(self, ids: np.ndarray, speakers: np.ndarray) -> None:
+        """Raises `CorpusError` if the method cannot learn from utterances of a batch.
+
+        Called on the host before each step. `Method.step` must not look at values: the host would wait for the device.
+
+        Args:
+            ids: int64 ``[B]``, the ids of the utterances.
+            speakers: int32 ``[B]``, their speakers, -1 if unknown.
+        """
+
     def build(self, encoder: Encoder, facts: JobFacts) -> Method:
         """Makes the method: calls its class with the settings, ``encoder`` and ``facts.views``.
 
@@ -298,6 +310,8 @@ class Method(nn.Module, Configurable):
     head_prefix: str | None = None
     #: The names of the classes that `Step.counts` counts.
     class_names: tuple[str, ...] = ()
+    #: Whether `forward` reads running statistics of batch normalisation, that is, runs a part in eval mode.
+    reads_statistics: bool = True
 
     def forward(self, views: Views) -> Outputs:
         """Computes everything that has a gradient, because DDP wraps this call: embeddings, projections, logits.
@@ -352,6 +366,10 @@ class Method(nn.Module, Configurable):
     def pretrained(self) -> nn.Module:
         """The module that gets the weights of `MethodConfig.starts_from`."""
         return self
+
+    def differing_buffers(self) -> list[tuple[nn.Module, str]]:
+        """The buffers that every rank gets from rank 0 before each forward pass; see `rayssl.models.buffers`."""
+        return differing(self, statistics=self.reads_statistics)
 
     def before_update(self, epoch: int) -> None:
         """Called between the backward pass and the optimiser's step, for example to freeze a layer."""

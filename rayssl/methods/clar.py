@@ -88,6 +88,7 @@ class CLAR(PairMethod):
 
     Config = CLARConfig
     config: CLARConfig
+    reads_statistics = False
 
     def __init__(self, config: CLARConfig, encoder: Encoder, views: ViewsConfig, classes: Classes | None) -> None:
         super().__init__(config, encoder, views)
@@ -102,7 +103,10 @@ class CLAR(PairMethod):
             self.head_prefix = "classifier."
 
     def forward(self, views: Views) -> Outputs:
-        """``anchor``, ``positive``: projections ``[B, D_emb]``. With a classifier also ``logits [2 B, C]`` of both."""
+        """``anchor``, ``positive``: projections ``[B, D_emb]``.
+
+        With a classifier also ``anchor_logits``, ``positive_logits`` ``[B, C]``.
+        """
         pair = [views["anchor"], views["positive"]]
         if self.other_projector is None:
             rows = embed_together(self.encoder, pair)
@@ -112,7 +116,8 @@ class CLAR(PairMethod):
             rows, (anchor, positive) = self._crossed(pair)
             out = {"anchor": self.projector(anchor), "positive": self.other_projector(positive)}
         if self.classifier is not None:
-            out["logits"] = self.classifier(torch.cat(rows))
+            logits = self.classifier(torch.cat(rows)).chunk(2)
+            out |= {"anchor_logits": logits[0], "positive_logits": logits[1]}
         return out
 
     def _crossed(self, pair: list[View]) -> tuple[list[Tensor], tuple[Tensor, Tensor]]:
@@ -145,8 +150,9 @@ class CLAR(PairMethod):
             return Step(loss, {"supcon": loss.detach()})
         loss = ntxent(a, b, keys_a=keys_a, keys_b=keys_b, offset=offset, temperature=temperature)
         terms = {"ntxent": loss.detach()}
-        if "logits" in out:
-            supervised, accuracy = self._classified(out["logits"], batch.labels)
+        if self.classifier is not None:
+            logits = torch.cat([out["anchor_logits"], out["positive_logits"]])
+            supervised, accuracy = self._classified(logits, batch.labels)
             loss = loss + supervised
             terms |= {"supervised": supervised.detach(), "train_accuracy": accuracy}
         return Step(loss, terms)

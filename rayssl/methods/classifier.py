@@ -30,6 +30,7 @@ class ClassifierMethod(Labelled):
 
     Config = ClassifierConfig
     config: ClassifierConfig
+    reads_statistics = False
 
     def forward(self, views: Views) -> Outputs:
         """``labelled``: logits ``[B, C]``."""

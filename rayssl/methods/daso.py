@@ -17,7 +17,7 @@ from torch import Tensor
 from rayssl.losses.pseudolabel import alignment, blend, blend_weights, semantic_logits
 from rayssl.memory.classes.settings import ClassSettings
 from rayssl.methods.base import Batch, ClassRecall, ClassRemember, JobFacts, Outputs, Recalled, Step, Views
-from rayssl.methods.semi import SemiConfig, SemiSupervised
+from rayssl.methods.semi import SemiConfig, SemiSupervised, class_counts
 
 
 class PrototypicalConfig(SemiConfig):
@@ -107,9 +107,9 @@ class DASO(Prototypical):
         pseudo = p = out["weak"].detach().softmax(dim=1)
         aligned = p.new_zeros(())
         q = self.semantic(out["weak_rows"].detach(), recall, config.prototype_temperature).softmax(dim=1)
-        if batch.step >= config.warmup_steps and bool(present.any()):
+        if batch.step >= config.warmup_steps:
             weights = blend_weights(recall.histogram.to(p.dtype), temperature=config.blend_temperature)
-            pseudo = blend(p, q, weights)
+            pseudo = torch.where(present.any(), blend(p, q, weights), p)  # without a prototype, q says nothing
             strong = self.semantic(out["strong_rows"], recall, config.prototype_temperature)
             aligned = alignment(strong, q, present)
         step = self.pseudo_step(out, batch, pseudo)
@@ -126,4 +126,4 @@ class DASO(Prototypical):
     def _right(self, labels: Tensor, batch: Batch) -> Tensor:
         """For each class, the number of rows whose prediction in ``labels [B, C]`` is right; int64 ``[C]``."""
         found = labels.argmax(dim=1)
-        return torch.bincount(found[found == batch.truth], minlength=len(self.classes.names))
+        return class_counts(found, found == batch.truth, len(self.classes.names))

@@ -144,6 +144,8 @@ class DINO(Method):
 
     Config = DINOConfig
     config: DINOConfig
+    reads_statistics = False
+    equal_on_ranks = ("centre",)
     centre: Tensor
 
     def __init__(self, config: DINOConfig, encoder: Encoder, views: ViewsConfig) -> None:

@@ -20,6 +20,7 @@ class FixMatch(SemiSupervised):
 
     Config = FixMatchConfig
     config: FixMatchConfig
+    reads_statistics = False
 
     def step(self, out: Outputs, batch: Batch, recall: Recalled | None) -> Step:
         """``L_cls + weight L_u``."""

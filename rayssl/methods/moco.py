@@ -51,6 +51,7 @@ class MoCo(PairMethod):
 
     Config = MoCoConfig
     config: MoCoConfig
+    reads_statistics = False
 
     def __init__(self, config: MoCoConfig, encoder: Encoder, views: ViewsConfig) -> None:
         super().__init__(config, encoder, views)

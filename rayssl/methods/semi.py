@@ -180,22 +180,31 @@ class SemiSupervised(Labelled):
         return Step(supervised + self.config.weight * unsupervised, terms, counts=counts)
 
 
-def pseudo_counts(targets: Tensor, confident: Tensor, truth: Tensor, classes: int) -> dict[str, Tensor]:
+def pseudo_counts(
+    targets: Tensor, confident: Tensor, truth: Tensor, classes: int, counted: Tensor | None = None
+) -> dict[str, Tensor]:
     """Counts of this rank's pseudo-labels ``targets [B]`` for each class, int64 ``[C]`` each.
 
     ``predicted``: all of them; ``confident``: the confident ones; ``right``: those equal to the truth; ``truth``: the
-    rows that truly have the class. A row with unknown truth (-1) is counted in the first two only.
+    rows that truly have the class. A row with unknown truth (-1) is counted in the first two only. Rows without
+    ``counted [B]`` (default: with it) are left out.
     """
-
-    def histogram(labels: Tensor) -> Tensor:
-        return torch.bincount(labels, minlength=classes)
-
+    rows = torch.ones_like(confident) if counted is None else counted
     return {
-        "predicted": histogram(targets),
-        "confident": histogram(targets[confident]),
-        "right": histogram(targets[targets == truth]),
-        "truth": histogram(truth[truth >= 0]),
+        "predicted": class_counts(targets, rows, classes),
+        "confident": class_counts(targets, rows & confident, classes),
+        "right": class_counts(targets, rows & (targets == truth), classes),
+        "truth": class_counts(truth, rows, classes),
     }
+
+
+def class_counts(labels: Tensor, counted: Tensor, classes: int) -> Tensor:
+    """How many of ``labels [B]`` with ``counted [B]`` are of each class, int64 ``[C]``; -1 is of none.
+
+    By comparison: `torch.bincount` and an index by a mask would make the host wait for the device.
+    """
+    each = labels[:, None] == torch.arange(classes, device=labels.device)
+    return (each & counted[:, None]).sum(dim=0)
 
 
 def global_mean(total: Tensor, count: Tensor) -> Tensor:

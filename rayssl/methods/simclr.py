@@ -31,6 +31,7 @@ class SimCLR(PairMethod):
 
     Config = SimCLRConfig
     config: SimCLRConfig
+    reads_statistics = False
 
     def forward(self, views: Views) -> Outputs:
         """``anchor`` and ``positive`` ``[B, D_emb]``."""

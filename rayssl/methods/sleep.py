@@ -303,7 +303,7 @@ class Sleep(Labelled):
         if config.ssc.weight:
             terms["ssc"] = self._ssc(a, b, pseudo, flat, out, labelled, recall)
             loss = loss + config.ssc.weight * terms["ssc"]
-        counts = pseudo_counts(targets[flat], confident[flat], batch.truth[flat], len(self.classes.names))
+        counts = pseudo_counts(targets, confident, batch.truth, len(self.classes.names), flat)
         return loss, {name: term.detach() for name, term in terms.items()}, counts
 
     def _noise(self, clean: Tensor, noisy: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 from pydantic import Field
 from torch.nn.functional import cross_entropy
 
@@ -40,6 +41,15 @@ class SupervisedConfig(MethodConfig):
                 f"{facts.speakers} speakers; prepare it with speakers, or choose a self-supervised method"
             )
 
+    def check_rows(self, ids: np.ndarray, speakers: np.ndarray) -> None:
+        """Raises `CorpusError` for an utterance without a speaker."""
+        unknown = ids[speakers < 0]
+        if len(unknown):
+            raise CorpusError(
+                f"method.name: 'supervised' needs a speaker for every utterance, but number {unknown[0]} of the corpus "
+                "has none; prepare it with speakers, or choose a self-supervised method"
+            )
+
     def build(self, encoder: Encoder, facts: JobFacts) -> Supervised:
         """See `MethodConfig.build`."""
         return Supervised(self, encoder, facts.speakers)
@@ -50,6 +60,7 @@ class Supervised(Method):
 
     Config = SupervisedConfig
     config: SupervisedConfig
+    reads_statistics = False
 
     def __init__(self, config: SupervisedConfig, encoder: Encoder, speakers: int) -> None:
         super().__init__()
@@ -62,13 +73,7 @@ class Supervised(Method):
         return {"anchor": self.encoder(views["anchor"].wave, views["anchor"].keys)}
 
     def step(self, out: Outputs, batch: Batch, recall: Recalled | None) -> Step:
-        """The mean cross-entropy of the margin logits; raises `CorpusError` for an utterance without a speaker."""
-        unknown = batch.ids[batch.speakers < 0].tolist()
-        if unknown:
-            raise CorpusError(
-                f"method.name: 'supervised' needs a speaker for every utterance, but number {unknown[0]} of the corpus "
-                "has none; prepare it with speakers, or choose a self-supervised method"
-            )
+        """The mean cross-entropy of the margin logits."""
         logits = self.head(out["anchor"], batch.speakers)
         loss = cross_entropy(logits.float(), batch.speakers)
         accuracy = (logits.detach().argmax(1) == batch.speakers).float().mean()

@@ -61,6 +61,7 @@ class SwAV(PairMethod):
 
     Config = SwAVConfig
     config: SwAVConfig
+    reads_statistics = False
 
     def __init__(self, config: SwAVConfig, encoder: Encoder, views: ViewsConfig) -> None:
         super().__init__(config, encoder, views)

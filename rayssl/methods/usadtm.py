@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from pydantic import Field
 
 from rayssl import collectives
@@ -56,10 +55,7 @@ class USADTM(Prototypical):
     def step(self, out: Outputs, batch: Batch, recall: Recalled | None) -> Step:
         """The loss. As long as there is no template, the pseudo-labels are uniform, so none is confident."""
         assert isinstance(recall, ClassRecall)
-        if bool(recall.present.any()):
-            pseudo = self.semantic(out["weak_rows"].detach(), recall, self.config.temperature).softmax(dim=1)
-        else:
-            pseudo = torch.full_like(out["weak"], 1 / out["weak"].shape[1]).detach()
+        pseudo = self.semantic(out["weak_rows"].detach(), recall, self.config.temperature).softmax(dim=1)
         step = self.pseudo_step(out, batch, pseudo)
         if not self.config.aggregation:
             return step

@@ -44,6 +44,7 @@ class VICReg(PairMethod):
 
     Config = VICRegConfig
     config: VICRegConfig
+    reads_statistics = False
 
     def forward(self, views: Views) -> Outputs:
         """``anchor`` and ``positive`` ``[B, D_emb]``, in float32 so that ranks exchange full precision."""

@@ -90,6 +90,18 @@ class Backbone(nn.Module, Configurable):
 
     #: The smallest number of frames that it accepts.
     least_frames: int = 1
+    #: Whether `lays_channels_last`; None: everywhere but on a CPU.
+    channels_last: bool | None = None
+
+    def lays_channels_last(self, features: Tensor) -> bool:
+        """Whether the channels of ``features`` should be the last axis in memory inside the network.
+
+        The matrix units of a GPU read this layout. With another one, each convolution stands between two conversions.
+        A CPU has no such units. The weights and the function are the same in both layouts.
+        """
+        if torch.compiler.is_exporting():
+            return False
+        return features.device.type != "cpu" if self.channels_last is None else self.channels_last
 
 
 class NightBackboneConfig(BackboneConfig):

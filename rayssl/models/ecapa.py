@@ -2,6 +2,9 @@
 
 With the same weights it computes the same function as speechbrain's `ECAPA_TDNN`; only the order of operations differs.
 The blocks keep the length of the time axis by reflecting it at both ends.
+
+There are two layouts of features, with the same weights: ``[B, C, T]`` on a CPU, and ``[B, T, C]`` on a GPU. In the
+second one, every convolution is one product over the last axis. ``time`` is the axis of time, 2 or 1.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rayssl.models.base import Backbone, BackboneConfig
-from rayssl.models.norm import BatchNorm1d
+from rayssl.models.norm import BatchNorm1d, over_last
 from rayssl.models.statistics import attended_moments, moments
 
 _DILATIONS = (2, 3, 4)
@@ -75,18 +78,19 @@ class Ecapa(Backbone):
         self.project = nn.Linear(2 * mfa, config.embedding_dim)
 
     def forward(self, features: Tensor) -> Tensor:
-        x = self.stem(features)
+        time = 1 if self.lays_channels_last(features) else 2
+        x = self.stem(features if time == 2 else features.transpose(1, 2), time)
         outputs = []
         for block in self.blocks:
-            x = block(x)
+            x = block(x, time)
             outputs.append(x)
-        x = self.mfa(torch.cat(outputs, dim=1))
-        embedding: Tensor = self.project(self.pool_norm(self.pool(x)))
+        x = self.mfa(torch.cat(outputs, dim=3 - time), time)
+        embedding: Tensor = self.project(self.pool_norm(self.pool(x, time)))
         return embedding
 
 
 class Tdnn(nn.Module):
-    """Convolution over time, ReLU, batch normalisation: ``[B, inputs, T]`` to ``[B, outputs, T]``."""
+    """Convolution over time, ReLU, batch normalisation: ``[B, inputs, T]`` to ``[B, outputs, T]``, or channels last."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 1, dilation: int = 1) -> None:
         super().__init__()
@@ -94,17 +98,20 @@ class Tdnn(nn.Module):
         self.conv = nn.Conv1d(inputs, outputs, kernel, dilation=dilation)
         self.norm = BatchNorm1d(outputs)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: int = 2) -> Tensor:
         if self.conv.kernel_size == (1,):
-            x = _pointwise(x, self.conv.weight[:, :, 0], self.conv.bias)
+            x = _pointwise(x, self.conv.weight[:, :, 0], self.conv.bias, time)
+        elif time == 1:
+            x = _convolved(x, self.conv.weight, self.conv.bias, self.conv.dilation[0])
         else:
             x = self.conv(F.pad(x, (self.reflect, self.reflect), mode="reflect") if self.reflect else x)
-        y: Tensor = self.norm(F.relu(x, inplace=True))
+        x = F.relu(x, inplace=True)
+        y: Tensor = self.norm(x) if time == 2 else over_last(self.norm, x)
         return y
 
 
 class SeRes2Net(nn.Module):
-    """1x1, Res2Net over groups of channels, 1x1, squeeze and excitation, residual: ``[B, C, T]`` to the same."""
+    """1x1, Res2Net over groups of channels, 1x1, squeeze and excitation, residual: ``[B, C, T]`` to the same shape."""
 
     def __init__(self, config: EcapaConfig, dilation: int) -> None:
         super().__init__()
@@ -116,18 +123,18 @@ class SeRes2Net(nn.Module):
         self.squeeze = nn.Linear(channels, config.se_channels)
         self.excite = nn.Linear(config.se_channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        first, *rest = self.before(x).chunk(self.scale, dim=1)
+    def forward(self, x: Tensor, time: int = 2) -> Tensor:
+        first, *rest = self.before(x, time).chunk(self.scale, dim=3 - time)
         outputs = [first]
         for position, (group, part) in enumerate(zip(self.groups, rest, strict=True)):
-            outputs.append(group(part if position == 0 else part + outputs[-1]))
-        y = self.after(torch.cat(outputs, dim=1))
-        weight = torch.sigmoid(self.excite(F.relu(self.squeeze(y.mean(dim=2)))))
-        return torch.addcmul(x, y, weight[:, :, None].to(y.dtype))
+            outputs.append(group(part if position == 0 else part + outputs[-1], time))
+        y = self.after(torch.cat(outputs, dim=3 - time), time)
+        weight = torch.sigmoid(self.excite(F.relu(self.squeeze(y.mean(dim=time)))))
+        return torch.addcmul(x, y, weight.unsqueeze(time).to(y.dtype))
 
 
 class AttentiveStatistics(nn.Module):
-    """Attention-weighted mean and standard deviation of each channel: ``[B, C, T]`` to ``[B, 2C]``.
+    """Attention-weighted mean and standard deviation of each channel: ``[B, C, T]`` or ``[B, T, C]`` to ``[B, 2C]``.
 
     The input of the attention is each frame together with the utterance's unweighted mean and standard deviation
     (global context).
@@ -140,25 +147,46 @@ class AttentiveStatistics(nn.Module):
         self.norm = BatchNorm1d(attention_channels)
         self.score = nn.Conv1d(attention_channels, channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        mean, variance = moments(x)
+    def forward(self, x: Tensor, time: int = 2) -> Tensor:
+        mean, variance = moments(x, time)
         # A convolution over cat(x, mean, deviation) is the sum of three convolutions; two of these are constant in time
         weight = self.context.weight[:, :, 0]
         of_frame, of_utterance = weight[:, : self.channels], weight[:, self.channels :]
         constant = F.linear(torch.cat((mean, _deviation(variance)), dim=1), of_utterance, self.context.bias)
-        hidden = _pointwise(x, of_frame) + constant[:, :, None]
-        hidden = torch.tanh(self.norm(F.relu(hidden, inplace=True)))
-        mean, variance = attended_moments(x, _pointwise(hidden, self.score.weight[:, :, 0], self.score.bias))
+        hidden = F.relu(_pointwise(x, of_frame, None, time) + constant.unsqueeze(time), inplace=True)
+        hidden = torch.tanh(self.norm(hidden) if time == 2 else over_last(self.norm, hidden))
+        scores = _pointwise(hidden, self.score.weight[:, :, 0], self.score.bias, time)
+        mean, variance = attended_moments(x, scores, time)
         return torch.cat((mean, _deviation(variance)), dim=1)
 
 
-def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A convolution with kernel 1 as a product: ``x [B, I, T]``, ``weight [O, I]``, ``bias [O]`` to ``[B, O, T]``."""
+def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, time: int) -> Tensor:
+    """A convolution with kernel 1 as a product: ``x [B, I, T]``, ``weight [O, I]``, ``bias [O]`` to ``[B, O, T]``.
+
+    With ``time`` 1, ``[B, T, I]`` to ``[B, T, O]``.
+    """
+    if time == 1:
+        return F.linear(x, weight, bias)
     # An exported file accepts any batch size, so the choice must not depend on the batch size there
     if torch.compiler.is_exporting() or x.device.type != "cpu" or len(x) * weight.numel() > _LARGEST_REPEATED:
         return F.conv1d(x, weight[:, :, None], bias)
     repeated = weight.expand(len(x), -1, -1)
     return torch.bmm(repeated, x) if bias is None else torch.baddbmm(bias[:, None], repeated, x)
+
+
+def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+    """A convolution over the reflected time axis as one product: ``[B, T, I]``, ``weight [O, I, K]`` to ``[B, T, O]``.
+
+    The K frames that an output frame sees are put side by side, ``[B, T, K * I]``. A convolution of torch would need
+    ``[B, C, T]``.
+    """
+    outputs, inputs, kernel = weight.shape
+    frames, reach = x.shape[1], dilation * (kernel - 1) // 2
+    if reach:
+        # slices, and not an index: their gradients are sums in a fixed order, and a compiler can fuse them
+        x = torch.cat((x[:, 1 : reach + 1].flip(1), x, x[:, -reach - 1 : -1].flip(1)), dim=1)
+    seen = torch.cat([x[:, place * dilation : place * dilation + frames] for place in range(kernel)], dim=2)
+    return F.linear(seen, weight.transpose(1, 2).reshape(outputs, kernel * inputs), bias)
 
 
 def _deviation(variance: Tensor) -> Tensor:

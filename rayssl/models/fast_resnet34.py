@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rayssl.models.base import Backbone, BackboneConfig
+from rayssl.models.layout import as_plane
 from rayssl.models.norm import BatchNorm2d
 
 _STAGES = ((3, 1, 1), (4, 2, 2), (6, 4, 2), (3, 8, 1))  # number of blocks, multiple of `channels`, stride
@@ -65,7 +66,8 @@ class FastResnet34(Backbone):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, features: Tensor) -> Tensor:
-        x = F.relu(self.stem_norm(self.stem(features[:, None])))
+        x = as_plane(features, self.lays_channels_last(features))
+        x = F.relu(self.stem_norm(self.stem(x)))
         x = self.blocks(x).mean(dim=2)
         embedding: Tensor = self.project(self.pool(x))
         return embedding

@@ -13,7 +13,12 @@ from torch.nn import functional as F
 
 
 def pool_time(x: Tensor, size: int) -> Tensor:
-    """The maximum of every ``size`` steps of ``x [B, C, T]``: ``[B, C, ceil(T / size)]``. ``x`` must be >= 0."""
+    """The maximum of every ``size`` steps of ``x [B, C, T]``: ``[B, C, ceil(T / size)]``. ``x`` must be >= 0.
+
+    It also takes ``[B, C, 1, T]``.
+    """
+    if x.dim() == 4:
+        return F.max_pool2d(x, (1, size), ceil_mode=True)
     if not torch.compiler.is_exporting():
         return F.max_pool1d(x, size, ceil_mode=True)
     return F.pad(x, (0, size - 1)).unfold(2, size, size).amax(3)  # added zeros do not change a maximum of values >= 0

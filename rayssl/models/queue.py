@@ -13,6 +13,7 @@ class RowQueue(nn.Module):
     rows that were ever pushed. Both stay on the device, and no function here waits for the device.
     """
 
+    equal_on_ranks = ("rows", "pushed")
     rows: Tensor
     pushed: Tensor
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rayssl.models.base import Backbone, BackboneConfig, Layout
+from rayssl.models.layout import TimeConv, as_plane
 from rayssl.models.norm import BatchNorm1d
 from rayssl.models.pooling import pool_time
 
@@ -62,7 +63,7 @@ class Resnet1d(Backbone):
     def __init__(self, config: Resnet1dConfig, channels: int = 1) -> None:
         super().__init__()
         width = config.width
-        self.stem = nn.Conv1d(channels, width, _STEM, stride=_STRIDE, padding=(_STEM - _STRIDE) // 2, bias=False)
+        self.stem = TimeConv(channels, width, _STEM, stride=_STRIDE, padding=(_STEM - _STRIDE) // 2, bias=False)
         self.stem_norm = BatchNorm1d(width)
         blocks: list[nn.Module] = []
         for stage, count in enumerate(config.blocks):
@@ -74,14 +75,17 @@ class Resnet1d(Backbone):
         same = width == config.embedding_dim
         self.project = nn.Identity() if same else nn.Linear(width, config.embedding_dim)
         for module in self.modules():
-            if isinstance(module, nn.Conv1d):
+            if isinstance(module, TimeConv):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, samples: Tensor) -> Tensor:
-        x = F.relu(self.stem_norm(self.stem(samples)))
+        x = samples
+        if self.lays_channels_last(samples):
+            x = as_plane(samples, True)  # [B, 1, 1, T]; all convolutions keep the channels last
+        x = F.relu(self.stem_norm(self.stem(x)))
         x = self.blocks(pool_time(x, _STRIDE))
         # Without a projection this is the embedding, so it must not be in bfloat16
-        embedding: Tensor = self.project(x.mean(2, dtype=torch.promote_types(x.dtype, torch.float32)))
+        embedding: Tensor = self.project(x.flatten(2).mean(2, dtype=torch.promote_types(x.dtype, torch.float32)))
         return embedding
 
 
@@ -90,15 +94,13 @@ class Basic1d(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv1d(inputs, outputs, _KERNEL, stride=stride, padding=_KERNEL // 2, bias=False)
+        self.conv1 = TimeConv(inputs, outputs, _KERNEL, stride=stride, padding=_KERNEL // 2, bias=False)
         self.norm1 = BatchNorm1d(outputs)
-        self.conv2 = nn.Conv1d(outputs, outputs, _KERNEL, padding=_KERNEL // 2, bias=False)
+        self.conv2 = TimeConv(outputs, outputs, _KERNEL, padding=_KERNEL // 2, bias=False)
         self.norm2 = BatchNorm1d(outputs)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(
-                nn.Conv1d(inputs, outputs, 1, stride=stride, bias=False), BatchNorm1d(outputs)
-            )
+            self.shortcut = nn.Sequential(TimeConv(inputs, outputs, 1, stride=stride, bias=False), BatchNorm1d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.norm1(self.conv1(x)))

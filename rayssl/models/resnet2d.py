@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from rayssl.models.base import Backbone, BackboneConfig, FrontendConfig, Layout
 from rayssl.models.fast_resnet34 import Basic
+from rayssl.models.layout import as_plane
 from rayssl.models.norm import BatchNorm2d
 from rayssl.models.pooling import pool_plane
 
@@ -72,7 +73,7 @@ class Resnet2d(Backbone):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, features: Tensor) -> Tensor:
-        x = features[:, None] if features.dim() == 3 else features
+        x = as_plane(features, self.lays_channels_last(features))
         x = pool_plane(F.relu(self.stem_norm(self.stem(x))))
         x = self.blocks(x)
         # Without a projection this is the embedding, so it must not be in bfloat16

@@ -12,7 +12,7 @@ import warnings
 from types import FrameType
 
 from rayssl.doctor.findings import Finding
-from rayssl.errors import ConfigError, Stopped
+from rayssl.errors import ConfigError, Stopped, UserError
 from rayssl.runtime.doctor import refused, unusable
 from rayssl.storage.attempts import PATIENCE
 
@@ -69,15 +69,31 @@ def connect(cpus: float = 0.0, *, logs: bool = True) -> None:
             raise ConfigError(_said(refused(os.environ["RAY_ADDRESS"], str(error)))) from error
         _leave_by_sigterm()
         return
-    ray.init(
-        address="local",
-        num_cpus=(os.cpu_count() or 1) + int(-(-cpus // 1)),
-        include_dashboard=True,  # Ray Train's cleaner and the State API need it
-        dashboard_host="127.0.0.1",
-        logging_level=logging.WARNING,
-        log_to_driver=logs,
-    )
+    _start((os.cpu_count() or 1) + int(-(-cpus // 1)), logs)
     _leave_by_sigterm()
+
+
+def _start(cpus: int, logs: bool) -> None:
+    """Starts a local cluster. Ray waits 30 s for its own processes, and a busy machine may need longer: tries twice."""
+    import ray
+
+    for last in (False, True):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=True,  # Ray Train's cleaner and the State API need it
+                dashboard_host="127.0.0.1",
+                logging_level=logging.WARNING,
+                log_to_driver=logs,
+            )
+            return
+        except Exception as error:  # Ray raises no narrower class here
+            ray.shutdown()
+            text = " ".join(str(error).split())
+            if last or isinstance(error, ValueError):
+                raise UserError(f"Ray did not start on this machine: {text}; is it busy or out of memory?") from error
+            sys.stderr.write(f"Ray did not start on this machine ({text}); once more\n")
 
 
 def _check_address(address: str) -> None:
@@ -114,10 +130,24 @@ def lost() -> bool:
     return any(name in _NEEDED for name, _ in node.dead_processes())
 
 
-def renew(cpus: float) -> None:
-    """Ends the cluster that `connect` started on this machine, of which a part is lost, and starts another one."""
-    disconnect()
-    connect(cpus)
+def addresses() -> list[str]:
+    """Lines for a person: where the dashboard of the local cluster is, and how to log in there.
+
+    The token is in a file of the cluster's own folder that only this user can read.
+    """
+    from ray._private import worker
+
+    node = getattr(worker, "_global_node", None)
+    address = getattr(node, "webui_url", None)
+    if joins() or not address:
+        return []
+    token = os.environ.get("RAY_AUTH_TOKEN")
+    if os.environ.get("RAY_AUTH_MODE") != "token" or not token:
+        return [f"dashboard: http://{address}"]
+    path = os.path.join(node.get_session_dir_path(), "token")  # type: ignore[union-attr]
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
+        file.write(token)
+    return [f"dashboard: http://{address}; it asks for the token in {path}"]
 
 
 def disconnect() -> None:

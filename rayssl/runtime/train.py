@@ -11,6 +11,7 @@ import math
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -30,7 +31,8 @@ from rayssl.experiment.job import Job, position
 from rayssl.memory.classes.settings import ClassSettings
 from rayssl.memory.utterances.settings import MemorySettings
 from rayssl.methods.base import Method
-from rayssl.runtime import cluster, room
+from rayssl.progress import Event, Line, Phase, Screen, open_screen
+from rayssl.runtime import cluster, console, room
 from rayssl.runtime.budget import Budget
 from rayssl.training import checkpoint
 from rayssl.training.context import ClassClient, MemoryClient
@@ -43,7 +45,7 @@ if TYPE_CHECKING:  # it imports ray, and ray reads the environment then: see `ra
     from rayssl.runtime.banks import BankRefs
 
 
-def train(job: Job, until: int | None = None) -> dict[str, Any]:
+def train(job: Job, until: int | None = None, *, screen: Screen | None = None, verbose: bool = False) -> dict[str, Any]:
     """Trains the run of ``job``, or resumes it. For a finished run it does nothing.
 
     If anything but a mistake of the user goes wrong, the workers restart from the last checkpoint: at most
@@ -53,6 +55,8 @@ def train(job: Job, until: int | None = None) -> dict[str, Any]:
         job: what to train, from `rayssl.experiment.job.resolve`.
         until: the epoch to stop after (default, and at most: ``training.epochs``). Schedules still end with
             ``training.epochs``: a later call with a higher value resumes as if the run had not stopped.
+        screen: shows what happens, of all processes (default: lines on standard output).
+        verbose: whether also what Ray's own processes print is shown.
 
     Returns:
         The metrics of the last epoch.
@@ -63,61 +67,85 @@ def train(job: Job, until: int | None = None) -> dict[str, Any]:
     """
     experiment, memory = job.experiment, job.experiment.memory
     until = min(until or experiment.training.epochs, experiment.training.epochs)
+    screen = screen or open_screen("plain")
+    say = partial(_say, screen)
     if position(job).epoch >= until:
         meta = checkpoint.read_meta(checkpoint.locate(job.run, "last"))
-        print(f"{job.run}: already trained to epoch {meta.epoch}; raise training.epochs to train more", flush=True)
+        say(f"{job.run}: already trained to epoch {meta.epoch}; raise training.epochs to train more")
         return meta.metrics
     cpus = experiment.ray.most * experiment.ray.cpus_per_worker + memory.actors * memory.cpus
-    cluster.connect(cpus)
+    connect = partial(_connect, cpus, screen, verbose)
+    connect()
     if _has_actors(job):
         _check_actors(experiment)
+    if (line := job.memory_line()) is not None:
+        say(line)
+    return _to_the_end(job, until, say, connect)
+
+
+def _to_the_end(job: Job, until: int, say: Callable[[str], None], connect: Callable[[], None]) -> dict[str, Any]:
+    """Trains, again and again after failures. Returns the metrics of the last epoch."""
     from rayssl.runtime import banks
 
-    read = banks.start(job.banks())
-    line = job.memory_line()
-    if line is not None:
-        print(line, flush=True)
+    read, experiment = banks.start(job.banks()), job.experiment
     budget = Budget(job.run, experiment.ray.max_failures, partial(_newest, job.run))
     timeout_s = experiment.ray.start_timeout_s
     while True:
         try:
             if cluster.lost():
-                cluster.renew(cpus)
+                cluster.disconnect()
+                connect()
                 read = banks.start(job.banks())
             gpu = _use_gpu(experiment)
-            count = _workers(job, gpu, timeout_s)
+            count = _workers(job, gpu, timeout_s, say)
             timeout_s = math.inf  # what has started once waits for nodes that come back, however long
-            figures = _fit(job, count, until, read, gpu)
+            figures = _fit(job, count, until, read, gpu, say)
             if figures is not None:
                 return figures
         except Exception as error:
             mistake = user_error(error)
             if isinstance(mistake, DamagedCheckpoint) and (line := checkpoint.go_back(job.run, mistake)) is not None:
-                print(line, flush=True)
+                say(line)
                 continue
             if mistake is not None and not isinstance(mistake, StorageOutage):
                 raise mistake from None
             line, wait = budget.failed(mistake or error)
-            print(line, flush=True)
+            say(line)
             if wait is None:
                 raise mistake or error from None
             time.sleep(wait)
+
+
+def _say(screen: Screen, line: str) -> None:
+    screen.show(Line(line))
+
+
+def _connect(cpus: float, screen: Screen, verbose: bool) -> None:
+    """Joins or starts the cluster, whose processes print on ``screen`` from now on."""
+    began, before = time.monotonic(), cluster.started()
+    cluster.connect(cpus)
+    console.take_over(screen, verbose)
+    if before:
+        return
+    screen.show(Phase("joined Ray's cluster" if cluster.joins() else "started Ray", time.monotonic() - began))
+    for line in cluster.addresses():
+        screen.show(Line(line))
 
 
 def _has_actors(job: Job) -> bool:
     return job.utterances is not None or job.classes is not None
 
 
-def _workers(job: Job, gpu: bool, timeout_s: float) -> int:
+def _workers(job: Job, gpu: bool, timeout_s: float, say: Callable[[str], None]) -> int:
     """The number of workers that there is room for now; see `room.find`."""
     experiment = job.experiment
     counts = experiment.worker_counts
     if cluster.joins():
-        count = room.find(experiment, gpu, _has_actors(job), partial(print, flush=True), timeout_s)
+        count = room.find(experiment, gpu, _has_actors(job), say, timeout_s)
     else:  # on this machine only GPUs may be missing
         count = next(each for each in counts if not gpu or each <= _gpus(experiment))
     if len(counts) > 1:
-        print(f"{job.run}: trains with {count} workers, of {counts[-1]} to {counts[0]}", flush=True)
+        say(f"{job.run}: trains with {count} workers, of {counts[-1]} to {counts[0]}")
     return count
 
 
@@ -147,7 +175,9 @@ def user_error(error: BaseException) -> UserError | None:
     return None
 
 
-def _fit(job: Job, count: int, until: int, read: BankRefs, gpu: bool) -> dict[str, Any] | None:
+def _fit(
+    job: Job, count: int, until: int, read: BankRefs, gpu: bool, say: Callable[[str], None]
+) -> dict[str, Any] | None:
     """Trains with ``count`` workers. Returns the metrics of the last epoch.
 
     None: the workers have left before, to start again elsewhere, or with more.
@@ -165,8 +195,10 @@ def _fit(job: Job, count: int, until: int, read: BankRefs, gpu: bool) -> dict[st
     scratch = tempfile.TemporaryDirectory(prefix="rayssl-train-")  # for Ray Train's own files; no checkpoints
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"job": job, "until": until, "banks": read},
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=experiment.ray.collective_timeout_s),
+        train_loop_config={"job": job, "until": until, "banks": read, "began": time.time()},
+        torch_config=TorchConfig(
+            backend=collectives.GPU_BACKEND if gpu else "gloo", timeout_s=experiment.ray.collective_timeout_s
+        ),
         scaling_config=ScalingConfig(
             num_workers=count,
             use_gpu=gpu,
@@ -182,16 +214,16 @@ def _fit(job: Job, count: int, until: int, read: BankRefs, gpu: bool) -> dict[st
         dataset_config=data_config,
     )
     with scratch:
-        why = _run_gracefully(trainer, job, growth)
+        why = _run_gracefully(trainer, job, growth, say)
     if why and position(job).epoch < until:
         at = checkpoint.steps(job.run)
-        print(f"{job.run}: {why}; all ranks have saved at step {at[-1] if at else 0}, and start again", flush=True)
+        say(f"{job.run}: {why}; all ranks have saved at step {at[-1] if at else 0}, and start again")
         return None
     # Ray Train returns no figures for a run without its own checkpoints
     return checkpoint.read_meta(checkpoint.locate(job.run, "last")).metrics
 
 
-def _run_gracefully(trainer: Any, job: Job, growth: room.Growth) -> str:
+def _run_gracefully(trainer: Any, job: Job, growth: room.Growth, say: Callable[[str], None]) -> str:
     """Trains. Returns why the ranks were told to leave before the end, if they were.
 
     After a signal all ranks save and stop at the same step; then this raises `Stopped`.
@@ -202,7 +234,7 @@ def _run_gracefully(trainer: Any, job: Job, growth: room.Growth) -> str:
     with signals.GracefulShutdown(listening=cluster.joins()) as shutdown, growth:
         trainer.train_loop_config["bell"] = shutdown.bell
         try:
-            shutdown.run(trainer.fit, partial(print, flush=True), partial(_watch, growth))
+            shutdown.run(trainer.fit, say, partial(_watch, growth))
         except Exception as error:
             if shutdown.received is None or user_error(error) is not None:
                 raise
@@ -270,13 +302,17 @@ class RayContext:
 
         ray.train.report(metrics)
 
+    def tell(self, event: Event) -> None:
+        """Brings ``event`` to the screen of the driver."""
+        console.tell(event)
+
     def say(self, line: str) -> None:
-        """Prints ``line`` to the worker's output, which Ray shows on the driver's terminal."""
-        print(line, flush=True)
+        """See `tell`."""
+        console.tell(Line(line))
 
     def wrap(self, method: Method) -> nn.Module:
         """See `Context.wrap`."""
-        return collectives.replicated(method, self.device)
+        return collectives.replicated(method, self.device, method.differing_buffers())
 
     def bank(self, wanted: RecordedBank) -> NDArray[np.float32]:
         """The bank from the object store; one task reads it for all ranks."""
@@ -326,7 +362,12 @@ def _worker(config: dict[str, Any]) -> None:
     job: Job = config["job"]
     torch.set_num_threads(max(1, int(job.experiment.ray.cpus_per_worker)))
     context = RayContext(job, config["banks"])
+    if context.rank == 0:
+        context.tell(Phase(f"started {context.world} workers", time.time() - config["began"]))
+    began = time.monotonic()
     loop = build_loop(job, context)
+    if context.rank == 0:
+        context.tell(Phase(_built(loop.state.method, context), time.monotonic() - began))
     nodes = context.nodes(loop.state.checkpointable)
     heard = signals.listen(config["bell"], nodes) if context.rank == 0 else lambda: False
     loop.state.stopping = Stopping(None if config["bell"] is None else heard)
@@ -342,6 +383,14 @@ def _worker(config: dict[str, Any]) -> None:
             log.close(failed=True)
         raise
     log.close()
+
+
+def _built(method: Method, context: RayContext) -> str:
+    """What was built, for a person: how many parameters, and where they are trained."""
+    count = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
+    gpu = context.device.type == "cuda"
+    device = torch.cuda.get_device_name(context.device) if gpu else f"CPU, {torch.get_num_threads()} threads"
+    return f"built {count / 1e6:,.2f} M parameters on {context.world} x {device}"
 
 
 def _first_line(error: BaseException) -> str:

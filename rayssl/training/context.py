@@ -22,6 +22,7 @@ from rayssl.memory.utterances.exchange import RecallArrays, RememberArrays
 from rayssl.memory.utterances.memory import UtteranceMemory
 from rayssl.memory.utterances.settings import MemorySettings
 from rayssl.methods.base import Method
+from rayssl.progress import Event
 from rayssl.training import pieces
 from rayssl.training.pieces import Records
 from rayssl.training.trackers.base import Tracker
@@ -40,8 +41,11 @@ class Context(Protocol):
     def report(self, metrics: dict[str, Any]) -> None:
         """Gives the runtime the metrics of an epoch. Every rank calls this at the end of each epoch."""
 
+    def tell(self, event: Event) -> None:
+        """Shows ``event`` on the screen of the run."""
+
     def say(self, line: str) -> None:
-        """Prints one line of progress for a person."""
+        """Shows one line of progress for a person."""
 
     def wrap(self, method: Method) -> nn.Module:
         """The module that the loop calls in a step: ``method`` with its gradients averaged over the ranks."""

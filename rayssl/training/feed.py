@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rayssl import transfer
 from rayssl.training.ahead import ReadAhead
 from rayssl.views.packed import Packed
 
@@ -73,12 +74,6 @@ def on_device(batch: Packed, device: torch.device) -> dict[str, Tensor]:
 
 
 def _copy(array: np.ndarray, device: torch.device) -> Tensor:
-    array = np.ascontiguousarray(array)
     if device.type != "cuda":
-        return torch.from_numpy(array.copy())
-    pinned = torch.empty(array.shape, dtype=_TORCH[array.dtype.type], pin_memory=True)
-    np.copyto(pinned.numpy(), array)
-    return pinned.to(device, non_blocking=True)
-
-
-_TORCH = {np.int16: torch.int16, np.int32: torch.int32, np.int64: torch.int64}
+        return torch.from_numpy(np.ascontiguousarray(array).copy())
+    return transfer.pinned(array).to(device, non_blocking=True)

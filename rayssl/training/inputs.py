@@ -4,21 +4,25 @@ memory's answers into tensors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rayssl import transfer
 from rayssl.batches.plan import TURN_BIT
 from rayssl.memory.classes import memory
 from rayssl.memory.utterances import exchange
 from rayssl.methods.base import Batch, ClassRecall, ClassRemember, Remember, View, Views
 from rayssl.random import draws, draws_torch
 from rayssl.training.nights import NightInput
+from rayssl.views.augment import Augment
 from rayssl.views.recipes import Segment
 
+T = TypeVar("T")
+Later: TypeAlias = Callable[[], T]  # a value that is on its way to the host; the call waits for it
 Raw: TypeAlias = dict[str, Any]  # see `rayssl.views.reading.read`
 _VIEW = 17  # the purpose of random draws for distorting and augmenting views
 
@@ -39,19 +43,26 @@ def make_views(
     each turn has keys of its own. Each segment has keys of its own too: they depend on its number, counted from
     ``first``. ``nights``: makes pictures of the epochs of sequences, whose keys are those of their first epochs.
     """
-    ids = _column(raw, "id", device) + (_column(raw, "turn", device) << TURN_BIT)
-    if nights is not None:
-        ids = ids.view(-1, nights.length)[:, 0]
+    ids = _turns(raw, nights, device)
+    host_ids = _turns({name: raw[name] for name in ("id", "turn")}, nights, torch.device("cpu"))
     views = {}
     for index, segment in enumerate(segments, start=first):
         given = _tensor(raw, segment.name, device)
         wave = given.float() / 32768.0 if nights is None else nights(given)
         keys = None
         if segment.recipe != "none":
-            keys = draws_torch.keys_torch(draws.fold(seed, _VIEW, raw["epoch"], index), ids)
-            wave = recipes[segment.recipe](wave, keys)
+            purpose, recipe = draws.fold(seed, _VIEW, raw["epoch"], index), recipes[segment.recipe]
+            keys = draws_torch.keys_torch(purpose, ids)
+            also = (draws_torch.keys_torch(purpose, host_ids),) if isinstance(recipe, Augment) else ()
+            wave = recipe(wave, keys, *also)
         views[segment.name] = View(wave, keys)
     return views
+
+
+def _turns(raw: Raw, nights: NightInput | None, device: torch.device) -> Tensor:
+    """A number for each turn of each utterance, int64 ``[B]``; for sequences those of their first epochs."""
+    ids = _column(raw, "id", device) + (_column(raw, "turn", device) << TURN_BIT)
+    return ids if nights is None else ids.view(-1, nights.length)[:, 0]
 
 
 def _tensor(raw: Raw, name: str, device: torch.device) -> Tensor:
@@ -71,36 +82,43 @@ def batch_of(raw: Raw, device: torch.device, step: int) -> Batch:
     return Batch(ids, speakers, recordings, labels, raw["epoch"], truth, step)
 
 
-def to_memory(remember: Remember, raw: Raw) -> exchange.RememberArrays:
-    """What the method remembers of the batch, as the memory of utterances takes it: NumPy, with ids and labels."""
-    references, positives = (
-        None if rows is None else rows.detach().float().cpu().numpy()
-        for rows in (remember.references, remember.positives)
-    )
-    return exchange.RememberArrays(
-        ids=raw["id"],
-        references=references,
-        positives=positives,
-        speakers=raw["speaker"],
-        recordings=raw["recording"],
-    )
+def to_memory(remember: Remember, raw: Raw) -> Later[exchange.RememberArrays]:
+    """What the method remembers of the batch, as the memory of utterances takes it: NumPy, with ids and labels.
+
+    It is on its way to the host. Call the result, which waits for it, after the device has got its next work.
+    """
+    rows = (None if each is None else each.detach().float() for each in (remember.references, remember.positives))
+    fetched = transfer.fetch(*rows)
+    columns = {"ids": raw["id"], "speakers": raw["speaker"], "recordings": raw["recording"]}
+
+    def arrays() -> exchange.RememberArrays:
+        references, positives = fetched.arrays()
+        return exchange.RememberArrays(references=references, positives=positives, **columns)
+
+    return arrays
 
 
-def to_classes(remember: ClassRemember, step: int) -> memory.ClassRememberArrays:
+def to_classes(remember: ClassRemember, step: int) -> Later[memory.ClassRememberArrays]:
     """What the method remembers of the classes in ``step``, as the memory of classes takes it: NumPy.
 
     Rows with the label -1 (unknown: an epoch of sleep that nobody scored) are left out here. So ranks may send
-    different numbers of rows, though each method gives B of them. Any other label that is no class is an error.
+    different numbers of rows, though each method gives B of them. Any other label that is no class is an error. It is
+    on its way to the host, as in `to_memory`.
     """
-    features, counts = remember.features, remember.counts
-    labels = np.zeros(0, np.int64) if remember.labels is None else remember.labels.cpu().numpy()
-    rows = None if features is None else features.detach().float().cpu().numpy()
-    known = labels != -1
-    if not known.all():
-        labels, rows = labels[known], None if rows is None else rows[known]
-    return memory.ClassRememberArrays(step, rows, labels, None if counts is None else counts.cpu().numpy())
+    features = None if remember.features is None else remember.features.detach().float()
+    fetched = transfer.fetch(features, remember.labels, remember.counts)
+
+    def arrays() -> memory.ClassRememberArrays:
+        rows, given, counts = fetched.arrays()
+        labels = np.zeros(0, np.int64) if given is None else given
+        known = labels != -1
+        if not known.all():
+            labels, rows = labels[known], None if rows is None else rows[known]
+        return memory.ClassRememberArrays(step, rows, labels, counts)
+
+    return arrays
 
 
 def from_classes(answer: memory.ClassRecallArrays, device: torch.device) -> ClassRecall:
     """The answer of the memory of classes on the device. Copied: arrays from Ray's object store are read-only."""
-    return ClassRecall(**{name: torch.tensor(array).to(device) for name, array in vars(answer).items()})
+    return ClassRecall(**{name: transfer.send(array, device) for name, array in vars(answer).items()})

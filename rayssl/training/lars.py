@@ -2,6 +2,8 @@
 
 A group of parameters with ``trust`` None is excluded. These are the biases and normalisation weights: their lengths say
 nothing about the size of a good step.
+
+Each operation is one call for all parameters of a group: on a GPU that is a few launches, and not one for each of them.
 """
 
 from __future__ import annotations
@@ -38,18 +40,21 @@ class Lars(torch.optim.Optimizer):
         """One update of every parameter that has a gradient; the value of ``closure``, evaluated first, if given."""
         loss = _evaluated(closure)
         for group in self.param_groups:
+            weights, gradients = _with_gradient(group)
+            if not weights:
+                continue
             decay, trust = group["weight_decay"], group["trust"]
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                direction = p.grad.add(p, alpha=decay)
-                if trust is not None:
-                    length = _length(p)
-                    direction.mul_(_ratio(trust * length, _length(p.grad) + decay * length))
-                state = self.state[p]
-                if not state:
-                    state["velocity"] = torch.zeros_like(p)
-                p.sub_(state["velocity"].mul_(group["momentum"]).add_(direction, alpha=group["lr"]))
+            directions = torch._foreach_add(gradients, weights, alpha=decay)
+            if trust is not None:
+                length = _lengths(weights)
+                torch._foreach_mul_(directions, _ratios(trust * length, _lengths(gradients) + decay * length))
+            for p in weights:
+                if not self.state[p]:
+                    self.state[p]["velocity"] = torch.zeros_like(p)
+            velocities = [self.state[p]["velocity"] for p in weights]
+            torch._foreach_mul_(velocities, group["momentum"])
+            torch._foreach_add_(velocities, directions, alpha=group["lr"])
+            torch._foreach_sub_(weights, velocities)
         return loss
 
 
@@ -83,27 +88,34 @@ class AdamLars(torch.optim.Optimizer):
         """One update of every parameter that has a gradient; the value of ``closure``, evaluated first, if given."""
         loss = _evaluated(closure)
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                direction = self._adam(p, group).add_(p, alpha=group["weight_decay"])
-                if group["trust"] is not None:
-                    direction.mul_(_ratio(group["trust"] * _length(p), _length(direction)))
-                p.sub_(direction, alpha=group["lr"])
+            weights, gradients = _with_gradient(group)
+            if not weights:
+                continue
+            directions = self._adam(weights, gradients, group)
+            torch._foreach_add_(directions, weights, alpha=group["weight_decay"])
+            if group["trust"] is not None:
+                torch._foreach_mul_(directions, _ratios(group["trust"] * _lengths(weights), _lengths(directions)))
+            torch._foreach_sub_(weights, directions, alpha=group["lr"])
         return loss
 
-    def _adam(self, p: Tensor, group: dict[str, Any]) -> Tensor:
-        """Adam's direction for ``p``, in a new tensor. Updates the moments."""
-        assert p.grad is not None
-        (first, second), state = group["betas"], self.state[p]
-        if not state:
-            state |= {"step": 0, "mean": torch.zeros_like(p), "square": torch.zeros_like(p)}
-        state["step"] += 1
-        state["mean"].lerp_(p.grad, 1 - first)
-        state["square"].mul_(second).addcmul_(p.grad, p.grad, value=1 - second)
-        deviation = (state["square"] / (1 - second ** state["step"])).sqrt_().add_(group["eps"])
-        direction: Tensor = (state["mean"] / (1 - first ** state["step"])).div_(deviation)
-        return direction
+    def _adam(self, weights: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        """Adam's directions for ``weights``, in new tensors. Updates the moments."""
+        first, second = group["betas"]
+        states = [self.state[p] for p in weights]
+        for p, state in zip(weights, states, strict=True):
+            if not state:
+                state |= {"step": 0, "mean": torch.zeros_like(p), "square": torch.zeros_like(p)}
+            state["step"] += 1
+        means, squares = [state["mean"] for state in states], [state["square"] for state in states]
+        torch._foreach_lerp_(means, gradients, 1 - first)
+        torch._foreach_mul_(squares, second)
+        torch._foreach_addcmul_(squares, gradients, gradients, value=1 - second)
+        deviations = torch._foreach_div(squares, [1 - second ** state["step"] for state in states])
+        torch._foreach_sqrt_(deviations)
+        torch._foreach_add_(deviations, group["eps"])
+        directions: list[Tensor] = list(torch._foreach_div(means, [1 - first ** state["step"] for state in states]))
+        torch._foreach_div_(directions, deviations)
+        return directions
 
 
 def _evaluated(closure: Callable[[], float] | None) -> float | None:
@@ -113,11 +125,17 @@ def _evaluated(closure: Callable[[], float] | None) -> float | None:
         return closure()
 
 
-def _length(x: Tensor) -> Tensor:
-    length: Tensor = torch.linalg.vector_norm(x)
-    return length
+def _with_gradient(group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
+    """The parameters of ``group`` that have a gradient, and their gradients."""
+    weights = [p for p in group["params"] if p.grad is not None]
+    return weights, [p.grad for p in weights]
 
 
-def _ratio(of: Tensor, to: Tensor) -> Tensor:
-    """``of / to``, and 1 where either is 0. It stays on the device, so that no step waits for it."""
-    return torch.where((of > 0) & (to > 0), of / to, 1.0)
+def _lengths(tensors: list[Tensor]) -> Tensor:
+    """The L2 norms of n ``tensors``, ``[n]``."""
+    return torch.stack(list(torch._foreach_norm(tensors)))
+
+
+def _ratios(of: Tensor, to: Tensor) -> list[Tensor]:
+    """``of / to [n]``, and 1 where either is 0, as n scalars. They stay on the device, so that no step waits."""
+    return list(torch.where((of > 0) & (to > 0), of / to, 1.0).unbind())

@@ -1,9 +1,10 @@
 """The training loop: one class for every method, on one rank or many, with or without Ray.
 
-Order inside a step: forward; loss; one request that gives the memory what to remember and asks for the ids of the
-*next* batch; then backward and optimiser step, while the memory works (`rayssl.training.recalling`). If a checkpoint
-follows, the loop asks for the next recall only after the memory has been saved. A resumed run then repeats this recall
-exactly once.
+Order inside a step: forward; loss; what the memory is to remember begins to leave the device; backward; one request
+that gives it to the memory and asks for the ids of the *next* batch; optimiser step. The host waits for the copies
+only, while the device computes the backward pass. The memory works until the next step needs its answer
+(`rayssl.training.recalling`). If a checkpoint follows, the loop asks for the next recall only after the memory has been
+saved. A resumed run then repeats this recall exactly once.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -28,20 +28,23 @@ from rayssl.methods.base import (
     Batch,
     ClassRemember,
     Outputs,
-    Recall,
     Recalled,
+    Remember,
     Remembered,
     Views,
 )
-from rayssl.training import checkpoint, resuming
-from rayssl.training.context import ClassClient
-from rayssl.training.inputs import Raw, batch_of, from_classes, make_views, to_classes
-from rayssl.training.meters import SHOWN, MetricAccumulator, device_memory, duration, no_figure
+from rayssl.training import checkpoint, kernels, resuming
+from rayssl.training.classes import Classes
+from rayssl.training.filling import fill
+from rayssl.training.inputs import Later, Raw, batch_of, make_views, to_memory
+from rayssl.training.meters import MetricAccumulator, device_memory, no_figure
 from rayssl.training.optim import build_optimiser
-from rayssl.training.recalling import Recaller, answer_of
+from rayssl.training.passes import InParts, WholeBatch
+from rayssl.training.recalling import Recaller
 from rayssl.training.saving import Saver
 from rayssl.training.schedules import learning_rate
 from rayssl.training.state import TrainState
+from rayssl.training.telling import Teller
 from rayssl.training.verifying import verify
 from rayssl.views.recipes import Segment
 
@@ -54,16 +57,21 @@ class Loop:
     def __init__(self, state: TrainState) -> None:
         self.state = state
         self.optimiser = build_optimiser(state.config.optimiser, state.method)
+        self._passes: WholeBatch | InParts = WholeBatch(state.wrapped, self.precision)
+        if state.config.accumulate > 1:
+            self._passes = InParts(state.method, state.config.accumulate, state.context.device, self.precision)
         self.step = 0  # optimiser steps done
         self.stopped = False  # all ranks have agreed to leave before the last epoch, see `Stopping`
         self.cursor = Cursor()
         memory = state.memory
-        self._recaller = None if memory is None else Recaller(memory, state.ahead, state.steps_per_epoch)
+        self.recaller = None if memory is None else Recaller(memory, state.ahead, state.steps_per_epoch)
+        settings, owner = state.class_settings, state.prototypes
+        self.classes = None if settings is None or owner is None else Classes(settings, owner, state.context.device)
         self._looked_at: deque[Raw] = deque()  # batches that were read before their step
-        self._sent: Future[Any] | None = None  # the last write request to the memory of classes
         self.refreshed: dict[str, float] = {}  # figures of this epoch's clustering
         self._metrics: dict[str, float] = {}  # of the last epoch
         self._window, self._epoch = MetricAccumulator(), MetricAccumulator()
+        self.teller = Teller(state)
         self.saver = Saver(state.run, state.config.checkpoints)
 
     def restore(self, loaded: checkpoint.Loaded) -> None:
@@ -84,7 +92,8 @@ class Loop:
         afterwards if all ranks agreed to leave earlier. Raises `UserError` when the training diverges.
         """
         try:
-            metrics = self._fit(iter(batches), self.state.config.epochs if last is None else last)
+            with kernels.chosen(self.state):
+                metrics = self._fit(iter(batches), self.state.config.epochs if last is None else last)
             self._await_saver()
         except BaseException:
             self.saver.leave()
@@ -96,7 +105,7 @@ class Loop:
         raw = self._next(batches)
         while raw is not None:
             if raw["fill"]:
-                raw = self._fill(raw, batches)
+                raw = fill(self, raw, batches)
                 if self.stopped:
                     return self._metrics
             self.saver.check()
@@ -142,41 +151,13 @@ class Loop:
             self._looked_at.append(raw)
         return list(islice(self._looked_at, count))
 
-    @torch.no_grad()
-    def _fill(self, raw: Raw, batches: Iterator[Raw]) -> Raw:
-        """Fills the memory by one pass of inference over the corpus; returns the first batch to train on."""
-        state, epoch, began, done = self.state, self.cursor.epoch, time.perf_counter(), 0
-        ticks = MetricAccumulator()
-        if self._recaller is None or self.cursor.step != 0:
-            raise RuntimeError(f"a batch to fill a memory with came at {self.cursor}")
-        training = [module for module in state.method.modules() if module.training]
-        state.method.eval()
-        # a resumed run has rank 0's everywhere; without this, each rank's own statistics would fill the memory
-        collectives.share_buffers(state.method)
-        while raw["fill"] and not self.stopped:
-            # no checkpoint inside a pass: the one before the pass is as good as one with half of it
-            self.stopped = state.stopping.agreed()
-            remember = state.method.fill(self._views(raw, state.segments.fill[epoch]))
-            self._recaller.fill(epoch, remember, raw)
-            raw, done = next(batches), done + 1
-            ticks.tick()
-            if state.log is not None and done % state.config.log_every == 0:
-                state.log.observe("fill", ticks.durations)
-                ticks = MetricAccumulator()
-            if state.context.rank == 0 and done % (10 * state.config.log_every) == 0:
-                state.context.say(f"epoch {epoch + 1}: filling the memory, {done * state.config.batch} utterances")
-        for module in training:  # one by one: a part that is frozen in eval mode stays in it
-            module.training = True
-        if state.context.rank == 0:
-            state.context.say(f"epoch {epoch + 1}: filled the memory in {time.perf_counter() - began:.1f} s")
-        self._leave_out(time.perf_counter() - began)
-        return raw
-
-    def _leave_out(self, seconds: float) -> None:
+    def leave_out(self, seconds: float) -> None:
+        """Leaves out ``seconds`` that were spent on something else than steps."""
         for window in (self._window, self._epoch):
             window.leave_out(seconds)
 
-    def _views(self, raw: Raw, segments: tuple[Segment, ...], first: int = 0) -> Views:
+    def views(self, raw: Raw, segments: tuple[Segment, ...], first: int = 0) -> Views:
+        """The ``segments`` of a batch on the device, see `make_views`."""
         state = self.state
         where = {"seed": state.seed, "first": first}
         return make_views(raw, segments, state.recipes, device=state.context.device, nights=state.nights, **where)
@@ -185,14 +166,15 @@ class Loop:
         """The method's inputs of this step: the views of its own and of the labelled stream, with ids and labels."""
         state, epoch = self.state, self.cursor.epoch
         self._check_place(raw, state.pass_steps or state.steps_per_epoch)
-        views = self._views(raw, state.segments.own[epoch])
+        state.method.config.check_rows(raw["id"], raw["speaker"])
+        views = self.views(raw, state.segments.own[epoch])
         batch = batch_of(raw, state.context.device, self.step)
         few = state.segments.labelled
         if not few:
             return views, batch
         assert state.labelled_steps is not None
         self._check_place(raw["labelled"], state.labelled_steps)
-        views |= self._views(raw["labelled"], few, _LABELLED)
+        views |= self.views(raw["labelled"], few, _LABELLED)
         return views, replace(batch, labelled=batch_of(raw["labelled"], state.context.device, self.step))
 
     def _check_place(self, raw: Raw, steps: int) -> None:
@@ -203,8 +185,9 @@ class Loop:
 
     def _begin_epoch(self) -> None:
         state, epoch = self.state, self.cursor.epoch
-        if self._recaller is not None:
-            self._recaller.begin_epoch()
+        if self.recaller is not None:
+            self.recaller.begin_epoch()
+        self.teller.begin_epoch(epoch)
         if state.memory is None or not state.method.config.recalls(epoch):
             return
         began = time.perf_counter()
@@ -212,25 +195,23 @@ class Loop:
         if state.log is not None:
             # logged at the next step: a run that resumes from the checkpoint before clusters again and logs it again
             state.log.write("refresh", self.step + 1, epoch=epoch + 1, **metrics)
-        if state.context.rank == 0:
-            state.context.say(f"epoch {epoch + 1}: clustered the memory in {time.perf_counter() - began:.1f} s")
+        self.teller.phase(epoch, "clustered the memory", time.perf_counter() - began)
         self.refreshed = metrics
-        self._leave_out(time.perf_counter() - began)
+        self.leave_out(time.perf_counter() - began)
 
     def _train_step(self, raw: Raw, batches: Iterator[Raw]) -> None:
         state, epoch = self.state, self.cursor.epoch
         views, batch = self._inputs(raw)
-        bf16 = state.config.precision == "bf16"
-        with torch.autocast(state.context.device.type, torch.bfloat16, enabled=bf16):
-            out = state.wrapped(views)
-        recall = self._recalled(raw, batches) if state.prototypes is None else self._consulted(out, batch)
+        out = self._passes.forward(views)
+        recall = self._recalled(out, batch, raw, batches)
         if state.config.verify_every and self.step % state.config.verify_every == 0:
-            verify(state.method, views, batch, recall, bf16=bf16, step=self.step)
+            verify(state.method, views, batch, recall, bf16=state.config.precision == "bf16", step=self.step)
         step = state.method.step(out, batch, recall)
         lr = self._set_rate()
-        self._hand_over(step.remember, raw, batches)
+        leaving = self._leaving(step.remember, raw)
         self.optimiser.zero_grad(set_to_none=True)
-        step.loss.backward()
+        self._passes.backward(step.loss)
+        self._hand_over(leaving, batches)
         state.method.before_update(epoch)
         if state.config.optimiser.clip_norm is not None:
             nn.utils.clip_grad_norm_(state.method.parameters(), state.config.optimiser.clip_norm)
@@ -243,42 +224,39 @@ class Loop:
             self._epoch.check(state.config.checkpoints.best)
         self.step += 1
         self._advance()
+        self.teller.step(epoch, self.step)
         if self.step % state.config.log_every == 0:
             self._log(lr, epoch)
 
-    def _consulted(self, out: Outputs, batch: Batch) -> Recalled:
-        """What the memory of classes answers, after it has the labelled features of all ranks up to this step."""
-        prototypes = self.state.prototypes
-        assert prototypes is not None
-        given = to_classes(self.state.method.consult(out, batch), self.step)
-        answer = answer_of(prototypes, prototypes.exchange(given, self.step))
-        assert answer is not None
-        return from_classes(answer, self.state.context.device)
+    def precision(self) -> torch.autocast:
+        """The precision of the run, for a forward pass."""
+        state = self.state
+        return torch.autocast(state.context.device.type, torch.bfloat16, enabled=state.config.precision == "bf16")
 
-    def _send(self, remember: ClassRemember, prototypes: ClassClient) -> None:
-        """Gives the memory of classes what a step remembers; waits until it is applied if a checkpoint follows."""
-        if self._sent is not None:
-            answer_of(prototypes, self._sent)
-        self._sent = prototypes.exchange(to_classes(remember, self.step), None)
-        if self._checkpoint_due(self.cursor.step + 1):
-            answer_of(prototypes, self._sent)
-            self._sent = None
-
-    def _recalled(self, raw: Raw, batches: Iterator[Raw]) -> Recall | None:
+    def _recalled(self, out: Outputs, batch: Batch, raw: Raw, batches: Iterator[Raw]) -> Recalled | None:
         state, epoch = self.state, self.cursor.epoch
-        if self._recaller is None or not state.method.config.recalls(epoch):
+        if self.classes is not None:
+            return self.classes.recall(state.method.consult(out, batch), self.step)
+        if self.recaller is None or not state.method.config.recalls(epoch):
             return None
-        return self._recaller.recall(epoch, self.cursor.step, raw, partial(self._peek, batches), state.context.device)
+        return self.recaller.recall(epoch, self.cursor.step, raw, partial(self._peek, batches), state.context.device)
 
-    def _hand_over(self, remember: Remembered | None, raw: Raw, batches: Iterator[Raw]) -> None:
+    def _leaving(self, remember: Remembered | None, raw: Raw) -> list[Later[Any]]:
+        """What goes to the memory of this step. It is on its way to the host."""
+        if self.classes is not None:
+            assert remember is None or isinstance(remember, ClassRemember)
+            return self.classes.leaving(remember, self.step)
+        return [to_memory(remember, raw)] if isinstance(remember, Remember) else []
+
+    def _hand_over(self, leaving: list[Later[Any]], batches: Iterator[Raw]) -> None:
+        """Gives the memory what this step leaves, once the device has got the backward pass to compute."""
         state, epoch = self.state, self.cursor.epoch
-        if isinstance(remember, ClassRemember):
-            assert state.prototypes is not None
-            self._send(remember, state.prototypes)
-        elif self._recaller is not None and state.method.config.remembers(epoch):
-            ask = state.method.config.recalls(epoch) and not self._checkpoint_due(self.cursor.step + 1)
-            peek = partial(self._peek, batches) if ask else None
-            self._recaller.remember(epoch, self.cursor.step, remember, raw, peek)
+        follows = self._checkpoint_due(self.cursor.step + 1)
+        if self.classes is not None:
+            self.classes.hand_over(leaving, wait=follows)
+        elif self.recaller is not None and state.method.config.remembers(epoch):
+            peek = partial(self._peek, batches) if state.method.config.recalls(epoch) and not follows else None
+            self.recaller.remember(epoch, self.cursor.step, leaving[0] if leaving else None, peek)
 
     def _end_epoch(self) -> None:
         state, epoch = self.state, self.cursor.epoch
@@ -286,8 +264,8 @@ class Loop:
         metrics = {**self._epoch.of_sums(sums), **self._epoch.speed(state.config.batch)}
         if state.memory is not None and state.method.config.remembers(epoch - 1) and state.context.rank == 0:
             metrics |= self.refreshed | state.memory.metrics()
-        if state.prototypes is not None and state.context.rank == 0:
-            metrics |= state.prototypes.metrics()
+        if self.classes is not None and state.context.rank == 0:
+            metrics |= self.classes.metrics()
         self._metrics = metrics
         counts = self._epoch.total_counts()
         if state.log is not None:
@@ -296,11 +274,9 @@ class Loop:
             if counts:
                 whole = {name: value.tolist() for name, value in counts.items()}
                 state.log.write("classes", self.step, epoch=epoch, names=list(state.method.class_names), **whole)
-        if state.context.rank == 0:
-            shown = "  ".join(f"{name} {value:.3g}" for name, value in metrics.items() if name in SHOWN)
-            state.context.say(f"epoch {epoch}/{state.config.epochs}  {shown}")
-            if line := no_figure(state.config.checkpoints.best, metrics):
-                state.context.say(line)
+        self.teller.trained(epoch, self.step, metrics)
+        if state.context.rank == 0 and (line := no_figure(state.config.checkpoints.best, metrics)):
+            state.context.say(line)
         self._save(sums, counts)
         state.context.report({"epoch": epoch, "step": self.step, **metrics})
         self._window, self._epoch = MetricAccumulator(), MetricAccumulator()
@@ -315,20 +291,13 @@ class Loop:
             )
         state = self.state
         speed, durations = self._window.speed(state.config.batch), self._window.durations
-        rate, share = speed["utterances_per_s"], speed["data_wait"]
         self._window = MetricAccumulator()
         if state.log is not None:
             state.log.observe("step", durations)
             state.log.write(
                 "step", self.step, epoch=epoch, lr=lr, **speed, **device_memory(state.context.device), **means
             )
-        if state.context.rank != 0:
-            return
-        left = (state.config.epochs * state.steps_per_epoch - self.step) * state.config.batch / rate
-        state.context.say(
-            f"epoch {epoch + 1}/{state.config.epochs}  step {self.step}/{state.config.epochs * state.steps_per_epoch}  "
-            f"loss {means['loss']:.4f}  {rate:.0f} utterances/s  {share:.0%} waiting for data  ETA {duration(left)}"
-        )
+        self.teller.loss(epoch, self.step, means["loss"], speed)
 
     def _diverged(self) -> None:
         if self.state.log is not None:
@@ -357,7 +326,7 @@ class Loop:
                 state.log.flush()  # before the save: a resumed run never writes the lines before its checkpoint again
             meta = checkpoint.Meta(self.step, self.cursor.epoch, self.cursor.step, state.architecture, self._metrics)
             self.saver.start(meta, resuming.content(self, states, sums, counts), state.checkpointable)
-        self._leave_out(time.perf_counter() - began)
+        self.leave_out(time.perf_counter() - began)
 
     def _await_saver(self) -> None:
         collectives.wait_for_rank_0(self.saver.idle)
@@ -382,7 +351,7 @@ class Loop:
 
     def _between_groups(self) -> bool:
         """Whether a group of steps has ended, see `Recaller`; only then there may be a checkpoint."""
-        return self._recaller is None or self._recaller.ends_group(self.cursor.step)
+        return self.recaller is None or self.recaller.ends_group(self.cursor.step)
 
     def _checkpoint_due(self, step: int | None = None) -> bool:
         """Whether a checkpoint follows once ``step`` batches of the epoch are done (None: those done so far)."""
@@ -390,6 +359,6 @@ class Loop:
         done = self.cursor.step if step is None else step
         if done == self.state.steps_per_epoch:
             return True
-        if self._recaller is not None and not self._recaller.ends_group(done):
+        if self.recaller is not None and not self.recaller.ends_group(done):
             return False
         return self.stopped or (every > 0 and done // every > (done - ahead) // every)

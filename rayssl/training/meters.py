@@ -13,16 +13,6 @@ from rayssl import collectives
 from rayssl.errors import ConfigError
 from rayssl.methods.base import Step
 
-SHOWN = (
-    "loss",
-    "coverage",
-    "speaker_accuracy",
-    "recording_accuracy",
-    "train_accuracy",
-    "confident",
-    "utterances_per_s",
-)
-
 
 @dataclass
 class MetricAccumulator:
@@ -66,13 +56,13 @@ class MetricAccumulator:
         if not self.terms:
             return {}
         names = sorted(self.terms)
-        total = collectives.sum_over_ranks(torch.stack([self.terms[name].float() for name in names]))
-        return dict(zip(names, (total / collectives.world()).cpu().unbind(), strict=True))
+        total = collectives.sum_on_host(torch.stack([self.terms[name].float() for name in names]))
+        return dict(zip(names, (total / collectives.world()).unbind(), strict=True))
 
     def total_counts(self) -> dict[str, Tensor]:
         """Sums of the counts over steps and ranks, on the CPU. Every rank must call this."""
         names = sorted(self.counts)
-        return {name: collectives.sum_over_ranks(self.counts[name]).cpu() for name in names}
+        return {name: collectives.sum_on_host(self.counts[name]) for name in names}
 
     def means(self) -> dict[str, float]:
         """Means over steps and ranks. Every rank must call this."""
@@ -114,9 +104,3 @@ def device_memory(device: torch.device) -> dict[str, float]:
     }
     torch.cuda.reset_peak_memory_stats(device)
     return figures
-
-
-def duration(seconds: float) -> str:
-    """``seconds`` as text: hours and minutes, or minutes and seconds."""
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{rest:02d}s"

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from rayssl.schema import Config
 from rayssl.training.lars import AdamLars, Lars
@@ -46,7 +46,10 @@ class OptimiserConfig(Config):
 
 
 def build_optimiser(config: OptimiserConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """An optimiser over the trainable parameters of ``model``, in the order of their names."""
+    """An optimiser over the trainable parameters of ``model``, in the order of their names.
+
+    On a GPU, a step of torch's optimisers is one launch for a group of parameters.
+    """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for _, parameter in sorted(model.named_parameters()):
@@ -59,11 +62,27 @@ def build_optimiser(config: OptimiserConfig, model: nn.Module) -> torch.optim.Op
     if config.name in ("lars", "adam_lars"):
         groups[0]["trust"], groups[1]["trust"] = (config.trust if config.name == "lars" else 1.0), None
     groups = [group for group in groups if group["params"]]
+    fused = all(p.device.type == "cuda" for group in groups for p in group["params"]) or None
+    made: torch.optim.Optimizer
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
-    if config.name == "lars":
-        return Lars(groups, lr=config.lr, momentum=config.momentum)
-    if config.name == "adam_lars":
-        return AdamLars(groups, lr=config.lr)
-    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
-    return kind(groups, lr=config.lr)
+        made = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused)
+    elif config.name == "lars":
+        made = Lars(groups, lr=config.lr, momentum=config.momentum)
+    elif config.name == "adam_lars":
+        made = AdamLars(groups, lr=config.lr)
+    else:
+        kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+        made = kind(groups, lr=config.lr, fused=fused)
+    made.register_load_state_dict_post_hook(_lay_as_parameters)
+    return made
+
+
+def _lay_as_parameters(optimiser: torch.optim.Optimizer) -> None:
+    """Gives loaded moments the layout in memory of their parameters, which a checkpoint of a CPU does not have.
+
+    Fused kernels refuse tensors of different layouts.
+    """
+    for parameter, state in optimiser.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -17,14 +17,16 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from rayssl import transfer
 from rayssl.memory.utterances.exchange import RecallArrays, RememberArrays
-from rayssl.methods.base import Recall, Remember
-from rayssl.training.context import Checkpointable, MemoryClient
-from rayssl.training.inputs import Raw, to_memory
+from rayssl.methods.base import Recall
+from rayssl.training.context import Answer, Checkpointable, MemoryClient
+from rayssl.training.inputs import Later, Raw
 
 T = TypeVar("T")
 Peek = Callable[[int], list[Raw]]  # the next batches, which are not taken yet
 
+_FILLING = 2  # requests of the pass that fills the memory under way at once: few, so that rows do not pile up
 _ASK_S = 10.0  # how long an answer may take before the memory is asked whether it is still there
 
 
@@ -42,7 +44,8 @@ class Recaller:
         self._memory, self._ahead, self._epoch_steps = memory, ahead, epoch_steps
         self._asked: Future[RecallArrays | None] | None = None  # for the group that begins next
         self._recalls: deque[tuple[np.ndarray, np.ndarray]] = deque()  # of the steps left of this group
-        self._written: list[RememberArrays] = []
+        self._written: list[Later[RememberArrays]] = []
+        self._filling: deque[Answer] = deque()  # requests of the pass that fills the memory, not yet answered
 
     def begin_epoch(self) -> None:
         """Nothing is asked yet."""
@@ -64,29 +67,37 @@ class Recaller:
             parts = range(0, len(answer.found), size)
             self._recalls.extend((answer.rows[at : at + size], answer.found[at : at + size]) for at in parts)
         rows, found = self._recalls.popleft()
-        return Recall(torch.tensor(rows).to(device), torch.tensor(found).to(device))
+        return Recall(transfer.send(rows, device), transfer.send(found, device))
 
-    def remember(self, epoch: int, step: int, what: Remember | None, raw: Raw, peek: Peek | None) -> None:
-        """Takes what is remembered of ``step``. After the last step of a group it sends the request.
+    def remember(self, epoch: int, step: int, what: Later[RememberArrays] | None, peek: Peek | None) -> None:
+        """Takes what is remembered of ``step``, which is on its way. After the last step of a group it sends the
+        request.
 
         ``peek`` None asks for nothing; it waits then until the memory has applied what was sent, for whoever reads the
         memory next: a checkpoint, or a clustering.
         """
         if what is not None:
-            self._written.append(to_memory(what, raw))
+            self._written.append(what)
         if not self.ends_group(step + 1):
             return
         written, self._written = self._written, []
         ids = None if peek is None else _ids(peek(self._steps_from(step + 1)))
-        asked = self._memory.exchange(written, ids, epoch)
+        asked = self._memory.exchange([each() for each in written], ids, epoch)
         if ids is None:
             answer_of(self._memory, asked)
         else:
             self._asked = asked
 
-    def fill(self, epoch: int, what: Remember, raw: Raw) -> None:
-        """Gives the memory the rows of a batch of the pass that fills it; waits until they are there."""
-        answer_of(self._memory, self._memory.exchange([to_memory(what, raw)], None, epoch))
+    def fill(self, epoch: int, what: Later[RememberArrays]) -> None:
+        """Gives the memory the rows of a batch of the pass that fills it. `filled` waits until all are there."""
+        self._filling.append(self._memory.exchange([what()], None, epoch))
+        if len(self._filling) > _FILLING:
+            answer_of(self._memory, self._filling.popleft())
+
+    def filled(self) -> None:
+        """Waits until the memory has all rows of the pass."""
+        while self._filling:
+            answer_of(self._memory, self._filling.popleft())
 
     def ends_group(self, done: int) -> bool:
         """Whether a group ends after ``done`` steps of the epoch."""

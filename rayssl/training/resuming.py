@@ -57,6 +57,8 @@ def restore(loop: Loop, loaded: checkpoint.Loaded) -> None:
     if state.checkpointable is not None and loaded.memory:
         try:
             state.checkpointable.load(loaded.uri, loaded.memory)
+            if loop.classes is not None:
+                loop.classes.restore(loaded.uri, loaded.memory)
         except UserError:
             raise
         except ValueError as error:
@@ -83,6 +85,13 @@ def _restore_optimiser(loop: Loop, loaded: checkpoint.Loaded) -> None:
             "training.optimiser.name back or use another run folder"
         )
     loop.optimiser.load_state_dict({"state": saved["state"], "param_groups": groups})
+
+
+def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    """Gives this rank's generators the states that `random_state` returned."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def _restore_random(saved: dict[str, Any], device: torch.device) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
+from rayssl.memory.classes.settings import ClassSettings
 from rayssl.methods.base import Method
 from rayssl.schema import Config
 from rayssl.training.checkpoint import CheckpointConfig
@@ -22,10 +23,18 @@ from rayssl.views.recipes import SegmentPlan
 class TrainingConfig(Config):
     """``batch`` is global: it stays the same for any number of ranks, and that number must divide it.
 
+    ``accumulate``: in how many parts a rank computes its share of the batch, to need less memory. Loss and gradient are
+    those of the whole batch, for every method, also contrastive ones; a step takes one more forward pass. Only batch
+    normalisation differs: its statistics are those of a part (of all ranks, with ``sync_batchnorm``).
+
     ``epoch_steps``: the number of steps of an epoch; 0 for one pass over the stream. Each epoch ends with a checkpoint
     and its metrics, which cost seconds; a pass over a few labelled clips is shorter than that. ``trackers``: where
     figures go besides the run's folder and Ray's metrics. ``verify_every``: after so many steps one is computed again
     and its bits are compared, to find a processor that computes wrong without an error (0: never). It costs two steps.
+
+    ``compile``: whether encoders are compiled (torch.compile); ``auto``: on a GPU. The first steps wait for the
+    compiler, and losses differ in their last digits. ``tf32``: on a GPU, products and convolutions in fp32 may round
+    their inputs to 10 bits of mantissa (TF32), which its matrix units need. Without it they have all 23 bits.
     """
 
     epochs: int = Field(100, ge=1)
@@ -41,13 +50,22 @@ class TrainingConfig(Config):
     number must divide it. Contrastive methods gain from more negatives, and memory grows with it. The learning rate is
     not rescaled when you change it.
     """
+    accumulate: int = Field(1, ge=1)
+    """How many parts of the batch are computed one after the other, each in ``1/accumulate`` of the memory; one update
+    follows with the gradient of the whole batch. Batch normalisation sees one part at a time. It costs a second forward
+    pass; 1 computes the batch at once.
+    """
     precision: Literal["fp32", "bf16"] = "fp32"
     """``bf16`` computes the network in bfloat16 by autocast, which saves time and memory on GPUs that have it (A100 and
     later); weights, losses and the optimiser stay float32. ``fp32`` is exact and right for CPUs.
     """
-    compile: bool = False
-    """Whether ``torch.compile`` compiles the encoders. It takes time at the start and pays off in long runs on a GPU.
-    Last digits change.
+    compile: bool | Literal["auto"] = "auto"
+    """Whether ``torch.compile`` compiles the encoders; ``auto`` does on a GPU. It takes time at the start and pays off
+    in long runs. Last digits change.
+    """
+    tf32: bool = False
+    """Whether products of float32 matrices may use TF32 on a GPU that has it: several times as fast, with 10 bits of
+    mantissa instead of 23. It changes nothing on a CPU, and little with bf16.
     """
     sync_batchnorm: bool = False
     """Whether batch normalisation takes the statistics of the whole global batch, over all ranks. Then the result does
@@ -60,7 +78,7 @@ class TrainingConfig(Config):
     """When checkpoints are written, and which ones stay."""
     log_every: int = Field(10, ge=1)
     """Steps between two lines of figures in ``metrics.jsonl`` and in the trackers; each line has the means since the
-    last one. The terminal gets a line every ten times as many.
+    last one. The terminal shows the loss of the last line.
     """
     verify_every: int = Field(0, ge=0)
     """After so many steps one step is computed again and its bits are compared, to find a processor that computes wrong
@@ -72,16 +90,23 @@ class TrainingConfig(Config):
     Accounts come from the environment of the workers.
     """
 
+    @model_validator(mode="after")
+    def _possible(self) -> TrainingConfig:
+        if self.accumulate > 1 and self.verify_every:
+            raise ValueError("verify_every: computes a whole batch at once; leave it out, or set accumulate to 1")
+        return self
+
 
 @dataclass
 class TrainState:
     """What one rank trains with.
 
     ``log`` takes the figures; None on a rank that has none to give. ``memory`` is the memory of utterances and
-    ``prototypes`` the memory of classes; each is None for a method without it. ``pass_steps``: the steps of a pass
-    over the stream, if an epoch is not exactly one pass. ``labelled_steps``: the steps of a pass over the labelled
-    stream. ``nights``: makes the views of a corpus of nights. ``ahead``: the steps of one request to the memory of
-    utterances; 1 without one.
+    ``prototypes`` the memory of classes, by ``class_settings``; each is None for a method without it. ``pass_steps``:
+    the steps of a pass over the stream, if an epoch is not exactly one pass. ``labelled_steps``: the steps of a pass
+    over the labelled stream. ``nights``: makes the views of a corpus of nights. ``ahead``: the steps of one request to
+    the memory of utterances; 1 without one. ``repeats``: whether a second run must have the same bits on the same
+    machine.
     """
 
     config: TrainingConfig
@@ -96,11 +121,13 @@ class TrainState:
     context: Context
     memory: MemoryClient | None = None
     prototypes: ClassClient | None = None
+    class_settings: ClassSettings | None = None
     log: Tracker | None = None
     pass_steps: int | None = None
     labelled_steps: int | None = None
     nights: NightInput | None = None
     ahead: int = 1
+    repeats: bool = True
     stopping: Stopping = field(default_factory=Stopping)
 
     @property

@@ -49,7 +49,7 @@ def _results(method: Method, views: Views, batch: Batch, recall: Recalled | None
     """The loss, its terms and the gradients of this rank's part."""
     names, weights = zip(*((name, p) for name, p in method.named_parameters() if p.requires_grad), strict=True)
     device = weights[0].device
-    with _unchanged(method, device), _deterministic():
+    with unchanged(method, device), _deterministic():
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             out = method(views)
         step = method.step(out, batch, recall)
@@ -65,8 +65,11 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 @contextmanager
-def _unchanged(method: Method, device: torch.device) -> Iterator[None]:
-    """The forward pass changes copies of the buffers: the step itself still needs the ones that it has used."""
+def unchanged(method: Method, device: torch.device) -> Iterator[None]:
+    """A forward pass in here changes neither the buffers of ``method`` nor the random states.
+
+    It changes copies of the buffers: the step itself still needs the ones that it has used.
+    """
     own = [(module, name, value) for module in method.modules() for name, value in module.named_buffers(recurse=False)]
     copies = {id(value): value.clone() for _, _, value in own}
     for module, name, value in own:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from rayssl import transfer
 from rayssl.random.draws import fold
 from rayssl.random.draws_torch import uniform_torch
 from rayssl.views import envelopes, noises, rows, stretch
@@ -63,18 +64,20 @@ class Augment(nn.Module):
         self.mixed = Mixing(mixed.p, mixed.snr_db, noise_banks, _MIXED) if mixed.p > 0.0 else None
 
     @torch.no_grad()
-    def forward(self, wave: Tensor, keys: Tensor) -> Tensor:
+    def forward(self, wave: Tensor, keys: Tensor, host_keys: Tensor | None = None) -> Tensor:
         """``wave [B, T]`` float32 in [-1, 1] and ``keys [B]`` int64 to a new ``[B, T]`` in [-1, 1]; no gradient.
 
-        Silent rows stay silent. Rows for which no augmentation is drawn do not change.
+        Silent rows stay silent. Rows for which no augmentation is drawn do not change. ``host_keys``: the same keys on
+        the host, where it is decided which rows get another pitch or tempo. Without them the host waits for the device.
         """
         config = self.config
+        host_keys = keys.cpu() if host_keys is None else host_keys
         with torch.autocast(wave.device.type, enabled=False):
             wave = wave.float()
             if config.pitch_shift.p > 0.0:
-                wave = self._shift_pitch(wave, keys)
+                wave = self._shift_pitch(wave, host_keys)
             if config.time_stretch.p > 0.0:
-                wave = self._stretch(wave, keys)
+                wave = self._stretch(wave, host_keys)
             if self.white is not None:
                 wave = self.white(wave, keys)
             if self.mixed is not None:
@@ -87,17 +90,21 @@ class Augment(nn.Module):
                 wave = self._mask(wave, keys)
             return rows.in_range(wave, rows.gain(keys, (_GAIN, _DB), config.gain.p, config.gain.db))
 
-    def _shift_pitch(self, wave: Tensor, keys: Tensor) -> Tensor:
+    def _shift_pitch(self, wave: Tensor, host_keys: Tensor) -> Tensor:
         config = self.config.pitch_shift
-        factor = 2.0 ** (rows.between(keys, _SEMITONES, config.semitones)[:, 0].double() / 12.0)
-        chosen = rows.chosen(keys, _PITCH, config.p)[:, 0]
+        factor = 2.0 ** (rows.between(host_keys, _SEMITONES, config.semitones)[:, 0].double() / 12.0)
+        chosen = rows.chosen(host_keys, _PITCH, config.p)[:, 0]
         return _remade(wave, chosen, factor, lambda part, factors: stretch.pitched(part, factors, self.frame))
 
-    def _stretch(self, wave: Tensor, keys: Tensor) -> Tensor:
+    def _stretch(self, wave: Tensor, host_keys: Tensor) -> Tensor:
         config, samples = self.config.time_stretch, wave.shape[1]
-        rate = rows.between(keys, _RATE, config.rate)[:, 0].double()
-        chosen = rows.chosen(keys, _STRETCH, config.p)[:, 0]
-        return _remade(wave, chosen, rate, lambda part, rates: stretch.stretched(part, rates, samples, self.frame))
+        rate = rows.between(host_keys, _RATE, config.rate)[:, 0].double()
+        chosen = rows.chosen(host_keys, _STRETCH, config.p)[:, 0]
+
+        def change(part: Tensor, rates: Tensor) -> Tensor:
+            return stretch.stretched(part, transfer.send(rates, part.device), samples, self.frame)
+
+        return _remade(wave, chosen, rate, change)
 
     def _shift(self, wave: Tensor, keys: Tensor) -> Tensor:
         config = self.config.time_shift
@@ -131,12 +138,14 @@ def _length(keys: Tensor, stream: int, most: float, samples: int) -> Tensor:
 def _remade(wave: Tensor, chosen: Tensor, factor: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """A copy of ``wave [B, T]`` in which the rows with ``chosen [B]`` are replaced by ``change(rows, factors)``.
 
-    Rows with similar ``factor [B]`` are changed together, because a group takes as long as its longest row.
+    ``chosen`` and ``factor [B]`` lie on the host. Rows with similar factors are changed together, because a group takes
+    as long as its longest row.
     """
     order = factor.argsort()
     order = order[chosen[order]]
     result = wave.clone()
     for part in order.split(max(1, _AT_ONCE // wave.shape[1])):
         if len(part):
-            result[part] = change(wave[part], factor[part])
+            there = transfer.send(part, wave.device)
+            result[there] = change(wave[there], factor[part])
     return result

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rayssl import transfer
+
 _FRAME_S = 0.032
 _OVERLAP = 4  # hops per frame
 _TAPS, _STEPS = 8, 4096  # samples that an interpolated sample is made of; positions between two samples
@@ -39,7 +41,22 @@ def stretched(wave: Tensor, rate: Tensor, samples: int, frame: int, band: Tensor
         bins = torch.arange(spectrum.shape[1], device=wave.device)
         spectrum = spectrum * (bins <= band[:, None] * (spectrum.shape[1] - 1))[:, :, None]
     count = samples // hop + _OVERLAP
-    return torch.istft(vocoded(spectrum, rate, count), frame, hop, window=window, length=samples)
+    return _sounded(vocoded(spectrum, rate, count), window, hop)[:, :samples]
+
+
+def _sounded(spectrum: Tensor, window: Tensor, hop: int) -> Tensor:
+    """The samples of ``spectrum [R, F, N]``, from the middle of the first frame on, to the end of the last one.
+
+    As `torch.istft`, which makes the host wait for the device: it looks whether the sum of windows is 0 anywhere. With
+    frames that overlap four times it is not, within the samples that `stretched` takes.
+    """
+    frame, (rows, _, count) = len(window), spectrum.shape
+    length = frame + hop * (count - 1)
+    frames = torch.fft.irfft(spectrum.transpose(1, 2), frame, dim=2) * window
+    overlap_add = torch.ops.aten.unfold_backward  # of `Tensor.unfold`
+    sound = overlap_add(frames, [rows, length], 1, frame, hop)
+    weight = overlap_add(window.square().expand(1, count, frame), [1, length], 1, frame, hop)
+    return (sound / weight)[:, frame // 2 :]  # type: ignore[no-any-return]
 
 
 def vocoded(spectrum: Tensor, rate: Tensor, count: int) -> Tensor:
@@ -93,13 +110,15 @@ def _sinc_weights(device: torch.device) -> Tensor:
 
 
 def pitched(wave: Tensor, factor: Tensor, frame: int) -> Tensor:
-    """``wave [R, T]`` with every frequency ``factor [R]`` (float64) times as high, with the same tempo and length.
+    """``wave [R, T]`` with every frequency ``factor [R]`` times as high, with the same tempo and length.
 
-    First the row is made ``factor`` times as long with the same pitch. Then it is read ``factor`` times as fast.
-    Frequencies that would get above half the sampling rate are removed.
+    ``factor``, float64, lies on the host, because the largest one decides over a shape. First the row is made
+    ``factor`` times as long with the same pitch. Then it is read ``factor`` times as fast. Frequencies that would get
+    above half the sampling rate are removed.
     """
     samples = wave.shape[1]
     longest = math.ceil(samples * float(factor.max())) + _TAPS
+    factor = transfer.send(factor, wave.device)
     slow = stretched(wave, 1.0 / factor, longest, frame, band=(1.0 / factor).clamp_max(1.0))
     times = torch.arange(samples, device=wave.device, dtype=torch.float64) * factor[:, None]
     return read_at(slow, times)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
 
 from rayssl import storage
 from rayssl.training import checkpoint
 from tests.faults.losses import node_of_a_rank
 from tests.faults.nodes import Nodes
+from tests.faults.places import ROOT
 from tests.faults.trial import Trial
-from tests.faults.work import Training
+from tests.faults.work import CLI, Training, write_yaml
 from tests.runs import memory_of
 
 _FEWER = "trains with 1 workers"
@@ -61,6 +65,47 @@ class ElasticTraining(Training):
         steps = [step for step in both if step < first + self.near]
         far = [step for step in steps if abs(mine[step] - theirs[step]) > self.tolerance]
         return [*found, *(f"step {step}: loss {mine[step]:.4f}, not {theirs[step]:.4f}" for step in sorted(far)[:5])]
+
+
+@dataclass(frozen=True)
+class ElasticSpeech(ElasticTraining):
+    """The training of ``configs/synthetic_ssps.yaml``, whose EER on 2,000 trials is worth a comparison."""
+
+    def write(self, home: str) -> None:
+        """See `Work.write`; speech from a seed, as ``configs/synthetic_prepare.yaml`` says."""
+        if storage.exists(storage.join(home, "speech", "trials.txt")):
+            return
+        plan = _config("synthetic_prepare")
+        places = [f"{home}/speech/train", f"{home}/speech/test", f"{home}/speech/trials.txt"]
+        parts = plan["corpora"]
+        parts["train"]["out"], parts["test"]["out"], parts["test"]["trials"]["test"]["out"] = places
+        write_yaml(home, "speech", plan)
+        subprocess.run([*CLI, "prepare", f"{home}/speech.yaml", "--quiet"], check=True, cwd=ROOT)
+        values = _config("synthetic_ssps")
+        values["corpus"]["uri"], values["evaluation"]["corpus"], values["evaluation"]["trials"] = places
+        values["training"] |= {"log_every": 1}
+        values["training"]["checkpoints"] |= {"every_steps": self.every_steps, "keep": 2}
+        write_yaml(home, self.name, values)
+
+    def differences(self, run: str, reference: str) -> list[str]:
+        """As for `ElasticTraining`, and of the EER: each must lie in the 95 % interval of the other."""
+        found = super().differences(run, reference)
+        mine, theirs = (eer(each) for each in (run, reference))
+        if not (mine[1] <= theirs[0] <= mine[2] and theirs[1] <= mine[0] <= theirs[2]):
+            found.append(f"EER {mine[0]:.2%} [{mine[1]:.2%}, {mine[2]:.2%}], not {theirs[0]:.2%}")
+        return found
+
+
+def eer(run: str) -> tuple[float, float, float]:
+    """The EER of a run, and its interval over speakers."""
+    result = json.loads(storage.read_text(storage.join(run, "evaluation", "result.json")))
+    only = result[0] if isinstance(result, list) else result
+    return only["eer"], only["eer_low"], only["eer_high"]
+
+
+def _config(name: str) -> dict[str, Any]:
+    values: dict[str, Any] = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
+    return values
 
 
 def shrink_and_grow(trial: Trial) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from tests.faults import disks, jobs, losses, stores, victims
-from tests.faults.elastic import ElasticTraining, QuickNodes, shrink_and_grow
+from tests.faults.elastic import ElasticSpeech, ElasticTraining, QuickNodes, shrink_and_grow
 from tests.faults.nodes import CPUS_PER_WORKER, Nodes, NodesWithRedis
 from tests.faults.places import Place, SharedHead
 from tests.faults.storm import storm
@@ -83,6 +83,7 @@ def _nodes() -> dict[str, Kind]:
     # else the statistics of batch normalisation would be those of half a batch with two workers
     elastic = (*one_a_node, "ray.workers=[1, 2]", "training.sync_batchnorm=true")
     grown = ElasticTraining("elastic", epochs=16, overrides=elastic, share=0.4)
+    speech = ElasticSpeech("elastic-speech", 22, 10, overrides=elastic, rows=640, batch=64, share=0.3)
     away = partial(Kind, root=True, packages=_HOSTS, overrides=one_a_node)
     # no checkpoint for 120 steps; most of the training is left when a node has drained for 30 s
     ends = partial(Training, epochs=3, every_steps=0, rows=120 * 16)
@@ -91,6 +92,7 @@ def _nodes() -> dict[str, Kind]:
         "node": away(losses.lose_node, Nodes, (*TRAINING_PHASES, *VERBS)),
         "sigterm-node": away(losses.term_node, Nodes, work=drained),
         "elastic": Kind(shrink_and_grow, QuickNodes, ("training",), grown, root=True, packages=_HOSTS),
+        "elastic-speech": Kind(shrink_and_grow, QuickNodes, ("training",), speech, root=True, packages=_HOSTS),
         "gcs": away(losses.lose_head, NodesWithRedis, packages=("ip", "unshare", "nsenter", "mount", "redis-server")),
         "job-stop": Kind(jobs.stop_job, jobs.Jobs, ("training",), ends("training-ends")),
     }

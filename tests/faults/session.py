@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rayssl import storage
-from tests.faults import moments
+from tests.faults import moments, watching
 from tests.faults.kinds import Kind
 from tests.faults.places import Place, PlaceError
 from tests.faults.trial import Missed, Reference, Result, TimeIsUp, Trial
@@ -70,7 +70,9 @@ class Session:
         finally:
             trial.watch.close()
             self.place.calm()
-        return Reference(run, seconds, self.work.done(run), trial.output.read_text(errors="replace"))
+        said = trial.output.read_text(errors="replace")
+        phases = "".join(f"{watching.line_of(event)}\n" for event in watching.events(said))
+        return Reference(run, seconds, self.work.done(run), said + phases)
 
     def _new(self, run: str, seed: int) -> Trial:
         if storage.exists(run):

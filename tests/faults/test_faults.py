@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import signal
 import subprocess
@@ -19,6 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from rayssl.progress import Stepped, Trained
+from rayssl.progress.screens import JsonLines
 from rayssl.training import checkpoint
 from tests.faults import kinds, processes, watching
 from tests.faults.places import ROOT, environment
@@ -75,8 +78,13 @@ def test_half_a_line_is_read_when_it_is_whole(tmp_path: Path) -> None:
 
 
 def test_steps_trained_twice_are_counted_from_the_output(tmp_path: Path) -> None:
-    said = "\x1b[36m(RayTrainWorker pid=7)\x1b[0m epoch 1/3  step {}/18  loss 1.5  20 utterances/s\n"
-    (tmp_path / "out").write_text("".join(said.format(step) for step in (1, 2, 3, 3, 4)) + "epoch 1/3  loss 1.1  x 2\n")
+    out = io.StringIO()
+    screen = JsonLines(out)
+    for step in (1, 2, 3, 3, 4):
+        screen.show(Stepped(1, 3, step, 18, 1.5, 20.0, 0.1))
+    screen.show(Stepped(1, 3, 2, 18))  # a tick without a loss counts nothing
+    screen.show(Trained(1, 3, 6, 18, 2.0, {"loss": 1.1}))
+    (tmp_path / "out").write_text("raylet: a line\n" + out.getvalue())
     watch = OutputWatch(tmp_path / "out")
     watch.look()
     assert watch.steps.resumes == [Resume(3, 2)] and watch.steps.last == 4 and watch.steps.epochs == {1}
@@ -84,12 +92,17 @@ def test_steps_trained_twice_are_counted_from_the_output(tmp_path: Path) -> None
 
 def test_what_a_person_reads() -> None:
     text = (
-        "\x1b[36m(RayTrainWorker pid=7)\x1b[0m epoch 1/3  step 3/18  loss 1.5  20 utterances/s\n"
+        "12:00:01 epoch 1/3  step 3/18  loss 1.5  20 utterances/s\n"
         "\x1b[33m(raylet)\x1b[0m WARNING: 8 PYTHON worker processes have been started on node: 1\n"
-        "\x1b[36m(RayTrainWorker pid=7, ip=10.1.2.3)\x1b[0m rank 0: resumed from /a (step 3 of 18)\n"
-        "memory: 0.0 MB in one actor\n\n/a: trained to epoch 3, loss 1.2\n"
+        "12:00:09 rank 0: resumed from /a (step 3 of 18)\n12:00:10 started 2 workers in 3.1 s\n"
+        '{"time": 1.0, "event": "line", "text": "waits for a store"}\n{"event": "step", "step": 3, "loss": 1.0}\n'
+        "12:00:01 memory: 0.0 MB in one actor\n\n/a: trained to epoch 3, loss 1.2\n"
     )
-    assert watching.lines(text) == ["rank 0: resumed from /a (step 3 of 18)", "/a: trained to epoch 3, loss 1.2"]
+    assert watching.lines(text) == [
+        "rank 0: resumed from /a (step 3 of 18)",
+        "waits for a store",
+        "/a: trained to epoch 3, loss 1.2",
+    ]
 
 
 def test_bits_are_compared_and_not_values() -> None:

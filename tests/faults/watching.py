@@ -6,14 +6,18 @@ import json
 import os
 import re
 import threading
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _POLL_S = 0.03
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-_SOURCE = re.compile(r"^\((?:RayTrainWorker|Server|StoreServer|IndexServer) pid=\d+(?:, ip=[\d.]+)?\) ")
+_SOURCE = re.compile(r"^\d\d:\d\d:\d\d ")  # the time of day, of `rayssl.progress.screens.Plain`
 _PROGRESS = re.compile(
-    r"epoch \d+(/\d+  (step \d+/\d+  )?loss |: (clustered|filled|filling) )|memory: [\d.]+ [kMGT]?B in |\s*$"
+    r"epoch \d+(/\d+  (step \d+/\d+  )?loss |: (clustered|filled|filling|positives come) )|"
+    r"memory: [\d.]+ [kMGT]?B in |first step \d+ s after|(started|joined|built) .* in [\d.]+ s$|"
+    r"data: .* utterances|\S+: \S+ over .* on |dashboard: |\s*$"
 )
 _NOISE = re.compile(
     r"\((raylet|autoscaler|gcs_server|pid=|PlacementGroupCleaner|SplitCoordinator|DatasetManager)|"
@@ -22,7 +26,6 @@ _NOISE = re.compile(
     r"Job submission server address|Next steps|  (Query|Request|Follow|ray job)|Tailing logs|-+$|"
     r"Job '\S+' submitted successfully"
 )
-_STEP = re.compile(r"epoch (?P<epoch>\d+)/\d+  (?:step (?P<step>\d+)/\d+  )?loss ")
 
 
 class Resume(NamedTuple):
@@ -121,7 +124,7 @@ class MetricsWatch(Watch):
 
 
 class OutputWatch(Watch):
-    """Follows the steps in what a run prints: for a run whose folder is in an object store."""
+    """Follows the events in what a run prints with ``--log json``: for a run whose folder is in an object store."""
 
     def __init__(self, output: Path) -> None:
         super().__init__()
@@ -137,17 +140,34 @@ class OutputWatch(Watch):
             return
         whole = data[: data.rfind(b"\n") + 1]
         self._read += len(whole)
-        for found in _STEP.finditer(whole.decode(errors="replace")):
-            if found["step"]:
-                self.steps.take(int(found["step"]))
-            else:
-                self.steps.epochs.add(int(found["epoch"]))
+        for event in events(whole.decode(errors="replace")):
+            if event["event"] == "step" and event["loss"] is not None:  # every step has one: log_every is 1
+                self.steps.take(event["step"])
+            elif event["event"] == "epoch":
+                self.steps.epochs.add(event["epoch"])
+
+
+def events(text: str) -> Iterator[dict[str, Any]]:
+    """The events among the lines of ``text``."""
+    for line in text.splitlines():
+        with suppress(ValueError):
+            found = json.loads(line)
+            if isinstance(found, dict) and "event" in found:
+                yield found
+
+
+def line_of(event: dict[str, Any]) -> str:
+    """What a person reads of an event, in `rayssl.progress.screens.Plain`; empty if nothing."""
+    return event.get("text") or (f"{event['what']} in {event['seconds']:.1f} s" if event["event"] == "phase" else "")
 
 
 def lines(text: str) -> list[str]:
     """The lines that a person reads who knows the progress: without colours, sources, progress and Ray's own notes."""
     read = []
     for line in text.replace("\r", "\n").splitlines():
+        event = next(events(line), None)
+        if event is not None:
+            line = line_of(event)
         plain = _SOURCE.sub("", _COLOUR.sub("", line)).rstrip()
         if not _PROGRESS.match(plain) and not _NOISE.match(plain):
             read.append(plain)

@@ -80,7 +80,8 @@ class Training(Work):
         write_yaml(home, self.name, values)
 
     def command(self, home: str, run: str) -> list[str]:
-        return [*CLI, "train", storage.join(home, f"{self.name}.yaml"), f"run={run}", *self.overrides]
+        told = ["--log", "json"] if storage.is_remote(run) else []  # a trial follows the steps in what is printed
+        return [*CLI, "train", storage.join(home, f"{self.name}.yaml"), f"run={run}", *self.overrides, *told]
 
     def done(self, run: str) -> int:
         return max(checkpoint.steps(run), default=0)

@@ -315,3 +315,33 @@ def test_impossible_calls() -> None:
     memory.remember(_everything(slice(0, 7)))
     with pytest.raises(ValueError, match="7 points cannot fill 20 clusters"):
         memory.refresh(0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sampling": "nn", "neighbours": 5},
+        {"sampling": "nn", "neighbours": 5, "whiten": True},
+        {"neighbours": 3, "whiten": True, "kmeans": "exact"},
+        {"neighbours": 3, "overlapped": True, "kmeans": "exact"},
+    ],
+    ids=" ".join,
+)
+def test_on_a_device_as_on_the_cpu(changes: dict[str, Any]) -> None:
+    """By the code for a GPU, see `rayssl.clustering.gpu`. Products of float16 part tight points otherwise."""
+    found, judged = [], []
+    for device in ("cpu", "cpu:0"):
+        memory = _memory(device=device, reference_dtype="float32", **changes)
+        memory.remember(_everything(slice(0, N - 20)))
+        judged.append(memory.refresh(0))
+        memory.recall(np.arange(N - 20), epoch=0)
+        memory.remember(_everything(slice(N - 40, N)))
+        if changes.get("sampling") != "nn":
+            judged[-1] = memory.refresh(1)
+        found.append(memory.recall(np.arange(N), epoch=1))
+    if changes.get("sampling") == "nn":
+        assert (found[0].ids == found[1].ids).mean() > 0.97
+    else:
+        assert judged[1]["nmi_speaker"] == pytest.approx(judged[0]["nmi_speaker"], abs=0.05)
+        assert judged[1]["objective"] == pytest.approx(judged[0]["objective"], abs=0.02)
+    assert (found[0].found == found[1].found).mean() > 0.9

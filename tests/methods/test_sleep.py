@@ -215,7 +215,7 @@ def test_other_epochs_change_nothing(anchors: str, backbone: str) -> None:
         torch.testing.assert_close(other[name].grad, mine.grad, rtol=0, atol=0)
         ids = OWN if name.startswith(("weak", "strong")) else LABELLED
         assert {(s, n) for s, n in mine.grad.abs().sum(2).nonzero().tolist()} <= set(epochs(ids, method.scored))
-    stored = [to_classes(method.consult(o, b), 0) for o, b in ((out, given), (other, changed))]
+    stored = [to_classes(method.consult(o, b), 0)() for o, b in ((out, given), (other, changed))]
     assert stored[0].features is not None and stored[1].features is not None
     assert (stored[0].features == stored[1].features).all() and (stored[0].labels == stored[1].labels).all()
 
@@ -370,7 +370,7 @@ def test_a_stage_that_the_batch_lacks_has_anchors_from_the_memory() -> None:
     no_rem = [[0 if stage == 3 else stage for stage in row] for row in LABELS]
     for step, (out, labels) in enumerate(((first, LABELS), (later, no_rem))):
         given = sleep_batch(OWN, LABELLED, labels, step=step)
-        memory.remember(to_classes(method.consult(out, given), step))
+        memory.remember(to_classes(method.consult(out, given), step)())
     known = from_classes(memory.recall(1), torch.device("cpu"))
     rem = torch.stack([first["labelled_rows"][1, 0], first["labelled_rows"][2, 3]]).detach()
     assert known.filled.tolist() == [

@@ -111,3 +111,18 @@ def test_warmed_momentum_is_the_plain_mean_until_it_reaches_its_value() -> None:
         average(teacher, student, warmed_momentum(step, 0.999))
     mean = torch.stack([student[0].weight for student in students]).mean(0)
     torch.testing.assert_close(teacher[0].weight.data, mean.detach())
+
+
+@pytest.mark.parametrize("statistics", [False, True])
+def test_all_tensors_at_once_are_one_after_the_other(statistics: bool) -> None:
+    """To the bit, also for a large one and one in another layout."""
+    teacher, student = (nn.Sequential(network(seed), nn.Conv2d(3, 50, 7), nn.Linear(300, 200)) for seed in (0, 1))
+    teacher[1].to(memory_format=torch.channels_last)
+    expected = frozen_copy(teacher)
+    average(teacher, student, 0.996, statistics=statistics)
+    kept = () if statistics else ("0.1.running_mean", "0.1.running_var")
+    with torch.no_grad():
+        for (name, value), other in zip(expected.state_dict().items(), student.state_dict().values(), strict=True):
+            if value.is_floating_point() and name not in kept:
+                value.lerp_(other, 1 - 0.996)
+    torch.testing.assert_close(teacher.state_dict(), expected.state_dict(), rtol=0, atol=0)

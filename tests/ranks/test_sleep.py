@@ -108,7 +108,7 @@ def _rare(rank: int, world: int) -> Result:
         }
         ids = [[8 * number + k for k in range(SEQUENCE)] for number in range(2)][own]
         batch = sleep_batch(ids, ids, labels[own], step=step)
-        answer = client.exchange(to_classes(method.consult(out, batch), step), step).result()
+        answer = client.exchange(to_classes(method.consult(out, batch), step)(), step).result()
         assert answer is not None
         recall = from_classes(answer, torch.device("cpu"))
     found = method.step(out, batch, recall)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from torch.nn.parallel import DistributedDataParallel
 
 from rayssl.training import checkpoint
 from rayssl.training.stopping import Stopping
@@ -39,7 +38,7 @@ def test_all_leave_at_the_same_call(ranks: Callable[..., list[int]]) -> None:
 def _stopped(rank: int, world: int, corpus: str) -> tuple[int, list[int]]:
     with tempfile.TemporaryDirectory(prefix="rank-") as folder:
         settings = experiment(Path(folder), Path(corpus), f"ray.workers={world}", method=SSPS_METHOD)
-        loop = build(settings, wrap=DistributedDataParallel)
+        loop = build(settings)
         loop.state.stopping = Stopping(lambda: rank == 0 and loop.step >= 4, every_s=0.0)
         loop.fit(batches(settings, loop))
         return loop.step, checkpoint.steps(settings.run) if rank == 0 else []
@@ -58,7 +57,7 @@ def _filled(rank: int, world: int, corpus: str, stop: int) -> dict[str, Any]:
         # rank 0's folder: rank 1 gets the state from it
         settings = experiment(Path(folder), Path(corpus), f"ray.workers={world}", method=method)
         for steps in (stop, 0) if stop else (0,):
-            loop = build(settings, wrap=DistributedDataParallel)
+            loop = build(settings)
             if steps:
                 loop.state.stopping = Stopping(lambda steps=steps, loop=loop: loop.step >= steps, every_s=0.0)  # type: ignore[misc]
             loop.fit(batches(settings, loop))

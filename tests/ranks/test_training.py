@@ -11,7 +11,6 @@ from unittest import mock
 import numpy as np
 import pytest
 from torch.nn import functional
-from torch.nn.parallel import DistributedDataParallel
 
 from rayssl.experiment.config import Experiment
 from tests.anchored import ANCHORED_METHOD
@@ -81,7 +80,7 @@ def _train_in(folder: Path, rank: int, world: int, corpus: str, method: str, syn
 
 def trained(settings: Experiment, rank: int, world: int) -> Result:
     """What the training of ``settings`` gives on this rank, wrapped as `rayssl.runtime.train` does."""
-    loop = build(settings, wrap=DistributedDataParallel if world > 1 else None)
+    loop = build(settings)
     gradients: dict[str, np.ndarray] = {}
 
     def first(*_: object) -> None:

@@ -17,7 +17,8 @@ def test_figures(ray_cluster: Any, tmp_path: Path, shards: int) -> None:
     from rayssl.runtime.bench.memory import MemoryCase, measure
 
     said: list[str] = []
-    job = MemoryCase(5_000, 16, batch=32, ranks=2, shards=shards, calls=4, half=True, iterations=2, into=str(tmp_path))
+    size = {"rows": 5_000, "dim": 16, "batch": 32, "ranks": 2, "calls": 4, "iterations": 2}
+    job = MemoryCase(**size, shards=shards, relays=shards // 2, half=True, into=str(tmp_path))
     figures = measure(job, said.append)
     assert [line.split()[0] for line in said] == ["filling", "clustering", "exchanging", "saving", "restoring"]
     assert figures["restored_equal"] and figures["clusters"] == 125

@@ -182,7 +182,7 @@ def test_a_stopped_job_has_saved_and_goes_on(cluster: Cluster, run: str) -> None
     place = f"{cluster.folder}/stopped"
     cluster.submit("stopped", *training(cluster, "stopped"), "training.epochs=9000", wait=False)
     until = time.monotonic() + 200
-    while not re.search(r"epoch \d+/9000  step \d", cluster.ray("job", "logs", "stopped")):
+    while not re.search(r"epoch \d+/9000  loss \d", cluster.ray("job", "logs", "stopped")):
         assert time.monotonic() < until, cluster.ray("job", "logs", "stopped")
     assert "was stopped" in cluster.ray("job", "stop", "stopped")
     logs = cluster.ray("job", "logs", "stopped")

@@ -27,16 +27,29 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 class Job:
-    """Two ranks of one sharded memory, in two threads of this process."""
+    """Two ranks of one sharded memory, in two threads of this process; ``relayed``: on one node of several."""
 
-    def __init__(self, ray: Any, settings: dict[str, Any], **config: Any) -> None:
+    def __init__(self, ray: Any, settings: dict[str, Any], *, relayed: bool = False, **config: Any) -> None:
+        from rayssl.runtime.memory import relay
         from rayssl.runtime.memory.sharded import Exchanger, start
 
         self.ray, self.calls = ray, 0
         name = f"test-{time.perf_counter_ns()}"
         known = MemorySettings(**settings)
         self.index, self.stores = start(known, WORLD, MemoryConfig(threads=1, **config), name)
-        self.ranks = [Exchanger(known, self.index, self.stores, rank) for rank in range(WORLD)]
+        self.send = Exchanger(known, self.index, self.stores)
+        node = ray.get_runtime_context().get_node_id()
+        self.relay = relay.start(f"{name}:node", node, range(WORLD), self.send) if relayed else None
+
+    def exchange(
+        self, rank: int, call: int, remember: list[RememberArrays], ids: np.ndarray | None, epoch: int
+    ) -> RecallArrays | None:
+        """The ``call``-th exchange of ``rank``."""
+        from rayssl.runtime.memory.relay import Part
+
+        if self.relay is not None:
+            return self.ray.get(self.relay.exchange.remote(call, rank, remember, ids, epoch), timeout=60)
+        return self.send(call, [Part(rank, remember, ids, epoch)])[0]
 
     def epoch(self, epoch: int, first: int = 0, last: int = STEPS) -> dict[Any, RecallArrays]:
         """Steps of an epoch, each rank as fast as a random walk lets it."""
@@ -47,7 +60,7 @@ class Job:
             for step in range(first, last):
                 time.sleep(rng.uniform(0, 0.02))
                 call, what = self.calls + step - first + 1, [remembered(epoch, step, rank)]
-                answer = self.ranks[rank](call, what, following(epoch, step, rank), epoch)
+                answer = self.exchange(rank, call, what, following(epoch, step, rank), epoch)
                 if answer is not None:
                     recalls[epoch, step, rank] = answer
 
@@ -80,7 +93,7 @@ class Job:
         self.ray.get([store.commit.remote(whitening) for store in self.stores])
 
     def kill(self) -> None:
-        for actor in (self.index, *self.stores):
+        for actor in (self.index, *self.stores, *([self.relay] if self.relay else ())):
             self.ray.kill(actor)
 
 
@@ -114,13 +127,13 @@ def jobs(ray_cluster: Any) -> Iterator[Any]:
         job.kill()
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize(("kind", "relayed"), [("cluster", False), ("cluster", True), ("nn", False), ("nn", True)])
 def test_strict_equals_the_memory_in_process_and_resumes_after_the_actors_died(
-    jobs: Any, kind: str, tmp_path: Path
+    jobs: Any, kind: str, relayed: bool, tmp_path: Path
 ) -> None:
     """Three stores, saved and killed in the middle of the last epoch; two resume."""
     settings = {**SETTINGS, **KINDS[kind]}
-    job, recalls, seen = jobs(settings, shards=3), {}, []
+    job, recalls, seen = jobs(settings, shards=3, relayed=relayed), {}, []
     for epoch in range(EPOCHS):
         if epoch:
             seen.append(job.refresh(epoch))
@@ -130,7 +143,7 @@ def test_strict_equals_the_memory_in_process_and_resumes_after_the_actors_died(
     recalls |= job.epoch(EPOCHS - 1, last=4)
     records = job.save(tmp_path)
     job.kill()
-    job = jobs(settings, shards=2)
+    job = jobs(settings, shards=2, relayed=relayed)
     job.load(tmp_path, records)
     recalls |= job.epoch(EPOCHS - 1, first=4)
     seen.append(job.metrics())
@@ -158,13 +171,15 @@ def test_ahead_never_gives_anothers_row(jobs: Any) -> None:
     job = jobs(settings, shards=2, sync="ahead")
     everyone = np.arange(SETTINGS["utterances"])
     rows = np.random.default_rng(0).standard_normal((len(everyone), 6)).astype(np.float32)
-    job.ranks[0](1, [RememberArrays(everyone, rows)], None, 0)
+    job.exchange(0, 1, [RememberArrays(everyone, rows)], None, 0)
     job.refresh(1)
     found: list[tuple[int, int]] = []
 
     def run(rank: int) -> None:
         for number in range(60):
-            recall = job.ranks[rank](number + 2, [named(0, number % STEPS, rank)], ids(1, number % STEPS, rank), 1)
+            what, wanted = [named(0, number % STEPS, rank)], ids(1, number % STEPS, rank)
+            recall = job.exchange(rank, number + 2, what, wanted, 1)
+            assert recall is not None
             assert (recall.ids[~recall.found] == -1).all() and not recall.rows[~recall.found].any()
             found.extend(zip(recall.ids[recall.found].tolist(), recall.rows[recall.found, 0].tolist(), strict=True))
 

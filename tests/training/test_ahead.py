@@ -55,7 +55,7 @@ def counted(settings: Experiment) -> list[tuple[int, int]]:
     loop = build(settings)
     assert isinstance(loop.state.memory, InProcessMemory)
     memory = loop.state.memory = Counted(loop.state.memory)
-    loop._recaller = Recaller(memory, loop.state.ahead, loop.state.steps_per_epoch)
+    loop.recaller = Recaller(memory, loop.state.ahead, loop.state.steps_per_epoch)
     loop.fit(batches(settings, loop))
     return memory.calls
 

@@ -14,6 +14,7 @@ from rayssl.experiment import local
 from rayssl.experiment.build import check_start
 from rayssl.experiment.config import Experiment
 from rayssl.experiment.job import resolve
+from rayssl.progress import Lines
 from rayssl.training import checkpoint
 from tests.runs import content, experiment, fit, write_corpus
 
@@ -62,7 +63,7 @@ def test_a_training_goes_back(
     job = resolve(settings)
     before = checkpoint.steps(settings.run)
     check_start(job, said.append)
-    local.train(job, device="cpu", say=said.append)
+    local.train(job, device="cpu", screen=Lines(said.append))
     (line,) = [line for line in said if "left out" in line]
     assert line.startswith(f"{last}/") and ("damaged" in line or "not a checkpoint" in line)
     assert line.endswith(f"it is left out, and the run resumes from the checkpoint before, step {before[-2]}")

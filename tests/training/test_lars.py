@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from lightly.utils.lars import LARS
-from torch import nn
+from torch import Tensor, nn
 
 from rayssl.errors import CheckpointError
 from rayssl.training.lars import AdamLars, Lars
@@ -220,3 +220,57 @@ def test_a_run_goes_on_from_its_checkpoint(name: str, tmp_path: Path) -> None:
         settings = experiment(tmp_path / "cut", tmp_path / "corpus", f"training.optimiser.name={other}", method=METHOD)
         with pytest.raises(CheckpointError, match=rf"another optimiser than {other}; .*training\.optimiser\.name back"):
             build(settings)
+
+
+def of_one(name: str, p: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    """The update of one parameter, operation by operation."""
+
+    def ratio(of: Tensor, to: Tensor) -> Tensor:
+        return torch.where((of > 0) & (to > 0), of / to, 1.0)
+
+    decay, trust, norm = group["weight_decay"], group["trust"], torch.linalg.vector_norm
+    assert p.grad is not None
+    if name == "lars":
+        direction = p.grad.add(p, alpha=decay)
+        if trust is not None:
+            direction.mul_(ratio(trust * norm(p), norm(p.grad) + decay * norm(p)))
+        velocity = state.setdefault("velocity", torch.zeros_like(p))
+        p.sub_(velocity.mul_(group["momentum"]).add_(direction, alpha=group["lr"]))
+        return
+    (first, second), step = group["betas"], state.get("step", 0) + 1
+    mean = state.setdefault("mean", torch.zeros_like(p)).lerp_(p.grad, 1 - first)
+    square = state.setdefault("square", torch.zeros_like(p)).mul_(second)
+    square.addcmul_(p.grad, p.grad, value=1 - second)
+    deviation = (square / (1 - second**step)).sqrt_().add_(group["eps"])
+    direction = (mean / (1 - first**step)).div_(deviation).add_(p, alpha=decay)
+    if trust is not None:
+        direction.mul_(ratio(trust * norm(p), norm(direction)))
+    p.sub_(direction, alpha=group["lr"])
+    state["step"] = step
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", NAMES)
+def test_all_parameters_at_once_are_one_after_the_other(name: str, dtype: torch.dtype) -> None:
+    """To the bit, also where a parameter is zero, has no gradient, or gets its first one later than others."""
+    nets = network().to(dtype), network().to(dtype)
+    optimiser, states = made(name, nets[0]), [{} for _ in nets[1].parameters()]
+    groups = {id(p): group for group in made(name, nets[1]).param_groups for p in group["params"]}
+    with torch.no_grad():
+        for net in nets:
+            net[3].bias.zero_()
+    for step in range(5):
+        for net in nets:
+            for number, p in enumerate(net.parameters()):
+                gradient = torch.randn(p.shape, generator=torch.Generator().manual_seed(10 * step + number))
+                p.grad = None if number == 0 and step < 2 else gradient.to(dtype)
+        for group in (*optimiser.param_groups, *groups.values()):
+            group["lr"] = RATES[step]
+        optimiser.step()
+        with torch.no_grad():
+            for p, state in zip(nets[1].parameters(), states, strict=True):
+                if p.grad is not None:
+                    of_one(name, p, state, groups[id(p)])
+    torch.testing.assert_close(nets[0].state_dict(), nets[1].state_dict(), rtol=0, atol=0)
+    for p, state in zip(nets[0].parameters(), states, strict=True):
+        torch.testing.assert_close(optimiser.state[p], state, rtol=0, atol=0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -83,3 +85,38 @@ def test_biases_and_normalisation_have_no_trust_ratio(name: str, trust: float) -
         assert found[id(p)] == ((trust, 0.1) if p.ndim > 1 else (None, 0.0))
     only_biases = build_optimiser(config, nn.BatchNorm1d(3)).param_groups
     assert [group["trust"] for group in only_biases] == [None]
+
+
+def test_only_a_gpu_has_fused_steps() -> None:
+    for name in ("adam", "adamw", "sgd"):
+        config = OptimiserConfig.model_validate({"name": name})
+        assert {group["fused"] for group in build_optimiser(config, model()).param_groups} == {None}
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lars", "adam_lars"])
+def test_moments_have_the_layout_of_their_parameters(name: str) -> None:
+    """Of a checkpoint with another layout too; and the steps after it are those of the first optimiser."""
+    config = OptimiserConfig.model_validate({"name": name, "lr": 0.1})
+
+    def network(last: bool) -> nn.Conv2d:
+        torch.manual_seed(0)
+        net = nn.Conv2d(4, 3, 3)
+        return net.to(memory_format=torch.channels_last) if last else net  # type: ignore[call-overload]
+
+    def step(net: nn.Module, optimiser: torch.optim.Optimizer, seed: int) -> None:
+        for p in net.parameters():
+            gradient = torch.randn(p.shape, generator=torch.Generator().manual_seed(seed))
+            p.grad = torch.empty_like(p).copy_(gradient)
+        optimiser.step()
+
+    first, second = network(False), network(True)
+    optimisers = build_optimiser(config, first), build_optimiser(config, second)
+    step(first, optimisers[0], 1)
+    second.load_state_dict(first.state_dict())
+    optimisers[1].load_state_dict(copy.deepcopy(optimisers[0].state_dict()))
+    moments = [value for value in optimisers[1].state[second.weight].values() if torch.is_tensor(value) and value.dim()]
+    assert moments and all(value.stride() == second.weight.stride() for value in moments)
+    assert second.weight.stride() != first.weight.stride()
+    step(first, optimisers[0], 2)
+    step(second, optimisers[1], 2)
+    torch.testing.assert_close(second.state_dict(), first.state_dict(), rtol=1e-6, atol=1e-7)

@@ -11,6 +11,7 @@ import torch
 from rayssl.memory.classes.memory import ClassMemory
 from rayssl.memory.classes.settings import ClassSettings
 from rayssl.training import checkpoint
+from rayssl.training.classes import Classes
 from rayssl.training.context import InProcessClasses
 from tests.night_runs import ANCHORED_SLEEP, SLEEP_METHOD, night_experiment, write_night_corpus
 from tests.runs import batches, build, fit, records
@@ -70,7 +71,9 @@ def test_the_queues_are_in_the_checkpoint_and_in_use(corpus: Path, tmp_path: Pat
     assert loop.step == 3 and isinstance(loop.state.prototypes, InProcessClasses)
     memory = loop.state.prototypes.memory
     assert memory.recall(3).filled.sum() > 0
-    memory.load_state_dict(ClassMemory(ClassSettings(classes=4, dim=memory.dim, length=6, anchors=6)).state_dict())
+    sizes = ClassSettings(classes=4, dim=memory.dim, length=6, anchors=6)
+    memory.load_state_dict(ClassMemory(sizes).state_dict())
+    loop.classes = Classes(sizes, loop.state.prototypes, torch.device("cpu"))
     loop.fit(batches(other, loop))
     assert records(other.run, "step")[3]["ssc"] != records(whole.run, "step")[3]["ssc"]
 

@@ -19,7 +19,7 @@ from typing import ParamSpec
 
 import numpy as np
 
-from rayssl.clustering.kmeans import cluster_parts
+from rayssl.clustering.kmeans import cluster_parts, nearest_centroids_by
 from rayssl.clustering.partition import Partition
 from rayssl.clustering.similarity import nearest_centroids
 from rayssl.clustering.whitening import Whitening
@@ -110,13 +110,15 @@ def _cluster(
             initial=initial,
             threads=settings.threads,
         )
-        labels = np.concatenate(stores.partitions.every(Partition.assignment))
+        labels = stores.partitions.every(Partition.assignment)
+        nearest = np.zeros((settings.clusters, 0), dtype=np.int32)
+        if settings.neighbours and settings.device != "cpu":
+            nearest = nearest_centroids_by(stores.partitions, len(labels), found.centroids, settings.neighbours)
     finally:
         stores.finish()
     assignment = np.full(len(filled), -1, dtype=np.int32)
-    assignment[filled] = labels
-    nearest = np.zeros((settings.clusters, 0), dtype=np.int32)
-    if settings.neighbours:
+    assignment[filled] = np.concatenate(labels)
+    if settings.neighbours and settings.device == "cpu":
         nearest = nearest_centroids(found.centroids, settings.neighbours)
     return Clustering(assignment, found.centroids, nearest, found.objective, found.repaired)
 

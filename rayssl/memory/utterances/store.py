@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Concatenate, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar, cast
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from rayssl.memory.pieces import Kind, Piece, Read, cuts, pieces_of
 from rayssl.memory.snapshots import RowSnapshot
 from rayssl.memory.utterances.positives import Nearest, merge_nearest, nearest_rows
 from rayssl.memory.utterances.settings import MemorySettings
+
+if TYPE_CHECKING:
+    from rayssl.clustering.gpu.rows import DeviceRows
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -90,6 +93,7 @@ class Store:
         self._staged: _Rows | None = None
         self._partition: Partition | None = None
         self._whitening: Whitening | None = None
+        self._on_device: DeviceRows | None = None  # a copy of the compared rows on a GPU, from the first search on
         self._snapshots: dict[Kind, RowSnapshot] = {}  # until they are read to the end
 
     # ---- rows
@@ -102,6 +106,8 @@ class Store:
         kept.filled[own] = True
         if kept.whitened is not None and self._whitening is not None:
             kept.whitened[own] = self._whitening(kept.references[own])
+        if self._on_device is not None:
+            self._on_device.write(own, self._compared()[own])
 
     def write_positives(self, slots: np.ndarray, ids: np.ndarray, rows: np.ndarray) -> None:
         """Stores ``rows [B, De]`` of the utterances ``ids [B]`` in ``slots [B]``."""
@@ -141,12 +147,23 @@ class Store:
         present = np.unpackbits(pool[self.first // 8 : -(-self.end // 8)]).astype(bool)
         present = present[self.first % 8 :][: self.end - self.first] & self._rows.filled
         rows, count, found = self._compared(), self.settings.neighbours + 1, []
+        if self.settings.device != "cpu":
+            answers = self._rows_on_device().nearest(queries, present, list(self._own("references")), count)
+            found = [Nearest(self.first + places, similarity) for places, similarity in answers]
+            return merge_nearest(found, len(queries), count)
         for own in self._own("references"):
             # piece by piece for any number of stores: the product of another shape may differ in its last bits
             places = own.start + np.flatnonzero(present[own])
             if len(places):
                 found.append(nearest_rows(queries, rows[places], self.first + places, count))
         return merge_nearest(found, len(queries), count)
+
+    def _rows_on_device(self) -> DeviceRows:
+        if self._on_device is None:
+            from rayssl.clustering.gpu.rows import DeviceRows  # here alone: a memory starts without torch
+
+            self._on_device = DeviceRows(self._compared(), self.settings.device)
+        return self._on_device
 
     def _compared(self) -> np.ndarray:
         return self._rows.references if self._rows.whitened is None else self._rows.whitened
@@ -156,7 +173,8 @@ class Store:
     def moments(self) -> list[Moments]:
         """Of the references in each piece of this store."""
         rows = self._rows
-        return [Moments.of(rows.references[own][rows.filled[own]]) for own in self._own("references")]
+        device = self.settings.device
+        return [Moments.of(rows.references[own][rows.filled[own]], device) for own in self._own("references")]
 
     def whiten(self, whitening: Whitening) -> None:
         """From now on references are compared by this map."""
@@ -164,23 +182,25 @@ class Store:
         if rows.whitened is None:
             rows.whitened = np.zeros_like(rows.references)
         self._whiten_into(rows.whitened, whitening)
+        self._on_device = None
 
     def begin(self, whitening: Whitening | None, *, copy: bool) -> np.ndarray:
         """Prepares a clustering of the references there are; which utterances have one, bool ``[n]``.
 
         ``whitening``: of the whitened references. ``copy``: later writes do not change what is clustered. A copy, and
-        whitened rows too, take as many bytes as the references.
+        whitened rows too, take as many bytes as the references; on a GPU these are the GPU's.
         """
         points, filled = self._rows.references, self._rows.filled.copy()
-        if whitening is not None:
+        there = self.settings.device != "cpu"  # the points are sent there, which is a copy
+        if whitening is not None and not there:
             points = np.empty_like(points)
             self._whiten_into(points, whitening)
-        elif copy:
+        elif copy and not there:
             points = points.copy()
         if not filled.all():
             points = _Chosen.of(points, np.flatnonzero(filled))
         self._partition = partition_on(
-            self.settings.device, points, mode=self.settings.kmeans, threads=self.settings.threads
+            self.settings.device, points, threads=self.settings.threads, whitening=whitening if there else None
         )
         return filled
 
@@ -197,7 +217,7 @@ class Store:
 
     def _whiten_into(self, out: np.ndarray, whitening: Whitening) -> None:
         for own in self._own("references"):  # the blocks are those of the pieces, for any number of stores
-            whitening.into(out[own], self._rows.references[own])
+            whitening.into(out[own], self._rows.references[own], self.settings.device)
 
     # ---- state
 
@@ -249,7 +269,7 @@ class Store:
     def commit(self, whitening: Whitening | None) -> None:
         """Brings what `restore` has read into use; references are compared by ``whitening``, if any."""
         assert self._staged is not None
-        self._rows, self._staged, self._whitening = self._staged, None, None
+        self._rows, self._staged, self._whitening, self._on_device = self._staged, None, None, None
         self._snapshots = {}
         if whitening is not None:
             self.whiten(whitening)

@@ -21,7 +21,9 @@ from rayssl.errors import UserError
 from rayssl.experiment.config import MemoryConfig
 from rayssl.memory.utterances.exchange import RecallArrays, RememberArrays
 from rayssl.memory.utterances.settings import MemorySettings, bytes_needed
-from rayssl.runtime.memory.actor import options
+from rayssl.runtime.memory import relay
+from rayssl.runtime.memory.actor import Sender, options
+from rayssl.runtime.memory.relay import Part
 from rayssl.runtime.memory.rounds import get, snapshot_of
 from rayssl.runtime.memory.servers import Server
 from rayssl.runtime.memory.sharded import Exchanger, start
@@ -38,7 +40,8 @@ class MemoryCase:
 
     ``rows``: N utterances, all of them in the queue. ``dim``: of references and of positives. ``batch``: of all ranks
     together. ``clusters``: K (0: N/40). ``calls``: exchanges of each rank, of ``ahead`` steps each. ``into``: a folder
-    for the saved state (empty: a temporary one).
+    for the saved state (empty: a temporary one). ``relays``: as if the ranks were on so many nodes, each of which makes
+    one call of those of its ranks (0: each rank makes its own).
     """
 
     rows: int
@@ -51,6 +54,7 @@ class MemoryCase:
     half: bool = False
     calls: int = 50
     ahead: int = 1
+    relays: int = 0
     seed: int = 0
     into: str = ""
 
@@ -147,8 +151,13 @@ class _Memory:
             self.stores: list[Any] = []
         else:
             self.index, self.stores = start(settings, ranks, config, prefix)
+        send = Exchanger(settings, self.index, self.stores) if self.stores else Sender(self.index)
+        self.relays = _relays(prefix, min(job.relays, ranks), ranks, send)
         kind = ray.remote(_Rank).options(num_cpus=0.1, scheduling_strategy="SPREAD")
-        self._clients = [kind.remote(job, self.index, self.stores, rank, ranks) for rank in range(ranks)]
+        self._clients = [
+            kind.remote(job, self.relays[rank * len(self.relays) // ranks] if self.relays else send, rank, ranks)
+            for rank in range(ranks)
+        ]
         get([client.ready.remote() for client in self._clients])
 
     def fill(self) -> Figures:
@@ -218,8 +227,16 @@ class _Memory:
         return int(max(get(asked)))
 
     def end(self) -> None:
-        for actor in (*self._clients, self.index, *self.stores):
+        for actor in (*self._clients, *self.relays, self.index, *self.stores):
             ray.kill(actor)
+
+
+def _relays(prefix: str, count: int, ranks: int, send: relay.Send) -> list[Any]:
+    here = ray.get_runtime_context().get_node_id()
+    groups: list[list[int]] = [[] for _ in range(count)]
+    for rank in range(ranks if count else 0):
+        groups[rank * count // ranks].append(rank)
+    return [relay.start(f"{prefix}:node:{place}", here, group, send) for place, group in enumerate(groups)]
 
 
 class _Timed(Server):
@@ -239,9 +256,8 @@ class _Timed(Server):
 class _Rank:
     """The process of one rank. It does what a training worker does with its memory, and nothing else."""
 
-    def __init__(self, job: MemoryCase, index: Any, stores: list[Any], rank: int, ranks: int) -> None:
-        self._job, self._index, self._rank, self._ranks = job, index, rank, ranks
-        self._sharded = Exchanger(job.settings, index, stores, rank) if stores else None
+    def __init__(self, job: MemoryCase, through: Any, rank: int, ranks: int) -> None:
+        self._job, self._through, self._rank, self._ranks = job, through, rank, ranks
         self._calls = 0
         random = np.random.default_rng(job.seed)
         size = min(_POOL, max(2, job.rows))
@@ -279,9 +295,10 @@ class _Rank:
 
     def _call(self, given: list[RememberArrays], ids: np.ndarray | None) -> RecallArrays | None:
         self._calls += 1
-        if self._sharded is not None:
-            return self._sharded(self._calls, given, ids, 1)
-        return get(self._index.exchange.remote(self._calls, self._rank, given, ids, 1))  # type: ignore[no-any-return]
+        part = Part(self._rank, given, ids, 1)
+        if isinstance(self._through, Exchanger | Sender):
+            return self._through(self._calls, [part])[0]
+        return get(self._through.exchange.remote(self._calls, *part))  # type: ignore[no-any-return]
 
     def _batch(self, call: int) -> np.ndarray:
         size = self._job.batch // self._ranks

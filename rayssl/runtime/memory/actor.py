@@ -24,6 +24,7 @@ from rayssl import collectives
 from rayssl.experiment.config import MemoryConfig
 from rayssl.memory.utterances.exchange import RecallArrays, RememberArrays
 from rayssl.memory.utterances.settings import MemorySettings
+from rayssl.runtime.memory.relay import Part
 from rayssl.runtime.memory.rounds import Watch, answer_on_all_ranks, get, in_steps, snapshot_of
 from rayssl.runtime.memory.servers import Server
 from rayssl.training.pieces import Records
@@ -44,6 +45,17 @@ def options(config: MemoryConfig, name: str, world: int) -> dict[str, Any]:
     return declared
 
 
+class Sender:
+    """The exchanges of the ranks of a node with one actor; see `rayssl.runtime.memory.relay`."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def __call__(self, call: int, parts: Sequence[Part]) -> list[RecallArrays | None]:
+        """The ``call``-th of them, from 1, of all ``parts``."""
+        return get(self._actor.exchanges.remote(call, list(parts)))  # type: ignore[no-any-return]
+
+
 class ActorMemory:
     """The loop's `MemoryClient` whose memory is an actor; made on all ranks together."""
 
@@ -59,7 +71,8 @@ class ActorMemory:
         name = collectives.broadcast_object(name)
         if collectives.rank() != 0:
             self.actor = ray.get_actor(name)
-        self.watch = Watch([self.actor], f"{label}: memory")
+        self.actors, self.send = [self.actor], Sender(self.actor)
+        self.watch = Watch(self.actors, f"{label}: memory")
 
     def exchange(
         self, remember: Sequence[RememberArrays], ids: np.ndarray | None, epoch: int

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
+import ray
+
+from rayssl import collectives
 from rayssl.experiment.config import MemoryConfig
 from rayssl.memory.utterances.settings import MemorySettings
+from rayssl.runtime.memory import relay
 from rayssl.runtime.memory.actor import ActorMemory
+from rayssl.runtime.memory.rounds import Watch
 from rayssl.runtime.memory.sharded import ShardedMemory
 from rayssl.training.context import MemoryClient
 
@@ -14,5 +21,19 @@ def connect(settings: MemorySettings, config: MemoryConfig, label: str) -> Memor
 
     ``label`` is part of the actors' names.
     """
-    kind = ActorMemory if config.shards == 1 else ShardedMemory
-    return kind(settings, config, label)
+    client = ActorMemory(settings, config, label) if config.shards == 1 else ShardedMemory(settings, config, label)
+    return _through_nodes(client, label)
+
+
+def _through_nodes(client: ActorMemory | ShardedMemory, label: str) -> MemoryClient:
+    """``client``; its exchanges go through a relay where this rank's node has one."""
+    own = ray.get_runtime_context().get_node_id()
+    groups = relay.by_node(collectives.gather_objects(own))
+    prefix = collectives.broadcast_object(f"memory:{label}:{os.urandom(4).hex()}")
+    ranks, name = groups.get(own), f"{prefix}:{own}"
+    started = relay.start(name, own, ranks, client.send) if ranks and collectives.rank() == ranks[0] else None
+    collectives.barrier()
+    if ranks is None:
+        return client
+    joined = ray.get_actor(name) if started is None else started
+    return relay.RelayedMemory(client, joined, Watch([joined, *client.actors], f"{label}: memory"))

@@ -157,7 +157,7 @@ class Watch:
                 "their node cannot be reached"
             )
         now = time.monotonic()
-        missing = ray.get(ready[0])
+        missing = next((each for each in ray.get(ready) if each), None)
         if missing and now - self._told >= _TELL_S and collectives.rank() not in missing:
             self._told = now
             first, seconds = min(missing.items())

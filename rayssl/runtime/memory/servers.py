@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from rayssl.memory.utterances.positives import Nearest
 from rayssl.memory.utterances.refresh import Clusterer
 from rayssl.memory.utterances.settings import MemorySettings
 from rayssl.memory.utterances.store import Answer, Message, Store
+from rayssl.runtime.memory.relay import Part
 from rayssl.runtime.memory.rounds import Rounds
 from rayssl.runtime.memory.stores import ActorStores
 from rayssl.training import pieces
@@ -127,6 +128,10 @@ class Server(WholeServer):
         apply = [partial(self.memory.remember, each) for each in remember]
         return await self.rounds.take(call, rank, apply, answer)  # type: ignore[no-any-return]
 
+    async def exchanges(self, call: int, parts: Sequence[Part]) -> list[RecallArrays | None]:
+        """The ``call``-th exchange of several ranks in one call."""
+        return list(await asyncio.gather(*(self.exchange(call, *part) for part in parts)))
+
     async def refresh(self, epoch: int) -> dict[str, float]:
         """One refresh; calls that come meanwhile wait."""
         async with self.rounds.lock:
@@ -174,14 +179,17 @@ class StoreServer(SavingServer):
         self.lost = 0
         self._held = False  # the lock, from the beginning to the end of a clustering of the rows themselves
 
-    async def exchange(self, call: int, rank: int, messages: Sequence[Message]) -> Answer:
-        """The part of the ``call``-th exchange (from 1) of ``rank`` that is this store's: a message for each step.
+    async def exchanges(self, call: int, parts: Sequence[tuple[int, Sequence[Message]]]) -> list[Answer]:
+        """This store's share of the ``call``-th exchange (from 1) of some ranks: of each a message for each step.
 
-        It answers the last one.
+        It answers the last one of each.
         """
-        apply = [partial(self.store.write, message) for message in messages]
-        answer = await self.rounds.take(call, rank, apply, lambda _: self._counted(self.store.answer(messages[-1])))
-        return answer  # type: ignore[no-any-return]
+
+        def take(rank: int, messages: Sequence[Message]) -> Awaitable[Answer]:
+            apply = [partial(self.store.write, message) for message in messages]
+            return self.rounds.take(call, rank, apply, lambda _: self._counted(self.store.answer(messages[-1])))
+
+        return list(await asyncio.gather(*(take(*part) for part in parts)))
 
     async def read(self, message: Message) -> Answer:
         """Answers ``message``, outside the order of the calls."""
@@ -260,6 +268,11 @@ class StoreServer(SavingServer):
             self.rounds.lock.release()
 
 
+Placed: TypeAlias = tuple[list[np.ndarray], Draw | None, np.ndarray | None]
+"""The slots of a rank's positives, step by step, and the draw for its ids. Where the nearest references have to be
+found first: the pool instead of the draw, see `IndexServer.choose`."""
+
+
 class IndexServer(SavingServer):
     """The index; see `Server`."""
 
@@ -270,15 +283,16 @@ class IndexServer(SavingServer):
         self.staleness = Staleness(world)
         self._read: dict[str, np.ndarray] = {}
 
-    async def exchange(
+    async def exchanges(
+        self, call: int, parts: Sequence[tuple[int, Sequence[WriteRequest], np.ndarray | None, int]]
+    ) -> list[Placed]:
+        """Of the ``call``-th exchange of some ranks, of each: what it writes, the ids that it asks for, its epoch."""
+        return list(await asyncio.gather(*(self._exchange(call, *part) for part in parts)))
+
+    async def _exchange(
         self, call: int, rank: int, what: Sequence[WriteRequest], ids: np.ndarray | None, epoch: int
-    ) -> tuple[list[np.ndarray], Draw | None, np.ndarray | None]:
-        """Of the ``call``-th exchange of ``rank``: the slots of its positives, step by step, and the draw for ``ids``.
-
-        Where the nearest references have to be found first: the pool instead of the draw, see `choose`.
-        """
-
-        def answer(slots: list[np.ndarray]) -> tuple[list[np.ndarray], Draw | None, np.ndarray | None]:
+    ) -> Placed:
+        def answer(slots: list[np.ndarray]) -> Placed:
             self.staleness.count(call, rank)
             if ids is None:
                 return slots, None, None

@@ -1,0 +1,19 @@
+"""What a person sees of a run while it trains: events that any process tells, and the screens that show them."""
+
+from rayssl.progress.events import Event, Filling, Line, Phase, Stepped, Trained, decode, encode
+from rayssl.progress.screens import Lines, Mode, Screen, open_screen
+
+__all__ = [
+    "Event",
+    "Filling",
+    "Line",
+    "Lines",
+    "Mode",
+    "Phase",
+    "Screen",
+    "Stepped",
+    "Trained",
+    "decode",
+    "encode",
+    "open_screen",
+]

@@ -1,0 +1,229 @@
+"""Screens: what a person or a program sees of the events of a run.
+
+On a terminal: lines above one bar for the whole run. Elsewhere: lines with the time of day, without a colour, and at
+most one line about steps in half a minute. ``json``: every event as one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Literal, Protocol, TextIO, TypeAlias
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from rayssl.progress.events import Event, Filling, Phase, Stepped, Trained, as_dict, text_of
+from rayssl.progress.pace import Pace
+
+Mode: TypeAlias = Literal["auto", "plain", "quiet", "json"]
+EVERY_S = 30.0  # between two lines about steps, without a terminal
+SHOWN = {  # figures of an epoch that a line has, and how
+    "loss": "{:.4f}",
+    "coverage": "{:.0%}",
+    "speaker_accuracy": "{:.1%}",
+    "recording_accuracy": "{:.1%}",
+    "train_accuracy": "{:.1%}",
+    "confident": "{:.0%}",
+    "utterances_per_s": "{:.0f}",
+    "data_wait": "{:.0%}",
+}
+_NAMES = {"utterances_per_s": "utterances/s", "data_wait": "waiting for data"}
+
+
+class Screen(Protocol):
+    """Shows events. Any thread may call."""
+
+    def show(self, event: Event) -> None:
+        """Shows ``event``, or what it changes."""
+
+    def close(self) -> None:
+        """Ends what moves on the screen; more lines may come."""
+
+
+def open_screen(mode: Mode = "auto", out: TextIO | None = None) -> Screen:
+    """A screen on ``out`` (default: standard output); ``auto``: a bar if that is a terminal."""
+    out = sys.stdout if out is None else out
+    if mode == "json":
+        return JsonLines(out)
+    if mode == "quiet":
+        return Quiet()
+    return Terminal(out) if mode == "auto" and out.isatty() else Plain(out)
+
+
+class Quiet:
+    """Shows nothing. Errors and the result of a verb do not come by events."""
+
+    def show(self, event: Event) -> None:
+        """See `Screen.show`."""
+
+    def close(self) -> None:
+        """See `Screen.close`."""
+
+
+class Lines:
+    """Passes the lines among the events to ``say``."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+
+    def show(self, event: Event) -> None:
+        """See `Screen.show`."""
+        if (text := text_of(event)) is not None:
+            self._say(text)
+
+    def close(self) -> None:
+        """See `Screen.close`."""
+
+
+class JsonLines:
+    """Every event as a line of JSON, with its ``time`` in seconds since 1970."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out, self._lock = out, threading.Lock()
+
+    def show(self, event: Event) -> None:
+        """See `Screen.show`."""
+        with self._lock:
+            self._out.write(json.dumps({"time": round(time.time(), 3), **as_dict(event)}) + "\n")
+            self._out.flush()
+
+    def close(self) -> None:
+        """See `Screen.close`."""
+
+
+class _Lines:
+    """What all screens for people share: which lines there are, and the pace of the steps."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock, self._lock = clock, threading.RLock()
+        self._pace = Pace()
+        self._began: float | None = clock()  # until the first step
+
+    def show(self, event: Event) -> None:
+        """See `Screen.show`."""
+        with self._lock:
+            self._show(event)
+
+    def _show(self, event: Event) -> None:
+        now = self._clock()
+        if isinstance(event, Stepped):
+            if self._began is not None:
+                self._write(f"first step {now - self._began:.0f} s after the start")
+                self._began = None
+            self._pace.saw(now, event.step)
+            self._stepped(event, now)
+        elif isinstance(event, Filling):
+            self._filled(event, now)
+        elif isinstance(event, Trained):
+            self._pace.saw(now, event.step)
+            self._pace.epoch_ended()
+            self._write(f"epoch {event.epoch}/{event.epochs}  {figures(event.figures)}  {event.seconds:.1f} s")
+        elif isinstance(event, Phase):
+            self._pace.away(event.seconds)
+        if (text := text_of(event)) is not None:
+            self._write(text)
+
+    def _left(self, event: Stepped, now: float) -> str:
+        seconds = self._pace.left(now, event.steps - event.step, event.epochs - event.epoch)
+        return "" if seconds is None else f"  {duration(seconds)} left"
+
+    def _write(self, line: str) -> None:
+        raise NotImplementedError
+
+    def _stepped(self, event: Stepped, now: float) -> None:
+        raise NotImplementedError
+
+    def _filled(self, event: Filling, now: float) -> None:
+        raise NotImplementedError
+
+
+class Plain(_Lines):
+    """Lines with the time of day."""
+
+    def __init__(self, out: TextIO, every_s: float = EVERY_S, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(clock)
+        self._out, self._every_s = out, every_s
+        self._told = clock()
+        self._loss: float | None = None
+
+    def close(self) -> None:
+        """See `Screen.close`."""
+
+    def _write(self, line: str) -> None:
+        self._out.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+        self._out.flush()
+        self._told = self._clock()
+
+    def _stepped(self, event: Stepped, now: float) -> None:
+        self._loss = event.loss if event.loss is not None else self._loss
+        if now - self._told >= self._every_s:
+            place = f"epoch {event.epoch}/{event.epochs}  step {event.step}/{event.steps}"
+            self._write(place + _rates(event, self._loss) + self._left(event, now))
+
+    def _filled(self, event: Filling, now: float) -> None:
+        if now - self._told >= self._every_s:
+            self._write(f"epoch {event.epoch}: filling the memory, {event.done} of {event.total} utterances")
+
+
+class Terminal(_Lines):
+    """Lines above one bar for all steps of the run."""
+
+    def __init__(self, out: TextIO, clock: Callable[[], float] = time.monotonic, **options: Any) -> None:
+        super().__init__(clock)
+        self._console = Console(file=out, highlight=False, soft_wrap=True, **options)
+        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}")
+        self._bar = Progress(*columns, console=self._console, transient=True, auto_refresh=True)
+        self._loss: float | None = None
+        self._rates = ""
+
+    def close(self) -> None:
+        """See `Screen.close`."""
+        with self._lock:
+            self._bar.stop()
+
+    def _write(self, line: str) -> None:
+        self._console.print(line, markup=False)
+
+    def _task(self, description: str, total: int, done: int, text: str) -> None:
+        if not self._bar.task_ids:
+            self._bar.add_task("", text="")
+        self._bar.start()
+        self._bar.update(self._bar.task_ids[0], description=description, total=total, completed=done, text=text)
+
+    def _stepped(self, event: Stepped, now: float) -> None:
+        if event.loss is not None:
+            self._loss, self._rates = event.loss, _rates(event, event.loss)
+        text = f"step {event.step}/{event.steps}{self._rates}{self._left(event, now)}"
+        self._task(f"epoch {event.epoch}/{event.epochs}", event.steps, event.step, text)
+
+    def _filled(self, event: Filling, now: float) -> None:
+        self._task(f"epoch {event.epoch}: filling the memory", event.total, event.done, f"{event.done}/{event.total}")
+
+
+def _rates(event: Stepped, loss: float | None) -> str:
+    text = "" if loss is None else f"  loss {loss:.4f}"
+    if event.utterances_per_s is not None:
+        text += f"  {event.utterances_per_s:.0f} utterances/s"
+    if event.waiting is not None:
+        text += f"  {event.waiting:.0%} waiting for data"
+    return text
+
+
+def figures(values: dict[str, float]) -> str:
+    """The figures of an epoch that a line shows."""
+    known = [(name, how) for name, how in SHOWN.items() if name in values]
+    return "  ".join(_figure(name, how.format(values[name])) for name, how in known)
+
+
+def _figure(name: str, value: str) -> str:
+    return f"{value} {_NAMES[name]}" if name in _NAMES else f"{name.replace('_', ' ')} {value}"
+
+
+def duration(seconds: float) -> str:
+    """``seconds`` as text: hours and minutes, or minutes and seconds."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{rest:02d}s"

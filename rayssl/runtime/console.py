@@ -1,0 +1,82 @@
+"""What the processes of a cluster print, on the driver's screen: their events, and other lines without Ray's colours.
+
+Ray brings what workers print to the driver line by line. There is no public way to do something else with these lines
+than Ray does, so `take_over` replaces Ray's own handler. If a later Ray has none, its lines stay as they are.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from rayssl.progress import Line, Screen, decode, encode
+from rayssl.progress.events import MARK, Event
+
+_RAY = "ray_print_logs"  # the name of Ray's handler
+_OURS = "rayssl"
+# processes of Ray itself: what they print for people has a mark of its own; their last words fill pages
+_OF_RAY = ("raylet", "gcs_server", "log_monitor")
+_FOR_PEOPLE = ":info_message:"
+_OF_TRAIN = ("PlacementGroupCleaner", "SynchronizationActor", "DatasetManager")  # their errors end no training
+_USUAL = "worker processes have been started on node"  # on a machine with few cores
+
+
+def tell(event: Event) -> None:
+    """Called in a worker: brings ``event`` to the driver's screen."""
+    sys.stdout.write(encode(event) + "\n")
+    sys.stdout.flush()
+
+
+def take_over(screen: Screen, verbose: bool = False) -> None:
+    """Called in the driver, once it is connected: ``screen`` shows what the processes of the cluster print from now on.
+
+    ``verbose``: also what Ray's own processes print, and from which process each line is.
+    """
+    try:
+        from ray._private import worker
+        from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
+
+        show = handler(screen, verbose)
+        dispatcher.remove_handler(_RAY)
+        dispatcher.remove_handler(_OURS)
+        dispatcher.add_handler(_OURS, show)
+        worker.print_to_stdstream = lambda data, *_, **__: show(data)  # what Ray has to say of the cluster
+    except (ImportError, AttributeError):
+        sys.stderr.write("rayssl: this Ray shows the workers' lines in its own way\n")
+
+
+def handler(screen: Screen, verbose: bool) -> Callable[[dict[str, Any]], None]:
+    """A function that shows on ``screen`` what Ray brings of one process: ``pid``, ``lines``, and whose they are."""
+
+    def show(data: dict[str, Any]) -> None:
+        for line in data.get("lines", ()):
+            event = decode(line)
+            text = None if event is not None else _text(line, data, verbose)
+            if event is not None:
+                screen.show(event)
+            elif text is not None:
+                screen.show(Line(text))
+
+    return show
+
+
+def _text(line: str, data: dict[str, Any], verbose: bool) -> str | None:
+    """What a person is shown of ``line``; None if nothing."""
+    pid = data.get("pid")
+    if pid == "autoscaler":
+        _, found, text = line.partition(":event_summary:")
+        return text if found else None
+    if not line.strip() or line.startswith(MARK):
+        return None
+    if verbose:
+        return f"{_name(data)}: {line}"
+    if pid in _OF_RAY and "ip" in data:  # from a log file of that process
+        return line.split(_FOR_PEOPLE, 1)[1] if _FOR_PEOPLE in line else None
+    return None if _USUAL in line or data.get("actor_name") in _OF_TRAIN else line
+
+
+def _name(data: dict[str, Any]) -> str:
+    what = data.get("actor_name") or data.get("task_name") or ""
+    place = "" if data.get("ip") == data.get("localhost") else f" on {data.get('ip')}"
+    return f"{what} {data.get('pid')}{place}".strip()

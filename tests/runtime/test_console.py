@@ -1,0 +1,31 @@
+"""What workers print comes to the screen: events as events, other lines plain, Ray's last words not at all."""
+
+from __future__ import annotations
+
+import io
+import json
+
+from rayssl.progress import Line, Phase, encode, open_screen
+from rayssl.runtime.console import handler
+
+
+def shown(verbose: bool = False) -> list[str]:
+    out = io.StringIO()
+    show = handler(open_screen("json", out), verbose)
+    where = {"ip": "10.0.0.2", "localhost": "10.0.0.1"}
+    show(
+        {"pid": 17, "actor_name": "RayTrainWorker", "lines": [encode(Phase("filled", 2.0)), "a warning", " "], **where}
+    )
+    show({"pid": "raylet", "lines": ["[state-dump] 43 lines", ":info_message:out of memory"], **where})
+    show({"pid": "raylet", "lines": ["8 PYTHON worker processes have been started on node: 8e", "a node has died"]})
+    show({"pid": 18, "actor_name": "PlacementGroupCleaner", "lines": ["Traceback"], **where})
+    show({"pid": "autoscaler", "lines": ["noise", "x:event_summary:Adding 1 node"]})
+    found = [json.loads(line) for line in out.getvalue().splitlines()]
+    return [each["text"] if each["event"] == Line.name else each["event"] for each in found]
+
+
+def test_lines_of_the_cluster() -> None:
+    assert shown() == ["phase", "a warning", "out of memory", "a node has died", "Adding 1 node"]
+    everything = shown(verbose=True)
+    assert everything[1] == "RayTrainWorker 17 on 10.0.0.2: a warning"
+    assert everything[2] == "raylet on 10.0.0.2: [state-dump] 43 lines" and len(everything) == 8

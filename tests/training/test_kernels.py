@@ -1,0 +1,189 @@
+"""What runs compiled, and the settings of kernels. No GPU is needed: the compiler's graphs run as they are, eagerly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from rayssl.models.encoder import Encoder
+from rayssl.training.kernels import chosen, compile_each, compile_encoders
+from rayssl.training.state import TrainingConfig
+from tests.runs import (
+    DASO_METHOD,
+    DINO_METHOD,
+    FEW,
+    MOCO_METHOD,
+    SPLITS,
+    SSPS_METHOD,
+    SWAV_METHOD,
+    USADTM_METHOD,
+    VICREG_METHOD,
+    batches,
+    build,
+    experiment,
+    records,
+    write_corpus,
+)
+
+METHODS: dict[str, dict[str, Any]] = {
+    "dino": DINO_METHOD,
+    "ssps": SSPS_METHOD,
+    "daso": DASO_METHOD,
+    "simclr": {"name": "simclr"},
+    "moco": MOCO_METHOD,
+    "swav": SWAV_METHOD,
+    "vicreg": VICREG_METHOD,
+    "usadtm": USADTM_METHOD,
+    "supervised": {"name": "supervised"},
+    "ssps-dino": {**SSPS_METHOD, "over": DINO_METHOD},
+}
+LONG, CUDA, CPU = 3, torch.device("cuda"), torch.device("cpu")
+CASES = [
+    pytest.param(name, marks=pytest.mark.long if number < LONG else pytest.mark.slow)
+    for number, name in enumerate(METHODS)
+]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_method_trains_as_without_a_compiler(name: str, tmp_path: Path) -> None:
+    """Each encoder is one graph for each length and mode, and the losses of four steps are the same."""
+    few = name in ("daso", "usadtm")
+    write_corpus(tmp_path / "corpus", (9, 8), splits=SPLITS if few else None)
+    changes = ("training.epochs=2", *(FEW if few else ()))
+    found = []
+    for run in ("plain", "compiled"):
+        settings = experiment(tmp_path / run, tmp_path / "corpus", *changes, method=METHODS[name])
+        loop = build(settings)
+        graphs: list[int] = []
+        if run == "compiled":
+            torch._dynamo.reset()
+            compile_each(loop.state.method, fullgraph=True, backend=_counted(graphs))
+        try:
+            loop.fit(batches(settings, loop))
+        finally:
+            torch._dynamo.reset()
+        found.append([line["loss"] for line in records(settings.run, "step")])
+    assert graphs and len(found[0]) >= 4
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+
+
+def _counted(graphs: list[int]) -> Any:
+    """A backend that makes the graphs of the backward passes too, runs them eagerly, and counts those it is given."""
+    from torch._dynamo.backends.common import aot_autograd
+
+    made = aot_autograd(fw_compiler=lambda graph, _: graph.forward)
+
+    def backend(graph: Any, examples: Any) -> Any:
+        graphs.append(len(graph.graph.nodes))
+        return made(graph, examples)
+
+    return backend
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("last", [False, True])
+def test_compiled_kernels_compute_the_same(last: bool) -> None:
+    """With torch's own compiler, in both layouts, in fp32 and bf16."""
+    from tests.models.test_encoder import FITTING
+    from tests.models.test_encoder import build as build_encoder
+
+    frontend, backbone = FITTING["ecapa"]
+    wave = 0.1 * torch.randn(4, 8000)
+    for bf16 in (False, True):
+        found = []
+        for compiled in (False, True):
+            encoder = build_encoder(backbone, frontend)
+            encoder.backbone.channels_last = last
+            if compiled:
+                compile_each(encoder, fullgraph=True)
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                out = encoder(wave)
+            out.square().sum().backward()
+            found.append([out.detach(), *(p.grad for p in encoder.parameters() if p.grad is not None)])
+        torch._dynamo.reset()
+        largest = max(value.abs().max() for value in found[0])
+        for mine, expected in zip(*found, strict=True):
+            assert ((mine - expected).abs().max() / largest) < (0.05 if bf16 else 1e-4)
+
+
+def model() -> nn.Module:
+    from tests.models.test_encoder import FITTING
+    from tests.models.test_encoder import build as build_encoder
+
+    frontend, backbone = FITTING["ecapa"]
+    return nn.ModuleDict({"student": build_encoder(backbone, frontend), "teacher": build_encoder(backbone, frontend)})
+
+
+def compiled(module: nn.Module) -> list[bool]:
+    return [part._compiled_call_impl is not None for part in module.modules() if isinstance(part, Encoder)]
+
+
+@pytest.mark.parametrize(
+    ("given", "device", "expected"),
+    [("auto", CPU, False), ("auto", CUDA, True), (True, CPU, True), (False, CUDA, False)],
+)
+def test_the_key_and_the_device_decide(given: Any, device: torch.device, expected: bool) -> None:
+    import torch._dynamo.config as dynamo
+
+    network = model()
+    with dynamo.patch(recompile_limit=8, suppress_errors=False):
+        assert compile_encoders(network, TrainingConfig(compile=given), device) is expected
+        assert dynamo.recompile_limit == (64 if expected else 8)
+        assert dynamo.suppress_errors is (expected and given == "auto")
+    assert compiled(network) == [expected] * 2
+    assert TrainingConfig().compile == "auto"
+
+
+def test_without_a_c_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    network, lines = model(), list[str]()
+    assert not compile_encoders(network, TrainingConfig(), CUDA, lines.append)
+    assert compiled(network) == [False] * 2
+    assert len(lines) == 1 and "no C compiler" in lines[0]
+
+
+def flags() -> tuple[bool, bool, bool]:
+    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    return cuda.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+
+
+@pytest.mark.parametrize(
+    ("settings", "repeats", "expected"),
+    [
+        ({}, True, (False, False, False)),
+        ({"tf32": True}, True, (True, True, False)),
+        ({}, False, (False, False, True)),
+        ({"verify_every": 5}, False, (False, False, False)),
+    ],
+)
+def test_settings_of_a_gpu_hold_for_the_training(
+    settings: dict[str, Any], repeats: bool, expected: tuple[bool, bool, bool]
+) -> None:
+    before = flags()
+    state: Any = SimpleNamespace(
+        config=TrainingConfig.model_validate(settings), repeats=repeats, context=SimpleNamespace(device=CUDA)
+    )
+
+    def train() -> None:
+        with chosen(state):
+            assert flags() == expected
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        train()
+    assert flags() == before
+    state.context.device = CPU
+    with chosen(state):
+        assert flags() == before
+
+
+def test_a_run_may_go_on_compiled() -> None:
+    from rayssl.runs.changes import FREE
+
+    assert "training.compile" in FREE and "training.tf32" not in FREE

@@ -1,0 +1,197 @@
+"""A census of host waits: how often a training step of each method would make the host wait for a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rayssl.experiment.config import Experiment
+from rayssl.memory.utterances.exchange import RememberArrays
+from rayssl.methods.registry import METHODS
+from rayssl.training.context import Answer, InProcessMemory
+from rayssl.training.inputs import Raw
+from rayssl.training.recalling import Recaller
+from rayssl.views.augment import build_augment
+from rayssl.views.recipes import AugmentConfig
+from tests.night_runs import ANCHORED_SLEEP, SLEEP_METHOD, night_experiment, write_night_corpus
+from tests.runs import (
+    DASO_METHOD,
+    DINO_METHOD,
+    FEW,
+    MOCO_METHOD,
+    SPLITS,
+    SSPS_METHOD,
+    SWAV_METHOD,
+    USADTM_METHOD,
+    VICREG_METHOD,
+    batches,
+    build,
+    experiment,
+    write_corpus,
+)
+from tests.training.waits import Waits, counted
+
+EVERY = "{pitch_shift: {p: 0.5}, time_stretch: {p: 0.5}, white_noise: {p: 0.5}, mixed_noise: {p: 0.5}, \
+time_shift: {p: 0.5}, fade: {p: 0.5}, time_mask: {p: 0.5}, gain: {p: 0.5}}"
+LABELS = ("labels.split=few", "training.epoch_steps=3", f"views.weak={EVERY}")
+STREAMS = (*FEW, f"views.weak={EVERY}", f"views.strong={EVERY}")
+CLAR: dict[str, Any] = {"name": "clar", "projector": {"sizes": [12, 8]}}
+
+
+def over(method: dict[str, Any]) -> dict[str, Any]:
+    return {**SSPS_METHOD, "over": method}
+
+
+# of each method: its settings, overrides, and the waits of a step that its published algorithm needs, by file. None
+# needs any: pseudo-labels, queues of classes and positives of a memory are arithmetic with fixed shapes
+CASES: dict[str, tuple[dict[str, Any], tuple[str, ...], dict[str, int]]] = {
+    "simclr": (SSPS_METHOD["over"], (), {}),
+    "moco": (MOCO_METHOD, (), {}),
+    "dino": (DINO_METHOD, (), {}),
+    "swav": (SWAV_METHOD, (), {}),
+    "vicreg": (VICREG_METHOD, (), {}),
+    "ssps": (SSPS_METHOD, (), {}),
+    "ssps over moco": (over(MOCO_METHOD), (), {}),
+    "ssps over dino": (over(DINO_METHOD), (), {}),
+    "ssps over swav": (over(SWAV_METHOD), (), {}),
+    "ssps over vicreg": (over(VICREG_METHOD), (), {}),
+    "clar": (CLAR, (f"views.weak={EVERY}",), {}),
+    "clar with a classifier": ({**CLAR, "labels": "cross_entropy"}, LABELS, {}),
+    "clar by supcon": ({**CLAR, "labels": "supcon"}, LABELS, {}),
+    "supervised": ({"name": "supervised"}, (), {}),
+    "classifier": ({"name": "classifier"}, (*LABELS, "training.batch=4"), {}),
+    "fixmatch": ({"name": "fixmatch", "threshold": 0.3}, STREAMS, {}),
+    "usadtm": (USADTM_METHOD, STREAMS, {}),
+    "daso": (DASO_METHOD, STREAMS, {}),
+}
+NIGHTS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
+    "sleep": (SLEEP_METHOD, {}),
+    "sleep with a memory": (ANCHORED_SLEEP, {}),
+}
+SOON = ("dino", "ssps", "daso", "fixmatch", "sleep")  # in the default layer: they cover most of the code
+COMMON = (
+    "training.epochs=2",
+    "training.log_every=1000",
+    "training.optimiser.clip_norm=1",
+)  # a line of the log waits, and is seldom
+
+
+def chosen(names: Any) -> list[Any]:
+    return [name if name in SOON else pytest.param(name, marks=pytest.mark.long) for name in names]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder, (9, 10, 6), splits=SPLITS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def nights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("nights")
+    write_night_corpus(folder)
+    return folder
+
+
+def census(settings: Experiment) -> list[Waits]:
+    """The waits of each step of a whole run: inputs, forward and backward pass, update, and the words to the memory."""
+    loop, found = build(settings), list[Waits]()
+    step = loop._train_step
+
+    def watched(raw: Raw, rows: Iterator[Raw]) -> None:
+        with counted() as waits:
+            step(raw, rows)
+        found.append(waits)
+
+    loop._train_step = watched  # type: ignore[method-assign]
+    loop.fit(placed(row) for row in batches(settings, loop))
+    return found
+
+
+class Ordered(InProcessMemory):
+    """Notes when it is given something; it is given rows in every step of the second epoch."""
+
+    def __init__(self, memory: InProcessMemory, events: list[str]) -> None:
+        super().__init__(memory.memory)
+        self._events = events
+
+    def exchange(self, remember: Sequence[RememberArrays], ids: np.ndarray | None, epoch: int) -> Answer:
+        self._events.append(f"gives {len(remember)}")
+        return super().exchange(remember, ids, epoch)
+
+
+def test_the_memory_is_given_a_step_after_its_backward_pass_has_begun(corpus: Path, tmp_path: Path) -> None:
+    """So a GPU has work while the host waits for what it copies. The answer is asked for in the same words."""
+    loop, events = build(experiment(tmp_path, corpus, *COMMON)), list[str]()
+    assert isinstance(loop.state.memory, InProcessMemory)
+    memory = loop.state.memory = Ordered(loop.state.memory, events)
+    loop.recaller = Recaller(memory, 1, loop.state.steps_per_epoch)
+    weight = next(p for p in loop.state.method.parameters() if p.requires_grad)
+    weight.register_hook(lambda _: events.append("backward"))
+    loop.optimiser.register_step_pre_hook(lambda *_: events.append("update"))
+    loop.state.method.register_forward_hook(lambda *_: events.append("forward"))
+    loop.fit(batches(experiment(tmp_path, corpus, *COMMON), loop))
+    step = ["forward", "backward", "gives 1", "update"]
+    assert events == [*step * 3, "forward", "gives 0", *step[1:], *step * 2]
+
+
+def placed(raw: Raw) -> Raw:
+    """As `rayssl.training.feed` brings a batch to a GPU."""
+    own = {name: torch.from_numpy(array) for name, array in raw.items() if isinstance(array, np.ndarray)}
+    return raw | {"placed": own} | {name: placed(part) for name, part in raw.items() if isinstance(part, dict)}
+
+
+@pytest.mark.parametrize("name", chosen(CASES))
+def test_waits_of_a_step(corpus: Path, tmp_path: Path, name: str) -> None:
+    method, overrides, expected = CASES[name]
+    steps = census(experiment(tmp_path, corpus, *COMMON, *overrides, method=method))
+    assert len(steps) >= 3
+    assert steps[-1].by_file() == expected, steps[-1]
+    assert all(waits.keys() <= steps[-1].keys() for waits in steps)
+
+
+@pytest.mark.parametrize("name", chosen(NIGHTS))
+def test_waits_of_a_step_of_sleep(nights: Path, tmp_path: Path, name: str) -> None:
+    method, expected = NIGHTS[name]
+    steps = census(night_experiment(tmp_path, nights, *COMMON, method=method))
+    assert all(waits.by_file() == expected for waits in steps), steps
+
+
+def test_no_method_is_left_out() -> None:
+    seen = {method["name"] for method, *_ in (*CASES.values(), *NIGHTS.values())}
+    assert seen == set(METHODS.names())
+
+
+def test_what_would_wait_is_seen() -> None:
+    x = torch.arange(6.0)
+    with counted() as waits:
+        within(x)
+    assert sum(waits.values()) == 0, "only lines of rayssl count"
+    waits = Waits()
+    with counted() as waits:
+        build_augment(AugmentConfig.model_validate({"pitch_shift": {"p": 1.0}}), 16000, 5)(
+            torch.zeros(2, 3200), torch.arange(2)
+        )
+    assert waits.by_file() == {"views/augment.py": 1}, "without the keys on the host"
+
+
+def within(x: torch.Tensor) -> None:
+    x[x > 2].sum().item()
+
+
+def test_a_vocoder_reads_nothing_of_the_device() -> None:
+    """Tensors on the device "meta" have no values: whoever asks for one, or for a shape that depends on one, fails."""
+    augment = build_augment(
+        AugmentConfig.model_validate({"pitch_shift": {"p": 0.7}, "time_stretch": {"p": 0.7}}), 16000, 5
+    )
+    wave, keys = torch.empty(5, 3200, device="meta"), torch.arange(5)
+    for part in (augment._shift_pitch, augment._stretch):
+        with pytest.raises(NotImplementedError, match="meta"):
+            part(wave, keys.to("meta"))
+        assert part(wave, keys).shape == (5, 3200)
