@@ -62,7 +62,7 @@ def _word(name: str) -> Clip | None:
 @cache
 def _words() -> dict[tuple[str, str, str], str]:
     """The part of each chosen clip, by speaker, word and number."""
-    found = dict[tuple[str, str, str], str]()
+    found: dict[tuple[str, str, str], str] = {}
     for part, speaker, *words in _lines("speech_commands_sv.txt"):
         for entry in words:
             word, _, numbers = entry.partition(":")
