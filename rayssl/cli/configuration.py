@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
+from rayssl.cli.advice import say_next
 from rayssl.cli.parser import CONFIG, OVERRIDES, Verbs, declare
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def show(arguments: argparse.Namespace) -> int:
     width = max(len(key) for key in leaves)
     for key, value in leaves.items():
         print(f"{key:<{width}}  {json.dumps(value):<40}  {where[key]}")
+    say_next(arguments, "train", arguments.config, *arguments.overrides)
     return 0
 
 

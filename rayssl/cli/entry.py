@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from rayssl import __version__
-from rayssl.cli import components, configuration, data, machine, results, training
+from rayssl.cli import components, configuration, data, machine, results, start, training
 from rayssl.cli.parser import Verb
 from rayssl.errors import Stopped, UserError
 
@@ -66,6 +66,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"rayssl {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for group in (configuration, data, training, results, components, machine):  # in the order of the help
+    for group in (start, configuration, data, training, results, components, machine):  # in the order of the help
         group.add(verbs)
     return parser

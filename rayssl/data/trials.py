@@ -38,7 +38,8 @@ class TrialsConfig(Config):
     ``source`` is the URI of a list of trials between source utterances. Each of its trials becomes a trial between
     renderings of the two. ``across`` says under which conditions: different ones (``condition``), the ``same`` one, or
     ``any``. Without ``source``, ``pairs`` target and ``pairs`` non-target trials are generated from the corpus; the two
-    utterances of a target trial are from different recordings.
+    utterances of a target trial are from different recordings. With ``across: any`` they may be from one recording, or
+    from recordings that are not known: the error rate is then lower than across recordings.
     """
 
     out: str
@@ -122,7 +123,8 @@ def make(config: TrialsConfig, corpus: str) -> Made:
     """
     names, speakers, recordings = _columns(corpus)
     if config.source is None:
-        base = trials = generate(names, speakers, recordings, config.pairs, config.seed, corpus)
+        apart = _clips(names) if config.across == "any" else recordings
+        base = trials = generate(names, speakers, apart, config.pairs, config.seed, corpus)
     else:
         base = read(config.source)
         renderings: dict[str, list[int]] = {}
@@ -186,7 +188,9 @@ def generate(
     members = [known[speakers[known] == speaker] for speaker in np.unique(speakers[known])]
     several = [rows for rows in members if len(np.unique(recordings[rows])) > 1]
     if len(members) < 2 or not several:
-        raise CorpusError(f"{where}: trials need two speakers, one of them with two recordings; give trials a source")
+        raise CorpusError(
+            f"{where}: trials need two speakers, one of them with two recordings; give trials a source, or across: any"
+        )
     targets: set[tuple[int, int]] = set()
     others: set[tuple[int, int]] = set()
     for _ in range(_DRAWS_A_PAIR * pairs):
@@ -203,6 +207,11 @@ def generate(
     trials = [Trial(1, names[a], names[b]) for a, b in sorted(targets)]
     trials += [Trial(0, names[a], names[b]) for a, b in sorted(others)]
     return [trials[k] for k in rng.permutation(len(trials))]
+
+
+def _clips(names: Sequence[str]) -> np.ndarray:
+    """The index of each utterance's clip, int64 ``[N]``; renderings of one clip have the same."""
+    return np.unique([name.rpartition("#c")[0] or name for name in names], return_inverse=True)[1]
 
 
 def _columns(corpus: str) -> tuple[list[str], np.ndarray, np.ndarray]:
