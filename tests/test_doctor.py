@@ -165,7 +165,9 @@ def test_a_port_where_nothing_listens(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "FAIL  storage: s3://bucket/prefix: no answer from http://127.0.0.1:9 in 4 attempts" in printed.out
     assert "FAIL  storage: nope://x/y: 'nope://' is not supported\n      -> use s3://bucket/key" in printed.out
     assert "very-secret" not in printed.out + printed.err
-    assert re.match(r"15 checks: [2-9] failed", printed.out.splitlines()[-1])
+    assert re.match(r"15 checks: [2-9] failed", printed.out.splitlines()[-2])
+    following = "next: rayssl doctor --storage s3://bucket/prefix --storage nope://x/y "
+    assert printed.out.splitlines()[-1].startswith(following)
 
 
 def test_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -12,4 +12,4 @@ run=runs/synthetic/ssps
 rayssl prepare configs/synthetic_prepare.yaml
 rayssl train configs/synthetic_ssps.yaml
 rayssl evaluate "$run"
-rayssl report "$run" # prints the path of the page
+rayssl report "$run" # prints the path of the page, and what comes next

@@ -76,6 +76,12 @@ def check(name: str, assignments: Sequence[str] = ()) -> Iterator[Outcome]:
         yield from check_training(SmallJob(folder, tree))
 
 
+def key_of(name: str) -> str:
+    """The key by which a configuration chooses the component ``name``. Raises `ConfigError` as `check` does."""
+    keys = {id(METHODS): "method", id(FRONTENDS): "encoder.frontend", id(SOURCES): "source"}
+    return f"{keys.get(id(_registry(name)), 'encoder.backbone')}.name"
+
+
 def _experiment(name: str, assignments: list[str]) -> dict[str, Any]:
     """The tree of a small experiment with the component ``name``."""
     if name.endswith((".yaml", ".yml")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 
+from rayssl.cli.advice import say_next
 from rayssl.cli.parser import OVERRIDES, Verbs, declare
 
 
@@ -28,4 +29,14 @@ def check(arguments: argparse.Namespace) -> int:
         count, failed = count + 1, failed + (not outcome.passed)
     verdict = "all hold" if not failed else f"{failed} of them failed"
     print(f"{arguments.name}: {count} checks in {time.monotonic() - began:.0f} s, {verdict}")
+    if failed:
+        say_next(arguments, "check", arguments.name, *arguments.overrides, note="when it is corrected")
+    elif arguments.name.endswith((".yaml", ".yml")):
+        say_next(arguments, "train", arguments.name, *arguments.overrides)
+    else:
+        from rayssl.checks.component import key_of
+
+        verb, file = ("prepare", "PREPARATION") if key_of(arguments.name) == "source.name" else ("train", "EXPERIMENT")
+        key = "corpora.train.source.name" if verb == "prepare" else key_of(arguments.name)
+        say_next(arguments, verb, f"{file}.yaml", f"{key}={arguments.name}", note="with a file of yours")
     return int(failed > 0)

@@ -29,12 +29,15 @@ def show(arguments: argparse.Namespace) -> int:
     tree = read_tree(arguments)
     kind = kind_of(tree)
     if kind == "sweep":
-        return _show_sweep(arguments)
-    _print_leaves(tree, arguments.overrides, parse(ROOTS[kind].model, tree, arguments.config))
+        _show_sweep(arguments)
+    else:
+        _print_leaves(tree, arguments.overrides, parse(ROOTS[kind].model, tree, arguments.config))
+    verb = {"experiment": "train", "preparation": "prepare", "sweep": "sweep"}[kind]
+    say_next(arguments, verb, arguments.config, *arguments.overrides)
     return 0
 
 
-def _show_sweep(arguments: argparse.Namespace) -> int:
+def _show_sweep(arguments: argparse.Namespace) -> None:
     from rayssl.sweeps.config import read_plan, split_overrides
 
     plan = read_plan(arguments.config, arguments.overrides)
@@ -43,7 +46,6 @@ def _show_sweep(arguments: argparse.Namespace) -> int:
     _print_leaves(plan.config.model_dump(mode="json", exclude_unset=True), ours, plan.config)
     print(f"\n# the experiment that its trials change, {plan.where}")
     _print_leaves(plan.tree, [*plan.config.overrides, *of_trials], plan.experiment({}, plan.run(0)))
-    return 0
 
 
 def _print_leaves(tree: dict[str, Any], overrides: list[str], config: Config) -> None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
+from rayssl.cli.advice import local, say_next, trains_on
 from rayssl.cli.configuration import read_tree
 from rayssl.cli.parser import CONFIG, OVERRIDES, Verbs, declare
 from rayssl.errors import CorpusError
+
+if TYPE_CHECKING:
+    from rayssl.data.corpus import PrepareConfig
 
 
 def add(verbs: Verbs) -> None:
@@ -34,7 +39,20 @@ def prepare(arguments: argparse.Namespace) -> int:
                 f"{arguments.config}: {len(problems)} problems; delete the damaged corpus and prepare it again"
             )
         print("every corpus agrees with its manifest")
+        _say_next(arguments, config)
         return 0
     how = {"overwrite": arguments.overwrite, "local": arguments.local}
     print(runtime.prepare(config, progress=not arguments.quiet, **how).text())
+    _say_next(arguments, config)
     return 0
+
+
+def _say_next(arguments: argparse.Namespace, config: PrepareConfig) -> None:
+    """The experiment beside the file that trains on one of its corpora, or how to write one."""
+    corpora = {name: settings.out for name, settings in config.corpora.items()}
+    experiment = trains_on(arguments.config, corpora)
+    if experiment is None:
+        uri = corpora.get("train", next(iter(corpora.values())))
+        say_next(arguments, "train", "EXPERIMENT.yaml", f"corpus.uri={uri}", note="with an experiment of yours")
+        return
+    say_next(arguments, "train", experiment, *local(arguments))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from rayssl.cli.advice import say_next
 from rayssl.cli.parser import Verbs, add_whole_numbers, count, declare
 
 if TYPE_CHECKING:
@@ -154,6 +155,16 @@ def doctor(arguments: argparse.Namespace) -> int:
                 print(finding.text(), flush=True)
     status, said = findings.verdict(found)
     print(findings.as_json(found) if arguments.json else said)
+    if status:
+        given = [word for uri in arguments.storage for word in ("--storage", uri)]
+        say_next(arguments, "doctor", *given, note="when what FAILs is corrected")
+    else:
+        say_next(
+            arguments,
+            "init",
+            "FOLDER",
+            note="of your recordings; or without any: rayssl prepare configs/synthetic_prepare.yaml",
+        )
     return status
 
 
@@ -164,6 +175,8 @@ def kmeans(arguments: argparse.Namespace) -> int:
     given = {name: value for name, value in vars(arguments).items() if name in KMeansCase.__dataclass_fields__}
     figures = measure(KMeansCase(**given))
     print(table(figures))
+    sizes = [word for name in ("rows", "dim", "clusters") for word in (f"--{name}", str(getattr(arguments, name)))]
+    say_next(arguments, "bench", "memory", *sizes)
     if arguments.json:
         print(json.dumps(figures))
     return 0
@@ -180,6 +193,7 @@ def memory(arguments: argparse.Namespace) -> int:
     given = {name: value for name, value in vars(arguments).items() if name in MemoryCase.__dataclass_fields__}
     figures = measure(MemoryCase(**given), lambda line: print(line, file=sys.stderr, flush=True))
     print(table(figures))
+    say_next(arguments, "bench", "ingest", "--batch", str(arguments.batch), "--ranks", str(arguments.ranks))
     if arguments.json:
         print(json.dumps(figures))
     return 0
@@ -192,6 +206,7 @@ def shuffle(arguments: argparse.Namespace) -> int:
     given = {name: value for name, value in vars(arguments).items() if name in ShuffleCase.__dataclass_fields__}
     figures = measure(ShuffleCase(**given))
     print(table(figures))
+    say_next(arguments, "bench", "ingest", "--batch", str(arguments.batch))
     if arguments.json:
         print(json.dumps(figures))
     return 0
@@ -204,6 +219,7 @@ def ingest(arguments: argparse.Namespace) -> int:
     given = {name: value for name, value in vars(arguments).items() if name in IngestCase.__dataclass_fields__}
     figures = measure(IngestCase(**given), lambda line: print(line, file=sys.stderr, flush=True))
     print(table(figures))
+    say_next(arguments, "doctor", note="whether this machine has the cores that a GPU needs")
     if arguments.json:
         print(json.dumps(figures))
     return 0

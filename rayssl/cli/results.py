@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from rayssl.cli.advice import say_next
 from rayssl.cli.parser import OVERRIDES, RUN, Argument, Verbs, count, declare
 
 _CHECKPOINT = "last (default), best, epoch-N or step-N"
@@ -64,6 +65,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     for which, figures in found:
         for each in figures if isinstance(figures, list) else [figures]:
             print(f"{arguments.run} ({which}): {runtime.summary_line(each)}", flush=True)
+    say_next(arguments, "report", arguments.run)
     return 0
 
 
@@ -82,6 +84,7 @@ def embed(arguments: argparse.Namespace) -> int:
         f"{arguments.out}: {record.rows} embeddings [{record.dim}] of {arguments.corpus} by {record.checkpoint}, "
         f"in {len(record.files)} Parquet files ({made})"
     )
+    say_next(arguments, "export", arguments.run, note="the encoder as one file that needs only torch")
     return 0
 
 
@@ -109,7 +112,10 @@ def stage(arguments: argparse.Namespace) -> int:
         for note in night.notes:
             say(f"{night.scores.name}: {note}")
         print(write_night(arguments.out, night), flush=True)
-    return 2 if failed else 0
+    if failed:
+        return 2
+    say_next(arguments, "report", arguments.run)
+    return 0
 
 
 def export(arguments: argparse.Namespace) -> int:
@@ -122,6 +128,7 @@ def export(arguments: argparse.Namespace) -> int:
         f"{done.minimum_samples}; largest difference from the run {done.difference:.1e} of an embedding's scale, over "
         f"{done.clips} clips of {done.compared_on}"
     )
+    say_next(arguments, "report", arguments.run, note=f"in Python: torch.export.load('{done.out}').module()")
     return 0
 
 
@@ -130,11 +137,37 @@ def report(arguments: argparse.Namespace) -> int:
     if len(arguments.runs) > 1:
         from rayssl.reports.comparison.page import write_comparison
 
-        print(write_comparison(arguments.runs, arguments.out or "comparison.html"))
+        page = write_comparison(arguments.runs, arguments.out or "comparison.html")
+        print(page)
+        say_next(arguments, "-m", "webbrowser", page, program="python")
         return 0
     from rayssl.reports.run.page import write_report
     from rayssl.reports.sweep.page import is_sweep, write_sweep_report
 
     run = arguments.runs[0]
-    print(write_sweep_report(run) if is_sweep(run) else write_report(run, arguments.out))
+    if is_sweep(run):
+        print(write_sweep_report(run))
+        say_next(arguments, "train", f"{run.rstrip('/')}/best.yaml")
+        return 0
+    page = write_report(run, arguments.out)
+    print(page)
+    _say_embed(arguments, run, page)
     return 0
+
+
+def _say_embed(arguments: argparse.Namespace, run: str, page: str) -> None:
+    """The next step after a report: to use the run, on its test corpus if there is one."""
+    from rayssl.errors import UserError
+    from rayssl.runs.reading import read_run
+
+    note = f"the page opens in a browser: python -m webbrowser {page}"
+    try:
+        experiment = read_run(run, [])
+    except UserError:  # a run of an earlier rayssl has a page, too
+        say_next(arguments, "embed", run, "CORPUS", f"{run.rstrip('/')}/embeddings", note=note)
+        return
+    if experiment.method.sequences:
+        say_next(arguments, "stage", run, "NIGHT.edf", "--out", "hypnograms", note=note)
+        return
+    corpus = experiment.corpus.uri if experiment.evaluation is None else experiment.evaluation.corpus
+    say_next(arguments, "embed", run, corpus, f"{run.rstrip('/')}/embeddings", note=note)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from rayssl.cli.advice import local, say_next
 from rayssl.cli.configuration import read_experiment
 from rayssl.cli.parser import CONFIG, OVERRIDES, Verbs, declare
 
@@ -47,8 +48,14 @@ def train(arguments: argparse.Namespace) -> int:
     result = f"{experiment.run}: trained to epoch {epochs}, loss {loss:.4f}"
     if arguments.log == "json":
         screen.show(Line(result))
-    elif not arguments.quiet:
-        print(result)
+        return 0
+    if arguments.quiet:
+        return 0
+    print(result)
+    if experiment.evaluation is None:
+        say_next(arguments, "report", experiment.run, note="without an evaluation: the curves of the training")
+    else:
+        say_next(arguments, "evaluate", experiment.run, *local(arguments))
     return 0
 
 
@@ -62,13 +69,16 @@ def sweep(arguments: argparse.Namespace) -> int:
         if plan.config.search == "optuna":
             points.suggested(plan.config, 0, [])
             print(f"{points.count(plan.config)} trials; optuna draws each from the results of those before")
+            say_next(arguments, "sweep", arguments.config, *arguments.overrides)
             return 0
         for index, point in enumerate(points.drawn(plan.config)):
             print(f"trial {index}  {' '.join(assignments(point))}")
+        say_next(arguments, "sweep", arguments.config, *arguments.overrides)
         return 0
     from rayssl.runtime.sweep.run import sweep as run
 
     records = run(plan, lambda line: print(line, flush=True), retry_failed=arguments.retry_failed)
     print(state.table(records))
     print(f"{plan.uri}: best.yaml for 'rayssl train', results.json, report.html")
+    say_next(arguments, "train", f"{plan.uri.rstrip('/')}/best.yaml")
     return 0

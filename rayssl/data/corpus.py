@@ -154,12 +154,7 @@ def plan(
             count += len(batch)
             tell("listed", count // per)
         rows = sorter.finish()
-        if settings.of_nights and rows.names["recording"].count < count:
-            what = f"{count} nights are {rows.names['recording'].count} recordings of subjects"
-            raise CorpusError(f"{settings.source.describe()}: {what}; each night must be a recording of its own")
-        if settings.splits:
-            names = STAGES if settings.of_nights else rows.names["label"].texts()
-            labels.check(settings.splits, names, settings.out)
+        _check_names(settings, rows.names, count)
         units = planning.cut(rows, how, sorter.spilled, lambda done: tell("planned", done // per))
         rows.remove()
     except (naming.RepeatedName, CorpusError) as error:
@@ -170,6 +165,17 @@ def plan(
         raise _repeated(settings, str(error)) from None
     whole = hashlib.sha256("\n".join(unit.digest for unit in units).encode()).hexdigest()[:16]
     return PreparePlan(work, units, rows.names, count // per, whole, selection, dict(others))
+
+
+def _check_names(settings: PreparedCorpusConfig, names: dict[str, Names], count: int) -> None:
+    """Raises `CorpusError` if what the ``count`` listed utterances are called does not fit the settings."""
+    if settings.take is not None:
+        settings.take.check(names["speaker"].texts(), settings.out)
+    if settings.of_nights and names["recording"].count < count:
+        what = f"{count} nights are {names['recording'].count} recordings of subjects"
+        raise CorpusError(f"{settings.source.describe()}: {what}; each night must be a recording of its own")
+    if settings.splits:
+        labels.check(settings.splits, STAGES if settings.of_nights else names["label"].texts(), settings.out)
 
 
 def _repeated(settings: PreparedCorpusConfig, rendering: str) -> CorpusError:
@@ -380,8 +386,8 @@ def _checked(
 
 def content_settings(settings: PreparedCorpusConfig) -> dict[str, Any]:
     """The settings that the corpus's content depends on, as plain values."""
-    # a corpus without nights or segments keeps the settings, and so the digest, that it had before there were any
-    left_out = {key for key in ("nights", "segments") if getattr(settings, key) is None}
+    # a corpus without one of these keeps the settings, and so the digest, that it had before there were any
+    left_out = {key for key in ("nights", "segments", "take") if getattr(settings, key) is None}
     return settings.model_dump(mode="json", include=set(ContentConfig.model_fields) - left_out)
 
 

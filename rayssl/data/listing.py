@@ -49,6 +49,10 @@ def list_rows(settings: ContentConfig, seed: int, part: str) -> Iterator[pa.Reco
     while True:
         with _no_collection():
             references = next(chunks, None)
+            if references is not None and settings.take is not None:
+                references = settings.take.of(references)
+                if not references:
+                    continue
             batch = None if references is None else rows(settings, seed, references)
             del references
         if batch is None:

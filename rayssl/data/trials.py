@@ -43,7 +43,8 @@ class TrialsConfig(Config):
     """
     across: Literal["condition", "same", "any"] = "condition"
     """With ``source`` and ``conditions``: whether the two renderings of a trial have different conditions
-    (``condition``), the ``same`` one, or ``any``.
+    (``condition``), the ``same`` one, or ``any``. Without ``source``, ``any`` also takes target trials from one
+    recording, or from recordings that are not known: the error rate is then lower than across recordings.
     """
     pairs: int = Field(default=2000, ge=1)
     """Without ``source``: the number of target trials, and of non-target trials, to generate. The two utterances of a
@@ -127,7 +128,8 @@ def make(config: TrialsConfig, corpus: str) -> Made:
     """
     names, speakers, recordings = _columns(corpus)
     if config.source is None:
-        base = trials = generate(names, speakers, recordings, config.pairs, config.seed, corpus)
+        apart = _clips(names) if config.across == "any" else recordings
+        base = trials = generate(names, speakers, apart, config.pairs, config.seed, corpus)
     else:
         base = read(config.source)
         renderings: dict[str, list[int]] = {}
@@ -191,7 +193,9 @@ def generate(
     members = [known[speakers[known] == speaker] for speaker in np.unique(speakers[known])]
     several = [rows for rows in members if len(np.unique(recordings[rows])) > 1]
     if len(members) < 2 or not several:
-        raise CorpusError(f"{where}: trials need two speakers, one of them with two recordings; give trials a source")
+        raise CorpusError(
+            f"{where}: trials need two speakers, one of them with two recordings; give trials a source, or across: any"
+        )
     targets: set[tuple[int, int]] = set()
     others: set[tuple[int, int]] = set()
     for _ in range(_DRAWS_A_PAIR * pairs):
@@ -208,6 +212,11 @@ def generate(
     trials = [Trial(1, names[a], names[b]) for a, b in sorted(targets)]
     trials += [Trial(0, names[a], names[b]) for a, b in sorted(others)]
     return [trials[k] for k in rng.permutation(len(trials))]
+
+
+def _clips(names: Sequence[str]) -> np.ndarray:
+    """The index of each utterance's clip, int64 ``[N]``; renderings of one clip have the same."""
+    return np.unique([name.rpartition("#c")[0] or name for name in names], return_inverse=True)[1]
 
 
 def _columns(corpus: str) -> tuple[list[str], np.ndarray, np.ndarray]:

@@ -27,6 +27,7 @@ from rayssl.data.sources.base import Audio, Reference
 from rayssl.data.sources.checked import CheckedSource
 from rayssl.data.sources.nights import NightSourceConfig
 from rayssl.data.sources.registry import AnySource
+from rayssl.data.taking import TakeConfig
 from rayssl.errors import StorageError
 from rayssl.schema import Config
 
@@ -70,6 +71,8 @@ class ContentConfig(Config):
     """Divides long recordings into segments of speech, which become the utterances; ``{}`` takes the defaults, and null
     leaves recordings whole.
     """
+    take: TakeConfig | None = None
+    """The part of the source that this corpus takes, for example all speakers but those of the test; null takes all."""
 
     @property
     def of_nights(self) -> bool:
@@ -84,9 +87,10 @@ class ContentConfig(Config):
     @model_validator(mode="after")
     def _nights_fit(self) -> ContentConfig:
         if self.of_nights:
-            for key in ("conditions", "join", "channels", "min_s", "segments"):
+            for key in ("conditions", "join", "channels", "min_s", "segments", "take"):
                 if getattr(self, key) != ContentConfig.model_fields[key].default:
-                    hint = {"channels": "set source.channels", "min_s": "set nights.min_hours"}.get(key, "leave it out")
+                    hints = {"channels": "set source.channels", "min_s": "set nights.min_hours", "take": "use splits"}
+                    hint = hints.get(key, "leave it out")
                     raise ValueError(f"{key} does not go with a source of nights; {hint}")
         elif self.segments is not None and self.join is not None:
             raise ValueError("join does not go with segments: it joins clips, segments divides recordings")

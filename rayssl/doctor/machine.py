@@ -32,8 +32,8 @@ def machine(environment: Mapping[str, str] | None = None) -> list[Finding]:
     usage = shutil.disk_usage(folder)
     return [
         python(sys.version_info),
-        cores(_affinity(), os.cpu_count() or 1, quota),
-        threads(environment.get("OMP_NUM_THREADS"), min(_affinity(), quota or 1e9)),
+        cores(usable_cores(), os.cpu_count() or 1, quota),
+        threads(environment.get("OMP_NUM_THREADS"), min(usable_cores(), quota or 1e9)),
         memory(min(available, left), min(total, limit)),
         shared_memory(_shared(), min(total, limit)),
         disk(folder, usage.free, usage.total),
@@ -202,7 +202,8 @@ def _read(path: Path) -> str:
         return ""
 
 
-def _affinity() -> int:
+def usable_cores() -> int:
+    """The cores on which this process may run."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -57,7 +57,9 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert (figures["rows"], figures["seed"], figures["compare"]) == (500, 1, 50_000)
     assert len(printed) == len(figures) + 1
     assert main(command.split()) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("peak_bytes")
+    figure, following = capsys.readouterr().out.splitlines()[-2:]
+    assert figure.startswith("peak_bytes")
+    assert following == "next: rayssl bench memory --rows 500 --dim 16 --clusters 8"
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,9 @@ class TestTraining:
         lines = capsys.readouterr().out.splitlines()
         for rule in ("one rank = two ranks", "6 steps = 3 + resume + 3", "the same bits twice", "bfloat16 is close"):
             assert sum(rule in line and line.startswith("ok") for line in lines) == 1
-        assert "5 checks in " in lines[-1] and lines[-1].endswith("all hold")
+        assert "5 checks in " in lines[-2] and lines[-2].endswith("all hold")
+        own = "method.name=configs/own_method/barlow.py:BarlowTwins"
+        assert lines[-1].startswith(f"next: rayssl train EXPERIMENT.yaml {own} ")
 
     @pytest.mark.parametrize("name", ["ssps", "daso", "sleep"])
     def test_ours_with_a_memory_hold(self, name: str) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rayssl.data import trials
+from rayssl.data.corpus import PreparedCorpusConfig
 from rayssl.data.trials import Trial, TrialsConfig
 from rayssl.errors import CorpusError
 from tests.data import corpora
@@ -97,6 +98,24 @@ def test_generated_trials_cross_recordings_without_repetition() -> None:
         enrol, test = place[trial.enrol], place[trial.test]
         assert (speakers[enrol] == speakers[test]) == bool(trial.label)
         assert recordings[enrol] != recordings[test]
+
+
+def test_generated_trials_without_known_recordings(tmp_path: Path) -> None:
+    """With ``across: any`` two utterances of a speaker are a pair, but not two renderings of one clip."""
+    uri, out = corpora.write_folder(tmp_path / "in", corpora.clips()), str(tmp_path / "t.txt")
+    for name, conditions in (("plain", None), ("rendered", {"count": 2, "per_utterance": 2})):
+        source = {"name": "folder", "uri": uri, "layout": ["speaker"]}
+        settings = {"source": source, "out": f"{tmp_path}/{name}", "conditions": conditions}
+        corpora.prepare(PreparedCorpusConfig.model_validate(settings))
+        if conditions is None:
+            with pytest.raises(CorpusError, match="or across: any"):
+                trials.make(TrialsConfig(out=out), f"{tmp_path}/{name}")
+        trials.make(TrialsConfig(out=out, across="any", pairs=30), f"{tmp_path}/{name}")
+        listed = trials.read(out)
+        assert {trial.label for trial in listed} == {0, 1}
+        for trial in listed:
+            one, other = (each.partition("#c")[0] for each in (trial.enrol, trial.test))
+            assert one != other and (one.split("/")[0] == other.split("/")[0]) == bool(trial.label)
 
 
 def test_generation_needs_speakers_with_several_recordings() -> None:

@@ -63,7 +63,7 @@ def test_the_files_of_the_verb(night_folder: Path, tmp_path: Path, capsys: pytes
     out = tmp_path / "out"
     verb = ["stage", f"{night_folder}/run", f"{night_folder}/nights/a-1.wav", "--out", str(out), "--stride", "2"]
     assert main(verb) == 0
-    assert capsys.readouterr().out == f"{out}/a-1.png\n"
+    assert capsys.readouterr().out == f"{out}/a-1.png\nnext: rayssl report {night_folder}/run\n"
     assert sorted(path.name for path in out.iterdir()) == ["a-1.csv", "a-1.json", "a-1.png"]
     (night,) = rayssl.load(night_folder / "run").stage(night_folder / "nights/a-1.wav", stride=2)
     rows, scores = rows_of(out / "a-1.csv"), night.scores
@@ -100,7 +100,7 @@ def test_hourly_parts_with_a_gap_have_the_clock(
     verb = ["stage", f"{night_folder}/run", f"{tmp_path}/in", "--out", f"{tmp_path}/out"]
     assert main(verb) == 0
     printed = capsys.readouterr()
-    assert printed.out.splitlines() == [f"{tmp_path}/out/x/9-1.png", f"{tmp_path}/out/y.png"]
+    assert printed.out.splitlines()[:-1] == [f"{tmp_path}/out/x/9-1.png", f"{tmp_path}/out/y.png"]
     assert printed.err.startswith("rayssl stage: x/9-1: gap: ") and printed.err.count("\n") == 1
     rows = rows_of(tmp_path / "out/x/9-1.csv")
     assert [(row["epoch"], row["clock"]) for row in rows] == [

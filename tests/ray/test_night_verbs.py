@@ -29,7 +29,7 @@ def test_stages_and_figures(
     stages = pq.read_table(run / "evaluation/stages.parquet")
     capsys.readouterr()
     assert main(["evaluate", str(run), "evaluation.actors=2"]) == 0
-    line = capsys.readouterr().out.splitlines()[-1]
+    line = capsys.readouterr().out.splitlines()[-2]
     assert f"macro F1 {wanted.macro_f1:.1%} [" in line and f"kappa {wanted.kappa:.3f} [" in line
     found = pq.read_table(run / "evaluation/stages.parquet")
     assert found.drop_columns(["wake", "light", "deep", "rem"]).equals(

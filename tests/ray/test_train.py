@@ -117,11 +117,15 @@ def test_the_folder_of_a_run_is_complete(uninterrupted: str, capsys: pytest.Capt
     capsys.readouterr()
     assert main(["evaluate", uninterrupted, "--checkpoint", "last", "evaluation.resamples=20"]) == 0
     line = capsys.readouterr().out
-    assert re.fullmatch(r"\S+ \(last\): EER [\d.]+% \[[\d.]+%, [\d.]+%\], .* over 176 trials \(88 of .*\)\n", line)
+    assert re.fullmatch(
+        r"\S+ \(last\): EER [\d.]+% \[[\d.]+%, [\d.]+%\], .* over 176 trials \(88 of .*\)\nnext: rayssl report \S+\n",
+        line,
+    )
     result = json.loads(storage.read_text(storage.join(uninterrupted, "evaluation/result.json")))
     assert (result["trials"], result["targets"], result["norm"]) == (176, 88, "none")
     assert main(["report", uninterrupted]) == 0
-    page = capsys.readouterr().out.strip()
+    page, following = capsys.readouterr().out.splitlines()
+    assert following.startswith(f"next: rayssl embed {uninterrupted} ")
     assert "</html>" in Path(page).read_text()
     written = {storage_name.removeprefix(uninterrupted + "/") for storage_name in storage.list_files(uninterrupted)}
     parts = ("embeddings.parquet", "scores.parquet", "result.json")
@@ -230,8 +234,9 @@ def test_one_worker_from_another_process_shows_progress_only(ray_cluster: Any, f
     )
     assert done.returncode == 0, done.stderr
     # this cluster has seen many runs: its raylet may find its number of processes remarkable
-    *progress, result = told(done.stdout)
+    *progress, result, following = told(done.stdout)
     assert re.fullmatch(rf"{uri}: trained to epoch 2, loss [\d.]+", result)
+    assert following == f"next: rayssl evaluate {uri}"
     assert [line for line in progress if not PROGRESS.match(line)] == []
     assert len([line for line in progress if re.match(r"epoch \d/2  loss", line)]) == 2
     assert "\x1b" not in done.stdout

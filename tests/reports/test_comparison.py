@@ -149,7 +149,7 @@ def test_real_trainings(trained: list[str], tmp_path: Path, capsys: pytest.Captu
     printed = capsys.readouterr().out
     assert re.search(r"1 simclr-seed3 +\d+\.\d\d \[\d", printed) and re.search(r"2 ssps .*[+-]\d.* \(n=1\)", printed)
     assert f"ssps-seed4 has not been evaluated: rayssl evaluate {trained[2]}" in printed
-    assert printed.endswith(f"{page}\n")
+    assert printed.endswith(f"{page}\nnext: python -m webbrowser {page}\n")
     text = text_of(page.read_text())
     assert "3 runs compared" in text and "in 2 groups" in text and "has not been evaluated" in text
     assert "method.over.name - simclr" in text and "method.clusters - 4" in text and "corpus.uri" not in text
@@ -233,7 +233,9 @@ def test_no_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_one_run_has_its_own_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path / "run", epochs=2, steps=5, evaluated=False)
     assert main(["report", str(run)]) == 0
-    assert capsys.readouterr().out == f"{run}/report.html\n" and (run / "report.html").exists()
+    printed, following = capsys.readouterr().out.splitlines()
+    assert printed == f"{run}/report.html" and (run / "report.html").exists()
+    assert following.startswith(f"next: rayssl embed {run} ")
     assert main(["report", str(run), "--out", str(tmp_path / "own.html")]) == 0
     assert (tmp_path / "own.html").read_text() == (run / "report.html").read_text()
 

@@ -52,7 +52,7 @@ def test_the_report_verb_knows_a_sweep(tmp_path: Path, capsys: pytest.CaptureFix
     folder = write_sweep(tmp_path / "small", count=3)  # too few for a forest
     assert is_sweep(str(folder)) and not is_sweep(str(folder.parent))
     assert main(["report", str(folder)]) == 0
-    assert capsys.readouterr().out == f"{folder}/report.html\n"
+    assert capsys.readouterr().out == f"{folder}/report.html\nnext: rayssl train {folder}/best.yaml\n"
     assert "3 trials" in text_of((folder / "report.html").read_text(encoding="utf-8"))
 
 

@@ -29,7 +29,8 @@ def run(night_folder: Path, tmp_path: Path) -> Path:
 def test_the_last_line_has_macro_f1_and_kappa(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The figures are those of the stages in the file, by plain counting."""
     assert main(["evaluate", str(run), "--local"]) == 0
-    line = capsys.readouterr().out.splitlines()[-1]
+    line, following = capsys.readouterr().out.splitlines()[-2:]
+    assert following == f"next: rayssl report {run}"
     nights = read_stages(pq.read_table(run / "evaluation/stages.parquet"))
     truth, predicted = (np.concatenate([getattr(night, name) for night in nights]) for name in ("truth", "predicted"))
     assert sorted(night.name for night in nights) == list(NIGHTS) and len(truth) == 3 * EPOCHS
@@ -102,7 +103,7 @@ def test_every_checkpoint_and_the_page(run: Path, capsys: pytest.CaptureFixture[
     assert main(["evaluate", str(run), "--local"]) == 0
     capsys.readouterr()
     assert main(["evaluate", str(run), "--local", "--checkpoint", "every"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.splitlines()[:-1]
     assert [line.split(": ")[0] for line in lines] == [f"{run} (epoch-1)", f"{run} (epoch-2)"]
     probes = [json.loads(line) for line in (run / "evaluation/over_time.jsonl").read_text().splitlines()]
     assert [(probe["epoch"], probe["step"]) for probe in probes] == [(1, 3), (2, 6)]

@@ -16,7 +16,7 @@ def test_dry_run_prints_the_points_and_writes_nothing(tmp_path: Path, capsys: py
     config = write_sweep(tmp_path)
     assert main(["sweep", config, "--dry-run", "trials=2", "training.epochs=6"]) == 0
     first, second = points.drawn(plan(tmp_path).config)[:2]
-    assert capsys.readouterr().out.splitlines() == [
+    assert capsys.readouterr().out.splitlines()[:-1] == [
         f"trial {index}  method.clusters={point['method.clusters']} "
         f"method.over.temperature={point['method.over.temperature']}"
         for index, point in enumerate((first, second))

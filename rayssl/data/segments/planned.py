@@ -27,6 +27,8 @@ def asked(work: PrepareWork) -> list[list[Reference]]:
     source = CheckedSource(work.settings.source)
     found = [reference for part in source.parts() for chunk in source.list_chunks(part) for reference in chunk]
     where = work.settings.source.describe()
+    if work.settings.take is not None:
+        found = work.settings.take.of(found)
     if not found:
         raise CorpusError(
             f"{where}: no recordings found{others_found(source.passed_over())}; correct the keys of the source"

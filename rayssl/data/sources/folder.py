@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from typing import BinaryIO, ClassVar, Literal
 
+from pydantic import Field, model_validator
+
 from rayssl import storage
 from rayssl.data.sources import tables
 from rayssl.data.sources.base import Reference
@@ -39,8 +41,21 @@ class FolderConfig(FilesConfig):
     """File or URI of a CSV or TSV file that lists the utterances instead, in the column path and the optional columns
     speaker, recording and label; see `rayssl.data.sources.tables`. Paths are relative to ``uri``.
     """
+    # not dumped if empty, so that a corpus prepared before this key existed stays the same corpus
+    columns: dict[Literal["path", "speaker", "recording", "label"], str] = Field(
+        default={}, exclude_if=lambda value: not value
+    )
+    """The columns of the ``csv``, if they have other names: ``{path: file, speaker: client_id}``. What is not named
+    here is then not read.
+    """
 
     uris: ClassVar[tuple[str, ...]] = ("uri", "csv")
+
+    @model_validator(mode="after")
+    def _columns_fit(self) -> FolderConfig:
+        if self.columns and (self.csv is None or "path" not in self.columns):
+            raise ValueError("columns belong to csv, and must name the one of the path: {path: COLUMN, ...}")
+        return self
 
 
 class Folder(FilesSource):
@@ -94,7 +109,12 @@ class Folder(FilesSource):
             yield reference(path, known, (path,))
 
     def _listed(self, place: str) -> Iterator[Reference]:
-        for _, row in tables.rows(place, "path", FACTS):
-            path = row["path"]
+        named = self.config.columns
+        first = named.get("path", "path")
+        facts: dict[str, str] = {fact: fact for fact in FACTS}
+        if named:
+            facts = {fact: column for fact, column in named.items() if fact != "path"}
+        for _, row in tables.rows(place, first, list(facts.values())):
+            path = row[first]
             if fnmatch(path, self.config.files):
-                yield reference(path, {fact: row.get(fact, "") for fact in FACTS}, (path,))
+                yield reference(path, {fact: row.get(column, "") for fact, column in facts.items()}, (path,))

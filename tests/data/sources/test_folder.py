@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from rayssl.data.sources.folder import FolderConfig
 from rayssl.errors import CorpusError
@@ -24,6 +25,22 @@ def test_it_gives_back_what_was_put_in(how: str, tmp_path: Path) -> None:
     assert all([one.speaker, one.recording] == one.name.split("/")[:2] for one in references)
     some = references[::-2]  # any choice, in any order
     assert read(config, some) == {one.name: files[one.name] for one in some}
+
+
+def test_columns_of_other_names(tmp_path: Path) -> None:
+    """What is not named is not read, also if the list has a column of that name, or one that is almost called so."""
+    files = clips()
+    uri = write_folder(tmp_path / "audio", files)
+    rows = "".join(f"{name};{name.split('/')[0]};no;x\n" for name in files)
+    (tmp_path / "list.csv").write_text("file;client_id;label;speakers\n" + rows)
+    given = {"uri": uri, "csv": str(tmp_path / "list.csv"), "columns": {"path": "file", "speaker": "client_id"}}
+    config = FolderConfig.model_validate(given)
+    references = listed(config)
+    assert {one.name: one.speaker for one in references} == {name: name.split("/")[0] for name in files}
+    assert {one.label for one in references} == {None} and "columns" not in FolderConfig(uri=uri).model_dump()
+    for wrong in ({"csv": None}, {"columns": {"speaker": "client_id"}}):
+        with pytest.raises(ValidationError, match="columns belong to csv, and must name the one of the path"):
+            FolderConfig.model_validate({**given, **wrong})
 
 
 def test_files_choose_by_the_path(tmp_path: Path) -> None:
