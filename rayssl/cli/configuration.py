@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
+from rayssl.cli.advice import say_next
 from rayssl.cli.parser import CONFIG, OVERRIDES, Verbs, declare
 
 if TYPE_CHECKING:
