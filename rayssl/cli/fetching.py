@@ -52,7 +52,8 @@ def fetch(arguments: argparse.Namespace) -> int:
     done = fetching.there(one, into)
     if done is None:
         print(f"{one.name}: {one.what}")
-        print(f"  {_size(one)}; licence: {one.licence}; {one.page}", flush=True)
+        size = _size(one) if mirror is None or not one.files else f"from {mirror}"
+        print(f"  {size}; licence: {one.licence}; {one.page}", flush=True)
         how = fetching.FetchOptions(into, None if mirror is None else Path(mirror), arguments.keep)
         with _progress() as progress:
             done = fetching.fetch(one, how, lambda line: print(line, flush=True), progress)

@@ -17,6 +17,7 @@ from rayssl.errors import CorpusError, StorageError, StorageOutage
 Progress: TypeAlias = Callable[[int, int], None]
 
 ATTEMPTS = 5  # one after the other that bring nothing
+FIRST_ATTEMPTS = 3  # where nothing has answered yet: there may be no network
 FIRST_WAIT_S = 1.0
 _MOST_WAIT_S = 30.0
 _TIMEOUT_S = (15.0, 60.0)  # to connect, and between two pieces
@@ -32,7 +33,8 @@ def download(url: str, place: Path, size: int, progress: Progress, wait_s: float
     """Downloads ``url`` to the file ``place``, which appears when it is complete.
 
     A broken connection, no answer and the answers of a busy server are tried again, `ATTEMPTS` times in a row without a
-    new byte, with waits that begin at ``wait_s`` seconds and double. A later call resumes.
+    new byte (`FIRST_ATTEMPTS` before any answer), with waits that begin at ``wait_s`` seconds and double. A later call
+    resumes.
 
     Args:
         size: how many bytes the file has, 0 if that is not known.
@@ -55,7 +57,9 @@ def download(url: str, place: Path, size: int, progress: Progress, wait_s: float
 
 
 class _Download:
-    """One file on its way. ``total`` is its size as far as it is known, else 0."""
+    """One file on its way. ``total`` is its size as far as it is known, else 0; ``answered``: whether a server has."""
+
+    answered = False
 
     def __init__(self, url: str, part: Path, out: IO[bytes], size: int, progress: Progress) -> None:
         self.url, self.part, self.out, self.total, self.progress = url, part, out, size, progress
@@ -73,7 +77,7 @@ class _Download:
             except requests.RequestException as error:
                 raise StorageError(f"{self.url}: {_reason(error)}") from None
             failures, wait = (failures + 1, wait) if self.have <= before else (1, wait_s)
-            if failures >= ATTEMPTS:
+            if failures >= (ATTEMPTS if self.answered else FIRST_ATTEMPTS):
                 raise StorageOutage(f"{self.url}: {why}")
             time.sleep(wait)
             wait = min(2 * wait, _MOST_WAIT_S)
@@ -91,6 +95,7 @@ class _Download:
         # not compressed on the way: what comes must be the bytes of the file
         headers = {"Accept-Encoding": "identity", **self._asking_for_the_rest(have)}
         with session.get(self.url, headers=headers, stream=True, timeout=_TIMEOUT_S) as answer:
+            self.answered = True
             if answer.status_code in _MAY_PASS:
                 raise requests.ConnectionError(f"the server answers {answer.status_code} {answer.reason}")
             if answer.status_code == 416:  # no such rest: the file is complete, or another one now
