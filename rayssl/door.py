@@ -104,8 +104,6 @@ def train_recorded(
     """
     screen = screen or open_screen("plain")
     job = resolve(experiment)
-    for line in job.header():
-        screen.show(Line(line))
     trained = checkpoint.steps(job.run)
     changed = changes_of(experiment) if trained else []
     refuse(job.run, changed, allow_change, max(trained, default=0))

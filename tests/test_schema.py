@@ -271,10 +271,10 @@ def test_a_memory_that_cannot_be_shared_or_overlap(tmp_path: Path) -> None:
     found = job.utterances
     assert found is not None and found.device == "cuda"
     assert found.reference_dtype == found.positive_dtype == "float16"
-    assert job.memory_line() == "memory: 4 shards of 0.0 MB, and an index of 0.0 MB"
+    assert job.header()[-1] == "memory: 4 shards of 0.0 MB, and an index of 0.0 MB"
     large = replace(found, utterances=10_000_000, queue=10_000_000, reference_dim=256, positive_dim=256)
     line = "memory: 4 shards of 2.6 GB, and an index of 0.5 GB"
-    assert replace(job, utterances=large).memory_line() == line
+    assert replace(job, utterances=large).header()[-1] == line
     assert settings.memory.actors == 5
     with pytest.raises(ConfigError, match=r"memory\.clustering=overlapped needs a method that clusters"):
         experiment(tmp_path, tmp_path, "memory.clustering=overlapped", "method.sampling=speaker")

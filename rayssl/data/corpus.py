@@ -56,9 +56,7 @@ class PreparedCorpusConfig(ContentConfig):
     trials: dict[str, TrialsConfig] = {}
     """Lists of verification trials to write for this corpus, by a name of your choice."""
     splits: dict[SplitName, SplitConfig] = {}
-    """Which utterances are labelled and unlabelled, by a name that ``labels.split`` of an experiment takes. They may
-    change after the preparation: the audio is not touched.
-    """
+    """Which utterances are labelled and unlabelled, by a name for ``labels.split``. The audio does not depend on it."""
 
     @model_validator(mode="after")
     def _trials_fit(self) -> PreparedCorpusConfig:
@@ -83,7 +81,7 @@ class PrepareConfig(Config):
     seed: int = 0
     """The seed that shuffles utterances among shards."""
     corpora: dict[str, PreparedCorpusConfig] = Field(min_length=1)
-    """The corpora to make, by a name of your choice, which messages use."""
+    """The corpora to make, by a name of your choice."""
     storage: StorageConfig = StorageConfig()
     """How long a job waits for an object store that does not answer."""
 
@@ -92,9 +90,8 @@ class PrepareConfig(Config):
 class PreparePlan:
     """A whole preparation: its units, and what they have in common.
 
-    ``names`` are those of each kind in the order of their indices, ``sources`` is the number of source utterances, and
-    ``digest`` is a hash over all units. ``selection``: the segments that the utterances are, if recordings are divided.
-    ``passed_over``: what the source found and did not list, by kind.
+    ``names`` are those of each kind in the order of their indices, ``sources`` counts source utterances, ``digest`` is
+    a hash over all units. ``selection``: the segments, if recordings are divided; ``passed_over``: what was not listed.
     """
 
     work: PrepareWork

@@ -111,12 +111,12 @@ class Job:
         return [
             f"{self.run}: {self.architecture}",
             f"data: {', '.join(parts)}; {training.epochs} epochs of {steps:,} steps of {training.batch} utterances",
+            *([] if self.utterances is None else [self._memory_line()]),
         ]
 
-    def memory_line(self) -> str | None:
-        """One line with the bytes that the actors of the memory of utterances need; None without such a memory."""
-        if self.utterances is None:
-            return None
+    def _memory_line(self) -> str:
+        """The bytes that the actors of the memory of utterances need."""
+        assert self.utterances is not None
         count = self.experiment.memory.shards
         index, store = bytes_needed(self.utterances, count)
         if count == 1:

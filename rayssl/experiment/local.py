@@ -127,6 +127,8 @@ def train(
         line = f"{experiment.run}: already trained to epoch {meta.epoch}; raise training.epochs to train more"
         screen.show(Line(line))
         return meta.metrics
+    for line in job.header():
+        screen.show(Line(line))
     torch.set_num_threads(max(1, int(experiment.ray.cpus_per_worker)))
     if device is None:
         device = "cuda" if experiment.ray.gpu is not False and torch.cuda.is_available() else "cpu"

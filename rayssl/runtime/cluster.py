@@ -41,8 +41,7 @@ def connect(cpus: float = 0.0, *, logs: bool = True) -> None:
     if they were passed on, Ray's dashboard would show them.
     """
     joined = joins()
-    if joined and not started():
-        _check_address(os.environ["RAY_ADDRESS"])
+    check()
     if not joined and "RAY_AUTH_MODE" not in os.environ:  # ray reads both when it is first imported
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
@@ -96,9 +95,10 @@ def _start(cpus: int, logs: bool) -> None:
             sys.stderr.write(f"Ray did not start on this machine ({text}); once more\n")
 
 
-def _check_address(address: str) -> None:
-    """Raises `ConfigError` if nothing can be joined at ``address``: `ray.init` would wait, deaf to signals."""
-    wrong = None if address == "local" else unusable(address)
+def check() -> None:
+    """Raises `ConfigError` if nothing can be joined at RAY_ADDRESS: `ray.init` would wait, deaf to signals."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    wrong = None if not joins() or started() or address == "local" else unusable(address)
     if wrong is not None:
         raise ConfigError(_said(wrong))
 

@@ -74,13 +74,14 @@ def train(job: Job, until: int | None = None, *, screen: Screen | None = None, v
         meta = checkpoint.read_meta(checkpoint.locate(job.run, "last"))
         say(f"{job.run}: already trained to epoch {meta.epoch}; raise training.epochs to train more")
         return meta.metrics
+    cluster.check()
+    for each in job.header():
+        say(each)
     cpus = experiment.ray.most * experiment.ray.cpus_per_worker + memory.actors * memory.cpus
     connect = partial(_connect, cpus, screen, verbose)
     connect()
     if _has_actors(job):
         _check_actors(experiment)
-    if (line := job.memory_line()) is not None:
-        say(line)
     return _to_the_end(job, until, say, connect)
 
 
