@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
+from rayssl import storage
 from rayssl.cli import main
 from rayssl.data.corpus import PrepareConfig
 from rayssl.data.taking import TakeConfig
@@ -269,6 +270,17 @@ def test_many_speakers_are_held_out_by_share() -> None:
     held = testing.of_speakers(listed)
     assert held.take is not None and isinstance(held.take["held_out"], float) and held.across
     assert 40 <= held.speakers <= 80
+
+
+@pytest.mark.s3
+def test_a_prefix_of_a_bucket(s3_server: Any, tmp_path: Path) -> None:
+    bucket = s3_server.bucket("rayssl-init")
+    for path in sorted(noise(tmp_path / "in", *names("", *[f"spk{k}" for k in range(5)]), seconds=0.2).rglob("*.wav")):
+        storage.write_bytes(f"{bucket}/in/{path.relative_to(tmp_path / 'in')}", path.read_bytes())
+    made = plan(f"{bucket}/in/", f"{bucket}/out", None, TWO)
+    writing.write(made)
+    assert made.found.source["uri"] == f"{bucket}/in" and made.speakers == 5 and made.heard.asked == 15
+    assert storage.list_files(f"{bucket}/out") == [f"{bucket}/out/prepare.yaml", f"{bucket}/out/train.yaml"]
 
 
 @pytest.mark.long
