@@ -137,8 +137,8 @@ def report(arguments: argparse.Namespace) -> int:
     if len(arguments.runs) > 1:
         from rayssl.reports.comparison.page import write_comparison
 
-        page = write_comparison(arguments.runs, arguments.out or "comparison.html")
-        print(page)
+        page = arguments.out or "comparison.html"
+        print(write_comparison(arguments.runs, page))
         say_next(arguments, "-m", "webbrowser", page, program="python")
         return 0
     from rayssl.reports.run.page import write_report
