@@ -14,7 +14,9 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from rayssl.experiment.build import build_method
 from rayssl.experiment.config import Experiment, MemoryConfig
 from rayssl.experiment.job import Job, job_of
 from rayssl.experiment.local import LocalContext
-from rayssl.memory.utterances.memory import Recall, Remember
+from rayssl.memory.utterances.exchange import RecallArrays, RememberArrays
 from rayssl.training.context import Answer, MemoryClient
 from rayssl.training.loop import Loop
 from rayssl.training.state import TrainState
@@ -43,9 +45,9 @@ class Free:
     def __init__(self, batch: int, dim: int) -> None:
         self.rows = np.random.default_rng(0).standard_normal((batch, dim)).astype(np.float32)
 
-    def exchange(self, remember: Remember | None, ids: np.ndarray | None, epoch: int) -> Answer:
-        answer: Future[Recall | None] = Future()
-        answer.set_result(None if ids is None else Recall(self.rows, np.ones(len(ids), dtype=bool), ids))
+    def exchange(self, remember: Sequence[RememberArrays], ids: np.ndarray | None, epoch: int) -> Answer:
+        answer: Future[RecallArrays | None] = Future()
+        answer.set_result(None if ids is None else RecallArrays(self.rows, np.ones(len(ids), dtype=bool), ids))
         return answer
 
     def refresh(self, epoch: int) -> dict[str, float]:
@@ -88,6 +90,13 @@ def batches(settings: Experiment, count: int, utterances: int, segments: Any) ->
     return made
 
 
+def endless(rows: list[dict[str, Any]], order: np.ndarray, batch: int) -> Iterator[dict[str, Any]]:
+    """The batches of one epoch after the other, over and over: ``rows`` under the ids of ``order``."""
+    for step in count():
+        ids = order[np.arange(step * batch, (step + 1) * batch) % len(order)]
+        yield {**rows[step % len(rows)], "step": step, "id": ids}
+
+
 def loop(job: Job, memory: MemoryClient, steps: int) -> Loop:
     settings, method = job.experiment, build_method(job)
     method.train()
@@ -117,7 +126,7 @@ def filled(client: MemoryClient, arguments: argparse.Namespace, utterances: int)
     for start in range(0, utterances, 4096):
         ids = np.arange(start, min(start + 4096, utterances))
         rows = centres[ids % len(centres)] + random.standard_normal((len(ids), arguments.dim)).astype(np.float32)
-        client.exchange([Remember(ids, rows, rows)], None, 0).result()
+        client.exchange([RememberArrays(ids, rows, rows)], None, 0).result()
     print(f"clustered in {client.refresh(1)['seconds']:.1f} s", flush=True)
 
 
@@ -126,6 +135,7 @@ class Corpus:
 
     def __init__(self, rows: int) -> None:
         self.rows, self.speakers, self.recordings, self.rate = rows, 5000, 5000, RATE
+        self.format, self.nights, self.mel = "flac", None, None
 
 
 def measure(arguments: argparse.Namespace, run: str) -> dict[str, Any]:
@@ -137,29 +147,22 @@ def measure(arguments: argparse.Namespace, run: str) -> dict[str, Any]:
     assert job.utterances is not None
     actor = ActorMemory(job.utterances, MemoryConfig(), "b")
     filled(actor, arguments, arguments.queue)
-    count = (arguments.rounds + 1) * arguments.steps
+    steps = (arguments.rounds + 1) * arguments.steps
     loops = {
-        "actor": loop(job, actor, count + 1),
-        "free": loop(job, Free(arguments.batch, arguments.dim), count + 1),
+        "actor": loop(job, actor, steps + 1),
+        "free": loop(job, Free(arguments.batch, arguments.dim), steps + 1),
     }
     rows = batches(settings, 4, arguments.queue, list(job.segments.own[1]))
     order = np.random.default_rng(3).permutation(arguments.queue)
+    streams = {name: endless(rows, order, arguments.batch) for name in loops}
     seconds: dict[str, list[float]] = {name: [] for name in loops}
     for round_ in range(arguments.rounds + 1):
         for name in ("actor", "free") if round_ % 2 else ("free", "actor"):
             began = time.perf_counter()
             for _ in range(arguments.steps):
-                one = loops[name]
-                step = one.cursor.step
-                now, after = (
-                    {
-                        **rows[k % 4],
-                        "step": k,
-                        "id": order[np.arange(k * arguments.batch, (k + 1) * arguments.batch) % len(order)],
-                    }
-                    for k in (step, step + 1)
-                )
-                one._train_step(now, after)
+                raw = loops[name]._next(streams[name])
+                assert raw is not None
+                loops[name]._train_step(raw, streams[name])
             if round_:  # the first warms up
                 seconds[name].append((time.perf_counter() - began) / arguments.steps)
             print(f"round {round_} {name}: {(time.perf_counter() - began) / arguments.steps:.3f} s a step", flush=True)
