@@ -19,7 +19,7 @@ trap 'rm -rf "$made"' EXIT
 "${PYTHON:-python3}" -m pip install -q --no-deps --no-compile --target "$made/site" -c infra/constraints.txt \
     ray faiss-cpu soundfile cffi pycparser soxr miniaudio edfio timm torchvision pytest-timeout \
     pydantic pydantic-core annotated-types typing-inspection jsonschema referencing rpds-py jsonschema-specifications \
-    tensorboardX s3fs aiobotocore botocore aioitertools jmespath aiohttp-cors colorful opencensus opencensus-context \
+    rich markdown-it-py mdurl pygments shtab requests tensorboardX s3fs aiobotocore botocore aioitertools jmespath aiohttp-cors colorful opencensus opencensus-context \
     opentelemetry-api opentelemetry-sdk opentelemetry-exporter-prometheus opentelemetry-proto \
     opentelemetry-semantic-conventions smart-open virtualenv distlib platformdirs google-api-core \
     googleapis-common-protos google-auth proto-plus pyasn1 pyasn1-modules python-discovery

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Measures a GPU in one call, on the machine that has it; what `infra/gpu/pack.sh` made is unpacked first.
 #
-#   bash infra/gpu/run.sh PART...       prepare tests step kmeans train
+#   bash infra/gpu/run.sh PART...       prepare tests step compiled kmeans train
 #
 # prepare: a synthetic corpus, beside the next parts, for train.   tests: the layer gpu.
 # step, kmeans: with an older tree in .gpu/before.tar.gz both are measured, before and now, in turn.
+# compiled: the steps of the present tree with training.compile, to see whether it pays.
 # Logs and figures.json lie in OUT (default: a new folder); the last lines are the figures.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -51,6 +52,10 @@ for part in "$@"; do
         tail -n 25 "$OUT/tests.log"
         ;;
     step) measured step 240 ;;
+    compiled)
+        in_tree now timeout 300 python3 infra/gpu/step.py training.compile=true >"$OUT/step.compiled.log" 2>&1
+        tail -n 30 "$OUT/step.compiled.log"
+        ;;
     kmeans) measured kmeans 150 --tiles ;;
     train)
         wait "${preparing:?prepare comes before train}"

@@ -2,6 +2,7 @@
 """Training steps of the real loop on one GPU: milliseconds, launches, host waits, copies, and the share kernels run.
 
     python infra/gpu/step.py [--only simclr,ssps,dino] [--steps 15] [--batch 256] [--channels 1024] [--device cuda]
+        [KEY=VALUE ...]    # of the experiment, for example training.compile=true
 
 The last line is JSON. Batches are on the device before, so that nothing is read; a memory hands out rows that were made
 beforehand. ECAPA-TDNN, bf16; 2 x 2 s, the reference of SSPS has 4 s; DINO as `configs/voxceleb2_dino.yaml` has it. The
@@ -65,11 +66,17 @@ class Free:
 
 
 class Context(LocalContext):
-    """Prints and writes nothing; its memory is `Free`."""
+    """Prints and writes nothing; its memory is `Free`. Older trees know `say` alone, and not `tell`."""
 
     def __init__(self, job: Any, device: str, memory: Free) -> None:
-        super().__init__(job, device, say=lambda line: None)
+        super().__init__(job, device)
         self._memory = memory
+
+    def tell(self, event: Any) -> None:
+        return None
+
+    def say(self, line: str) -> None:
+        return None
 
     def utterance_memory(self, settings: Any) -> Any:
         return self._memory
@@ -94,7 +101,8 @@ def experiment(name: str, arguments: argparse.Namespace, run: str) -> Experiment
         ssps = f"{{name: ssps, over: {SIMCLR}, queue: {UTTERANCES}, clusters: 25000, start_epoch: 1}}"
         own += ["training.precision=bf16", f"method={SIMCLR if name == 'simclr' else ssps}"]
         own += ["views.segment_s=2.0", "views.reference_s=4.0", "encoder.frontend={n_mels: 40}"]
-    return schema.parse(Experiment, schema.override(schema.load_yaml(base.read_text(), str(base)), own), str(base))
+    tree = schema.override(schema.load_yaml(base.read_text(), str(base)), [*own, *arguments.overrides])
+    return schema.parse(Experiment, tree, str(base))
 
 
 def rows(settings: Experiment, segments: Any, device: torch.device) -> list[dict[str, Any]]:
@@ -190,6 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in (("batch", 256), ("channels", 1024), ("steps", 15), ("warm", 5)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--only", default="simclr,ssps,dino")
     parser.add_argument("--device", default="cuda")
     arguments = parser.parse_args()
