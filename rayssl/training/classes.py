@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -109,7 +108,7 @@ class HeldClasses:
         self._settings, self._owner = settings, owner
         self._queues = ClassQueues(settings, device)
         self._found = ClassRemember()  # what the step under way gives the memory before it is answered
-        self._sent: Future[Any] | None = None
+        self._sent: Future[None] | None = None
 
     def recall(self, found: ClassRemember, step: int) -> ClassRecall:
         """The answer for ``step``, after the memory has what all ranks have ``found`` in it."""
@@ -134,15 +133,14 @@ class HeldClasses:
         for each in leaving:
             if self._sent is not None:
                 answer_of(self._owner, self._sent)
-            self._sent = self._owner.exchange(each(), None)
+            self._sent = self._owner.remember(each())
         if wait and self._sent is not None:
             answer_of(self._owner, self._sent)
             self._sent = None
 
     def metrics(self) -> dict[str, float]:
-        """The figures of the owner. No answer is behind its step, whatever the owner's order of calls is."""
-        figures = self._owner.metrics()
-        return figures | {"staleness_steps": 0.0} if "staleness_steps" in figures else figures
+        """The figures of the owner."""
+        return self._owner.metrics()
 
     def restore(self, folder: str, records: Records) -> None:
         """Fills the queues from a checkpoint that the owner has accepted. Every rank must call this."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rayssl import collectives
-from rayssl.memory.classes.memory import ClassMemory, ClassRecallArrays, ClassRememberArrays
+from rayssl.memory.classes.memory import ClassMemory, ClassRememberArrays
 from rayssl.memory.classes.settings import ClassSettings
 from rayssl.memory.utterances.exchange import RecallArrays, RememberArrays
 from rayssl.memory.utterances.memory import UtteranceMemory
@@ -110,11 +110,10 @@ class MemoryClient(Checkpointable, Protocol):
 class ClassClient(Checkpointable, Protocol):
     """The loop's side of the memory of classes. Every rank makes the same calls in the same order."""
 
-    def exchange(self, remember: ClassRememberArrays, step: int | None) -> Future[ClassRecallArrays | None]:
-        """Gives the memory what this rank has found and asks for prototypes and anchors for ``step``. Does not wait.
+    def remember(self, remember: ClassRememberArrays) -> Future[None]:
+        """Gives the memory what this rank has found. Does not wait; wait for it before the next call.
 
-        Strict: the answer includes what every rank gave in this call, as in the published step. Ahead: the answer is
-        the one to the call before, which has arrived meanwhile. ``step`` None asks for nothing.
+        Strict: what all ranks give in a call is applied in the order of the ranks.
         """
 
 
@@ -170,13 +169,13 @@ class InProcessClasses:
     def __init__(self, memory: ClassMemory) -> None:
         self.memory = memory
 
-    def exchange(self, remember: ClassRememberArrays, step: int | None) -> Future[ClassRecallArrays | None]:
-        """See `ClassClient.exchange`; strict."""
+    def remember(self, remember: ClassRememberArrays) -> Future[None]:
+        """See `ClassClient.remember`; strict."""
         for part in collectives.gather_objects(remember):
             self.memory.remember(part)
-        answer: Future[ClassRecallArrays | None] = Future()
-        answer.set_result(None if step is None else self.memory.recall(step))
-        return answer
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
 
     def metrics(self) -> dict[str, float]:
         """See `Checkpointable.metrics`."""

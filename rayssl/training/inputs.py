@@ -1,6 +1,4 @@
-"""Turns a batch of the data tasks into the method's inputs on the device, its outputs into memory writes, and the
-memory's answers into tensors.
-"""
+"""Turns a batch of the data tasks into the method's inputs on the device, and its outputs into memory writes."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from rayssl import transfer
 from rayssl.batches.plan import TURN_BIT
 from rayssl.memory.classes import memory
 from rayssl.memory.utterances import exchange
-from rayssl.methods.base import Batch, ClassRecall, ClassRemember, Remember, View, Views
+from rayssl.methods.base import Batch, ClassRemember, Remember, View, Views
 from rayssl.random import draws, draws_torch
 from rayssl.training.nights import NightInput
 from rayssl.views.augment import Augment
@@ -117,8 +115,3 @@ def to_classes(remember: ClassRemember, step: int) -> Later[memory.ClassRemember
         return memory.ClassRememberArrays(step, rows, labels, counts)
 
     return arrays
-
-
-def from_classes(answer: memory.ClassRecallArrays, device: torch.device) -> ClassRecall:
-    """The answer of the memory of classes on the device. Copied: arrays from Ray's object store are read-only."""
-    return ClassRecall(**{name: transfer.send(array, device) for name, array in vars(answer).items()})

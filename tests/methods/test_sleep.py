@@ -21,7 +21,7 @@ from rayssl.memory.classes.memory import ClassMemory
 from rayssl.memory.classes.settings import ClassSettings
 from rayssl.methods.base import Batch, ClassRecall, JobFacts, View
 from rayssl.methods.sleep import Sleep, SleepConfig
-from rayssl.training.inputs import from_classes, to_classes
+from rayssl.training.inputs import to_classes
 from rayssl.views.recipes import ViewsConfig
 from tests.methods.few_labels import same_gradients
 from tests.night_runs import CLASSES, SEQUENCE, SLEEP_METHOD, build_sleep, sleep_batch
@@ -371,7 +371,7 @@ def test_a_stage_that_the_batch_lacks_has_anchors_from_the_memory() -> None:
     for step, (out, labels) in enumerate(((first, LABELS), (later, no_rem))):
         given = sleep_batch(OWN, LABELLED, labels, step=step)
         memory.remember(to_classes(method.consult(out, given), step)())
-    known = from_classes(memory.recall(1), torch.device("cpu"))
+    known = ClassRecall(**{name: torch.tensor(array) for name, array in vars(memory.recall(1)).items()})
     rem = torch.stack([first["labelled_rows"][1, 0], first["labelled_rows"][2, 3]]).detach()
     assert known.filled.tolist() == [
         3,

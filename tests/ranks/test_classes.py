@@ -42,10 +42,10 @@ def recalls(rank: int, world: int) -> Answers:
     memory, answers = InProcessClasses(ClassMemory(SETTINGS)), []
     own = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
     for step, (features, labels, predicted) in enumerate(given()):
-        answer = memory.exchange(to_classes(ClassRemember(features[own], labels[own]), step)(), step).result()
+        memory.remember(to_classes(ClassRemember(features[own], labels[own]), step)()).result()
+        answer = memory.memory.recall(step)
         counts = torch.bincount(predicted[own], minlength=4)
-        memory.exchange(to_classes(ClassRemember(counts=counts), step)(), None).result()
-        assert answer is not None
+        memory.remember(to_classes(ClassRemember(counts=counts), step)()).result()
         answers.append(dict(vars(answer)))
     return answers
 

@@ -14,8 +14,8 @@ import torch
 from rayssl import collectives
 from rayssl.memory.classes.memory import ClassMemory
 from rayssl.memory.classes.settings import ClassSettings
+from rayssl.training.classes import HeldClasses
 from rayssl.training.context import InProcessClasses
-from rayssl.training.inputs import from_classes, to_classes
 from tests.night_runs import (
     ANCHORED_SLEEP,
     SEQUENCE,
@@ -94,7 +94,8 @@ WIDTH = 5
 def _rare(rank: int, world: int) -> Result:
     """In the first step one night of rank 0 has REM, in the second none has. L_SSC of the second step."""
     method = build_sleep(ssc={"weight": 1.0, "temperature": 0.5, "anchors": "memory", "queue": 3})
-    client = InProcessClasses(ClassMemory(ClassSettings(classes=4, dim=WIDTH, length=3, anchors=3)))
+    settings = ClassSettings(classes=4, dim=WIDTH, length=3, anchors=3)
+    classes = HeldClasses(settings, InProcessClasses(ClassMemory(settings)), torch.device("cpu"))
     stages = [[[3, 0, 1, 1], [0, 1, 2, 2]], [[0, 0, 1, 1], [2, 1, 1, 0]]]
     own = slice(rank * 2 // world, (rank + 1) * 2 // world)
     for step, labels in enumerate(stages):
@@ -108,9 +109,7 @@ def _rare(rank: int, world: int) -> Result:
         }
         ids = [[8 * number + k for k in range(SEQUENCE)] for number in range(2)][own]
         batch = sleep_batch(ids, ids, labels[own], step=step)
-        answer = client.exchange(to_classes(method.consult(out, batch), step)(), step).result()
-        assert answer is not None
-        recall = from_classes(answer, torch.device("cpu"))
+        recall = classes.recall(method.consult(out, batch), step)
     found = method.step(out, batch, recall)
     gradient = torch.autograd.grad(found.loss, out["weak_rows"])[0] / collectives.world()
     return {"rem": recall.rows[3].numpy(), "filled": recall.filled.tolist(), "ssc": float(found.terms["ssc"]),

@@ -67,7 +67,7 @@ def test_interrupted_between_epochs_and_with_other_shards(
             {k: v for k, v in line.items() if k not in timed} for line in theirs
         ]
     epochs = [line for line in read_metrics(f"{parts}/metrics.jsonl") if line["kind"] == "epoch"]
-    assert epochs[-1]["prototypes_filled"] == 1 and epochs[-1]["staleness_steps"] == 0
+    assert epochs[-1]["prototypes_filled"] == 1
     evaluated(str(whole))
     write_corpus(tmp_path / "unlabelled", (9,))
     capsys.readouterr()

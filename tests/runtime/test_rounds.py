@@ -14,7 +14,7 @@ def applied(strict: bool, calls: list[tuple[int, int]]) -> tuple[list[tuple[int,
     done: list[tuple[int, int]] = []
 
     async def run() -> list[tuple[int, int]]:
-        rounds = Rounds(2, strict, ordered=True)
+        rounds = Rounds(2, strict)
 
         async def one(each: tuple[int, int]) -> tuple[int, int]:
             return await rounds.take(*each, [lambda: done.append(each)], lambda _: each)  # type: ignore[no-any-return]
@@ -34,25 +34,14 @@ def test_strict_applies_whole_rounds_in_rank_order() -> None:
     assert answers == CALLS
 
 
-def test_ahead_keeps_the_order_of_each_rank_and_waits_for_no_other() -> None:
+def test_ahead_applies_each_as_it_comes_and_waits_for_no_other() -> None:
     done, answers = applied(False, CALLS)
-    assert done == [(1, 1), (2, 1), (1, 0), (2, 0), (3, 0), (3, 1)]
-    assert answers == CALLS
-
-
-def test_ahead_without_order_applies_each_as_it_comes() -> None:
-    async def run() -> list[int]:
-        rounds, done = Rounds(1, strict=False), []
-        await rounds.take(2, 0, [lambda: done.append(2)], lambda _: None)  # nor is one missed that never comes
-        await rounds.take(3, 0, [lambda: done.append(3)], lambda _: None)
-        return done
-
-    assert asyncio.run(run()) == [2, 3]
+    assert done == CALLS == answers
 
 
 def test_ahead_an_error_goes_to_its_own_call() -> None:
     async def run() -> list[object]:
-        rounds = Rounds(1, strict=False, ordered=True)
+        rounds = Rounds(1, strict=False)
 
         def fail() -> None:
             raise ValueError("of the first")

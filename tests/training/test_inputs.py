@@ -9,7 +9,7 @@ import torch
 from rayssl.memory.classes.memory import ClassMemory
 from rayssl.memory.classes.settings import ClassSettings
 from rayssl.methods.base import ClassRemember
-from rayssl.training.inputs import from_classes, to_classes
+from rayssl.training.inputs import to_classes
 
 SETTINGS = ClassSettings(classes=4, dim=3, length=5, anchors=2)
 
@@ -51,18 +51,3 @@ def test_a_label_of_no_class_is_still_an_error(label: int) -> None:
     sent = to_classes(ClassRemember(torch.ones(2, 3), torch.tensor([-1, label])), 0)()
     with pytest.raises(ValueError, match=rf"labels must lie in 0\.\.3, got {label}"):
         ClassMemory(SETTINGS).remember(sent)
-
-
-def test_an_answer_becomes_tensors_of_its_own() -> None:
-    memory = ClassMemory(SETTINGS)
-    memory.remember(to_classes(ClassRemember(torch.arange(12.0).reshape(4, 3), torch.tensor([1, 1, 3, 1])), 0)())
-    answer = memory.recall(0)
-    for array in vars(answer).values():
-        array.flags.writeable = False  # as from Ray's object store
-    recall = from_classes(answer, torch.device("cpu"))
-    assert recall.rows.tolist() == [[[0] * 3] * 2, [[9, 10, 11], [3, 4, 5]], [[0] * 3] * 2, [[6, 7, 8], [0] * 3]]
-    assert recall.filled.tolist() == [0, 2, 0, 1] and recall.present.tolist() == [False, True, False, True]
-    assert (recall.rows.dtype, recall.filled.dtype, recall.present.dtype) == (torch.float32, torch.int64, torch.bool)
-    assert recall.prototypes[1].tolist() == [4, 5, 6] and recall.histogram.tolist() == [0] * 4
-    recall.rows.zero_()
-    assert answer.rows.any() and not recall.rows.requires_grad

@@ -35,35 +35,24 @@ class Rounds:
     """The calls of ``world`` ranks on one event loop.
 
     Strict: what all ranks give in one call is applied together, step by step and in each step in rank order, before any
-    rank is answered, and all are answered before the next call. Ahead: each call is applied as it comes; if
-    ``ordered``, the calls of a rank in the order in which it made them, which Ray does not promise for coroutines: a
-    rank must leave out no call then. ``lock`` is held meanwhile; hold it to keep all calls out.
+    rank is answered, and all are answered before the next call. Ahead: each call is applied as it comes. ``lock`` is
+    held meanwhile; hold it to keep all calls out.
     """
 
-    def __init__(self, world: int, strict: bool, ordered: bool = False) -> None:
+    def __init__(self, world: int, strict: bool) -> None:
         self.world = world
         self.strict = strict
-        self.ordered = ordered
         self.lock = asyncio.Lock()
         self._waiting: dict[int, dict[int, _Call]] = {}
-        self._early: dict[tuple[int, int], _Call] = {}  # ahead, by rank and call: calls that came before an earlier one
-        self._done = [0] * world  # ahead: the last call of each rank
 
     async def take(
         self, call: int, rank: int, apply: Sequence[Callable[[], T]], answer: Callable[[list[T]], Any]
     ) -> Any:
         """The ``call``-th call (from 1) of ``rank``: what `answer` makes of what ``apply``, one for a step, return."""
-        if not self.strict and not self.ordered:
+        if not self.strict:
             async with self.lock:
                 return answer([each() for each in apply])
         part = _Call(apply, answer)
-        if not self.strict:
-            self._early[rank, call] = part
-            async with self.lock:
-                while following := self._early.pop((rank, self._done[rank] + 1), None):
-                    self._done[rank] += 1
-                    _apply([following])
-            return await part.done
         parts = self._waiting.setdefault(call, {})
         parts[rank] = part
         if len(parts) == self.world:

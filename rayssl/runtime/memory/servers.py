@@ -17,7 +17,7 @@ import numpy as np
 
 from rayssl.clustering.partition import Partition
 from rayssl.clustering.whitening import Moments, Whitening
-from rayssl.memory.classes.memory import ClassMemory, ClassRecallArrays, ClassRememberArrays
+from rayssl.memory.classes.memory import ClassMemory, ClassRememberArrays
 from rayssl.memory.classes.settings import ClassSettings
 from rayssl.memory.pieces import Piece
 from rayssl.memory.utterances.exchange import RecallArrays, RememberArrays
@@ -148,26 +148,16 @@ class ClassServer(WholeServer):
 
     def __init__(self, settings: ClassSettings, world: int, strict: bool, first: int, last: int) -> None:
         self.memory: ClassMemory = ClassMemory(settings, first=first, last=last)
-        self.rounds = Rounds(world, strict, ordered=True)  # a rank calls again before it has its answer
-        self.staleness = Staleness(world)
+        self.rounds = Rounds(world, strict)
 
-    async def exchange(
-        self, call: int, rank: int, remember: ClassRememberArrays, step: int | None
-    ) -> ClassRecallArrays | None:
-        """The ``call``-th exchange (from 1) of ``rank``; see `rayssl.training.context.ClassClient`."""
-
-        def answer(_: list[None]) -> ClassRecallArrays | None:
-            self.staleness.count(call, rank)
-            return None if step is None else self.memory.recall(step)
-
-        taken = await self.rounds.take(call, rank, [lambda: self.memory.remember(remember)], answer)
-        return taken  # type: ignore[no-any-return]
+    async def remember(self, call: int, rank: int, remember: ClassRememberArrays) -> None:
+        """The ``call``-th call (from 1) of ``rank``; see `rayssl.training.context.ClassClient`."""
+        await self.rounds.take(call, rank, [partial(self.memory.remember, remember)], lambda _: None)
 
     async def metrics(self) -> dict[str, float]:
-        """The memory's figures, and by how many steps its answers were stale."""
+        """The memory's figures."""
         async with self.rounds.lock:
-            behind = self.staleness.metrics(self.rounds.strict)["staleness_steps"] / 2  # two calls a step
-            return {**self.memory.metrics(), "staleness_steps": behind}
+            return self.memory.metrics()
 
 
 class StoreServer(SavingServer):
