@@ -35,7 +35,7 @@ from rayssl.memory.utterances.store import Answer, Message
 from rayssl.runtime.memory.actor import concurrency, options
 from rayssl.runtime.memory.relay import Part
 from rayssl.runtime.memory.rounds import Watch, answer_on_all_ranks, get, in_steps, snapshot_of
-from rayssl.runtime.memory.servers import IndexServer, Placed, StoreServer
+from rayssl.runtime.memory.servers import Asked, IndexServer, Placed, StoreServer
 from rayssl.training.pieces import Records
 
 _Call: TypeAlias = tuple[Future[RecallArrays | None], Callable[[], list[RecallArrays | None]]]
@@ -67,7 +67,7 @@ class Exchanger:
     def __call__(self, call: int, parts: Sequence[Part]) -> list[RecallArrays | None]:
         """The ``call``-th of them, from 1, of all ``parts``."""
         requests = [[write_request(self._settings, each) for each in part.remember] for part in parts]
-        asked = [(part.rank, own, part.ids, part.epoch) for part, own in zip(parts, requests, strict=True)]
+        asked = [Asked(part.rank, own, part.ids, part.epoch) for part, own in zip(parts, requests, strict=True)]
         placed: list[Placed] = get(self._index.exchanges.remote(call, asked))
         by_part = [self._messages(*each) for each in zip(parts, requests, placed, strict=True)]
         ranks = [part.rank for part in parts]
