@@ -338,7 +338,7 @@ class RayContext:
         """The ids of the nodes on which the ranks and the memory's actors are. Every rank must call this."""
         import ray
 
-        from rayssl.runtime.memory.rounds import Watch
+        from rayssl.runtime.memory.asking import Watch
 
         own = {ray.get_runtime_context().get_node_id()}
         watch = None if memory is None else memory.watch

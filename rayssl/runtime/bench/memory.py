@@ -24,11 +24,13 @@ from rayssl.memory.utterances.exchange import RecallArrays, RememberArrays
 from rayssl.memory.utterances.joining import joined
 from rayssl.memory.utterances.settings import MemorySettings, bytes_needed
 from rayssl.runtime.memory import relay
-from rayssl.runtime.memory.actor import Sender, options
+from rayssl.runtime.memory.actor import options
+from rayssl.runtime.memory.asking import snapshot_of
 from rayssl.runtime.memory.relay import Part
-from rayssl.runtime.memory.rounds import get, snapshot_of
+from rayssl.runtime.memory.rounds import get
+from rayssl.runtime.memory.sending import Exchanger, Sender
 from rayssl.runtime.memory.servers import Server
-from rayssl.runtime.memory.sharded import Exchanger, start
+from rayssl.runtime.memory.sharded import start
 from rayssl.training.pieces import Records
 
 _POOL, _NOISE = 65521, 4093  # each row is the sum of one of each; the numbers are coprime, so that no sum comes twice
