@@ -226,6 +226,11 @@ class MethodConfig(ComponentConfig):
         return False
 
     @property
+    def loss_changes_after(self) -> int:
+        """The number of epochs after which the loss is another one, which cannot be compared with that before; or 0."""
+        return 0
+
+    @property
     def clusters_references(self) -> bool:
         """Whether the references in its memory are clustered (the clustering can then overlap with the training)."""
         return False
