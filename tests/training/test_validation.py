@@ -246,8 +246,8 @@ def test_mistakes_are_one_line(tmp_path: Path, corpus: Path, given: dict[str, An
 
 def test_two_answers_to_which_is_best(tmp_path: Path, corpus: Path) -> None:
     both = ("training.validate.metric=pseudo_eer", "training.checkpoints.best=data_wait")
-    with pytest.raises(ConfigError, match="validate.metric=pseudo_eer decides"):
+    with pytest.raises(ConfigError, match=r"validate\.metric=pseudo_eer decides"):
         runs.experiment(tmp_path, corpus, *both)
     unknown = runs.experiment(tmp_path, corpus, "training.checkpoints.best=nonsense")
-    with pytest.raises(ConfigError, match="no figure 'nonsense'; choose one of .*coverage.*loss"):
+    with pytest.raises(ConfigError, match=r"no figure 'nonsense'; choose one of .*coverage.*loss"):
         runs.fit(unknown)
