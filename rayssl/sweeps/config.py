@@ -156,9 +156,9 @@ class SweepConfig(Config):
     good ones.
     """
     metric: str
-    """The figure to search by: one of ``rayssl evaluate`` (``eer``, ``balanced_accuracy``, ``macro_f1``, ...); one of the
-    experiment's ``training.validate``, as ``validate/eer`` or ``validate/pseudo_eer``, which leaves the test alone; or
-    ``loss``, the training's own. Losses cannot be compared across temperatures or methods.
+    """The figure to search by: one of ``rayssl evaluate`` (``eer``, ``balanced_accuracy``, ``macro_f1``, ...); one of
+    the experiment's ``training.validate``, as ``validate/eer`` or ``validate/pseudo_eer``, which leaves the test alone;
+    or ``loss``, the training's own. Losses cannot be compared across temperatures or methods.
     """
     mode: Literal["min", "max"]
     """Whether the lowest (``min``, for an EER or a loss) or the highest (``max``) value of the metric is best."""
