@@ -7,7 +7,8 @@ its random states are touched, and a copy is never compiled: utterances have man
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeVar, cast
 
 import numpy as np
@@ -64,7 +65,7 @@ class RunJudge:
     def of_encoder(self, encoder: Encoder, head: Head | None, known: Mapping[str, float]) -> dict[str, float]:
         """The figures of ``encoder`` with the classifier ``head``, if there is one. Every rank must call this."""
         found: dict[str, float] = {}
-        with torch.random.fork_rng([self._device] if self._device.type == "cuda" else []):
+        with torch.random.fork_rng([self._device] if self._device.type == "cuda" else []), _known_kernels():
             if "trials" in self._kinds:
                 found |= self._of_trials(encoder)
             if "labels" in self._kinds:
@@ -209,6 +210,16 @@ class RunJudge:
             if error is not None:
                 raise error
         return [answer for answer, _ in answers]
+
+
+@contextmanager
+def _known_kernels() -> Iterator[None]:
+    """A context without cuDNN's trials of kernels: utterances have too many lengths to try all of them for each."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def judge_of(job: Job, device: torch.device) -> RunJudge | None:

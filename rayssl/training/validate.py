@@ -16,7 +16,7 @@ PREFIX = "validate/"  # before a figure's name among the metrics of an epoch
 
 
 @dataclass(frozen=True)
-class Kind:
+class FigureKind:
     """What a figure is computed from, and which values of it are good.
 
     ``of``: ``trials``, ``labels``, ``audio`` (no labels are needed) or ``clusters`` (those of the memory of
@@ -28,20 +28,20 @@ class Kind:
     rate: bool = True
 
 
-KINDS: dict[str, Kind] = {
-    "eer": Kind("trials", "min"),
-    "min_dcf_001": Kind("trials", "min", rate=False),
-    "min_dcf_005": Kind("trials", "min", rate=False),
-    "accuracy": Kind("labels", "max"),
-    "balanced_accuracy": Kind("labels", "max"),
-    "geometric_mean": Kind("labels", "max"),
-    "macro_f1": Kind("labels", "max"),
-    "pseudo_eer": Kind("audio", "min"),
-    "effective_rank": Kind("audio", "max", rate=False),
-    "objective": Kind("clusters", "max", rate=False),
-    "stability": Kind("clusters", "max", rate=False),
-    "empty_clusters": Kind("clusters", "min"),
-    "largest_cluster": Kind("clusters", "min"),
+KINDS: dict[str, FigureKind] = {
+    "eer": FigureKind("trials", "min"),
+    "min_dcf_001": FigureKind("trials", "min", rate=False),
+    "min_dcf_005": FigureKind("trials", "min", rate=False),
+    "accuracy": FigureKind("labels", "max"),
+    "balanced_accuracy": FigureKind("labels", "max"),
+    "geometric_mean": FigureKind("labels", "max"),
+    "macro_f1": FigureKind("labels", "max"),
+    "pseudo_eer": FigureKind("audio", "min"),
+    "effective_rank": FigureKind("audio", "max", rate=False),
+    "objective": FigureKind("clusters", "max", rate=False),
+    "stability": FigureKind("clusters", "max", rate=False),
+    "empty_clusters": FigureKind("clusters", "min"),
+    "largest_cluster": FigureKind("clusters", "min"),
 }
 
 
