@@ -198,11 +198,12 @@ def test_the_accuracy_is_that_of_the_evaluation(tmp_path: Path, corpus: Path, me
 
 
 def test_losses_are_not_compared_across_the_start_of_ssps(tmp_path: Path, corpus: Path) -> None:
-    ends = [checkpoint.Meta(10 * k, k, 0, "x", {"loss": loss}) for k, loss in enumerate([9, 1, 2, 8, 7, 7.5])]
-    assert Best(since=2).of(ends[:3]) == 10  # none after it yet
-    assert Best(since=2).of(ends[:4]) == 30 and Best(since=2).of(ends) == 40
-    assert Best().of(ends) == 10 and Best(None).of(ends) is None and Best("eer").of(ends) is None
-    assert Best(mode="max").of(ends) == 0
+    losses_of = [9, 1, 8, 7, 7.5]
+    ends = [checkpoint.Meta(10 * k, k, 0, "x", {"loss": loss}) for k, loss in enumerate(losses_of, start=1)]
+    assert Best(since=2).of(ends[:2]) == 20  # none after it yet
+    assert Best(since=2).of(ends[:3]) == 30 and Best(since=2).of(ends) == 40
+    assert Best().of(ends) == 20 and Best(None).of(ends) is None and Best("eer").of(ends) is None
+    assert Best(mode="max").of(ends) == 10
     run = runs.experiment(tmp_path / "run", corpus, "training.checkpoints.keep=1", "training.epochs=4")
     assert run.best == Best("loss", since=1)
     runs.fit(run)
