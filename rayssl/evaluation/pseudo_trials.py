@@ -73,8 +73,8 @@ def distorted(waves: Waves, ids: NDArray[np.int64], side: int, distort: Distort,
     for members in by_length.values():
         for start in range(0, len(members), batch):
             part = members[start : start + batch]
-            wave = torch.from_numpy(np.stack([waves[place] for place in part])).to(device).float() / 32768.0
-            made = (distort(wave, keys[part].to(device)) * 32767.0).round().to(torch.int16).cpu().numpy()
+            given = torch.from_numpy(np.stack([waves[place] for place in part])).to(device).float() / 32768.0
+            made = (distort(given, keys[part].to(device)) * 32767.0).round().to(torch.int16).cpu().numpy()
             found.update(zip(part, made, strict=True))
     return [found[place] for place in range(len(waves))]
 

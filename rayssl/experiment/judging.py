@@ -14,7 +14,7 @@ from typing import TypeVar, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from rayssl import collectives
 from rayssl.data import shards, trials
@@ -31,6 +31,7 @@ from rayssl.experiment.job import Job
 from rayssl.methods.base import Method
 from rayssl.models.encoder import Encoder
 from rayssl.training.validate import KINDS, ValidateConfig
+from rayssl.views.distort import Distort
 
 T = TypeVar("T")
 Ints = NDArray[np.int64]
@@ -54,7 +55,9 @@ class RunJudge:
         self._kinds = {KINDS[name].of for name in settings.figures}
         self._kept: dict[str, list[NDArray[np.int16]]] = {}
         self._manifests: dict[str, Manifest] = {}
-        self._distort: nn.Module | None = None
+        self._distort: Distort | None = None
+        self._listed: tuple[list[str], list[trials.Trial]] | None = None
+        self._chosen: tuple[list[str], Ints, Ints, Ints, Ints] | None = None
 
     def figures(self, method: Method, known: Mapping[str, float]) -> dict[str, float]:
         """See `rayssl.training.state.Judge.figures`."""
@@ -72,13 +75,16 @@ class RunJudge:
                 found |= self._of_labels(encoder, head)
             if "audio" in self._kinds:
                 found |= self._without_labels(encoder)
-        found |= collectives.on_rank_0(lambda: {name: known[name] for name in KINDS if name in known})
+        of_clusters = [name for name, kind in KINDS.items() if kind.of == "clusters"]
+        found |= collectives.on_rank_0(lambda: {name: known[name] for name in of_clusters if name in known})
         return {name: found[name] for name in self._settings.figures if name in found}
 
     def _of_trials(self, encoder: Encoder) -> dict[str, float]:
         uri, where = self._corpus(), self._settings.trials
         assert where is not None
-        names, listed = collectives.on_rank_0(lambda: _trials(where, uri, self._manifest(uri)))
+        if self._listed is None:
+            self._listed = collectives.on_rank_0(lambda: _trials(where, uri, self._manifest(uri)))
+        names, listed = self._listed
         place = {name: k for k, name in enumerate(names)}
         used = sorted({place[name] for trial in listed for name in (trial.enrol, trial.test)})
         rows = self._embed(encoder, "trials", uri, np.array(used, np.int64))
@@ -97,8 +103,9 @@ class RunJudge:
         settings, experiment, uri = self._settings, self._experiment, self._corpus()
         train = experiment.corpus.uri
         chosen = settings.probe if settings.probe != "auto" else "knn" if head is None else "model"
-        found = collectives.on_rank_0(lambda: self._classes(uri))
-        names, tested, truth, ids, classes = found
+        if self._chosen is None:
+            self._chosen = collectives.on_rank_0(lambda: self._classes(uri))
+        names, tested, truth, ids, classes = self._chosen
         rows = self._embed(encoder, "tested", uri, tested)
         seen = rows[:0] if chosen == "model" else self._embed(encoder, "labelled", train, ids)
 
@@ -135,7 +142,8 @@ class RunJudge:
         uri = self._corpus()
         manifest = self._manifest(uri)
         ids = _spread(np.arange(manifest.rows), self._settings.utterances)
-        wanted, found = self._settings.figures, {}
+        wanted = self._settings.figures
+        found: dict[str, float] = {}
         if "effective_rank" in wanted:
             rows = self._embed(encoder, "audio", uri, ids)
             found |= collectives.on_rank_0(lambda: {"effective_rank": effective_rank(rows)})
@@ -206,9 +214,9 @@ class RunJudge:
         except (ValueError, OSError) as error:
             mine = None, error
         answers = collectives.gather_objects(mine)
-        for _, error in answers:
-            if error is not None:
-                raise error
+        for _, failed in answers:
+            if failed is not None:
+                raise failed
         return [answer for answer, _ in answers]
 
 

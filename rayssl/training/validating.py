@@ -44,7 +44,7 @@ def stood(config: ValidateConfig, since: int, standing: Standing, epoch: int, fi
     is 0 before.
     """
     value, fresh = figures.get(config.metric), standing.get("epoch", 0) <= since < epoch
-    kept = {name: standing[name] for name in ("best", "best_epoch", "waited") if name in standing and not fresh}
+    kept: Standing = {} if fresh else {name: value for name, value in standing.items() if name != "epoch"}
     if value is None:
         return {**kept, "epoch": epoch}
     sign = 1.0 if config.best == "min" else -1.0
