@@ -12,6 +12,7 @@ from rayssl.start.yaml_text import YamlText
 
 _SMALL = "On CPUs: the small encoder of configs/gsc_simclr.yaml. On a GPU channels of 512 or 1024 are usual."
 _VALIDATIONS = 10  # in a training
+_PAIRED_S = 1.0  # utterances that are mostly shorter have no two segments that say something
 _WORDS = {"time_shift": {"p": 0.5, "most": 0.1}}
 
 
@@ -106,7 +107,14 @@ def _training(made: YamlText, plan: Plan, optimiser: dict[str, Any]) -> None:
 def _validate(made: YamlText, plan: Plan, by_classes: bool) -> None:
     size = plan.sizes
     every = max(1, size.epochs // _VALIDATIONS)
-    if not by_classes:
+    if not by_classes and not plan.long and plan.heard.at(0.5) < _PAIRED_S:
+        made.say(
+            "While it trains, the run is judged without labels: how many dimensions are used (effective_rank, high is "
+            "good). --checkpoint best takes the checkpoint with the highest one.",
+            indent=2,
+        )
+        made.key("validate", {"metric": "effective_rank", "utterances": 500, "every_epochs": every}, indent=2)
+    elif not by_classes:
         made.say(
             "While it trains, the run is judged without labels: whether two noisy segments of an utterance are told "
             "from those of others (pseudo_eer, low is good), and how many dimensions are used (effective_rank, high is "
