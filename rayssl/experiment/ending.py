@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rayssl.experiment.build import build_method
-from rayssl.experiment.job import Job
+from rayssl.experiment.job import Job, position
 from rayssl.experiment.judging import judge_of
 from rayssl.training import checkpoint, validating
 from rayssl.training.metrics import RunLog
@@ -20,6 +20,7 @@ def ended(job: Job, until: int, say: Callable[[str], None]) -> dict[str, Any] | 
 
     If a process died in the last validation, it is made up for here. Raises `UserError`.
     """
+    position(job)  # raises if the last checkpoint does not fit
     if not checkpoint.steps(job.run):
         return None
     uri, training = checkpoint.locate(job.run, "last"), job.experiment.training

@@ -21,7 +21,7 @@ from rayssl.batches.streams import joined
 from rayssl.errors import DamagedCheckpoint, Stopped
 from rayssl.experiment.build import build_loop
 from rayssl.experiment.ending import ended
-from rayssl.experiment.job import Job, position
+from rayssl.experiment.job import Job
 from rayssl.memory.classes.memory import ClassMemory
 from rayssl.memory.classes.settings import ClassSettings
 from rayssl.memory.utterances.memory import UtteranceMemory
@@ -122,7 +122,6 @@ def train(
     experiment = job.experiment
     until = min(until or experiment.training.epochs, experiment.training.epochs)
     screen = screen or _printed()
-    position(job)  # raises for a checkpoint that does not fit
     done = ended(job, until, lambda line: screen.show(Line(line)))
     if done is not None:
         return done

@@ -289,10 +289,7 @@ class MethodConfig(ComponentConfig):
         """
 
     def build(self, encoder: Encoder, facts: JobFacts) -> Method:
-        """Makes the method: calls its class with the settings, ``encoder`` and ``facts.views``.
-
-        Override it if the class needs more, for example ``facts.classes``.
-        """
+        """Makes the method from settings, ``encoder`` and ``facts.views``. Override it if its class needs more."""
         made: Method = self._make(encoder, facts.views)
         return made
 

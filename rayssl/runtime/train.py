@@ -71,7 +71,6 @@ def train(job: Job, until: int | None = None, *, screen: Screen | None = None, v
     until = min(until or experiment.training.epochs, experiment.training.epochs)
     screen = screen or open_screen("plain")
     say = partial(_say, screen)
-    position(job)  # raises for a checkpoint that does not fit
     done = ended(job, until, say)
     if done is not None:
         return done
