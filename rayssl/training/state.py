@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -21,9 +20,6 @@ from rayssl.training.stopping import Stopping
 from rayssl.training.trackers.base import Tracker, Trackers
 from rayssl.training.validate import PREFIX, ValidateConfig
 from rayssl.views.recipes import SegmentPlan
-
-# pydantic 2 keeps a method of this name of pydantic 1, which nothing here calls
-warnings.filterwarnings("ignore", message='Field name "validate" in "TrainingConfig" shadows')
 
 
 class TrainingConfig(Config):
