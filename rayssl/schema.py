@@ -39,7 +39,8 @@ class _Absent:
 class Config(BaseModel):
     """Frozen, and strict about keys: a misspelt key is an error and is never ignored."""
 
-    validate = _Absent()  # pydantic keeps this method of its version 1, and warns of a key with its name
+    if not typing.TYPE_CHECKING:
+        validate = _Absent()  # pydantic keeps this method of its version 1, and warns of a key with its name
     model_config = ConfigDict(
         ignored_types=(_Absent,),
         extra="forbid",

@@ -24,9 +24,8 @@ def judged(rank: int, world: int, corpus: str) -> dict[str, float] | str:
     """The figures of a model whose running statistics differ on the ranks: those of rank 0 count."""
     trials = Path(corpus).parent / "trials.txt"
     validate = f"{{metric: eer, also: [{', '.join(FIGURES)}], corpus: {corpus}, trials: {trials}, utterances: 20}}"
-    more = ("labels={split: few}", f"training.validate={validate}")
     with tempfile.TemporaryDirectory(prefix="rank-") as folder:
-        run = runs.experiment(Path(folder), Path(corpus), *more)
+        run = runs.experiment(Path(folder), Path(corpus), f"training.validate={validate}")
         method = build_method(resolve(run))
         torch.manual_seed(rank)
         for name, buffer in method.named_buffers():
