@@ -23,6 +23,7 @@ import pyarrow as pa
 from rayssl import errors
 from rayssl.batches.order import ShardRange
 from rayssl.batches.plan import Cursor, ReadUnit, parts_of
+from rayssl.training.ahead import ReadAhead
 from rayssl.views import reading
 from rayssl.views.packed import Packed
 
@@ -197,6 +198,14 @@ def packed(iterator: ray.data.DataIterator, rank: int) -> Iterator[Packed]:
             where = f"epoch {found.epoch}, step {found.first_step}"
             raise RuntimeError(f"the batch of rank {found.rank} ({where}) came to {rank}")
         yield found
+
+
+def begun(rows: Iterator[Packed]) -> Iterator[Packed]:
+    """``rows``, of which the first is asked for at once: Ray Data starts its processes then.
+
+    The thread is never joined. It may wait for Ray, and must not keep a rank that has failed.
+    """
+    return ReadAhead(rows, 1, "rayssl-blocks").__enter__()
 
 
 class _SchedulerThrottle:

@@ -338,7 +338,7 @@ class RayContext:
         """The ids of the nodes on which the ranks and the memory's actors are. Every rank must call this."""
         import ray
 
-        from rayssl.runtime.memory.rounds import Watch
+        from rayssl.runtime.memory.asking import Watch
 
         own = {ray.get_runtime_context().get_node_id()}
         watch = None if memory is None else memory.watch
@@ -366,6 +366,8 @@ def _worker(config: dict[str, Any]) -> None:
     context = RayContext(job, config["banks"])
     if context.rank == 0:
         context.tell(Phase(f"started {context.world} workers", time.time() - config["began"]))
+    shards = [ray.train.get_dataset_shard(name) for name in job.streams]
+    blocks = [ingest.begun(ingest.packed(shard, context.rank)) for shard in shards]  # reads while the model is built
     began = time.monotonic()
     loop = build_loop(job, context)
     if context.rank == 0:
@@ -373,9 +375,7 @@ def _worker(config: dict[str, Any]) -> None:
     nodes = context.nodes(loop.state.checkpointable)
     heard = signals.listen(config["bell"], nodes) if context.rank == 0 else lambda: False
     loop.state.stopping = Stopping(None if config["bell"] is None else heard)
-    rows = [
-        placed(ingest.packed(ray.train.get_dataset_shard(name), context.rank), context.device) for name in job.streams
-    ]
+    rows = [placed(each, context.device) for each in blocks]
     log = loop.state.log
     assert log is not None
     try:

@@ -156,5 +156,5 @@ CHOICES = (("exact", "cpu"), ("fast", "cpu"), ("exact", "cpu:0"))
 
 
 def test_the_memory_starts_without_torch() -> None:
-    code = "import sys, rayssl.memory.utterances.memory, rayssl.clustering.fast; sys.exit('torch' in sys.modules)"
+    code = "import sys, rayssl.runtime.memory.sending, rayssl.clustering.fast; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ class ElasticSpeech(ElasticTraining):
         parts = plan["corpora"]
         parts["train"]["out"], parts["test"]["out"], parts["test"]["trials"]["test"]["out"] = places
         write_yaml(home, "speech", plan)
-        subprocess.run([*CLI, "prepare", f"{home}/speech.yaml", "--quiet"], check=True, cwd=ROOT)
+        _run("prepare", f"{home}/speech.yaml", "--quiet")
         values = _config("synthetic_ssps")
         values["corpus"]["uri"], values["evaluation"]["corpus"], values["evaluation"]["trials"] = places
         values["training"] |= {"log_every": 1}
@@ -96,8 +97,15 @@ class ElasticSpeech(ElasticTraining):
         return found
 
 
+def _run(*command: str) -> None:
+    """Runs ``rayssl``; what it prints goes where progress goes, not into the table of trials."""
+    subprocess.run([*CLI, *command], check=True, cwd=ROOT, stdout=sys.stderr)
+
+
 def eer(run: str) -> tuple[float, float, float]:
     """The EER of a run, and its interval over speakers."""
+    if not storage.exists(storage.join(run, "evaluation", "result.json")):
+        _run("evaluate", run, "--local")
     result = json.loads(storage.read_text(storage.join(run, "evaluation", "result.json")))
     only = result[0] if isinstance(result, list) else result
     return only["eer"], only["eer_low"], only["eer_high"]

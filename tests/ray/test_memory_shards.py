@@ -31,7 +31,8 @@ class Job:
 
     def __init__(self, ray: Any, settings: dict[str, Any], *, relayed: bool = False, **config: Any) -> None:
         from rayssl.runtime.memory import relay
-        from rayssl.runtime.memory.sharded import Exchanger, start
+        from rayssl.runtime.memory.sending import Exchanger
+        from rayssl.runtime.memory.sharded import start
 
         self.ray, self.calls = ray, 0
         name = f"test-{time.perf_counter_ns()}"

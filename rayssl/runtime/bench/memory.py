@@ -6,10 +6,11 @@ import os
 import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,16 +21,20 @@ from rayssl.clustering.points import unit_rows
 from rayssl.errors import UserError
 from rayssl.experiment.config import MemoryConfig
 from rayssl.memory.utterances.exchange import RecallArrays, RememberArrays
+from rayssl.memory.utterances.joining import joined
 from rayssl.memory.utterances.settings import MemorySettings, bytes_needed
 from rayssl.runtime.memory import relay
-from rayssl.runtime.memory.actor import Sender, options
+from rayssl.runtime.memory.actor import options
+from rayssl.runtime.memory.asking import snapshot_of
 from rayssl.runtime.memory.relay import Part
-from rayssl.runtime.memory.rounds import get, snapshot_of
+from rayssl.runtime.memory.rounds import get
+from rayssl.runtime.memory.sending import Exchanger, Sender
 from rayssl.runtime.memory.servers import Server
-from rayssl.runtime.memory.sharded import Exchanger, start
+from rayssl.runtime.memory.sharded import start
 from rayssl.training.pieces import Records
 
 _POOL, _NOISE = 65521, 4093  # each row is the sum of one of each; the numbers are coprime, so that no sum comes twice
+_PROCESSES = 16  # of ranks: each takes 250 MB
 _FILL = 4096  # rows of one call in the pass that fills the memory
 Figures = dict[str, int | float | str | bool]
 
@@ -85,6 +90,8 @@ def measure(job: MemoryCase, say: Callable[[str], None] = lambda _: None) -> Fig
     - exchange_ms_p50, _p95: one call of a rank, which remembers its part of a batch and recalls the next. All ranks
       call at once and as fast as they can. exchanges_per_s (of all ranks together), calls_per_s (of single ranks),
       steps_per_s, exchange_rows_per_s.
+    - actor_cpu_ms: CPU time of the busiest actor for each step. Where ranks have cores of their own, it bounds the
+      steps a second.
     - inside_ms_p50, _p95, with one shard only: sampling and look-up for ``batch`` anchors inside the actor.
     - pause_seconds: how long a training waits for the memory when it saves. save_seconds, restore_seconds, state_bytes.
     - save_exchanges, save_exchange_ms_max: of the exchanges beside the save. save_peak_ratio: the most resident bytes
@@ -153,10 +160,11 @@ class _Memory:
             self.index, self.stores = start(settings, ranks, config, prefix)
         send = Exchanger(settings, self.index, self.stores) if self.stores else Sender(self.index)
         self.relays = _relays(prefix, min(job.relays, ranks), ranks, send)
-        kind = ray.remote(_Rank).options(num_cpus=0.1, scheduling_strategy="SPREAD")
+        kind = ray.remote(_Ranks).options(num_cpus=0.1, scheduling_strategy="SPREAD")
+        through = [self.relays[rank * len(self.relays) // ranks] if self.relays else send for rank in range(ranks)]
         self._clients = [
-            kind.remote(job, self.relays[rank * len(self.relays) // ranks] if self.relays else send, rank, ranks)
-            for rank in range(ranks)
+            kind.remote(job, {int(rank): through[rank] for rank in own}, ranks)
+            for own in np.array_split(np.arange(ranks), min(ranks, _PROCESSES))
         ]
         get([client.ready.remote() for client in self._clients])
 
@@ -171,14 +179,19 @@ class _Memory:
 
     def exchange(self) -> Figures:
         get([client.exchange.remote(3) for client in self._clients])  # warm-up, not timed
+        actors = (self.index, *self.stores)
+        before = get([actor.__ray_call__.remote(_cpu_seconds) for actor in actors])
         began = time.perf_counter()
         taken = np.concatenate(get([client.exchange.remote(self._job.calls) for client in self._clients]))
         seconds = time.perf_counter() - began
+        after = get([actor.__ray_call__.remote(_cpu_seconds) for actor in actors])
+        busiest = max(end - start for start, end in zip(before, after, strict=True))
         rate = self._job.calls / seconds
         steps = rate * self._job.ahead
         figures: Figures = {**_quantiles("exchange", taken), "exchanges_per_s": rate}
         figures |= {"calls_per_s": rate * self._ranks, "steps_per_s": steps, "step_ms": 1000 / steps}
         figures["exchange_rows_per_s"] = steps * self._job.batch
+        figures["actor_cpu_ms"] = 1000 * busiest / (self._job.calls * self._job.ahead)
         if not self.stores:
             figures |= _quantiles("inside", get(self.index.inside.remote(self._job.batch, self._job.calls)))
         return figures
@@ -217,10 +230,7 @@ class _Memory:
 
     def recalled(self) -> RecallArrays:
         """The recall of one whole batch: the parts of all ranks together."""
-        parts = get([client.recalled.remote() for client in self._clients])
-        return RecallArrays(
-            *(np.concatenate([getattr(part, name) for part in parts]) for name in ("rows", "found", "ids"))
-        )
+        return _together(get([client.recalled.remote() for client in self._clients]))
 
     def peak_bytes(self) -> int:
         asked = [actor.__ray_call__.remote(_peak) for actor in (self.index, *self.stores)]
@@ -253,8 +263,31 @@ class _Timed(Server):
         return np.array(taken)
 
 
+class _Ranks:
+    """A process of some ranks, each with a thread."""
+
+    def __init__(self, job: MemoryCase, through: dict[int, Any], world: int) -> None:
+        self._ranks = [_Rank(job, send, rank, world) for rank, send in through.items()]
+        self._threads = ThreadPoolExecutor(len(self._ranks))
+
+    def ready(self) -> None:
+        """Returns when the process is alive."""
+
+    def fill(self) -> None:
+        """See `_Rank.fill`."""
+        list(self._threads.map(_Rank.fill, self._ranks))
+
+    def exchange(self, calls: int) -> np.ndarray:
+        """See `_Rank.exchange`; the seconds of all ranks."""
+        return np.concatenate(list(self._threads.map(partial(_Rank.exchange, calls=calls), self._ranks)))
+
+    def recalled(self) -> RecallArrays:
+        """See `_Rank.recalled`; of all ranks."""
+        return _together(list(self._threads.map(_Rank.recalled, self._ranks)))
+
+
 class _Rank:
-    """The process of one rank. It does what a training worker does with its memory, and nothing else."""
+    """One rank. It does what a training worker does with its memory, and nothing else."""
 
     def __init__(self, job: MemoryCase, through: Any, rank: int, ranks: int) -> None:
         self._job, self._through, self._rank, self._ranks = job, through, rank, ranks
@@ -265,9 +298,6 @@ class _Rank:
         self._pool = unit_rows(centres[np.arange(size) % len(centres)])
         self._noise = 0.7 * unit_rows(random.standard_normal((_NOISE, job.dim), dtype=np.float32))
         self._order = random.permutation(job.rows)
-
-    def ready(self) -> None:
-        """Returns when the process is alive."""
 
     def fill(self) -> None:
         """Remembers this rank's part of all rows. Some of the last rows come twice: all ranks call equally often."""
@@ -312,9 +342,18 @@ class _Rank:
         return RememberArrays(ids, rows, rows, labels, labels)
 
 
+def _together(parts: Sequence[RecallArrays]) -> RecallArrays:
+    (whole,) = joined(parts)
+    return whole
+
+
 def _quantiles(name: str, seconds: np.ndarray) -> Figures:
     middle, high = np.quantile(1000 * seconds, (0.5, 0.95))
     return {f"{name}_ms_p50": float(middle), f"{name}_ms_p95": float(high)}
+
+
+def _cpu_seconds(_: Any) -> float:
+    return time.process_time()
 
 
 def _peak(_: Any) -> int:

@@ -24,8 +24,9 @@ from rayssl import collectives
 from rayssl.experiment.config import MemoryConfig
 from rayssl.memory.utterances.exchange import RecallArrays, RememberArrays
 from rayssl.memory.utterances.settings import MemorySettings
-from rayssl.runtime.memory.relay import Part
-from rayssl.runtime.memory.rounds import Watch, answer_on_all_ranks, get, in_steps, snapshot_of
+from rayssl.runtime.memory.asking import Watch, answer_on_all_ranks, in_steps, snapshot_of
+from rayssl.runtime.memory.rounds import get
+from rayssl.runtime.memory.sending import Sender
 from rayssl.runtime.memory.servers import Server
 from rayssl.training.pieces import Records
 
@@ -43,17 +44,6 @@ def options(config: MemoryConfig, name: str, world: int) -> dict[str, Any]:
     if config.gpus:
         declared["num_gpus"] = config.gpus
     return declared
-
-
-class Sender:
-    """The exchanges of the ranks of a node with one actor; see `rayssl.runtime.memory.relay`."""
-
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
-
-    def __call__(self, call: int, parts: Sequence[Part]) -> list[RecallArrays | None]:
-        """The ``call``-th of them, from 1, of all ``parts``."""
-        return get(self._actor.exchanges.remote(call, list(parts)))  # type: ignore[no-any-return]
 
 
 class ActorMemory:

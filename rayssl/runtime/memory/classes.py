@@ -22,7 +22,8 @@ from rayssl.memory.classes.memory import ClassRememberArrays
 from rayssl.memory.classes.settings import ClassSettings
 from rayssl.memory.pieces import limits
 from rayssl.runtime.memory.actor import options
-from rayssl.runtime.memory.rounds import Watch, get, snapshot_of
+from rayssl.runtime.memory.asking import Watch, snapshot_of
+from rayssl.runtime.memory.rounds import get
 from rayssl.runtime.memory.servers import ClassServer
 from rayssl.training.pieces import Records
 

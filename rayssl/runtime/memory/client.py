@@ -3,17 +3,45 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
 
+import numpy as np
 import ray
 
 from rayssl import collectives
 from rayssl.experiment.config import MemoryConfig
+from rayssl.memory.utterances.exchange import RecallArrays, RememberArrays
 from rayssl.memory.utterances.settings import MemorySettings
 from rayssl.runtime.memory import relay
 from rayssl.runtime.memory.actor import ActorMemory
-from rayssl.runtime.memory.rounds import Watch
+from rayssl.runtime.memory.asking import Watch
 from rayssl.runtime.memory.sharded import ShardedMemory
 from rayssl.training.context import MemoryClient
+from rayssl.training.pieces import Records
+
+
+class RelayedMemory:
+    """The loop's client ``memory``, whose exchanges go through the ``relay`` of this rank's node."""
+
+    def __init__(self, memory: MemoryClient, relay: Any, watch: Watch) -> None:
+        self._memory, self._relay = memory, relay
+        self._calls = 0
+        self.watch = watch
+        self.refresh, self.metrics, self.snapshot = memory.refresh, memory.metrics, memory.snapshot
+
+    def exchange(
+        self, remember: Sequence[RememberArrays], ids: np.ndarray | None, epoch: int
+    ) -> Future[RecallArrays | None]:
+        """See `rayssl.training.context.MemoryClient.exchange`."""
+        self._calls += 1
+        answer = self._relay.exchange.remote(self._calls, collectives.rank(), list(remember), ids, epoch)
+        return answer.future()  # type: ignore[no-any-return]
+
+    def load(self, folder: str, records: Records) -> None:
+        """See `rayssl.training.context.Checkpointable.load`."""
+        self._memory.load(folder, records)
 
 
 def connect(settings: MemorySettings, config: MemoryConfig, label: str) -> MemoryClient:
@@ -36,4 +64,4 @@ def _through_nodes(client: ActorMemory | ShardedMemory, label: str) -> MemoryCli
     if ranks is None:
         return client
     joined = ray.get_actor(name) if started is None else started
-    return relay.RelayedMemory(client, joined, Watch([joined, *client.actors], f"{label}: memory"))
+    return RelayedMemory(client, joined, Watch([joined, *client.actors], f"{label}: memory"))

@@ -10,18 +10,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rayssl import collectives
 from rayssl.memory.utterances.exchange import RecallArrays, RememberArrays
-from rayssl.runtime.memory.rounds import Watch
-from rayssl.training.context import MemoryClient
-from rayssl.training.pieces import Records
 
 
 class Part(NamedTuple):
@@ -82,28 +78,6 @@ class Relay:
                     done.set_exception(error)
 
         sent.add_done_callback(deliver)
-
-
-class RelayedMemory:
-    """The loop's client ``memory``, whose exchanges go through the ``relay`` of this rank's node."""
-
-    def __init__(self, memory: MemoryClient, relay: Any, watch: Watch) -> None:
-        self._memory, self._relay = memory, relay
-        self._calls = 0
-        self.watch = watch
-        self.refresh, self.metrics, self.snapshot = memory.refresh, memory.metrics, memory.snapshot
-
-    def exchange(
-        self, remember: Sequence[RememberArrays], ids: np.ndarray | None, epoch: int
-    ) -> Future[RecallArrays | None]:
-        """See `rayssl.training.context.MemoryClient.exchange`."""
-        self._calls += 1
-        answer = self._relay.exchange.remote(self._calls, collectives.rank(), list(remember), ids, epoch)
-        return answer.future()  # type: ignore[no-any-return]
-
-    def load(self, folder: str, records: Records) -> None:
-        """See `rayssl.training.context.Checkpointable.load`."""
-        self._memory.load(folder, records)
 
 
 def start(name: str, node: str, ranks: Sequence[int], send: Send) -> Any:

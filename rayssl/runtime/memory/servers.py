@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from rayssl.memory.classes.settings import ClassSettings
 from rayssl.memory.pieces import Piece
 from rayssl.memory.utterances.exchange import RecallArrays, RememberArrays
 from rayssl.memory.utterances.index import Draw, Index, WriteRequest
+from rayssl.memory.utterances.joining import D, divided, joined
 from rayssl.memory.utterances.memory import UtteranceMemory
 from rayssl.memory.utterances.positives import Nearest
 from rayssl.memory.utterances.refresh import Clusterer
@@ -42,6 +43,27 @@ def _on_this_node(settings: MemorySettings) -> MemorySettings:
     return replace(settings, threads=settings.threads or os.cpu_count() or 1)
 
 
+def _steps(parts: Sequence[Sequence[T]]) -> Iterator[list[tuple[int, T]]]:
+    """Step by step, what those say in it who say something: of each its place, and what it says."""
+    for step in range(max(map(len, parts), default=0)):
+        yield [(place, part[step]) for place, part in enumerate(parts) if len(part) > step]
+
+
+def _for_ids(asked: Sequence[np.ndarray | None], answer: Callable[[np.ndarray], D]) -> list[D | None]:
+    """``answer`` for the ids of all that ask, in one call; of each its own part, None where nothing is asked."""
+    ids = [each for each in asked if each is not None]
+    if not ids:
+        return [None] * len(asked)
+    parts = iter(divided(answer(np.concatenate(ids)), [len(each) for each in ids]))
+    return [None if each is None else next(parts) for each in asked]
+
+
+def _epoch(epochs: Iterable[int]) -> int:
+    """The epoch of a call: ranks make their calls at the same steps, so it is the same for all of them."""
+    (epoch,) = set(epochs)
+    return epoch
+
+
 class Staleness:
     """By how many steps the slowest rank is behind the one that is answered: the average since `metrics`."""
 
@@ -49,11 +71,12 @@ class Staleness:
         self._last = [0] * world
         self._behind = self._answered = 0
 
-    def count(self, call: int, rank: int) -> None:
-        """``rank`` is answered its ``call``-th call."""
-        self._last[rank] = call
-        self._behind += call - min(self._last)
-        self._answered += 1
+    def count(self, call: int, ranks: Iterable[int]) -> None:
+        """``ranks`` are answered their ``call``-th call."""
+        for rank in ranks:
+            self._last[rank] = call
+            self._behind += call - min(self._last)
+            self._answered += 1
 
     def metrics(self, strict: bool) -> dict[str, float]:
         """``staleness_steps`` since the last call of this method; 0 where ranks wait for each other."""
@@ -65,7 +88,7 @@ class Staleness:
 class SavingServer:
     """What every actor of a memory does for checkpoints, and while ranks wait for each other."""
 
-    rounds: Rounds
+    rounds: Rounds[Any, Any]
     _kept: Iterator[Piece]
 
     def keep(self) -> Iterator[Piece]:
@@ -113,24 +136,26 @@ class Server(WholeServer):
 
     def __init__(self, settings: MemorySettings, world: int, strict: bool) -> None:
         self.memory: UtteranceMemory = UtteranceMemory(_on_this_node(settings))
-        self.rounds = Rounds(world, strict)
+        self.rounds = Rounds(world, strict, self._handle)
         self.staleness = Staleness(world)
 
     async def exchange(
         self, call: int, rank: int, remember: Sequence[RememberArrays], ids: np.ndarray | None, epoch: int
     ) -> RecallArrays | None:
         """The ``call``-th exchange (from 1) of ``rank``; see `rayssl.training.context.MemoryClient`."""
-
-        def answer(_: list[None]) -> RecallArrays | None:
-            self.staleness.count(call, rank)
-            return None if ids is None else self.memory.recall(ids, epoch=epoch)
-
-        apply = [partial(self.memory.remember, each) for each in remember]
-        return await self.rounds.take(call, rank, apply, answer)  # type: ignore[no-any-return]
+        return (await self.exchanges(call, [Part(rank, remember, ids, epoch)]))[0]
 
     async def exchanges(self, call: int, parts: Sequence[Part]) -> list[RecallArrays | None]:
         """The ``call``-th exchange of several ranks in one call."""
-        return list(await asyncio.gather(*(self.exchange(call, *part) for part in parts)))
+        return await self.rounds.take(call, {part.rank: part for part in parts})
+
+    def _handle(self, call: int, parts: dict[int, Part]) -> list[RecallArrays | None]:
+        for step in _steps([part.remember for part in parts.values()]):
+            for what in joined([each for _, each in step]):
+                self.memory.remember(what)
+        self.staleness.count(call, parts)
+        asked = [part.ids for part in parts.values()]
+        return _for_ids(asked, partial(self.memory.recall, epoch=_epoch(part.epoch for part in parts.values())))
 
     async def refresh(self, epoch: int) -> dict[str, float]:
         """One refresh; calls that come meanwhile wait."""
@@ -148,11 +173,14 @@ class ClassServer(WholeServer):
 
     def __init__(self, settings: ClassSettings, world: int, strict: bool, first: int, last: int) -> None:
         self.memory: ClassMemory = ClassMemory(settings, first=first, last=last)
-        self.rounds = Rounds(world, strict)
+        self.rounds = Rounds(world, strict, self._handle)
 
     async def remember(self, call: int, rank: int, remember: ClassRememberArrays) -> None:
         """The ``call``-th call (from 1) of ``rank``; see `rayssl.training.context.ClassClient`."""
-        await self.rounds.take(call, rank, [partial(self.memory.remember, remember)], lambda _: None)
+        await self.rounds.take(call, {rank: remember})
+
+    def _handle(self, _: int, parts: dict[int, ClassRememberArrays]) -> list[None]:
+        return [self.memory.remember(part) for part in parts.values()]  # type: ignore[func-returns-value]
 
     async def metrics(self) -> dict[str, float]:
         """The memory's figures."""
@@ -165,7 +193,7 @@ class StoreServer(SavingServer):
 
     def __init__(self, settings: MemorySettings, world: int, strict: bool, shard: int, shards: int) -> None:
         self.store = Store(_on_this_node(settings), shard, shards)
-        self.rounds = Rounds(world, strict)
+        self.rounds = Rounds(world, strict, self._handle)
         self.lost = 0
         self._held = False  # the lock, from the beginning to the end of a clustering of the rows themselves
 
@@ -174,12 +202,19 @@ class StoreServer(SavingServer):
 
         It answers the last one of each.
         """
+        return await self.rounds.take(call, dict(parts))
 
-        def take(rank: int, messages: Sequence[Message]) -> Awaitable[Answer]:
-            apply = [partial(self.store.write, message) for message in messages]
-            return self.rounds.take(call, rank, apply, lambda _: self._counted(self.store.answer(messages[-1])))
-
-        return list(await asyncio.gather(*(take(*part) for part in parts)))
+    def _handle(self, _: int, parts: dict[int, Sequence[Message]]) -> list[Answer]:
+        for step in _steps(list(parts.values())):
+            for what in joined([message for _, message in step]):
+                self.store.write(what)
+        last = [messages[-1] for messages in parts.values()]
+        (whole,) = joined(last)  # a message has all fields
+        answer = self._counted(self.store.answer(whole))
+        read = np.cumsum([len(message.read) for message in last])[:-1]
+        asked = np.cumsum([len(message.queries) for message in last])[:-1]
+        own_rows = np.split(answer.rows, read), np.split(answer.right, read), np.split(answer.queries, asked)
+        return [Answer(*own) for own in zip(*own_rows, strict=True)]
 
     async def read(self, message: Message) -> Answer:
         """Answers ``message``, outside the order of the calls."""
@@ -263,36 +298,44 @@ Placed: TypeAlias = tuple[list[np.ndarray], Draw | None, np.ndarray | None]
 found first: the pool instead of the draw, see `IndexServer.choose`."""
 
 
+class Asked(NamedTuple):
+    """What one rank says to the index in an exchange: what it writes, step by step, and the ids that it asks for."""
+
+    rank: int
+    writes: Sequence[WriteRequest]
+    ids: np.ndarray | None
+    epoch: int
+
+
 class IndexServer(SavingServer):
     """The index; see `Server`."""
 
     def __init__(self, settings: MemorySettings, world: int, strict: bool, stores: list[Any]) -> None:
         self.index = Index(_on_this_node(settings))
         self.clusterer = Clusterer(self.index, ActorStores(stores))
-        self.rounds = Rounds(world, strict)
+        self.rounds = Rounds(world, strict, self._handle)
         self.staleness = Staleness(world)
         self._read: dict[str, np.ndarray] = {}
 
-    async def exchanges(
-        self, call: int, parts: Sequence[tuple[int, Sequence[WriteRequest], np.ndarray | None, int]]
-    ) -> list[Placed]:
-        """Of the ``call``-th exchange of some ranks, of each: what it writes, the ids that it asks for, its epoch."""
-        return list(await asyncio.gather(*(self._exchange(call, *part) for part in parts)))
+    async def exchanges(self, call: int, parts: Sequence[Asked]) -> list[Placed]:
+        """The ``call``-th exchange of some ranks."""
+        return await self.rounds.take(call, {part.rank: part for part in parts})
 
-    async def _exchange(
-        self, call: int, rank: int, what: Sequence[WriteRequest], ids: np.ndarray | None, epoch: int
-    ) -> Placed:
-        def answer(slots: list[np.ndarray]) -> Placed:
-            self.staleness.count(call, rank)
-            if ids is None:
-                return slots, None, None
-            if self.index.version and self.index.settings.sampling == "nn":
-                self.index.checked(ids)
-                return slots, None, self.index.pool()
-            return slots, self.index.draw(ids, epoch), None
-
-        apply = [partial(self.index.remember, each) for each in what]
-        return await self.rounds.take(call, rank, apply, answer)  # type: ignore[no-any-return]
+    def _handle(self, call: int, parts: dict[int, Asked]) -> list[Placed]:
+        slots: list[list[np.ndarray]] = [[] for _ in parts]
+        for step in _steps([part.writes for part in parts.values()]):
+            placed = np.concatenate([self.index.remember(each) for each in joined([each for _, each in step])])
+            ends = np.cumsum([len(request.ids) for _, request in step])
+            for (place, _), own in zip(step, np.split(placed, ends[:-1]), strict=True):
+                slots[place].append(own)
+        self.staleness.count(call, parts)
+        asked = [part.ids for part in parts.values()]
+        if self.index.version and self.index.settings.sampling == "nn":
+            pool = self.index.pool()
+            checked = [None if ids is None else self.index.checked(ids) for ids in asked]
+            return [(own, None, None if ids is None else pool) for own, ids in zip(slots, checked, strict=True)]
+        draw = partial(self.index.draw, epoch=_epoch(part.epoch for part in parts.values()))
+        return [(own, each, None) for own, each in zip(slots, _for_ids(asked, draw), strict=True)]
 
     async def choose(self, ids: np.ndarray, epoch: int, near: Nearest) -> Draw:
         """The draw for the anchors ``ids``, from their nearest."""

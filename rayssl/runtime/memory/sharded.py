@@ -27,15 +27,14 @@ import ray
 
 from rayssl import collectives
 from rayssl.experiment.config import MemoryConfig
-from rayssl.memory.utterances.exchange import RecallArrays, RememberArrays, Shares, write_request
-from rayssl.memory.utterances.index import WriteRequest
-from rayssl.memory.utterances.positives import merge_nearest
+from rayssl.memory.utterances.exchange import RecallArrays, RememberArrays
 from rayssl.memory.utterances.settings import MemorySettings
-from rayssl.memory.utterances.store import Answer, Message
 from rayssl.runtime.memory.actor import concurrency, options
+from rayssl.runtime.memory.asking import Watch, answer_on_all_ranks, in_steps, snapshot_of
 from rayssl.runtime.memory.relay import Part
-from rayssl.runtime.memory.rounds import Watch, answer_on_all_ranks, get, in_steps, snapshot_of
-from rayssl.runtime.memory.servers import IndexServer, Placed, StoreServer
+from rayssl.runtime.memory.rounds import get
+from rayssl.runtime.memory.sending import Exchanger
+from rayssl.runtime.memory.servers import IndexServer, StoreServer
 from rayssl.training.pieces import Records
 
 _Call: TypeAlias = tuple[Future[RecallArrays | None], Callable[[], list[RecallArrays | None]]]
@@ -54,64 +53,6 @@ def start(settings: MemorySettings, world: int, config: MemoryConfig, prefix: st
     index = ray.remote(IndexServer).options(**declared, scheduling_strategy="DEFAULT").remote(*common, stores)
     ray.get([index.metrics.remote(0), *(store.lost_rows.remote() for store in stores)])
     return index, stores
-
-
-class Exchanger:
-    """The exchanges of one rank or of the ranks of a node, one after the other; see `rayssl.runtime.memory.relay`."""
-
-    def __init__(self, settings: MemorySettings, index: Any, stores: list[Any]) -> None:
-        self._settings = settings
-        self._shares = Shares(settings, len(stores))
-        self._index, self._stores = index, stores
-
-    def __call__(self, call: int, parts: Sequence[Part]) -> list[RecallArrays | None]:
-        """The ``call``-th of them, from 1, of all ``parts``."""
-        requests = [[write_request(self._settings, each) for each in part.remember] for part in parts]
-        asked = [(part.rank, own, part.ids, part.epoch) for part, own in zip(parts, requests, strict=True)]
-        placed: list[Placed] = get(self._index.exchanges.remote(call, asked))
-        by_part = [self._messages(*each) for each in zip(parts, requests, placed, strict=True)]
-        ranks = [part.rank for part in parts]
-        sent = [
-            store.exchanges.remote(call, list(zip(ranks, messages, strict=True)))
-            for store, messages in zip(self._stores, zip(*by_part, strict=True), strict=True)
-        ]
-        answers = list(zip(*get(sent), strict=True))  # of each part, of each store
-        pools = [pool for _, _, pool in placed if pool is not None]
-        if pools:
-            return self._nearest(parts, answers, pools[-1])
-        return [
-            None if draw is None else self._shares.recall(draw, own)
-            for (_, draw, _), own in zip(placed, answers, strict=True)
-        ]
-
-    def _messages(self, part: Part, requests: list[WriteRequest], placed: Placed) -> list[tuple[Message, ...]]:
-        """For each store, a message for each step of ``part``."""
-        slots, draw, pool = placed
-        queries = np.zeros(0, dtype=np.int64) if pool is None or part.ids is None else part.ids
-        steps = list(zip(part.remember, requests, slots, strict=True))
-        messages = [self._shares.messages(*each) for each in steps[:-1]]
-        messages.append(self._shares.messages(*(steps[-1] if steps else ()), draw=draw, queries=queries))
-        return list(zip(*messages, strict=True))
-
-    def _nearest(
-        self, parts: Sequence[Part], answers: Sequence[Sequence[Answer]], pool: np.ndarray
-    ) -> list[RecallArrays | None]:
-        """What is drawn among the nearest references of the anchors of all ``parts``."""
-        asking = [(part.ids, own) for part, own in zip(parts, answers, strict=True) if part.ids is not None]
-        rows = ray.put(np.concatenate([self._shares.queries(ids, own) for ids, own in asking]))
-        anchors, present = np.concatenate([ids for ids, _ in asking]), ray.put(pool)
-        found = get([store.nearest.remote(rows, present) for store in self._stores])
-        near = merge_nearest(found, len(anchors), self._settings.neighbours + 1)
-        draw = get(self._index.choose.remote(anchors, parts[0].epoch, near))
-        sent = zip(self._stores, self._shares.messages(draw=draw), strict=True)
-        recall = self._shares.recall(draw, get([store.read.remote(message) for store, message in sent]))
-        recalls: list[RecallArrays | None] = []
-        at = 0
-        for part in parts:
-            own = slice(at, at + len(part.ids)) if part.ids is not None else None
-            recalls.append(None if own is None else RecallArrays(recall.rows[own], recall.found[own], recall.ids[own]))
-            at = at if own is None else own.stop
-        return recalls
 
 
 class ShardedMemory:
