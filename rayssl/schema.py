@@ -29,10 +29,20 @@ _SHOWN = 6  # mistakes of a configuration in one message
 _DEEPEST = 5  # keys of a path that is suggested
 
 
+class _Absent:
+    """Stands for an attribute that a class has not got."""
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        raise AttributeError
+
+
 class Config(BaseModel):
     """Frozen, and strict about keys: a misspelt key is an error and is never ignored."""
 
+    if not typing.TYPE_CHECKING:
+        validate = _Absent()  # pydantic keeps this method of its version 1, and warns of a key with its name
     model_config = ConfigDict(
+        ignored_types=(_Absent,),
         extra="forbid",
         frozen=True,
         validate_default=True,

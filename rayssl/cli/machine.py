@@ -30,6 +30,7 @@ def add(verbs: Verbs) -> None:
     _add_memory(measured)
     _add_shuffle(measured)
     _add_ingest(measured)
+    _add_judges(measured)
 
 
 def _add_kmeans(measured: Verbs) -> None:
@@ -128,6 +129,19 @@ def _add_ingest(measured: Verbs) -> None:
     parser.add_argument("--json", action="store_true", help="print a last line of JSON with all figures")
 
 
+def _add_judges(measured: Verbs) -> None:
+    example = "runs/gsc/simclr runs/gsc/ssps --utterances 500 --json"
+    text = "which figures without labels agree with the true EER, over stored checkpoints"
+    parser = declare(measured, judges, text, example)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder or URI of a run with trials, or of a sweep")
+    of = "corpus of the figures without labels (default: the training corpus of each run)"
+    parser.add_argument("--corpus", default="", metavar="URI", help=of)
+    add_whole_numbers(parser, ("utterances", 1000, "utterances of it that are embedded"))
+    seconds = "length of a segment of pseudo-trials (default 2)"
+    parser.add_argument("--segment-s", type=float, default=2.0, dest="segment_s", metavar="S", help=seconds)
+    parser.add_argument("--json", action="store_true", help="print a last line of JSON with all figures")
+
+
 def _lengths(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
@@ -220,6 +234,23 @@ def ingest(arguments: argparse.Namespace) -> int:
     figures = measure(IngestCase(**given), lambda line: print(line, file=sys.stderr, flush=True))
     print(table(figures))
     say_next(arguments, "doctor", note="whether this machine has the cores that a GPU needs")
+    if arguments.json:
+        print(json.dumps(figures))
+    return 0
+
+
+def judges(arguments: argparse.Namespace) -> int:
+    """Judges stored checkpoints with and without labels, and prints Spearman's correlation of each figure with the EER.
+
+    Each run needs checkpoints of several epochs (training.checkpoints.milestones), or give several runs.
+    """
+    from rayssl.bench.judges import measure, table
+
+    names = ("corpus", "utterances", "segment_s")
+    given = {name: value for name, value in vars(arguments).items() if name in names}
+    figures = measure(arguments.runs, lambda line: print(line, file=sys.stderr, flush=True), **given)
+    print(table(figures["correlation"]))
+    say_next(arguments, "report", arguments.runs[0])
     if arguments.json:
         print(json.dumps(figures))
     return 0

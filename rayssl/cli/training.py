@@ -34,6 +34,7 @@ def train(arguments: argparse.Namespace) -> int:
     from rayssl.door import train_recorded
     from rayssl.progress import Line, open_screen
     from rayssl.runs.origin import origins
+    from rayssl.training import checkpoint
 
     tree, experiment = read_experiment(arguments)
     where = origins(tree, arguments.overrides, experiment)
@@ -44,8 +45,8 @@ def train(arguments: argparse.Namespace) -> int:
         metrics = train_recorded(experiment, where, allow_change=changes, **how)
     finally:
         screen.close()
-    epochs, loss = experiment.training.epochs, metrics.get("loss", float("nan"))
-    result = f"{experiment.run}: trained to epoch {epochs}, loss {loss:.4f}"
+    done = checkpoint.read_meta(checkpoint.locate(experiment.run, "last")).epoch  # validation may have ended it early
+    result = f"{experiment.run}: trained to epoch {done}, loss {metrics.get('loss', float('nan')):.4f}"
     if arguments.log == "json":
         screen.show(Line(result))
         return 0

@@ -10,6 +10,7 @@ from rayssl.errors import ConfigError, UserError
 from rayssl.evaluation.settings import ClassificationConfig, StagingConfig, VerificationConfig
 from rayssl.experiment.job import Job
 from rayssl.models.nightmel import NightMelConfig
+from rayssl.training.validate import KINDS
 
 
 def check(job: Job) -> list[str]:
@@ -32,6 +33,7 @@ def check(job: Job) -> list[str]:
 
     for key, corpus in {bank.key: bank.corpus for bank in job.banks()}.items():
         look(key, lambda corpus=corpus: _noises(corpus, job.manifest.rate))  # type: ignore[misc]
+    _validation(job, look)
     settings = job.experiment.evaluation
     if isinstance(settings, VerificationConfig):
         _verification(settings, look)
@@ -55,6 +57,27 @@ def _noises(corpus: str, rate: int) -> None:
     manifest = shards.read_manifest(corpus)
     if manifest.rate != rate:
         raise ConfigError(f"{corpus} is at {manifest.rate} Hz, the run's corpus at {rate} Hz; prepare it again")
+
+
+def _validation(job: Job, look: Callable[[str, Callable[[], object]], None]) -> None:
+    settings = job.experiment.training.validate
+    if settings is None:
+        return
+    uri, trial_list, of = settings.corpus, settings.trials, {KINDS[name].of for name in settings.figures}
+    if uri is not None:
+        look("training.validate.corpus", lambda: _held_out(uri, job.manifest))
+    if "trials" in of and uri is not None and trial_list is not None:
+        look("training.validate.trials", lambda: trials.read_for(trial_list, uri))
+    if "labels" in of and uri is not None:
+        look("training.validate.corpus", lambda: _classes(job, uri))
+
+
+def _held_out(uri: str, training: Manifest) -> None:
+    manifest = shards.read_manifest(uri)
+    if not manifest.rows or manifest.nights is not None:
+        raise ConfigError(f"{uri} has no utterances; name a corpus of utterances")
+    if manifest.rate != training.rate:
+        raise ConfigError(f"{uri} is at {manifest.rate} Hz, the run's corpus at {training.rate} Hz; prepare it again")
 
 
 def _verification(settings: VerificationConfig, look: Callable[[str, Callable[[], object]], None]) -> None:

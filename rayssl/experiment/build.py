@@ -12,6 +12,7 @@ from rayssl.batches.plan import Cursor
 from rayssl.errors import DamagedCheckpoint
 from rayssl.experiment.config import Experiment
 from rayssl.experiment.job import Job, position
+from rayssl.experiment.judging import judge_of
 from rayssl.methods.base import Method
 from rayssl.models.encoder import Encoder, build_encoder
 from rayssl.models.layout import placed
@@ -154,6 +155,7 @@ def build_loop(job: Job, context: Context) -> Loop:
             nights=_night_input(job, context),
             ahead=1 if memory is None else experiment.memory.ahead,
             repeats=experiment.memory.sync == "strict" and not (memory is None and prototypes is None),
+            judge=judge_of(job, context.device),
         )
     )
     if loaded is not None:

@@ -16,7 +16,9 @@ from rayssl.methods.registry import AnyMethod
 from rayssl.models.encoder import EncoderConfig
 from rayssl.schema import Config
 from rayssl.storage.settings import StorageConfig
+from rayssl.training.checkpoint import Best
 from rayssl.training.state import TrainingConfig
+from rayssl.training.validate import KINDS
 from rayssl.views.recipes import ViewsConfig
 
 
@@ -220,8 +222,31 @@ class Experiment(Config):
         if not self.worker_counts:
             self._tell_indivisible()
         training = self.training
+        self._check_validation()
         method.check_training(epochs=training.epochs, epoch_steps=training.epoch_steps, labels=labels is not None)
         return self
+
+    def _check_validation(self) -> None:
+        """Raises ValueError if the method has not got what ``training.validate`` asks for."""
+        validate, method = self.training.validate, self.method
+        if validate is None:
+            return
+        if method.sequences:
+            raise ValueError(
+                f"training.validate: not for method.name={method.name}, which learns nights; rayssl evaluate judges "
+                "its checkpoints"
+            )
+        of_clusters = [name for name in validate.figures if KINDS[name].of == "clusters"]
+        if of_clusters and not method.clusters_references:
+            raise ValueError(
+                f"training.validate: {of_clusters[0]} is of the clusters of ssps, which method.name={method.name} "
+                "has not got; take effective_rank or pseudo_eer"
+            )
+
+    @property
+    def best(self) -> Best:
+        """Which checkpoint of the run is the best one."""
+        return self.training.best(self.method.loss_changes_after)
 
     @property
     def worker_counts(self) -> list[int]:
@@ -269,6 +294,7 @@ def located(experiment: Experiment) -> Experiment:
         "views": experiment.views.located(),
         "encoder": experiment.encoder.located(),
         "method": experiment.method.located(),
+        "training": experiment.training.located(),
         "evaluation": None if evaluation is None else evaluation.located(),
     }
     return experiment.model_copy(update=changes)

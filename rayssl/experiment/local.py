@@ -20,7 +20,8 @@ from rayssl.batches.plan import Cursor
 from rayssl.batches.streams import joined
 from rayssl.errors import DamagedCheckpoint, Stopped
 from rayssl.experiment.build import build_loop
-from rayssl.experiment.job import Job, position
+from rayssl.experiment.ending import ended
+from rayssl.experiment.job import Job
 from rayssl.memory.classes.memory import ClassMemory
 from rayssl.memory.classes.settings import ClassSettings
 from rayssl.memory.utterances.memory import UtteranceMemory
@@ -121,12 +122,9 @@ def train(
     experiment = job.experiment
     until = min(until or experiment.training.epochs, experiment.training.epochs)
     screen = screen or _printed()
-    start = position(job)
-    if start.epoch >= until:
-        meta = checkpoint.read_meta(checkpoint.locate(job.run, "last"))
-        line = f"{experiment.run}: already trained to epoch {meta.epoch}; raise training.epochs to train more"
-        screen.show(Line(line))
-        return meta.metrics
+    done = ended(job, until, lambda line: screen.show(Line(line)))
+    if done is not None:
+        return done
     for line in job.header():
         screen.show(Line(line))
     torch.set_num_threads(max(1, int(experiment.ray.cpus_per_worker)))

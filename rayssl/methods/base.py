@@ -226,6 +226,11 @@ class MethodConfig(ComponentConfig):
         return False
 
     @property
+    def loss_changes_after(self) -> int:
+        """The number of epochs after which the loss is another one, which cannot be compared with that before; or 0."""
+        return 0
+
+    @property
     def clusters_references(self) -> bool:
         """Whether the references in its memory are clustered (the clustering can then overlap with the training)."""
         return False
@@ -284,10 +289,7 @@ class MethodConfig(ComponentConfig):
         """
 
     def build(self, encoder: Encoder, facts: JobFacts) -> Method:
-        """Makes the method: calls its class with the settings, ``encoder`` and ``facts.views``.
-
-        Override it if the class needs more, for example ``facts.classes``.
-        """
+        """Makes the method from settings, ``encoder`` and ``facts.views``. Override it if its class needs more."""
         made: Method = self._make(encoder, facts.views)
         return made
 

@@ -161,6 +161,11 @@ class SSPSConfig(MethodConfig):
         start = self.start_from and storage.absolute(self.start_from)
         return self.model_copy(update={"over": self.over.located(), "start_from": start})
 
+    @property
+    def loss_changes_after(self) -> int:
+        """``start_epoch``: from there on positives come from other utterances."""
+        return self.start_epoch
+
     def recalls(self, epoch: int) -> bool:
         """True from ``start_epoch`` on."""
         return epoch >= self.start_epoch

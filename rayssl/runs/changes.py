@@ -16,6 +16,7 @@ FREE = (
     *("run", "ray", "evaluation", "storage", "corpus.readers"),
     *("memory.shards", "memory.threads", "memory.cpus", "memory.memory_bytes", "memory.gpus"),
     *("training.epochs", "training.checkpoints", "training.log_every", "training.verify_every", "training.trackers"),
+    "training.validate",  # it looks at copies of the weights
     "training.compile",  # as the machine does: it moves the last digits
 )
 _SHOWN = 8

@@ -46,6 +46,6 @@ def find(run: str, which: str = "last", overrides: list[str] | None = None) -> R
     """
     experiment = located(read_run(run, overrides or []))
     run = storage.absolute(run)
-    uri = checkpoint.locate(run, which, experiment.training.checkpoints.best)
+    uri = checkpoint.locate(run, which, experiment.best)
     meta = checkpoint.read_meta(uri)
     return RunCheckpoint(run, experiment, uri, meta.step, str(meta.files.get("state.pt", {}).get("sha256", "")))

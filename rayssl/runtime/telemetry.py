@@ -56,6 +56,7 @@ OTHER_GAUGES = {
     "rayssl_epoch": ((), "The epoch that is trained, from 1"),
     "rayssl_last_step_timestamp_seconds": ((), "When figures last came, or the worker began, in Unix time"),
     "rayssl_term": (("term",), "Loss terms and what else a method measures of a step, means like the loss"),
+    "rayssl_validation": (("figure",), "Figures of the last validation: error rates and accuracies are fractions"),
     "rayssl_pseudo_labels": (
         ("class", "count"),
         "Pseudo-labels of the last epoch by class: predicted, confident, right, and of those that truth knows",
@@ -138,6 +139,7 @@ class RayMetrics(Tracker):
             "epoch": self._epoch,
             "refresh": self._refresh,
             "classes": self._classes,
+            "validate": self._validate,
             "event": self._event,
         }.get(kind)
         if take is not None:
@@ -191,6 +193,12 @@ class RayMetrics(Tracker):
                 own[_OTHERS] = sum(numbers[_CLASSES:])
             for name, number in own.items():
                 self._set("rayssl_pseudo_labels", number, {**self._run_tags, "class": name, "count": count})
+
+    def _validate(self, step: int, values: dict[str, Any]) -> None:
+        if self._rank == 0:
+            for name, value in values.items():
+                if name != "epoch":
+                    self._set("rayssl_validation", value, {**self._run_tags, "figure": name})
 
     def _event(self, step: int, values: dict[str, Any]) -> None:
         if self._rank == 0 and values.get("event") == "diverged":

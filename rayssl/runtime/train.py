@@ -27,6 +27,7 @@ from rayssl.batches.streams import joined
 from rayssl.errors import ConfigError, DamagedCheckpoint, Stopped, StorageOutage, UserError
 from rayssl.experiment.build import build_loop
 from rayssl.experiment.config import Experiment
+from rayssl.experiment.ending import ended
 from rayssl.experiment.job import Job, position
 from rayssl.memory.classes.settings import ClassSettings
 from rayssl.memory.utterances.settings import MemorySettings
@@ -70,10 +71,9 @@ def train(job: Job, until: int | None = None, *, screen: Screen | None = None, v
     until = min(until or experiment.training.epochs, experiment.training.epochs)
     screen = screen or open_screen("plain")
     say = partial(_say, screen)
-    if position(job).epoch >= until:
-        meta = checkpoint.read_meta(checkpoint.locate(job.run, "last"))
-        say(f"{job.run}: already trained to epoch {meta.epoch}; raise training.epochs to train more")
-        return meta.metrics
+    done = ended(job, until, say)
+    if done is not None:
+        return done
     cluster.check()
     for each in job.header():
         say(each)

@@ -11,6 +11,8 @@ from rayssl.start.prepare_file import HELD_OUT_NIGHTS, MEL, described, too_small
 from rayssl.start.yaml_text import YamlText
 
 _SMALL = "On CPUs: the small encoder of configs/gsc_simclr.yaml. On a GPU channels of 512 or 1024 are usual."
+_VALIDATIONS = 10  # in a training
+_PAIRED_S = 1.0  # utterances that are mostly shorter have no two segments that say something
 _WORDS = {"time_shift": {"p": 0.5, "most": 0.1}}
 
 
@@ -96,8 +98,39 @@ def _training(made: YamlText, plan: Plan, optimiser: dict[str, Any]) -> None:
         made.key("precision", "bf16", indent=2)
     made.say("Lower lr if the loss jumps; change it with the batch.", indent=2)
     made.key("optimiser", optimiser, indent=2)
-    made.key("checkpoints", {"keep": 1}, indent=2)
+    by_classes = plan.purpose == "classes"
+    made.key("checkpoints", {"keep": 1, "best": None} if by_classes else {"keep": 1}, indent=2)
+    _validate(made, plan, by_classes)
     _workers(made, plan)
+
+
+def _validate(made: YamlText, plan: Plan, by_classes: bool) -> None:
+    size = plan.sizes
+    every = max(1, size.epochs // _VALIDATIONS)
+    if not by_classes and not plan.long and plan.heard.at(0.5) < _PAIRED_S:
+        made.say(
+            "While it trains, the run is judged without labels: how many dimensions are used (effective_rank, high is "
+            "good). --checkpoint best takes the checkpoint with the highest one.",
+            indent=2,
+        )
+        made.key("validate", {"metric": "effective_rank", "utterances": 500, "every_epochs": every}, indent=2)
+    elif not by_classes:
+        made.say(
+            "While it trains, the run is judged without labels: whether two noisy segments of an utterance are told "
+            "from those of others (pseudo_eer, low is good), and how many dimensions are used (effective_rank, high is "
+            "good). --checkpoint best takes the checkpoint with the lowest pseudo_eer.",
+            indent=2,
+        )
+        judged = {"metric": "pseudo_eer", "also": ["effective_rank"], "segment_s": size.segment_s}
+        made.key("validate", {**judged, "utterances": 500, "every_epochs": every}, indent=2)
+    elif plan.held.take is not None:
+        made.say(
+            "While it trains, the accuracy on the test clips is shown. No checkpoint is chosen by it (best: null), so "
+            "the figure of rayssl evaluate stays honest.",
+            indent=2,
+        )
+        judged = {"metric": "balanced_accuracy", "corpus": paths(plan)["test"]}
+        made.key("validate", {**judged, "every_epochs": every}, indent=2)
 
 
 def _workers(made: YamlText, plan: Plan) -> None:

@@ -15,6 +15,7 @@ from rayssl.evaluation.settings import ClassificationConfig, StagingConfig
 from rayssl.experiment.config import Experiment, located
 from rayssl.experiment.files import read_yaml
 from rayssl.schema import Config, Tree, override, parse
+from rayssl.training.validate import KINDS, PREFIX
 
 Point: TypeAlias = dict[str, Any]  # a value for each key of the space
 
@@ -22,6 +23,7 @@ _OF_TRIALS = ("eer", "min_dcf_001", "min_dcf_005")
 _OF_CLASSES = ("balanced_accuracy", "accuracy", "geometric_mean", "macro_f1", "many", "medium", "few")
 _OF_NIGHTS = ("macro_f1", "kappa", "accuracy", "balanced_accuracy")
 _OF_TRAINING = ("loss",)
+_OF_VALIDATION = tuple(PREFIX + name for name in KINDS)
 
 
 class Choices(Config):
@@ -154,8 +156,9 @@ class SweepConfig(Config):
     good ones.
     """
     metric: str
-    """The figure to search by: one of ``rayssl evaluate`` (``eer``, ``balanced_accuracy``, ``macro_f1``, ...), or
-    ``loss``, the training's own. Losses cannot be compared across temperatures or methods.
+    """The figure to search by: one of ``rayssl evaluate`` (``eer``, ``balanced_accuracy``, ``macro_f1``, ...); one of
+    the experiment's ``training.validate``, as ``validate/eer`` or ``validate/pseudo_eer``, which leaves the test alone;
+    or ``loss``, the training's own. Losses cannot be compared across temperatures or methods.
     """
     mode: Literal["min", "max"]
     """Whether the lowest (``min``, for an EER or a loss) or the highest (``max``) value of the metric is best."""
@@ -219,7 +222,7 @@ class SweepPlan:
     @property
     def evaluated(self) -> bool:
         """Whether the metric is one of evaluation, not of training."""
-        return self.config.metric not in _OF_TRAINING
+        return self.config.metric not in (*_OF_TRAINING, *_OF_VALIDATION)
 
     def fixed(self) -> Tree:
         """What may not change when a sweep resumes. The numbers of trials and of those at once may."""
@@ -285,11 +288,34 @@ def _check(plan: SweepPlan, experiment: Experiment) -> None:
             f"scheduler.every={config.scheduler.every} is not below training.epochs={experiment.training.epochs} of "
             f"{where}: nothing would be taken over"
         )
-    _check_metric(config.metric, experiment, where)
+    _check_metric(plan, experiment)
 
 
-def _check_metric(metric: str, experiment: Experiment, where: str) -> None:
+def _check_validated(metric: str, plan: SweepPlan, experiment: Experiment) -> None:
+    """Raises `ConfigError` if the experiment does not validate by ``metric`` at each rung."""
+    validate, where = experiment.training.validate, plan.where
+    if validate is None:
+        raise ConfigError(f"metric: '{metric}' needs training.validate, and {where} has none; add it")
+    known = [PREFIX + name for name in validate.figures]
+    if metric not in known:
+        raise ConfigError(
+            f"metric: '{metric}' is no figure of training.validate in {where}; there are {', '.join(known)}"
+        )
+    last = experiment.training.epochs
+    missed = [epoch for epoch in plan.rungs(experiment) if not validate.due(epoch, last)]
+    if missed:
+        raise ConfigError(
+            f"metric: '{metric}' is not known after epoch {missed[0]}, where trials are judged: "
+            f"training.validate.every_epochs is {validate.every_epochs}; set it to 1"
+        )
+
+
+def _check_metric(plan: SweepPlan, experiment: Experiment) -> None:
+    metric, where = plan.config.metric, plan.where
     if metric in _OF_TRAINING:
+        return
+    if metric.startswith(PREFIX):
+        _check_validated(metric, plan, experiment)
         return
     settings = experiment.evaluation
     known: tuple[str, ...] = _OF_CLASSES if isinstance(settings, ClassificationConfig) else _OF_TRIALS

@@ -13,9 +13,9 @@ import hashlib
 import io
 import json
 import pickle
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -36,7 +36,8 @@ class CheckpointConfig(Config):
     """When checkpoints are written, and which ones stay.
 
     ``every_steps``: steps between checkpoints inside an epoch; 0 for none. The end of an epoch always has one.
-    ``keep``: how many of the last ones stay. ``best``: the one with the lowest epoch mean of this metric stays too.
+    ``keep``: how many of the last ones stay. ``best``: the one with the lowest epoch mean of this metric stays too,
+    unless ``training.validate`` judges.
     ``milestones``: those at the end of these epochs (counted from 1) stay for ever.
     """
 
@@ -48,8 +49,8 @@ class CheckpointConfig(Config):
     """How many of the last checkpoints stay. Older ones are deleted, except the best one and the milestones."""
     best: str | None = "loss"
     """The metric whose lowest mean over an epoch marks the best checkpoint, which stays too and is called ``best``. A
-    name from the epoch lines of ``metrics.jsonl``; null keeps none. The loss of SSPS before and after
-    ``method.start_epoch`` cannot be compared.
+    name from the epoch lines of ``metrics.jsonl``; null keeps none. From ``method.start_epoch`` of SSPS on, only epochs
+    after it count: losses before and after cannot be compared. With ``training.validate``, its metric decides instead.
     """
     milestones: list[Annotated[int, Field(ge=1)]] = []
     """The epochs, counted from 1, whose last checkpoint stays for ever, for example to evaluate the course of a
@@ -62,7 +63,8 @@ class Meta:
     """What ``meta.json`` holds.
 
     ``step``: optimiser steps done. ``epoch``, ``epoch_step``: the cursor of the next batch. ``metrics``: those of the
-    last epoch. ``files``: the records of the other files.
+    last epoch. ``files``: the records of the other files. ``validated``: how far validation has come, see
+    `rayssl.training.validating.Validation`; empty without any.
     """
 
     step: int
@@ -71,6 +73,30 @@ class Meta:
     architecture: str
     metrics: dict[str, float] = field(default_factory=dict)
     files: Records = field(default_factory=dict)
+    validated: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Best:
+    """Which checkpoint is the best: of those at the end of an epoch, the one with the best ``metric``.
+
+    ``metric``: a name in `Meta.metrics`; None for no best one. ``mode``: whether the lowest or the highest value is
+    best. ``since``: once there is a checkpoint of a later epoch than this (counted from 1), only later ones count: the
+    values before are of another objective.
+    """
+
+    metric: str | None = "loss"
+    mode: Literal["min", "max"] = "min"
+    since: int = 0
+
+    def of(self, metas: Iterable[Meta]) -> int | None:
+        """The step of the best of the checkpoints ``metas``, the earliest of equal ones; None if none has a value."""
+        ends = [meta for meta in metas if meta.epoch_step == 0]
+        if any(meta.epoch > self.since for meta in ends):
+            ends = [meta for meta in ends if meta.epoch > self.since]
+        sign = 1.0 if self.mode == "min" else -1.0
+        scored = {meta.step: sign * meta.metrics[self.metric] for meta in ends if self.metric in meta.metrics}
+        return min(scored, key=lambda step: (scored[step], step)) if scored else None
 
 
 @dataclass(frozen=True)
@@ -105,10 +131,23 @@ def save(run: str, meta: Meta, state: dict[str, Any], memory: Callable[[str], Re
     written = {_STATE: pieces.recorded(uri, _STATE, lambda stream: torch.save(state, stream))}
     if memory is not None:
         written |= memory(uri)
-    body = {**meta.__dict__, "files": written}
+    _write_meta(uri, replace(meta, files=written))
+    return uri
+
+
+def _write_meta(uri: str, meta: Meta) -> None:
+    body = dict(meta.__dict__)
     text = json.dumps({**body, _DIGEST: _digest(body)}, indent=1)
     storage.write_bytes(storage.join(uri, _META), text.encode())
-    return uri
+
+
+def amend(run: str, step: int, metrics: Mapping[str, float], validated: dict[str, float]) -> None:
+    """Adds ``metrics`` to those of the complete checkpoint of ``run`` at ``step``, and replaces `Meta.validated`.
+
+    One small object is written anew, whole. Raises `CheckpointError` or `StorageError`.
+    """
+    meta = read_meta(_uri(run, step))
+    _write_meta(_uri(run, step), replace(meta, metrics={**meta.metrics, **metrics}, validated=validated))
 
 
 def steps(run: str) -> list[int]:
@@ -121,13 +160,13 @@ def steps(run: str) -> list[int]:
     return sorted(found)
 
 
-def locate(run: str, which: str, best: str | None = "loss") -> str:
+def locate(run: str, which: str, best: Best = Best()) -> str:
     """The URI of the checkpoint ``which`` of a run.
 
     Args:
         run: folder or URI of the run.
         which: ``last``, ``best``, ``epoch-N`` (the end of epoch N, counted from 1) or ``step-N``.
-        best: the metric that ``best`` is the lowest of, at the end of an epoch.
+        best: which one ``best`` is.
 
     Raises:
         CheckpointError: there is no such checkpoint. The message names the run and the checkpoints that it has.
@@ -143,8 +182,7 @@ def locate(run: str, which: str, best: str | None = "loss") -> str:
         metas = {step: read_meta(_uri(run, step)) for step in known}
         ends = {step: meta for step, meta in metas.items() if meta.epoch_step == 0}
         if which == "best":
-            scored = {step: meta.metrics[best] for step, meta in ends.items() if best in meta.metrics}
-            chosen = min(scored, key=lambda step: scored[step]) if scored else None
+            chosen = best.of(ends.values())
         else:
             chosen = next((step for step, meta in ends.items() if which == f"epoch-{meta.epoch}"), None)
     if chosen is None:
@@ -281,9 +319,10 @@ def load_module(module: torch.nn.Module, state: dict[str, torch.Tensor], uri: st
     module.load_state_dict(state)
 
 
-def prune(run: str, config: CheckpointConfig) -> None:
+def prune(run: str, config: CheckpointConfig, best: Best | None = None) -> None:
     """Removes the checkpoints that ``config`` does not keep, and what an interrupted `save` or `prune` left behind.
 
+    ``best``: which one is the best (default: the lowest ``config.best``).
     ``meta.json`` is removed first, so that no checkpoint is half there. Only the run's one writer calls this, after
     `save`.
     """
@@ -298,10 +337,8 @@ def prune(run: str, config: CheckpointConfig) -> None:
     metas = {step: read_meta(_uri(run, step)) for step in known}
     ends = {step: meta for step, meta in metas.items() if meta.epoch_step == 0}
     wanted |= {step for step, meta in ends.items() if meta.epoch in config.milestones}
-    scored = {step: meta.metrics[config.best] for step, meta in ends.items() if config.best in meta.metrics}
-    if scored:
-        wanted.add(min(scored, key=lambda step: scored[step]))
-    for step in set(known) - wanted:
+    chosen = (best or Best(config.best)).of(ends.values())
+    for step in set(known) - wanted - {chosen}:
         storage.remove(storage.join(_uri(run, step), _META))
         storage.remove(_uri(run, step), recursive=True)
 

@@ -34,10 +34,11 @@ from rayssl.methods.base import (
     Views,
 )
 from rayssl.training import checkpoint, kernels, resuming
+from rayssl.training.checkpoint import Meta
 from rayssl.training.classes import HeldClasses
 from rayssl.training.filling import fill
 from rayssl.training.inputs import Later, Raw, batch_of, make_views, to_memory
-from rayssl.training.meters import MetricAccumulator, device_memory, no_figure
+from rayssl.training.meters import CLASS_FIGURES, UTTERANCE_FIGURES, MetricAccumulator, device_memory, no_figure
 from rayssl.training.optim import build_optimiser
 from rayssl.training.passes import InParts, WholeBatch
 from rayssl.training.recalling import Recaller
@@ -45,6 +46,7 @@ from rayssl.training.saving import Saver
 from rayssl.training.schedules import learning_rate
 from rayssl.training.state import TrainState
 from rayssl.training.telling import Teller
+from rayssl.training.validating import Validation
 from rayssl.training.verifying import verify
 from rayssl.views.recipes import Segment
 
@@ -69,21 +71,20 @@ class Loop:
         self.classes = None if settings is None or owner is None else HeldClasses(settings, owner, state.context.device)
         self._looked_at: deque[Raw] = deque()  # batches that were read before their step
         self.refreshed: dict[str, float] = {}  # figures of this epoch's clustering
-        self._metrics: dict[str, float] = {}  # of the last epoch
+        self.metrics: dict[str, float] = {}  # of the last epoch that has ended
         self._window, self._epoch = MetricAccumulator(), MetricAccumulator()
         self.teller = Teller(state)
-        self.saver = Saver(state.run, state.config.checkpoints)
+        self.saver = Saver(state.run, state.config.checkpoints, state.best)
+        self.validation = Validation(self)
 
     def restore(self, loaded: checkpoint.Loaded) -> None:
         """Restores the state that ``loaded`` holds. Raises `CheckpointError` if it does not fit this run."""
         resuming.restore(self, loaded)
 
-    def resume(
-        self, meta: checkpoint.Meta, cursor: Cursor, epoch: MetricAccumulator, refreshed: dict[str, float]
-    ) -> None:
+    def resume(self, meta: Meta, cursor: Cursor, epoch: MetricAccumulator, refreshed: dict[str, float]) -> None:
         """Continues at ``cursor``, with the figures so far of the ``epoch`` and of its clustering."""
-        self._epoch, self.refreshed, self._metrics = epoch, refreshed, dict(meta.metrics)
-        self.step, self.cursor = meta.step, cursor
+        self._epoch, self.refreshed, self.metrics = epoch, refreshed, dict(meta.metrics)
+        self.step, self.cursor, self.validation.standing = meta.step, cursor, dict(meta.validated)
 
     def fit(self, batches: Iterator[Raw], last: int | None = None) -> dict[str, float]:
         """Trains to the end of ``batches`` and returns the metrics of the last epoch that has ended.
@@ -94,20 +95,21 @@ class Loop:
         try:
             with kernels.chosen(self.state):
                 metrics = self._fit(iter(batches), self.state.config.epochs if last is None else last)
-            self._await_saver()
+            self.await_saver()
         except BaseException:
             self.saver.leave()
             raise
         return metrics
 
     def _fit(self, batches: Iterator[Raw], last: int) -> dict[str, float]:
+        self.validation.run_if_due()  # if the process before did not come to its end
         self.state.method.train()
-        raw = self._next(batches)
+        raw = None if self.validation.exhausted else self._next(batches)
         while raw is not None:
             if raw["fill"]:
                 raw = fill(self, raw, batches)
                 if self.stopped:
-                    return self._metrics
+                    return self.metrics
             self.saver.check()
             if self._between_groups():
                 # decided before the steps: if a checkpoint follows, they must not ask the memory for the next recalls
@@ -121,14 +123,16 @@ class Loop:
                 raise
             if self.cursor.step == 0:
                 self._end_epoch()
+                if self.validation.exhausted:
+                    break
             elif self._checkpoint_due():
                 self._save(self._finite_sums(), self._epoch.total_counts())
             if self.stopped and self._between_groups():
-                return self._metrics
+                return self.metrics
             raw = self._next(batches)
-        if self.cursor.epoch < last:
+        if self.cursor.epoch < last and not self.validation.exhausted:
             raise RuntimeError(f"the batches ended at {self.cursor}, before epoch {last}")
-        return self._metrics
+        return self.metrics
 
     def _next(self, batches: Iterator[Raw]) -> Raw | None:
         """The next batch."""
@@ -220,8 +224,9 @@ class Loop:
         self._window.add(step)
         self._window.tick()
         self._epoch.add(step)
-        if self.step == 0 and state.memory is None and state.prototypes is None:  # with one there are more figures
-            self._epoch.check(state.config.checkpoints.best)
+        if self.step == 0:
+            of_memory = UTTERANCE_FIGURES if state.memory is not None else ()
+            self._epoch.check(state.best_of_training, of_memory if state.prototypes is None else CLASS_FIGURES)
         self.step += 1
         self._advance()
         self.teller.step(epoch, self.step)
@@ -266,7 +271,7 @@ class Loop:
             metrics |= self.refreshed | state.memory.metrics()
         if self.classes is not None and state.context.rank == 0:
             metrics |= self.classes.metrics()
-        self._metrics = metrics
+        self.metrics = metrics
         counts = self._epoch.total_counts()
         if state.log is not None:
             state.log.observe("step", self._window.durations)
@@ -275,10 +280,12 @@ class Loop:
                 whole = {name: value.tolist() for name, value in counts.items()}
                 state.log.write("classes", self.step, epoch=epoch, names=list(state.method.class_names), **whole)
         self.teller.trained(epoch, self.step, metrics)
-        if state.context.rank == 0 and (line := no_figure(state.config.checkpoints.best, metrics)):
+        if state.context.rank == 0 and (line := no_figure(state.best_of_training, metrics)):
             state.context.say(line)
         self._save(sums, counts)
-        state.context.report({"epoch": epoch, "step": self.step, **metrics})
+        if not self.stopped:  # else the next process does it first
+            self.validation.run_if_due()
+        state.context.report({"epoch": epoch, "step": self.step, **self.metrics})
         self._window, self._epoch = MetricAccumulator(), MetricAccumulator()
 
     def _log(self, lr: float, epoch: int) -> None:
@@ -320,15 +327,17 @@ class Loop:
         state = self.state
         began = time.perf_counter()
         states = collectives.gather_objects(resuming.random_state(state.context.device))
-        self._await_saver()
+        self.await_saver()
         if state.context.rank == 0:
             if state.log is not None:
                 state.log.flush()  # before the save: a resumed run never writes the lines before its checkpoint again
-            meta = checkpoint.Meta(self.step, self.cursor.epoch, self.cursor.step, state.architecture, self._metrics)
+            at, standing = self.cursor, dict(self.validation.standing)
+            meta = Meta(self.step, at.epoch, at.step, state.architecture, self.metrics, validated=standing)
             self.saver.start(meta, resuming.content(self, states, sums, counts), state.checkpointable)
         self.leave_out(time.perf_counter() - began)
 
-    def _await_saver(self) -> None:
+    def await_saver(self) -> None:
+        """Waits until no checkpoint is being written. Every rank must call this."""
         collectives.wait_for_rank_0(self.saver.idle)
         self.saver.check()
 

@@ -13,6 +13,14 @@ from rayssl import collectives
 from rayssl.errors import ConfigError
 from rayssl.methods.base import Step
 
+# What the epoch lines have of a memory. Some come late (with the first clustering), or only with labels.
+UTTERANCE_FIGURES = (
+    "clusters_used", "coverage", "empty_clusters", "largest_cluster", "nmi_recording", "nmi_speaker", "objective",
+    "pool_size", "queue_fill", "recording_accuracy", "reference_fill", "rejected", "repaired", "seconds",
+    "speaker_accuracy", "stability", "staleness_steps", "useful_rate", "version",
+)  # fmt: skip
+CLASS_FIGURES = ("dropped", "prototypes_filled", "queue_fill", "rejected", "staleness_steps")
+
 
 @dataclass
 class MetricAccumulator:
@@ -45,9 +53,9 @@ class MetricAccumulator:
         self.since += seconds
         self._mark += seconds
 
-    def check(self, best: str | None) -> None:
-        """Raises `ConfigError` if ``best`` is no figure of these steps."""
-        line = no_figure(best, {*self.terms, *self.speed(1)})
+    def check(self, best: str | None, others: Iterable[str]) -> None:
+        """Raises `ConfigError` if ``best`` is no figure of these steps, and none of ``others``."""
+        line = no_figure(best, {*self.terms, *self.speed(1), *others})
         if line is not None:
             raise ConfigError(line)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from rayssl.training import checkpoint
-from rayssl.training.checkpoint import CheckpointConfig, Meta
+from rayssl.training.checkpoint import Best, CheckpointConfig, Meta
 from rayssl.training.context import Checkpointable
 
 _LEAVE_S = 60.0  # how long a training that has failed waits for the checkpoint that is being written
@@ -24,8 +24,8 @@ _LEAVE_S = 60.0  # how long a training that has failed waits for the checkpoint 
 class Saver:
     """Writes the checkpoints of a run, and prunes them. Only rank 0 uses it."""
 
-    def __init__(self, run: str, config: CheckpointConfig) -> None:
-        self._run, self._config = run, config
+    def __init__(self, run: str, config: CheckpointConfig, best: Best) -> None:
+        self._run, self._config, self._best = run, config, best
         self._running: Future[None] | None = None
 
     def start(self, meta: Meta, state: dict[str, Any], memory: Checkpointable | None) -> None:
@@ -39,13 +39,17 @@ class Saver:
         def run() -> None:
             try:
                 checkpoint.save(self._run, meta, kept, written)
-                checkpoint.prune(self._run, self._config)
+                self.prune()
                 running.set_result(None)
             except BaseException as error:
                 running.set_exception(error)
 
         self._running = running
         Thread(target=run, name="checkpoint", daemon=True).start()
+
+    def prune(self) -> None:
+        """Removes the checkpoints that need not stay. Not while one is being written."""
+        checkpoint.prune(self._run, self._config, self._best)
 
     def idle(self, seconds: float = 0.0) -> bool:
         """Whether nothing is being written, or it ends within ``seconds``."""

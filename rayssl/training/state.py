@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from pydantic import Field, model_validator
 from torch import nn
@@ -11,12 +12,13 @@ from torch import nn
 from rayssl.memory.classes.settings import ClassSettings
 from rayssl.methods.base import Method
 from rayssl.schema import Config
-from rayssl.training.checkpoint import CheckpointConfig
+from rayssl.training.checkpoint import Best, CheckpointConfig
 from rayssl.training.context import ClassClient, Context, MemoryClient
 from rayssl.training.nights import NightInput
 from rayssl.training.optim import OptimiserConfig
 from rayssl.training.stopping import Stopping
 from rayssl.training.trackers.base import Tracker, Trackers
+from rayssl.training.validate import PREFIX, ValidateConfig
 from rayssl.views.recipes import SegmentPlan
 
 
@@ -76,6 +78,10 @@ class TrainingConfig(Config):
     """The optimiser, its learning rate, and how the rate changes."""
     checkpoints: CheckpointConfig = CheckpointConfig()
     """When checkpoints are written, and which ones stay."""
+    validate: ValidateConfig | None = None  # type: ignore[assignment]
+    """How the run is judged while it trains, on a held-out part or without labels; the best checkpoint follows it. Null
+    judges by ``checkpoints.best``, which says little: a loss falls also where nothing useful is learned.
+    """
     log_every: int = Field(10, ge=1)
     """Steps between two lines of figures in ``metrics.jsonl`` and in the trackers; each line has the means since the
     last one. The terminal shows the loss of the last line.
@@ -94,7 +100,33 @@ class TrainingConfig(Config):
     def _possible(self) -> TrainingConfig:
         if self.accumulate > 1 and self.verify_every:
             raise ValueError("verify_every: computes a whole batch at once; leave it out, or set accumulate to 1")
+        if self.validate is not None and self.checkpoints.best not in ("loss", None):
+            raise ValueError(
+                f"checkpoints.best={self.checkpoints.best}: validate.metric={self.validate.metric} decides which "
+                "checkpoint is best; leave one of them out"
+            )
         return self
+
+    def best(self, since: int) -> Best:
+        """Which checkpoint is the best one; ``since``: see `MethodConfig.loss_changes_after`."""
+        if self.validate is None or self.checkpoints.best is None:
+            return Best(self.checkpoints.best, since=since)
+        return Best(PREFIX + self.validate.metric, self.validate.best)  # its figures mean the same before and after
+
+    def located(self) -> TrainingConfig:
+        """The same settings with absolute paths."""
+        return self if self.validate is None else self.model_copy(update={"validate": self.validate.located()})
+
+
+class Judge(Protocol):
+    """Computes the figures of a validation."""
+
+    def figures(self, method: Method, known: Mapping[str, float]) -> dict[str, float]:
+        """The figures of ``method`` as it is now, by name, the same on every rank. Every rank must call this.
+
+        ``known``: the metrics of the epoch, on rank 0. A figure that cannot be known yet is left out. ``method`` and
+        the random states stay as they are. Raises `UserError`.
+        """
 
 
 @dataclass
@@ -106,7 +138,7 @@ class TrainState:
     the steps of a pass over the stream, if an epoch is not exactly one pass. ``labelled_steps``: the steps of a pass
     over the labelled stream. ``nights``: makes the views of a corpus of nights. ``ahead``: the steps of one request to
     the memory of utterances; 1 without one. ``repeats``: whether a second run must have the same bits on the same
-    machine.
+    machine. ``judge``: computes the figures of ``training.validate``; None without it.
     """
 
     config: TrainingConfig
@@ -129,6 +161,17 @@ class TrainState:
     ahead: int = 1
     repeats: bool = True
     stopping: Stopping = field(default_factory=Stopping)
+    judge: Judge | None = None
+
+    @property
+    def best(self) -> Best:
+        """Which checkpoint of the run is the best one."""
+        return self.config.best(self.method.config.loss_changes_after)
+
+    @property
+    def best_of_training(self) -> str | None:
+        """The metric of the training that marks the best checkpoint; None if none is wanted, or validation does it."""
+        return None if self.config.validate is not None else self.config.checkpoints.best
 
     @property
     def checkpointable(self) -> MemoryClient | ClassClient | None:

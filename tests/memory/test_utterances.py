@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.metrics import normalized_mutual_info_score
 
 from rayssl.clustering.points import unit_rows
 from rayssl.memory.utterances.exchange import RecallArrays, RememberArrays
 from rayssl.memory.utterances.memory import UtteranceMemory
 from rayssl.memory.utterances.settings import MemorySettings
+from rayssl.training.meters import UTTERANCE_FIGURES
 
 SPEAKERS, RECORDINGS, UTTERANCES = 10, 4, 6  # utterances of each recording, recordings of each speaker
 N = SPEAKERS * RECORDINGS * UTTERANCES
@@ -100,6 +102,28 @@ def test_metrics_by_hand() -> None:
     assert metrics["clusters_used"] == pytest.approx(len(np.unique(assignment[present])) / (2 * SPEAKERS))
     assert memory.metrics() == metrics
     assert "coverage" not in memory.metrics()
+
+
+def test_what_a_clustering_says_of_itself() -> None:
+    """Sizes by hand; stability is the NMI with the clustering before, by scikit-learn, also after a restart."""
+    memory, resumed = _memory(), _memory()
+    memory.remember(_everything(slice(0, N - 7)))  # the last seven have no reference
+    first = memory.refresh(0)
+    before = memory.state_dict()["clusters.assignment"]
+    resumed.load_state_dict(memory.state_dict())
+    for each in (memory, resumed):
+        each.remember(_everything(channel=1.0))
+    second, again = memory.refresh(1), resumed.refresh(1)
+    after = memory.state_dict()["clusters.assignment"]
+    for judged, assignment in ((first, before), (second, after)):
+        sizes = np.array([(assignment == k).sum() for k in range(2 * SPEAKERS)])
+        assert judged["largest_cluster"] == pytest.approx(sizes.max() / (assignment >= 0).sum())
+        assert judged["empty_clusters"] == pytest.approx((sizes == 0).sum() / (2 * SPEAKERS))
+    both = (before >= 0) & (after >= 0)
+    assert both.sum() == N - 7 and "stability" not in first
+    assert second["stability"] == pytest.approx(normalized_mutual_info_score(before[both], after[both]))
+    assert again["stability"] == second["stability"] < 1
+    assert {*first, *second, *memory.metrics()} <= set(UTTERANCE_FIGURES)
 
 
 def test_without_labels_no_accuracy() -> None:

@@ -109,3 +109,16 @@ def test_a_sweep_over_nights_knows_their_figures(tmp_path: Path) -> None:
         assert plan(tmp_path, *nights, metric=metric, mode="max").evaluated
     with pytest.raises(ConfigError, match=r"'eer' is no figure .* there are macro_f1, kappa"):
         plan(tmp_path, *nights)
+
+
+def test_a_sweep_may_search_by_validation(tmp_path: Path) -> None:
+    """It evaluates nothing then; each rung must have a validation."""
+    validate = "training.validate={metric: pseudo_eer, also: [effective_rank]}"
+    assert not plan(tmp_path, validate, metric="validate/pseudo_eer").evaluated
+    assert not plan(tmp_path, validate, "evaluation=null", metric="validate/effective_rank", mode="max").evaluated
+    with pytest.raises(ConfigError, match=r"needs training\.validate, and .* has none"):
+        plan(tmp_path, metric="validate/pseudo_eer")
+    with pytest.raises(ConfigError, match=r"'validate/eer' is no figure .*; there are validate/pseudo_eer, "):
+        plan(tmp_path, validate, metric="validate/eer")
+    with pytest.raises(ConfigError, match="is not known after epoch 1, where trials are judged"):
+        plan(tmp_path, validate, "training.validate.every_epochs=2", metric="validate/pseudo_eer")

@@ -79,6 +79,7 @@ class Index:
         self.queue = PositivesQueue(settings.utterances, settings.queue)
         self.version = 0  # of the clustering: 0 before the first refresh
         self.pending: Clustering | None = None  # what the next refresh brings into use
+        self._stability: float | None = None  # how much the clustering in use shares with the one before
         # until the first refresh nothing is whitened: the identity
         self.whitening = Whitening.identity(settings.reference_dim) if settings.compares_whitened else None
         self._counters = np.zeros(len(_COUNTERS), dtype=np.int64)
@@ -164,6 +165,10 @@ class Index:
     def adopt(self, clustering: Clustering | None) -> None:
         """A new version; ``clustering`` comes into use (None where nothing is clustered)."""
         if clustering is not None:
+            before, after = self._clustering.assignment, clustering.assignment
+            both = (before >= 0) & (after >= 0)
+            several = self.version > 0 and both.any()
+            self._stability = normalized_mutual_information(before[both], after[both]) if several else None
             self._use(clustering)
         self.version += 1
 
@@ -172,14 +177,20 @@ class Index:
         self._layout = Layout(clustering.assignment, len(clustering.centroids))
 
     def judged(self) -> dict[str, float]:
-        """The assignment in use: objective, repaired, clusters_used, and where there are labels nmi_speaker and
-        nmi_recording; empty where nothing is clustered.
+        """The assignment in use: objective, repaired, clusters_used, empty_clusters and largest_cluster, from the
+        second clustering on stability, and where there are labels nmi_speaker and nmi_recording; see
+        `rayssl.memory.utterances.memory.UtteranceMemory.refresh`. Empty where nothing is clustered.
         """
         if not self.settings.clustered:
             return {}
         assignment = self._clustering.assignment
         result = {"objective": self._clustering.objective, "repaired": float(self._clustering.repaired)}
         result["clusters_used"] = self._clusters_used()
+        sizes = np.bincount(assignment[assignment >= 0], minlength=self.settings.clusters)
+        result["empty_clusters"] = float((sizes == 0).mean())
+        result["largest_cluster"] = float(sizes.max() / max(1, sizes.sum()))
+        if self._stability is not None:
+            result["stability"] = self._stability
         for kind in ("speaker", "recording"):
             labels = getattr(self.utterances, f"{kind}s")
             known = (labels >= 0) & (assignment >= 0)

@@ -82,7 +82,7 @@ def other_curves(run: Run, most: int = 9) -> str | None:
     """One small picture for each other number that changes during the run, at most ``most``; None without any."""
     drawn = {*_SPECIAL, *_POSITIVES, *_CLUSTERS}
     panels: dict[str, tuple[Floats, Floats]] = {}
-    for kind in ("step", "epoch"):
+    for kind in ("validate", "step", "epoch"):
         for name in run.names(kind):
             steps, values = run.series(kind, name)
             if name not in drawn and name not in panels and len(values) > 1 and np.ptp(values) > 0:

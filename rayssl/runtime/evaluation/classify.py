@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from rayssl.batches.selection import selection
-from rayssl.data import decode, shards
+from rayssl.data import shards
 from rayssl.data.shards import Manifest
 from rayssl.errors import ConfigError, CorpusError
 from rayssl.evaluation import finetune, probes
 from rayssl.evaluation.imbalance import ClassificationResult, classification_result
 from rayssl.evaluation.settings import ClassificationConfig
+from rayssl.experiment.clips import class_of, labelled_clips, waves
 from rayssl.experiment.config import Experiment
 from rayssl.inference.encoder import load_encoder
 from rayssl.runtime.embedding.actors import embed, matrix
@@ -55,10 +54,7 @@ def classify(
     manifest, test = shards.read_manifest(experiment.corpus.uri), shards.read_manifest(settings.corpus)
     names, ids, labels = labelled_clips(experiment, manifest)
     table = embed(experiment, uri, settings.corpus, normalise=False, local=local)
-    known = {name: k for k, name in enumerate(names)}
-    test_names = shards.read_labels(settings.corpus)["label"]
-    mapped = np.array([*(known.get(name, -1) for name in test_names), -1])  # the last one is for label -1
-    classes = mapped[np.asarray(table["label"].to_numpy())]
+    classes = class_of(names, settings.corpus, test)
     tested = np.flatnonzero(classes >= 0)
     if not len(tested):
         raise CorpusError(
@@ -84,21 +80,6 @@ def classify(
             "evaluation.probes: empty, and the method has no classifier of its own; name linear, knn or finetune"
         )
     return results, table
-
-
-def labelled_clips(experiment: Experiment, manifest: Manifest) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """The names of the classes, and the ids ``[n]`` and classes ``[n]`` of training clips whose labels may be used."""
-    uri = experiment.corpus.uri
-    if experiment.labels is not None:
-        chosen = selection(manifest, uri, experiment.labels.split, "labelled")
-        ids, classes = chosen.ids_and_classes()
-        return [each.name for each in manifest.splits[experiment.labels.split].classes], ids, classes
-    names = shards.read_labels(uri)["label"]
-    labels = np.concatenate([shards.read_shard(uri, shard, ["label"])["label"].to_numpy() for shard in manifest.shards])
-    ids = np.flatnonzero(labels >= 0)
-    if not len(ids):
-        raise CorpusError(f"{uri}: no clip has a label; prepare it with labels, or evaluate on trials")
-    return names, ids, labels[ids]
 
 
 def own_classifier(
@@ -130,12 +111,12 @@ def _probed(
     if probe == "knn":
         return probes.knn(material.train_rows[chosen], labels, material.test_rows)
     manifest, test, tested = corpora
-    waves = _waves(experiment.corpus.uri, manifest, material.train_ids[chosen])
+    heard = waves(experiment.corpus.uri, manifest, material.train_ids[chosen])
     device = torch.device("cuda" if torch.cuda.is_available() and experiment.ray.gpu is not False else "cpu")
     how = settings.finetune
     encoder, head = finetune.finetune(
         load_encoder(experiment, uri, manifest.rate),
-        waves,
+        heard,
         labels,
         classes=len(material.names),
         epochs=how.epochs,
@@ -146,7 +127,7 @@ def _probed(
         seed=experiment.seed,
         device=device,
     )
-    return finetune.predict(encoder, head, _waves(settings.corpus, test, tested), device, settings.batch)
+    return finetune.predict(encoder, head, waves(settings.corpus, test, tested), device, settings.batch)
 
 
 def _result(
@@ -171,14 +152,3 @@ def _result(
         head=head,
         share=share,
     )
-
-
-def _waves(uri: str, manifest: Manifest, ids: np.ndarray) -> list[Any]:
-    """The samples of the utterances ``ids``, in their order."""
-    found: dict[int, Any] = {}
-    for shard in manifest.shards:
-        inside = ids[(ids >= shard.first_id) & (ids < shard.first_id + shard.rows)]
-        if len(inside):
-            audio = shards.read_shard(uri, shard, ["audio"])["audio"]
-            found |= {int(k): decode.pcm(audio[int(k) - shard.first_id].as_py(), manifest.format) for k in inside}
-    return [found[int(k)] for k in ids]

@@ -45,7 +45,7 @@ def evaluate(run: str, which: str = "last", overrides: list[str] | None = None, 
         )
     experiment = located(experiment)
     settings = experiment.evaluation or settings
-    uri = checkpoint.locate(storage.absolute(run), which, experiment.training.checkpoints.best)
+    uri = checkpoint.locate(storage.absolute(run), which, experiment.best)
     folder = storage.join(run, "evaluation") if which == "last" else storage.join(run, "evaluation", which)
     storage.check_writable(folder)
     experiment.storage.apply()
