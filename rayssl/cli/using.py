@@ -1,4 +1,4 @@
-"""``rayssl embed | score``: a trained encoder on audio, prepared or plain."""
+"""``rayssl embed | score | publish``: a trained encoder on audio, prepared or plain, and a folder of it for others."""
 
 from __future__ import annotations
 
@@ -26,6 +26,10 @@ def add(verbs: Verbs) -> None:
     """Declares the verbs of this file."""
     _add_embed(verbs)
     _add_score(verbs)
+    folder: Argument = ("folder", {"metavar": "FOLDER", "help": "a new folder or URI"})
+    text, example = "a folder for others: weights, configuration, model card", "runs/synthetic/ssps published/voices"
+    published = declare(verbs, publish, text, example, RUN, folder)
+    published.add_argument("--checkpoint", default="last", help=CHECKPOINT)
 
 
 def _add_embed(verbs: Verbs) -> None:
@@ -150,6 +154,23 @@ def score(arguments: argparse.Namespace) -> int:
 
         print(f"{arguments.trials}: {summary_line(verification_result(scores, labels))}")
     _say_after(arguments, model, threshold, listed[0].enrol)
+    return 0
+
+
+def publish(arguments: argparse.Namespace) -> int:
+    """Writes the encoder of a run into a new folder: safetensors weights, the configuration without places, and a model
+    card with data, method and figures, whose licence is left open. rayssl.load, score, embed and encoder.start_from
+    read it, also from a hub as hf://OWNER/NAME. Evaluate the run first: then the card has its figures.
+    """
+    from rayssl.inference.publishing import publish as write
+
+    done = write(arguments.run, arguments.folder, arguments.checkpoint)
+    figures = "with its figures" if done.evaluated else "without figures, because this checkpoint was not evaluated"
+    print(
+        f"{done.folder}: the encoder of {done.checkpoint}, {done.bytes / 1e6:.1f} MB of weights; the card README.md is "
+        f"{figures}, and its licence is yours to choose"
+    )
+    say_next(arguments, "score", done.folder, "A.wav", "B.wav", note=f"or to a hub: hf upload OWNER/NAME {done.folder}")
     return 0
 
 

@@ -16,11 +16,11 @@ from rayssl.data import decode
 from rayssl.data.sources.night_files import NightFilesConfig
 from rayssl.errors import AudioError
 from rayssl.evaluation.embeddings import frozen
-from rayssl.inference.encoder import encoder_of, head_of
+from rayssl.inference.encoder import encoder_of
 from rayssl.inference.staging import StagedNight, Stager, stage_nights, staging_parts
 from rayssl.models.encoder import Encoder
 from rayssl.runs.reading import RunCheckpoint, find
-from rayssl.training import checkpoint as checkpoints
+from rayssl.training import weights
 
 Waveform: TypeAlias = "Tensor | np.ndarray | list[float]"
 
@@ -181,13 +181,13 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 
 def load(run: str | PathLike[str], checkpoint: str = "last", device: str | torch.device | None = None) -> Model:
-    """Loads the frozen encoder of a run.
+    """Loads the frozen encoder of a run, or of a folder that ``rayssl publish`` wrote.
 
     Weights are read without executing pickled code. torch's random state does not change.
 
     Args:
-        run: folder or ``s3://`` URI of the run.
-        checkpoint: ``last``, ``best``, ``epoch-N`` or ``step-N``.
+        run: folder or URI of the run or of the published encoder, also ``hf://OWNER/NAME``.
+        checkpoint: ``last``, ``best``, ``epoch-N`` or ``step-N``; a published encoder has only ``last``.
         device: where to compute (default: a GPU if there is one).
 
     Raises:
@@ -195,7 +195,7 @@ def load(run: str | PathLike[str], checkpoint: str = "last", device: str | torch
     """
     source = find(str(run), checkpoint)
     with torch.random.fork_rng(devices=[]):
-        loaded = checkpoints.load(source.uri, mapped=True)
-        encoder = encoder_of(source.experiment, loaded, decode.RATE)
+        found = weights.of_run(source.uri)
+        encoder = encoder_of(source.experiment, found, decode.RATE)
     chosen = device if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
-    return Model(encoder, source, decode.RATE, torch.device(chosen), head_of(loaded))
+    return Model(encoder, source, decode.RATE, torch.device(chosen), found.head)

@@ -17,6 +17,7 @@ from rayssl.data.trials import Trial
 from rayssl.evaluation.verification import det_curve
 from rayssl.inference.model import Model, cosine
 from rayssl.runs.reading import RunCheckpoint
+from rayssl.training import weights
 
 _KEPT = 50_000  # embeddings that a list of trials holds in memory, 100 MB of 512 dimensions
 
@@ -49,8 +50,12 @@ def eer_threshold(scores: ArrayLike, labels: ArrayLike) -> float:
 def threshold_of(source: RunCheckpoint, which: str = "last") -> Threshold | None:
     """The threshold from the evaluation of the checkpoint ``which`` of a run; None if it was not evaluated on trials.
 
-    None also for an evaluation of another checkpoint, or one with normalised scores, which are no cosines.
+    None also for an evaluation of another checkpoint, or one with normalised scores, which are no cosines. A published
+    folder says its own.
     """
+    if weights.is_published(source.run):
+        given = weights.about(source.run).get("threshold")
+        return None if given is None else Threshold(**given)
     for folder in ("evaluation", f"evaluation/{which}"):
         place = storage.join(source.run, folder)
         if not storage.exists(storage.join(place, "scores.parquet")):

@@ -104,7 +104,7 @@ class Fbank(Frontend):
 
     def samples_for(self, frames: int) -> int:
         """The smallest number of samples that makes ``frames`` frames."""
-        return (frames - 1) * self.hop + (self.length if self.kaldi else 1)
+        return (frames - 1) * self.hop + self.length if self.kaldi else max(1, (frames - 1) * self.hop)
 
 
 def _padded(length: int) -> int:
