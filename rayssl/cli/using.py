@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rayssl.inference.scoring import Threshold
 
 CHECKPOINT = "last (default), best, epoch-N or step-N"
+_RUN: Argument = ("run", {"metavar": "RUN", "help": "folder or URI of a run or a published encoder; hf://OWNER/NAME"})
 _OVERRIDE = re.compile(r"[a-z_]\w*(\.[\w-]+)*=")
 _PLAIN = "embeddings.parquet"
 
@@ -36,7 +37,7 @@ def _add_embed(verbs: Verbs) -> None:
     what = "audio files and folders of them; or a prepared corpus, then a folder for its Parquet files; key.path=value"
     inputs: Argument = ("inputs", {"nargs": "+", "metavar": "FILE", "help": what})
     text = "embed audio files, or a prepared corpus"
-    embedded = declare(verbs, embed, text, "runs/synthetic/ssps a.wav recordings --out embeddings.npz", RUN, inputs)
+    embedded = declare(verbs, embed, text, "runs/synthetic/ssps a.wav recordings --out embeddings.npz", _RUN, inputs)
     embedded.epilog = f"{embedded.epilog}; of a corpus: {embedded.prog} runs/x runs/synthetic/test embeddings/test"
     place = f"of audio files: a .parquet or .npz file or URI (default {_PLAIN}); of a corpus: a folder or URI"
     embedded.add_argument("--out", metavar="OUT", help=place)
@@ -51,7 +52,7 @@ def _add_embed(verbs: Verbs) -> None:
 def _add_score(verbs: Verbs) -> None:
     two = {"nargs": "*", "metavar": "FILE", "help": "two audio files or URIs"}
     text = "how alike two audio files are: the cosine of their embeddings"
-    scored = declare(verbs, score, text, "runs/synthetic/ssps a.wav b.flac", RUN, ("files", two))
+    scored = declare(verbs, score, text, "runs/synthetic/ssps a.wav b.flac", _RUN, ("files", two))
     listed = (
         "instead of two files: a list of pairs, a line 'label FILE FILE' each, label 1 for the same speaker, else 0"
     )

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rayssl import storage
 from rayssl.data import shards
 from rayssl.errors import UserError
 from rayssl.experiment.config import Experiment
+from rayssl.inference.scoring import evaluation_of
 from rayssl.runs.reading import RunCheckpoint
+from rayssl.training import weights
 
 # figures of an evaluation in the order of the card: their keys in result.json, their names, and how they are shown
 _FIGURES = (
@@ -41,17 +41,12 @@ class Facts:
 
 def results_of(source: RunCheckpoint, which: str) -> list[dict[str, Any]]:
     """The figures of the evaluation of this checkpoint, a dictionary for each classifier; empty if there is none."""
-    for folder in ("evaluation", f"evaluation/{which}"):
-        place = storage.join(source.run, folder, "result.json")
-        if not storage.exists(place):
-            continue
-        found = json.loads(storage.read_text(place))
-        results = found if isinstance(found, list) else [found]
-        if results and all(each.get("checkpoint") == source.checkpoint for each in results):
-            kept = {"head", "share", "norm", *(key for key, *_ in (*_FIGURES, *_SIZES))}
-            kept |= {f"{key}_{end}" for key, *_ in _FIGURES for end in ("low", "high")}
-            return [{key: value for key, value in each.items() if key in kept} for each in results]
-    return []
+    if weights.is_published(source.run):
+        return list(weights.about(source.run).get("results", []))
+    found = evaluation_of(source, which)
+    kept = {"head", "share", "norm", *(key for key, *_ in (*_FIGURES, *_SIZES))}
+    kept |= {f"{key}_{end}" for key, *_ in _FIGURES for end in ("low", "high")}
+    return [] if found is None else [{key: each[key] for key in each if key in kept} for each in found[1]]
 
 
 def data_of(experiment: Experiment) -> str:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,6 +15,7 @@ from torch import Tensor
 from rayssl import storage
 from rayssl.data import listed
 from rayssl.data.trials import Trial
+from rayssl.errors import ConfigError
 from rayssl.evaluation.verification import det_curve
 from rayssl.inference.model import Model, cosine
 from rayssl.runs.reading import RunCheckpoint
@@ -56,18 +58,35 @@ def threshold_of(source: RunCheckpoint, which: str = "last") -> Threshold | None
     if weights.is_published(source.run):
         given = weights.about(source.run).get("threshold")
         return None if given is None else Threshold(**given)
+    found = evaluation_of(source, which)
+    if found is None or len(found[1]) != 1 or found[1][0].get("norm") != "none":
+        return None
+    place, (result,) = storage.join(found[0], "scores.parquet"), found[1]
+    if not storage.exists(place):
+        return None
+    with listed.damage(place, "run rayssl evaluate again"):
+        table = listed.parquet(storage.read_bytes(place))
+        value = eer_threshold(table["score"].to_numpy(), table["label"].to_numpy())
+    return Threshold(value, result["eer"], result["trials"])
+
+
+def evaluation_of(source: RunCheckpoint, which: str) -> tuple[str, list[dict[str, Any]]] | None:
+    """The folder of the evaluation of this checkpoint of a run, and its results, one for each classifier.
+
+    None if the checkpoint ``which`` was not evaluated, or before it became another one.
+    """
     for folder in ("evaluation", f"evaluation/{which}"):
         place = storage.join(source.run, folder)
-        if not storage.exists(storage.join(place, "scores.parquet")):
+        path = storage.join(place, "result.json")
+        if not storage.exists(path):
             continue
-        result = json.loads(storage.read_text(storage.join(place, "result.json")))
-        if result.get("checkpoint") != source.checkpoint or result.get("norm") != "none":
-            continue
-        where = storage.join(place, "scores.parquet")
-        with listed.damage(where, "run rayssl evaluate again"):
-            table = listed.parquet(storage.read_bytes(where))
-            value = eer_threshold(table["score"].to_numpy(), table["label"].to_numpy())
-        return Threshold(value, result["eer"], result["trials"])
+        try:
+            found = json.loads(storage.read_text(path))
+        except ValueError:
+            raise ConfigError(f"{path}: damaged; run rayssl evaluate again") from None
+        results = found if isinstance(found, list) else [found]
+        if results and all(each.get("checkpoint") == source.checkpoint for each in results):
+            return place, results
     return None
 
 

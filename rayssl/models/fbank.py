@@ -27,7 +27,7 @@ class FbankConfig(FrontendConfig):
     """``n_mels`` bands up to half the sample rate, windows of 25 ms every 10 ms; see `Fbank`."""
 
     name: Literal["fbank"] = "fbank"
-    """Log-mel bands as kaldi, wespeaker or speechbrain compute them, for a start from weights of theirs; for ecapa."""
+    """Log-mel bands as kaldi, wespeaker or speechbrain compute them, for a start from weights of theirs."""
     style: Literal["kaldi", "speechbrain"] = "kaldi"
     """Whose features these are: ``kaldi``'s filter banks, which wespeaker uses, or those of ``speechbrain``. Take the
     one with which the weights in ``encoder.start_from`` were trained.
