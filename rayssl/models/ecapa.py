@@ -68,7 +68,10 @@ class EcapaConfig(BackboneConfig):
 
 
 class Ecapa(Backbone):
-    """``[B, F, T]`` features to ``[B, embedding_dim]``. T must be above 4 frames, because the ends are reflected."""
+    """``[B, F, T]`` features to ``[B, embedding_dim]``.
+
+    T must be above 4 frames, because the ends are reflected; with wespeaker's zeros, 2 frames have a deviation.
+    """
 
     Config = EcapaConfig
     least_frames = max(_DILATIONS) + 1
@@ -77,6 +80,7 @@ class Ecapa(Backbone):
         super().__init__()
         channels, mfa = config.channels, config.mfa_channels or 3 * config.channels
         zeros = config.variant == "wespeaker"
+        self.least_frames = 2 if zeros else max(_DILATIONS) + 1
         self.stem = Tdnn(features, channels, kernel=5, zeros=zeros)
         self.blocks = nn.ModuleList(SeRes2Net(config, dilation) for dilation in _DILATIONS)
         self.mfa = Tdnn(len(_DILATIONS) * channels, mfa, normed=config.variant == "speechbrain")
@@ -176,6 +180,7 @@ class AttentiveStatistics(nn.Module):
         of_frame, of_utterance = weight[:, : self.channels], weight[:, self.channels :]
         if self.plain:
             frames = x.shape[time]
+            torch._check(frames > 1, lambda: "one frame has no deviation")
             spread = (variance * (frames / (frames - 1)) + _LEAST_PLAIN).sqrt()
         else:
             spread = _deviation(variance)

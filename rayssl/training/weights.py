@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -195,7 +196,8 @@ def _tensors(place: str, data: bytes) -> dict[str, Tensor]:
         if place.endswith(".safetensors"):
             found: Any = safetensors.torch.load(data)
         else:
-            found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            with warnings.catch_warnings(action="ignore"):  # of the age of the file
+                found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
         kind: Literal["safetensors", "torch"] = "safetensors" if place.endswith(".safetensors") else "torch"
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import pyarrow as pa
@@ -134,7 +135,8 @@ class FileWriter(Embedder):
 
     def __init__(self, job: EmbeddingTask, out: str, made_from: str) -> None:
         super().__init__(job)
-        self.out, self.made_from, self.names = out, made_from, shards.read_labels(job.corpus)
+        self.out, self.made_from = out, made_from
+        self.names = cache(partial(shards.read_labels, job.corpus))
 
     def answer(self, index: int) -> bytes:
         """Writes the file of shard ``index``; the answer is the index."""

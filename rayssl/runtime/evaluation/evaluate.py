@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -61,7 +62,7 @@ def evaluate(run: str, which: str = "last", overrides: list[str] | None = None, 
         from rayssl.runtime.evaluation.classify import classify  # imports scikit-learn, which trials do not need
 
         results, table = classify(experiment, settings, uri, local=local)
-        _write_table(folder, "embeddings", with_names(table, shards.read_labels(settings.corpus)))
+        _write_table(folder, "embeddings", with_names(table, partial(shards.read_labels, settings.corpus)))
         _write_result(folder, [result.model_dump(mode="json") for result in results])
         return results
     return _verify(experiment, settings, uri, folder, local)
@@ -150,7 +151,7 @@ def _verify(experiment: Experiment, settings: VerificationConfig, uri: str, fold
             "score": pa.array(scores, pa.float32()),
         }
     )
-    _write_table(folder, "embeddings", with_names(table, shards.read_labels(settings.corpus)))
+    _write_table(folder, "embeddings", with_names(table, partial(shards.read_labels, settings.corpus)))
     _write_table(folder, "scores", scored)
     _write_result(folder, result.model_dump(mode="json"))
     return result
