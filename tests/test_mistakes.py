@@ -26,6 +26,12 @@ TYPED = {
     "evaluate corpus --local": r"corpus: no config\.yaml there; give the folder of a run",
     "evaluate run --local": r"run: no config\.yaml there; give the folder of a run",
     "report nowhere": r"nowhere: no run here",
+    "train experiment.yaml --local encoder.start_from=nowhere": r"encoder\.start_from: .*/nowhere: no checkpoint there",
+    "score run a.wav": r"give two audio files, or a list of pairs with --trials",
+    "score nowhere a.wav b.wav": r"nowhere: no config\.yaml there; give the folder of a run",
+    "embed run texts": r"texts: no audio files in this folder",
+    "embed run absent.wav": r"absent\.wav: no such file or folder",
+    "publish run made": r"run: no config\.yaml there; give the folder of a run",
     "train experiment.yaml --local seed": r"override 'seed': write it as key\.path=value",
 }
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from rayssl import __version__
-from rayssl.cli import components, configuration, data, fetching, machine, reference, results, start, training
+from rayssl.cli import components, configuration, data, fetching, machine, reference, results, start, training, using
 from rayssl.cli.parser import Verb
 from rayssl.errors import Stopped, UserError
 
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"rayssl {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     # in the order of the help
-    for group in (start, configuration, fetching, data, training, results, components, machine, reference):
+    for group in (start, configuration, fetching, data, training, results, using, components, machine, reference):
         group.add(verbs)
     parser.set_defaults(program=parser)  # for the verb that writes the completion of all of them
     return parser

@@ -1,4 +1,4 @@
-"""``rayssl evaluate | embed | export | report``: what to do with a trained run."""
+"""``rayssl evaluate | stage | export | report``: what to do with a trained run; `using` has its encoder on audio."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ def add(verbs: Verbs) -> None:
     scored = declare(verbs, evaluate, text, "runs/synthetic/ssps --checkpoint best", RUN, OVERRIDES)
     scored.add_argument("--checkpoint", default="last", help="last (default), best, epoch-N, step-N, or every")
     scored.add_argument("--local", action="store_true", help="in this process alone, without Ray")
-    _add_embed(verbs)
     _add_stage(verbs)
     exported = declare(verbs, export, "one file that needs only torch", "runs/synthetic/ssps --out encoder.pt2", RUN)
     exported.add_argument("--checkpoint", default="last", help=_CHECKPOINT)
@@ -28,19 +27,6 @@ def add(verbs: Verbs) -> None:
     page = declare(verbs, report, "one self-contained HTML page", "runs/a runs/b runs/c --out comparison.html", runs)
     place = "file or URI (default: RUN/report.html; for several runs comparison.html)"
     page.add_argument("--out", metavar="PAGE", help=place)
-
-
-def _add_embed(verbs: Verbs) -> None:
-    corpus: Argument = ("corpus", {"metavar": "CORPUS", "help": "folder or URI of a prepared corpus"})
-    place = "folder or URI for the Parquet files, one for each shard of the corpus"
-    out: Argument = ("out", {"metavar": "OUT", "help": place})
-    text, example = "embed a corpus into Parquet files", "runs/synthetic/ssps runs/synthetic/test embeddings/test"
-    embedded = declare(verbs, embed, text, f"{example} --actors 4", RUN, corpus, out, OVERRIDES)
-    embedded.add_argument("--checkpoint", default="last", help=_CHECKPOINT)
-    actors = "number of actors (default: the run's evaluation.actors, or one for each GPU)"
-    embedded.add_argument("--actors", type=count, default=0, metavar="N", help=actors)
-    precision = "of the encoder; bf16 has three digits (default: the run's evaluation.precision, or fp32)"
-    embedded.add_argument("--precision", choices=("fp32", "bf16"), help=precision)
 
 
 def _add_stage(verbs: Verbs) -> None:
@@ -66,25 +52,6 @@ def evaluate(arguments: argparse.Namespace) -> int:
         for each in figures if isinstance(figures, list) else [figures]:
             print(f"{arguments.run} ({which}): {runtime.summary_line(each)}", flush=True)
     say_next(arguments, "report", arguments.run)
-    return 0
-
-
-def embed(arguments: argparse.Namespace) -> int:
-    """Embeds a prepared corpus into a folder of Parquet files. After an interruption the same command resumes."""
-    from rayssl.runtime.embedding.files import embed_corpus
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    given = (arguments.run, arguments.corpus, arguments.out, arguments.checkpoint, arguments.overrides)
-    done = embed_corpus(*given, actors=arguments.actors, precision=arguments.precision, say=say)
-    record = done.record
-    made = f"{done.made} made now in {done.wall_s:.1f} s" if done.made else "all were there before"
-    print(
-        f"{arguments.out}: {record.rows} embeddings [{record.dim}] of {arguments.corpus} by {record.checkpoint}, "
-        f"in {len(record.files)} Parquet files ({made})"
-    )
-    say_next(arguments, "export", arguments.run, note="the encoder as one file that needs only torch")
     return 0
 
 

@@ -19,7 +19,7 @@ from rayssl.models.layout import placed
 from rayssl.models.nightmel import NightMelConfig
 from rayssl.models.norm import set_sync
 from rayssl.random import draws
-from rayssl.training import checkpoint
+from rayssl.training import checkpoint, weights
 from rayssl.training.context import Context
 from rayssl.training.kernels import compile_encoders
 from rayssl.training.loop import Loop
@@ -39,10 +39,25 @@ def build_method(job: Job) -> Method:
 
     A rank builds this one network and no other.
     """
-    experiment = job.experiment
-    method = experiment.method.build(build_run_encoder(experiment, job.manifest.rate), job.facts)
-    set_sync(method, experiment.training.sync_batchnorm)
+    return _method(job, build_run_encoder(job.experiment, job.manifest.rate))
+
+
+def _method(job: Job, encoder: Encoder) -> Method:
+    method = job.experiment.method.build(encoder, job.facts)
+    set_sync(method, job.experiment.training.sync_batchnorm)
     return method
+
+
+def start_encoder(job: Job, encoder: Encoder) -> str | None:
+    """Gives the encoder of a new run the weights that ``encoder.start_from`` names. Returns their URI.
+
+    This must come before the method is built, which may copy the encoder, for example for a teacher. Returns None if
+    nothing is named, or if the run has checkpoints. Raises `UserError` if the weights do not fit.
+    """
+    config = job.experiment.encoder
+    if config.start_from is None or checkpoint.steps(job.run):
+        return None
+    return weights.start(encoder, config, config.start_from)
 
 
 def pretrain(job: Job, method: Method) -> str | None:
@@ -76,6 +91,8 @@ def check_start(job: Job, say: Callable[[str], None] = lambda line: None) -> Cur
 def _checked_start(job: Job) -> Cursor:
     start = position(job)
     if not checkpoint.steps(job.run):
+        if job.experiment.encoder.start_from is not None:
+            start_encoder(job, build_run_encoder(job.experiment, job.manifest.rate))
         return start
     loaded = checkpoint.load(checkpoint.locate(job.run, "last"))
     if loaded.meta.architecture != job.architecture:
@@ -125,13 +142,16 @@ def build_loop(job: Job, context: Context) -> Loop:
         ConfigError, CorpusError: a corpus of noises or rooms cannot be used.
     """
     experiment, training = job.experiment, job.experiment.training
-    method = placed(build_method(job), context.device)
+    encoder = build_run_encoder(experiment, job.manifest.rate)
+    # one rank reads the weights to start from, and `wrap` gives the others rank 0's
+    source = collectives.on_rank_0(lambda: start_encoder(job, encoder))
+    method = placed(_method(job, encoder), context.device)
     compile_encoders(method, training, context.device, context.say if context.rank == 0 else lambda line: None)
     memory = None if job.utterances is None else context.utterance_memory(job.utterances)
     prototypes = None if job.classes is None else context.class_memory(job.classes)
     loaded = collectives.on_rank_0(lambda: _last(job))  # one rank reads it from storage
-    # `wrap` gives the others rank 0's weights
-    source = collectives.on_rank_0(lambda: pretrain(job, method)) if loaded is None else None
+    if loaded is None:
+        source = collectives.on_rank_0(lambda: pretrain(job, method)) or source
     wrapped = context.wrap(method)
     log = context.open_log(loaded.meta.step if loaded else None)
     loop = Loop(

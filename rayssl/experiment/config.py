@@ -217,6 +217,10 @@ class Experiment(Config):
                 "memory.clustering=overlapped needs a method that clusters (ssps, sampling cluster or centroid); "
                 "leave it out"
             )
+        if self.encoder.start_from is not None and method.starts_from is not None:
+            raise ValueError(
+                "encoder.start_from and method.start_from both give the encoder its first weights; leave one out"
+            )
         if method.learns_labels and labels is None:
             raise ValueError(f"method.name={method.name}: learns from labels; name a split in labels.split")
         if not self.worker_counts:
@@ -287,12 +291,12 @@ class Experiment(Config):
 def located(experiment: Experiment) -> Experiment:
     """The same experiment with absolute paths, since each Ray worker has its own working folder."""
     absolute = storage.absolute
-    evaluation = experiment.evaluation
+    evaluation, start = experiment.evaluation, experiment.encoder.start_from
     changes = {
         "run": absolute(experiment.run),
         "corpus": experiment.corpus.model_copy(update={"uri": absolute(experiment.corpus.uri)}),
         "views": experiment.views.located(),
-        "encoder": experiment.encoder.located(),
+        "encoder": experiment.encoder.located().model_copy(update={"start_from": start and absolute(start)}),
         "method": experiment.method.located(),
         "training": experiment.training.located(),
         "evaluation": None if evaluation is None else evaluation.located(),

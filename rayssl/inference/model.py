@@ -16,11 +16,11 @@ from rayssl.data import decode
 from rayssl.data.sources.night_files import NightFilesConfig
 from rayssl.errors import AudioError
 from rayssl.evaluation.embeddings import frozen
-from rayssl.inference.encoder import encoder_of, head_of
+from rayssl.inference.encoder import encoder_of
 from rayssl.inference.staging import StagedNight, Stager, stage_nights, staging_parts
 from rayssl.models.encoder import Encoder
 from rayssl.runs.reading import RunCheckpoint, find
-from rayssl.training import checkpoint as checkpoints
+from rayssl.training import weights
 
 Waveform: TypeAlias = "Tensor | np.ndarray | list[float]"
 
@@ -84,7 +84,7 @@ class Model:
             AudioError: the waveform has another shape or type, is too short, too loud or not finite.
         """
         samples = self._samples(waveform, rate)
-        found = self._forward(samples if samples.ndim == 2 else samples[None], "waveform")
+        found = self.embed_samples(samples if samples.ndim == 2 else samples[None], "waveform")
         return found if samples.ndim == 2 else found[0]
 
     def embed_file(self, path: str | PathLike[str]) -> Tensor:
@@ -94,20 +94,23 @@ class Model:
         averaged, other rates are resampled, and samples are rounded to 16 bits, as `rayssl prepare` does for a corpus.
         Raises `AudioError` or `StorageError` naming ``path``.
         """
+        return self.embed_samples(self.read_file(path)[None], str(path))[0]
+
+    def read_file(self, path: str | PathLike[str]) -> np.ndarray:
+        """The samples of an audio file as `embed_file` embeds them: float32 ``[T]`` in [-1, 1] at the model's rate."""
         name = str(path)
         try:
             samples = decode.decode(storage.read_bytes(name), "mean", self.rate)
         except decode.DecodeError as error:
             raise AudioError(f"{name}: {error}; give an audio file such as WAV, FLAC, Ogg or MP3") from None
-        return self._forward(decode.quantise(samples).astype(np.float32)[None] / np.float32(32768.0), name)[0]
+        return decode.quantise(samples).astype(np.float32) / np.float32(32768.0)
 
     def score(self, path_a: str | PathLike[str], path_b: str | PathLike[str]) -> float:
         """The cosine in [-1, 1] between the embeddings of two audio files. More similar files have a higher score.
 
         Raises `AudioError` or `StorageError`, as `embed_file` does.
         """
-        a, b = self.embed_file(path_a).double(), self.embed_file(path_b).double()
-        return float(F.cosine_similarity(a, b, dim=0).clamp(-1.0, 1.0))
+        return cosine(self.embed_file(path_a), self.embed_file(path_b))
 
     def stage(
         self,
@@ -153,8 +156,11 @@ class Model:
             raise AudioError(f"waveform: reaches {peak:g}; give floats in [-1, 1], or integers as int16")
         return decode.resample(samples, rate, self.rate)
 
-    def _forward(self, samples: np.ndarray, name: str) -> Tensor:
-        """Embeddings ``[B, D]`` of float32 ``[B, T]``."""
+    def embed_samples(self, samples: np.ndarray, name: str) -> Tensor:
+        """Embeddings ``[B, D]`` of float32 ``[B, T]`` at the model's rate; ``name`` is for the message of `AudioError`.
+
+        The samples are not looked at: `embed` is for samples of any kind.
+        """
         count = samples.shape[1]
         if count < self.minimum_samples:
             raise AudioError(
@@ -169,14 +175,19 @@ class Model:
         return found
 
 
+def cosine(a: Tensor, b: Tensor) -> float:
+    """The cosine in [-1, 1] between two embeddings ``[D]``."""
+    return float(F.cosine_similarity(a.double(), b.double(), dim=0).clamp(-1.0, 1.0))
+
+
 def load(run: str | PathLike[str], checkpoint: str = "last", device: str | torch.device | None = None) -> Model:
-    """Loads the frozen encoder of a run.
+    """Loads the frozen encoder of a run, or of a folder that ``rayssl publish`` wrote.
 
     Weights are read without executing pickled code. torch's random state does not change.
 
     Args:
-        run: folder or ``s3://`` URI of the run.
-        checkpoint: ``last``, ``best``, ``epoch-N`` or ``step-N``.
+        run: folder or URI of the run or of the published encoder, also ``hf://OWNER/NAME``.
+        checkpoint: ``last``, ``best``, ``epoch-N`` or ``step-N``; a published encoder has only ``last``.
         device: where to compute (default: a GPU if there is one).
 
     Raises:
@@ -184,7 +195,7 @@ def load(run: str | PathLike[str], checkpoint: str = "last", device: str | torch
     """
     source = find(str(run), checkpoint)
     with torch.random.fork_rng(devices=[]):
-        loaded = checkpoints.load(source.uri, mapped=True)
-        encoder = encoder_of(source.experiment, loaded, decode.RATE)
+        found = weights.of_run(source.uri)
+        encoder = encoder_of(source.experiment, found, decode.RATE)
     chosen = device if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
-    return Model(encoder, source, decode.RATE, torch.device(chosen), head_of(loaded))
+    return Model(encoder, source, decode.RATE, torch.device(chosen), found.head)

@@ -27,10 +27,10 @@ from rayssl.errors import AudioError, CheckpointError
 from rayssl.evaluation.embeddings import embed_windows, encode_epochs
 from rayssl.evaluation.hypnogram import sleep_variables
 from rayssl.experiment.config import Experiment
-from rayssl.inference.encoder import encoder_of, head_of
+from rayssl.inference.encoder import encoder_of
 from rayssl.models.encoder import Encoder, NightEncoder
 from rayssl.models.nightmel import NightMel
-from rayssl.training import checkpoint
+from rayssl.training import weights
 
 # epochs that a CPU encodes at once where a whole night is read: 40 take 35 MB more and a seventh less of time
 _TOGETHER = 4
@@ -71,11 +71,9 @@ class Stager:
         batch: int = 0,
     ) -> Stager:
         """The stager of a checkpoint. Raises `CheckpointError` if the run does not stage nights."""
-        loaded = checkpoint.load(checkpoint_uri, mapped=True)
-        encoder = encoder_of(experiment, loaded, decode.RATE)
-        return cls(
-            *staging_parts(experiment, checkpoint_uri, encoder, head_of(loaded)), device, stride=stride, batch=batch
-        )
+        found = weights.of_run(checkpoint_uri)
+        encoder = encoder_of(experiment, found, decode.RATE)
+        return cls(*staging_parts(experiment, checkpoint_uri, encoder, found.head), device, stride=stride, batch=batch)
 
     def encode(self, pictures: Iterable[NDArray[np.float16]], together: int | None = None) -> Tensor:
         """What `probabilities` needs of a night's epochs, see `rayssl.evaluation.embeddings.encode_epochs`."""

@@ -1,7 +1,7 @@
 """ECAPA-TDNN (Desplanques, Thienpondt and Demuynck, Interspeech 2020): features to speaker embedding.
 
-With the same weights it computes the same function as speechbrain's `ECAPA_TDNN`; only the order of operations differs.
-The blocks keep the length of the time axis by reflecting it at both ends.
+With the same weights it computes the same function as speechbrain's `ECAPA_TDNN`, or as wespeaker's (``variant``); only
+the order of operations differs. The blocks keep the length of the time axis by reflecting it at both ends, or by zeros.
 
 There are two layouts of features, with the same weights: ``[B, C, T]`` on a CPU, and ``[B, T, C]`` on a GPU. In the
 second one, every convolution is one product over the last axis. ``time`` is the axis of time, 2 or 1.
@@ -24,6 +24,7 @@ _DILATIONS = (2, 3, 4)
 # On a CPU a batched product takes about 3/4 of the time of a convolution with kernel 1, as long as the gradient of the
 # weight fits into the cache: the product makes this gradient once per utterance before summing. In elements.
 _LARGEST_REPEATED = 1 << 22
+_LEAST, _LEAST_PLAIN = 1e-12, 1e-7  # variances: speechbrain's, wespeaker's
 
 
 class EcapaConfig(BackboneConfig):
@@ -33,7 +34,7 @@ class EcapaConfig(BackboneConfig):
     """
 
     name: Literal["ecapa"] = "ecapa"
-    """ECAPA-TDNN (Desplanques et al., 2020), the usual network for speakers; for logmel."""
+    """ECAPA-TDNN (Desplanques et al., 2020), the usual network for speakers; for logmel and fbank."""
     channels: int = Field(default=512, ge=1)
     """The number of channels of the blocks: 512 or 1024 are published. A multiple of ``scale``."""
     embedding_dim: int = Field(default=192, ge=1)
@@ -48,6 +49,11 @@ class EcapaConfig(BackboneConfig):
     """The number of hidden channels of the squeeze-and-excitation gates; 128 is published."""
     scale: int = Field(default=8, ge=2)
     """The number of groups of a Res2Net block, which see wider and wider context; 8 is published."""
+    variant: Literal["speechbrain", "wespeaker"] = "speechbrain"
+    """Whose network it is, to the last detail. ``wespeaker`` pads with zeros instead of reflecting, has no batch
+    normalisation where the blocks are joined, and a tanh alone in the attention. Take it for a start from wespeaker's
+    weights (their ECAPA_TDNN_GLOB), usually with ``mfa_channels`` 1536.
+    """
 
     @model_validator(mode="after")
     def _splits(self) -> EcapaConfig:
@@ -62,7 +68,10 @@ class EcapaConfig(BackboneConfig):
 
 
 class Ecapa(Backbone):
-    """``[B, F, T]`` features to ``[B, embedding_dim]``. T must be above 4 frames, because the ends are reflected."""
+    """``[B, F, T]`` features to ``[B, embedding_dim]``.
+
+    T must be above 4 frames, because the ends are reflected; with wespeaker's zeros, 2 frames have a deviation.
+    """
 
     Config = EcapaConfig
     least_frames = max(_DILATIONS) + 1
@@ -70,10 +79,12 @@ class Ecapa(Backbone):
     def __init__(self, config: EcapaConfig, features: int) -> None:
         super().__init__()
         channels, mfa = config.channels, config.mfa_channels or 3 * config.channels
-        self.stem = Tdnn(features, channels, kernel=5)
+        zeros = config.variant == "wespeaker"
+        self.least_frames = 2 if zeros else max(_DILATIONS) + 1
+        self.stem = Tdnn(features, channels, kernel=5, zeros=zeros)
         self.blocks = nn.ModuleList(SeRes2Net(config, dilation) for dilation in _DILATIONS)
-        self.mfa = Tdnn(len(_DILATIONS) * channels, mfa)
-        self.pool = AttentiveStatistics(mfa, config.attention_channels)
+        self.mfa = Tdnn(len(_DILATIONS) * channels, mfa, normed=config.variant == "speechbrain")
+        self.pool = AttentiveStatistics(mfa, config.attention_channels, config.variant)
         self.pool_norm = BatchNorm1d(2 * mfa)
         self.project = nn.Linear(2 * mfa, config.embedding_dim)
 
@@ -90,21 +101,33 @@ class Ecapa(Backbone):
 
 
 class Tdnn(nn.Module):
-    """Convolution over time, ReLU, batch normalisation: ``[B, inputs, T]`` to ``[B, outputs, T]``, or channels last."""
+    """Convolution over time, ReLU, batch normalisation: ``[B, inputs, T]`` to ``[B, outputs, T]``, or channels last.
 
-    def __init__(self, inputs: int, outputs: int, kernel: int = 1, dilation: int = 1) -> None:
+    ``zeros``: beyond the ends of the time axis are zeros, and not its reflection. ``normed``: whether it normalises.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int = 1,
+        dilation: int = 1,
+        *,
+        zeros: bool = False,
+        normed: bool = True,
+    ) -> None:
         super().__init__()
-        self.reflect = dilation * (kernel - 1) // 2
+        self.reach, self.mode = dilation * (kernel - 1) // 2, "constant" if zeros else "reflect"
         self.conv = nn.Conv1d(inputs, outputs, kernel, dilation=dilation)
-        self.norm = BatchNorm1d(outputs)
+        self.norm = BatchNorm1d(outputs) if normed else nn.Identity()
 
     def forward(self, x: Tensor, time: int = 2) -> Tensor:
         if self.conv.kernel_size == (1,):
             x = _pointwise(x, self.conv.weight[:, :, 0], self.conv.bias, time)
         elif time == 1:
-            x = _convolved(x, self.conv.weight, self.conv.bias, self.conv.dilation[0])
+            x = _convolved(x, self.conv.weight, self.conv.bias, self.conv.dilation[0], self.mode)
         else:
-            x = self.conv(F.pad(x, (self.reflect, self.reflect), mode="reflect") if self.reflect else x)
+            x = self.conv(F.pad(x, (self.reach, self.reach), mode=self.mode))
         x = F.relu(x, inplace=True)
         y: Tensor = self.norm(x) if time == 2 else over_last(self.norm, x)
         return y
@@ -118,7 +141,10 @@ class SeRes2Net(nn.Module):
         channels, width = config.channels, config.channels // config.scale
         self.scale = config.scale
         self.before = Tdnn(channels, channels)
-        self.groups = nn.ModuleList(Tdnn(width, width, kernel=3, dilation=dilation) for _ in range(config.scale - 1))
+        zeros = config.variant == "wespeaker"
+        self.groups = nn.ModuleList(
+            Tdnn(width, width, kernel=3, dilation=dilation, zeros=zeros) for _ in range(config.scale - 1)
+        )
         self.after = Tdnn(channels, channels)
         self.squeeze = nn.Linear(channels, config.se_channels)
         self.excite = nn.Linear(config.se_channels, channels)
@@ -137,14 +163,14 @@ class AttentiveStatistics(nn.Module):
     """Attention-weighted mean and standard deviation of each channel: ``[B, C, T]`` or ``[B, T, C]`` to ``[B, 2C]``.
 
     The input of the attention is each frame together with the utterance's unweighted mean and standard deviation
-    (global context).
+    (global context). wespeaker takes the unbiased standard deviation there, and no ReLU and normalisation before tanh.
     """
 
-    def __init__(self, channels: int, attention_channels: int) -> None:
+    def __init__(self, channels: int, attention_channels: int, variant: str = "speechbrain") -> None:
         super().__init__()
-        self.channels = channels
+        self.channels, self.plain = channels, variant == "wespeaker"
         self.context = nn.Conv1d(3 * channels, attention_channels, 1)
-        self.norm = BatchNorm1d(attention_channels)
+        self.norm = nn.Identity() if self.plain else BatchNorm1d(attention_channels)
         self.score = nn.Conv1d(attention_channels, channels, 1)
 
     def forward(self, x: Tensor, time: int = 2) -> Tensor:
@@ -152,12 +178,21 @@ class AttentiveStatistics(nn.Module):
         # A convolution over cat(x, mean, deviation) is the sum of three convolutions; two of these are constant in time
         weight = self.context.weight[:, :, 0]
         of_frame, of_utterance = weight[:, : self.channels], weight[:, self.channels :]
-        constant = F.linear(torch.cat((mean, _deviation(variance)), dim=1), of_utterance, self.context.bias)
-        hidden = F.relu(_pointwise(x, of_frame, None, time) + constant.unsqueeze(time), inplace=True)
-        hidden = torch.tanh(self.norm(hidden) if time == 2 else over_last(self.norm, hidden))
+        if self.plain:
+            frames = x.shape[time]
+            torch._check(frames > 1, lambda: "one frame has no deviation")
+            spread = (variance * (frames / (frames - 1)) + _LEAST_PLAIN).sqrt()
+        else:
+            spread = _deviation(variance)
+        constant = F.linear(torch.cat((mean, spread), dim=1), of_utterance, self.context.bias)
+        hidden = _pointwise(x, of_frame, None, time) + constant.unsqueeze(time)
+        if not self.plain:
+            hidden = F.relu(hidden, inplace=True)
+            hidden = self.norm(hidden) if time == 2 else over_last(self.norm, hidden)
+        hidden = torch.tanh(hidden)
         scores = _pointwise(hidden, self.score.weight[:, :, 0], self.score.bias, time)
         mean, variance = attended_moments(x, scores, time)
-        return torch.cat((mean, _deviation(variance)), dim=1)
+        return torch.cat((mean, _deviation(variance, _LEAST_PLAIN if self.plain else _LEAST)), dim=1)
 
 
 def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, time: int) -> Tensor:
@@ -174,21 +209,23 @@ def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, time: int) -> Ten
     return torch.bmm(repeated, x) if bias is None else torch.baddbmm(bias[:, None], repeated, x)
 
 
-def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
-    """A convolution over the reflected time axis as one product: ``[B, T, I]``, ``weight [O, I, K]`` to ``[B, T, O]``.
+def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, mode: str = "reflect") -> Tensor:
+    """A convolution over the padded time axis as one product: ``[B, T, I]``, ``weight [O, I, K]`` to ``[B, T, O]``.
 
     The K frames that an output frame sees are put side by side, ``[B, T, K * I]``. A convolution of torch would need
     ``[B, C, T]``.
     """
     outputs, inputs, kernel = weight.shape
     frames, reach = x.shape[1], dilation * (kernel - 1) // 2
-    if reach:
+    if reach and mode == "constant":
+        x = F.pad(x, (0, 0, reach, reach))
+    elif reach:
         # slices, and not an index: their gradients are sums in a fixed order, and a compiler can fuse them
         x = torch.cat((x[:, 1 : reach + 1].flip(1), x, x[:, -reach - 1 : -1].flip(1)), dim=1)
     seen = torch.cat([x[:, place * dilation : place * dilation + frames] for place in range(kernel)], dim=2)
     return F.linear(seen, weight.transpose(1, 2).reshape(outputs, kernel * inputs), bias)
 
 
-def _deviation(variance: Tensor) -> Tensor:
+def _deviation(variance: Tensor, least: float = _LEAST) -> Tensor:
     # The gradient of the square root is infinite at 0
-    return variance.clamp_min(1e-12).sqrt()
+    return variance.clamp_min(least).sqrt()

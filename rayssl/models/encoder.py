@@ -38,6 +38,11 @@ class EncoderConfig(Config):
     """A second encoder for the same samples, with the same keys as ``encoder``; its embedding is appended to that of
     the first. For CLAR with ``method.cross``; null for one encoder.
     """
+    start_from: str | None = None
+    """Weights with which a new training begins instead of random ones, for every method: folder or URI of a run, of one
+    of its checkpoints, or of an encoder that ``rayssl publish`` wrote (also ``hf://OWNER/NAME``), or ECAPA-TDNN of
+    speechbrain (``embedding_model.ckpt``) or wespeaker (``avg_model.pt``). All sizes must be equal.
+    """
 
     @property
     def embedding_dim(self) -> int:
@@ -61,6 +66,8 @@ class EncoderConfig(Config):
             )
         if self.beside is not None and "epochs" in (features.layout, self.beside.frontend.layout):
             raise ValueError("encoder.beside: an encoder of nights has no second part; leave it out")
+        if self.beside is not None and self.beside.start_from is not None:
+            raise ValueError("encoder.beside.start_from: both parts start together; give encoder.start_from instead")
         return self
 
     def located(self) -> EncoderConfig:

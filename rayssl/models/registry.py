@@ -11,6 +11,7 @@ FRONTENDS = Registry(
     "front end",
     FrontendConfig,
     {
+        "fbank": "rayssl.models.fbank:Fbank",
         "logmel": "rayssl.models.frontends:LogMel",
         "nightmel": "rayssl.models.nightmel:NightMel",
         "raw": "rayssl.models.frontends:Raw",

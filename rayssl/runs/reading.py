@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rayssl import storage
-from rayssl.errors import ConfigError
+from rayssl.errors import CheckpointError, ConfigError
 from rayssl.experiment.config import Experiment, located
 from rayssl.schema import load_yaml, override, parse
-from rayssl.training import checkpoint
+from rayssl.training import checkpoint, weights
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,21 @@ def read_run(run: str, overrides: list[str]) -> Experiment:
 def find(run: str, which: str = "last", overrides: list[str] | None = None) -> RunCheckpoint:
     """Finds the checkpoint ``which`` of the run in the folder ``run``: ``last``, ``best``, ``epoch-N`` or ``step-N``.
 
-    It does not read weights. Raises `UserError` naming the run if it has no configuration or no such checkpoint.
+    ``run`` may also be a published folder, which has only ``last``. It does not read weights. Raises `UserError` naming
+    the run if it has no configuration or no such checkpoint.
     """
+    if weights.is_published(run):
+        return _published(run, which, overrides or [])
     experiment = located(read_run(run, overrides or []))
     run = storage.absolute(run)
     uri = checkpoint.locate(run, which, experiment.best)
     meta = checkpoint.read_meta(uri)
     return RunCheckpoint(run, experiment, uri, meta.step, str(meta.files.get("state.pt", {}).get("sha256", "")))
+
+
+def _published(folder: str, which: str, overrides: list[str]) -> RunCheckpoint:
+    if which != "last":
+        raise CheckpointError(f"{folder}: is a published encoder, which has no checkpoint '{which}'; leave it out")
+    experiment, about = read_run(folder, overrides), weights.about(folder)
+    folder = storage.absolute(folder)
+    return RunCheckpoint(folder, experiment, folder, int(about["step"]), str(about["sha256"]))

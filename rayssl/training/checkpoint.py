@@ -302,21 +302,26 @@ def load_module(module: torch.nn.Module, state: dict[str, torch.Tensor], uri: st
 
     Raises `CheckpointError` naming the first parameter that does not fit, and both architectures.
     """
-    own = module.state_dict()
-    for name in sorted(own.keys() | state.keys()):
-        if name not in state:
-            problem = f"it lacks '{name}'"
-        elif name not in own:
-            problem = f"it has '{name}', which this model lacks"
-        elif own[name].shape != state[name].shape:
-            problem = f"'{name}' is {list(state[name].shape)} there and {list(own[name].shape)} here"
-        else:
-            continue
+    problem = mismatch(module, state)
+    if problem is not None:
         raise CheckpointError(
             f"{uri}: the checkpoint is of another architecture, {read_meta(uri).architecture}: {problem}; "
             f"this run's is {architecture}; use the run's own config.yaml or another run folder"
         )
     module.load_state_dict(state)
+
+
+def mismatch(module: torch.nn.Module, state: dict[str, torch.Tensor]) -> str | None:
+    """What is wrong with the first weight of ``state`` that does not fit ``module``; None if all of them fit."""
+    own = module.state_dict()
+    for name in sorted(own.keys() | state.keys()):
+        if name not in state:
+            return f"it lacks '{name}'"
+        if name not in own:
+            return f"it has '{name}', which this model lacks"
+        if own[name].shape != state[name].shape:
+            return f"'{name}' is {list(state[name].shape)} there and {list(own[name].shape)} here"
+    return None
 
 
 def prune(run: str, config: CheckpointConfig, best: Best | None = None) -> None:

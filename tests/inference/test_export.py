@@ -32,6 +32,8 @@ SPECTRUM = {
 FAST = {"name": "fast_resnet34", "channels": 4, "embedding_dim": 12}
 ENCODERS: dict[str, dict[str, Any]] = {
     "logmel-ecapa": {"backbone": ECAPA},
+    "speechbrain": {"frontend": {"name": "fbank", "style": "speechbrain"}, "backbone": ECAPA},
+    "wespeaker": {"frontend": {"name": "fbank"}, "backbone": {**ECAPA, "variant": "wespeaker"}},
     "logmel-fast_resnet34": {"backbone": FAST},
     "logmel-fast_resnet34-asp": {"backbone": {**FAST, "pooling": "asp", "squeeze_excitation": True}},
     "logmel-resnet2d": {"backbone": {"name": "resnet2d", "width": 4, "embedding_dim": 12}},

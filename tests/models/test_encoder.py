@@ -18,6 +18,7 @@ RESNET2D = {"name": "resnet2d", "width": 4, "embedding_dim": 12}
 SPECTRUM = {"name": "spectrum", "n_fft": 512, "hop_ms": 16, "bins": 24}
 FITTING = {
     "ecapa": ({}, ECAPA),
+    "fbank-ecapa": ({"name": "fbank"}, {**ECAPA, "variant": "wespeaker"}),
     "fast_resnet34": ({"name": "logmel"}, RESNET),
     "logmel-resnet2d": ({}, RESNET2D),
     "raw-resnet1d": ({"name": "raw"}, RESNET1D),
@@ -77,10 +78,11 @@ NETWORKS = {"ecapa": ECAPA, "fast_resnet34": RESNET, "resnet1d": RESNET1D, "resn
     ("frontend", "fitting"),
     [
         ({"name": "logmel"}, {"ecapa", "fast_resnet34", "resnet2d"}),
+        ({"name": "fbank"}, {"ecapa", "fast_resnet34", "resnet2d"}),
         ({"name": "raw"}, {"resnet1d"}),
         (SPECTRUM, {"resnet2d"}),
     ],
-    ids=["logmel", "raw", "spectrum"],
+    ids=["logmel", "fbank", "raw", "spectrum"],
 )
 def test_what_fits_what(frontend: dict[str, object], fitting: set[str]) -> None:
     """Each pair is built and runs, or is refused with both keys and what goes with each."""
@@ -96,7 +98,7 @@ def test_what_fits_what(frontend: dict[str, object], fitting: set[str]) -> None:
 
 
 def test_refusal_says_what_goes_with_either() -> None:
-    with pytest.raises(ConfigError, match=r"raw goes with resnet1d, resnet2d with logmel or spectrum$"):
+    with pytest.raises(ConfigError, match=r"raw goes with resnet1d, resnet2d with fbank, logmel or spectrum$"):
         build(RESNET2D, {"name": "raw"})
     with pytest.raises(ConfigError, match=r"logmel goes with ecapa, fast_resnet34 or resnet2d, resnet1d with raw$"):
         build(RESNET1D)

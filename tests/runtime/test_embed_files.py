@@ -60,7 +60,10 @@ def test_files_rows_and_record(folder: Path, tmp_path: Path, capsys: pytest.Capt
     assert embed(folder, tmp_path / "out") == 0
     assert sorted(content(tmp_path / "out")) == ["00000.parquet", "00001.parquet", "00002.parquet", "_embeddings.json"]
     table = pq.read_table(tmp_path / "out")  # the record beside the files is passed over
-    assert table.column_names == ["name", "id", "speaker", "recording", "label", "embedding"]
+    kinds = [f"{kind}{end}" for kind in ("speaker", "recording", "label") for end in ("", "_name")]
+    assert table.column_names == ["name", "id", *kinds, "embedding"]
+    assert table["speaker_name"].to_pylist() == [f"s{k % 4}" for k in range(27)]
+    assert table["recording_name"][26].as_py() == "r2" and table["label_name"].null_count == 27
     assert str(table.schema.field("embedding").type) == "fixed_size_list<element: float>[16]"
     assert table["id"].to_pylist() == list(range(27)) and table["name"][26].as_py() == "utt026"
     assert table["speaker"].to_pylist() == [k % 4 for k in range(27)]
@@ -155,6 +158,10 @@ def test_folders_of_something_else(folder: Path, tmp_path: Path, capsys: pytest.
     assert refused(capsys, run, corpus, run).startswith(f"{run}: is a run, not a folder for")
     assert embed(folder, out) == 0
     before = content(out)
+    record = json.loads(before["_embeddings.json"])
+    (out / "_embeddings.json").write_text(json.dumps({**record, "version": 1}))
+    assert "an earlier rayssl wrote it, without the names" in refused(capsys, run, corpus, out)
+    (out / "_embeddings.json").write_bytes(before["_embeddings.json"])
     write_corpus(tmp_path / "other", (4, 5))
     told = refused(capsys, run, tmp_path / "other", out)
     assert told.startswith(f"{out}: holds embeddings of the corpus {corpus} (") and f"not of {tmp_path}/other (" in told

@@ -1,7 +1,8 @@
 """`rayssl embed`: embeds a corpus and writes a Parquet file for each of its shards.
 
     <out>/_embeddings.json      run, checkpoint, corpus; "complete" once every file is there
-    <out>/00000.parquet ...     name, id, speaker, recording, label, embedding: the rows of the corpus's shard 0, ...
+    <out>/00000.parquet ...     the rows of the corpus's shard 0, ...: name, id, speaker, speaker_name, recording,
+                                recording_name, label, label_name, embedding
 
 An actor writes the whole file of a shard as soon as the shard is embedded. Nothing passes through the driver, and each
 actor holds one shard in RAM. If the same command runs again, it embeds the shards whose file is missing. The metadata
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import pyarrow as pa
@@ -24,7 +26,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from rayssl import storage
-from rayssl.data import listed
+from rayssl.data import listed, shards
 from rayssl.data.shards import MANIFEST, Manifest
 from rayssl.errors import ConfigError, CorpusError, StorageError
 from rayssl.evaluation.settings import EmbeddingPrecision
@@ -32,11 +34,12 @@ from rayssl.inference.encoder import load_encoder
 from rayssl.models.encoder import EncoderConfig
 from rayssl.runs.reading import RunCheckpoint, find
 from rayssl.runtime.embedding.actors import Embedder, EmbeddingTask, over_shards, read_corpus
+from rayssl.runtime.embedding.names import with_names
 from rayssl.runtime.embedding.nights import check_pictures, night_windows_of
 from rayssl.schema import Config
 
 RECORD = "_embeddings.json"  # readers of a Parquet folder ignore names that begin with _
-_VERSION = 1
+_VERSION = 2  # 1 had no names of speakers, recordings and labels
 _MADE_FROM = b"rayssl"
 _LOOK_AT_ONCE = 8
 _SAY_EVERY_S = 10.0
@@ -133,13 +136,14 @@ class FileWriter(Embedder):
     def __init__(self, job: EmbeddingTask, out: str, made_from: str) -> None:
         super().__init__(job)
         self.out, self.made_from = out, made_from
+        self.names = cache(partial(shards.read_labels, job.corpus))
 
     def answer(self, index: int) -> bytes:
         """Writes the file of shard ``index``; the answer is the index."""
         table, shard = self.table(index), self.job.manifest.shards[index]
         ids = pa.array(range(shard.first_id, shard.first_id + shard.rows), pa.int64())
         columns = {"name": table["name"], "id": ids, **{k: table[k] for k in ("speaker", "recording", "label")}}
-        wanted = pa.table({**columns, "embedding": table["embedding"]})
+        wanted = with_names(pa.table({**columns, "embedding": table["embedding"]}), self.names)
         wanted = wanted.replace_schema_metadata({_MADE_FROM: _mark(self.made_from, shard.sha256)})
         sink = io.BytesIO()
         pq.write_table(wanted, sink, compression="zstd", use_dictionary=["name"], row_group_size=shard.rows)
@@ -211,6 +215,8 @@ def _check_out(out: str, record: EmbeddingRecord) -> None:
         )
     if there.digest != record.digest:
         raise ConfigError(f"{out}: holds embeddings by {there.checkpoint}, not by {record.checkpoint}; {way_out}")
+    if there.version != record.version:
+        raise ConfigError(f"{out}: an earlier rayssl wrote it, without the names of speakers and labels; {way_out}")
     if there.made_from != record.made_from:
         what = "evaluation.stride" if there.stride != record.stride else "precision"
         what = "'encoder' section" if there.encoder != record.encoder else what

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayssl import storage
-from rayssl.data import trials
+from rayssl.data import shards, trials
 from rayssl.errors import ConfigError
 from rayssl.evaluation.imbalance import ClassificationResult
 from rayssl.evaluation.scoring import as_norm, score_trials
@@ -22,6 +23,7 @@ from rayssl.evaluation.verification import Result, verification_result
 from rayssl.experiment.config import Experiment, located
 from rayssl.runs.reading import read_run
 from rayssl.runtime.embedding.actors import embed, matrix
+from rayssl.runtime.embedding.names import with_names
 from rayssl.training import checkpoint
 from rayssl.training.metrics import read_metrics
 
@@ -60,7 +62,7 @@ def evaluate(run: str, which: str = "last", overrides: list[str] | None = None, 
         from rayssl.runtime.evaluation.classify import classify  # imports scikit-learn, which trials do not need
 
         results, table = classify(experiment, settings, uri, local=local)
-        _write_table(folder, "embeddings", table)
+        _write_table(folder, "embeddings", with_names(table, partial(shards.read_labels, settings.corpus)))
         _write_result(folder, [result.model_dump(mode="json") for result in results])
         return results
     return _verify(experiment, settings, uri, folder, local)
@@ -149,7 +151,7 @@ def _verify(experiment: Experiment, settings: VerificationConfig, uri: str, fold
             "score": pa.array(scores, pa.float32()),
         }
     )
-    _write_table(folder, "embeddings", table)
+    _write_table(folder, "embeddings", with_names(table, partial(shards.read_labels, settings.corpus)))
     _write_table(folder, "scores", scored)
     _write_result(folder, result.model_dump(mode="json"))
     return result

@@ -1,4 +1,4 @@
-"""A folder as a data set of the hub of Hugging Face, over HTTP: what its client asks to list and to read files."""
+"""A folder as a data set or a model of the hub of Hugging Face, over HTTP: what its client asks to list and to read."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ _COMMIT = "0" * 40
 
 
 @contextmanager
-def hub(folder: Path, name: str = "us/talks") -> Iterator[str]:
-    """Serves the files of ``folder`` as the data set ``name``; yields the address of the hub."""
+def hub(folder: Path, name: str = "us/talks", kind: str = "datasets") -> Iterator[str]:
+    """Serves the files of ``folder`` as the data set (or of ``models``) ``name``; yields the address of the hub."""
+    prefix = "" if kind == "models" else f"/{kind}"
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, format: str, *args: Any) -> None:
@@ -24,11 +25,11 @@ def hub(folder: Path, name: str = "us/talks") -> Iterator[str]:
 
         def do_GET(self) -> None:
             path = unquote(urlsplit(self.path).path)
-            tree = f"/api/datasets/{name}/tree/main"
-            file = f"/datasets/{name}/resolve/main/"
+            tree = f"/api/{kind}/{name}/tree/main"
+            file = f"{prefix}/{name}/resolve/main/"
             if path.startswith(tree):
                 self._json(_listed(folder, path[len(tree) :].strip("/")))
-            elif path.startswith(f"/api/datasets/{name}"):
+            elif path.startswith(f"/api/{kind}/{name}"):
                 self._json({"id": name, "sha": _COMMIT, "siblings": []})
             elif path.startswith(file) and (folder / path[len(file) :]).is_file():
                 self._file((folder / path[len(file) :]).read_bytes())
