@@ -10,6 +10,7 @@ from torch import nn
 from rayssl import collectives
 from rayssl.batches.plan import Cursor
 from rayssl.errors import DamagedCheckpoint
+from rayssl.experiment import hardware
 from rayssl.experiment.config import Experiment
 from rayssl.experiment.job import Job, position
 from rayssl.methods.base import Method
@@ -156,6 +157,8 @@ def build_loop(job: Job, context: Context) -> Loop:
             repeats=experiment.memory.sync == "strict" and not (memory is None and prototypes is None),
         )
     )
+    if context.rank == 0:
+        hardware.note(job.run, hardware.describe(method, context.device, context.world))
     if loaded is not None:
         loop.restore(loaded)
         total = job.own.epoch_steps * job.experiment.training.epochs

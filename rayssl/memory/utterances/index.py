@@ -172,14 +172,17 @@ class Index:
         self._layout = Layout(clustering.assignment, len(clustering.centroids))
 
     def judged(self) -> dict[str, float]:
-        """The assignment in use: objective, repaired, clusters_used, and where there are labels nmi_speaker and
-        nmi_recording; empty where nothing is clustered.
+        """The assignment in use: objective, repaired, clusters_used, the sizes of the smallest, the median and the
+        largest cluster, and where there are labels nmi_speaker and nmi_recording; empty where nothing is clustered.
         """
         if not self.settings.clustered:
             return {}
         assignment = self._clustering.assignment
         result = {"objective": self._clustering.objective, "repaired": float(self._clustering.repaired)}
         result["clusters_used"] = self._clusters_used()
+        sizes = np.bincount(assignment[assignment >= 0], minlength=self.settings.clusters)
+        ends = {"smallest": sizes.min(), "median": np.median(sizes), "largest": sizes.max()}
+        result |= {f"cluster_{name}": float(size) for name, size in ends.items()}
         for kind in ("speaker", "recording"):
             labels = getattr(self.utterances, f"{kind}s")
             known = (labels >= 0) & (assignment >= 0)

@@ -58,9 +58,9 @@ class UtteranceMemory:
     def refresh(self, epoch: int) -> dict[str, float]:
         """Brings another clustering into use, see `rayssl.memory.utterances.refresh`, and compares it with the labels.
 
-        Returns version, seconds, objective (mean cosine), repaired, clusters_used, and where there are labels
-        nmi_speaker, nmi_recording. Utterances without a reference belong to no cluster. Raises ValueError when fewer
-        references are filled than there are clusters.
+        Returns version, seconds, objective (mean cosine), repaired, clusters_used, cluster_smallest, cluster_median,
+        cluster_largest (utterances), and where there are labels nmi_speaker, nmi_recording. Utterances without a
+        reference belong to no cluster. Raises ValueError when fewer references are filled than there are clusters.
         """
         return self._clusterer.refresh(epoch)
 
