@@ -151,6 +151,12 @@ def test_real_trainings(trained: list[str], tmp_path: Path, capsys: pytest.Captu
     assert f"ssps-seed4 has not been evaluated: rayssl evaluate {trained[2]}" in printed
     assert printed.endswith(f"{page}\nnext: python -m webbrowser {page}\n")
     text = text_of(page.read_text())
+    hardware = json.loads((Path(trained[1]) / "origin.json").read_text())["hardware"]
+    assert hardware["parameters"] >= hardware["trainable"] > 1000 and hardware["ranks"] == 1
+    assert {"cpu", "cores", "memory_gb", "device"} <= hardware.keys()
+    assert f"{hardware['parameters'] / 1e6:,.2f} M" in text
+    lines = [json.loads(line) for line in (Path(trained[1]) / "metrics.jsonl").read_text().splitlines()]
+    assert any("cluster_median" in line for line in lines if line["kind"] == "epoch")
     assert "3 runs compared" in text and "in 2 groups" in text and "has not been evaluated" in text
     assert "method.over.name - simclr" in text and "method.clusters - 4" in text and "corpus.uri" not in text
     for title in ("Speaker verification", "Configuration: what differs", "Training"):

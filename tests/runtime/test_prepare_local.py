@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from rayssl import storage
+from rayssl.cli import main
 from rayssl.data import corpus, shards
 from rayssl.data.corpus import PrepareConfig
 from rayssl.errors import CorpusError
@@ -108,3 +111,23 @@ def test_files_of_a_plan_lie_in_an_object_store(
     alone = local(folder_config(tmp_path / "in", tmp_path / "out")).corpora["small"].manifest
     assert manifest == alone
     assert not any(".work" in file for file in storage.list_files(out))
+
+
+def test_progress_is_json_or_lines_or_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = folder_config(tmp_path / "in", tmp_path / "out")
+    file = tmp_path / "prepare.yaml"
+    file.write_text(yaml.safe_dump({"corpora": {"small": settings.model_dump(mode="json")}}))
+    assert main(["prepare", str(file), "--local", "--log", "json"]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert events[0]["event"] == "line" and events[0]["text"] == f"preparing small at {tmp_path / 'out'}"
+    done = [event for event in events if event["event"] == "preparing" and event["what"] == "preparing"]
+    assert done[-1]["done"] == done[-1]["total"] == 12 and done[-1]["hours"] > 0
+    assert events[-1]["text"].startswith("small: 12 utterances")
+    assert main(["prepare", str(file), "--local", "--overwrite"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    timed = [line for line in lines if re.match(r"\d\d:\d\d:\d\d ", line)]
+    assert timed == lines[: len(timed)] and timed[0].endswith(f" preparing small at {tmp_path / 'out'}")
+    assert re.search(r"small: prepared 12 utterances in \d+\.\d s$", timed[-1])
+    assert main(["prepare", str(file), "--local", "--overwrite", "--quiet"]) == 0
+    quiet = capsys.readouterr()
+    assert quiet.out.startswith("small: 12 utterances") and quiet.err == ""
