@@ -161,9 +161,10 @@ def det_picture(canvas: Canvas, scores: Scores, eer: float | None) -> Drawing:
         below = miss[false_alarm <= rate]
         rows.append(Row([f"{100 * rate:g}", f"{100 * below.min():.2f}" if len(below) else "-"]))
     heads = (Column("False alarms %", "number"), Column("Misses %", "number"))
-    said = f"The curve of misses over false alarms. The equal error rate is {100 * eer:.2f} %." if eer else ""
+    said = f"{len(scores.label):,} trials: the curve of misses over false alarms."
+    said += "" if eer is None else f" The equal error rate is {100 * eer:.2f} %."
     title = "Detection error trade-off"
-    return Drawing(title, said or "The curve of misses over false alarms.", Table(f"Figures: {title}", heads, rows))
+    return Drawing(title, said, Table(f"Figures: {title}", heads, rows))
 
 
 def _det_range(eer: float) -> tuple[float, float]:

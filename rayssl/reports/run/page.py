@@ -216,7 +216,9 @@ def _environment(run: Run) -> Section:
                 for each in listed
             ]
             heads = [Column("Command" if key == "argv" else key.capitalize(), "code") for key in keys]
-            blocks.append(Details(f"{len(listed)} {name}", [Table(f"All {name} of the run", heads, cells)]))
+            blocks.append(
+                Details(f"All {name} of the run: {len(listed)}", [Table(f"All {name} of the run", heads, cells)])
+            )
     return Section("Environment", blocks)
 
 
