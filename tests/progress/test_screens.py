@@ -94,7 +94,7 @@ def test_a_preparation_has_files_hours_pace_and_what_is_left() -> None:
             screen.show(Preparing("preparing", "train", done, 1000, "utterances", done / 360, second // 20))
         screen.close()
     seen = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
-    assert "listing train" in seen and "400/1,000 utterances  1.11 h  10/s  2 rejected  1m00s left" in seen
+    assert "preparing train" in seen and "400/1,000 utterances  1.11 h  10/s  2 rejected  1m00s left" in seen
     lines = [line[9:] for line in plain_out.getvalue().splitlines()]
     assert lines[0].startswith("listing train  750 utterances  26/s")
     assert lines[1] == "preparing train  200/1,000 utterances  0.56 h  10/s  1 rejected  1m20s left"

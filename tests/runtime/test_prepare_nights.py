@@ -10,11 +10,12 @@ import pytest
 from rayssl.data import shards
 from rayssl.data.corpus import PrepareConfig
 from rayssl.errors import CorpusError
-from rayssl.progress import Event, Line, Phase, Preparing
+from rayssl.progress import Line, Phase, Preparing
 from rayssl.runtime import prepare as runtime
 from tests.data.corpora import files_below, folder_config
 from tests.data.nights.fake_nights import make, settings
 from tests.data.nights.test_night_corpus import BAD, NIGHTS
+from tests.runtime.recorder import Recorder
 
 
 def local(nights: dict[str, str], out: Path, **more: Any) -> runtime.Summary:
@@ -86,17 +87,10 @@ def test_the_summary_of_utterances_is_as_before(tmp_path: Path) -> None:
 
 
 def test_nights_are_counted_while_they_are_prepared(tmp_path: Path) -> None:
-    events: list[Event] = []
-
-    class Recorder:
-        def show(self, event: Event) -> None:
-            events.append(event)
-
-        def close(self) -> None:
-            pass
-
+    screen = Recorder()
+    events = screen.events
     config = PrepareConfig(corpora={"sleep": settings({"a/n0": "W", "a/n1": "W_", "b/n0": "!"}, tmp_path)})
-    runtime.prepare(config, local=True, screen=Recorder())
+    runtime.prepare(config, local=True, screen=screen)
     assert events[0] == Line(f"preparing sleep at {config.corpora['sleep'].out}")  # before anything is read
     told = [event for event in events if isinstance(event, Preparing)]
     assert {(event.corpus, event.unit) for event in told} == {("sleep", "nights")}
