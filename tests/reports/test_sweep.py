@@ -54,6 +54,8 @@ def test_the_report_verb_knows_a_sweep(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["report", str(folder)]) == 0
     assert capsys.readouterr().out == f"{folder}/report.html\nnext: rayssl train {folder}/best.yaml\n"
     assert "3 trials" in text_of((folder / "report.html").read_text(encoding="utf-8"))
+    assert main(["report", str(folder), "--out", str(tmp_path / "own.html")]) == 0
+    assert (tmp_path / "own.html").read_text() == (folder / "report.html").read_text()
 
 
 def test_a_sweep_that_has_hardly_begun(tmp_path: Path) -> None:

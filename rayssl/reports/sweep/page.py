@@ -85,9 +85,12 @@ def read_sweep(uri: str) -> Sweep:
     return Sweep(uri=uri, best_yaml=text, facts=tree, **known)
 
 
-def write_sweep_report(uri: str) -> str:
-    """Writes ``report.html`` into the sweep's folder and returns its URI. Raises `StorageError` as `read_sweep`."""
-    page = storage.join(uri, "report.html")
+def write_sweep_report(uri: str, out: str | None = None) -> str:
+    """Writes the page about the sweep at ``uri`` and returns its URI. Raises `StorageError` as `read_sweep`.
+
+    ``out`` is the file or URI (default: ``report.html`` in the sweep's folder).
+    """
+    page = out or storage.join(uri, "report.html")
     storage.write_text(page, render_sweep(read_sweep(uri)))
     return page
 
