@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,34 +47,54 @@ LETTERS = """() => [...document.querySelectorAll("figure svg text")].filter((eac
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page of each kind, with everything that such a page can have."""
+def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A function that writes a page of a kind, once, with everything that such a page can have."""
     folder = tmp_path_factory.mktemp("pages")
-    run = write_run(folder / "ssps", epochs=8, steps=20, speakers=6, per_speaker=12)
-    complete(run)
-    words = write_class_run(folder / "words", classes=10, epochs=8, steps=5)
-    night = write_night_run(folder / "night", nights=7, epochs=300)
-    other = shutil.copytree(run, folder / "ssps-with-a-name-that-is-long-enough-to-be-broken")
-    config = (other / "config.yaml").read_text()
-    (other / "config.yaml").write_text(config.replace("temperature: 0.03", "temperature: 0.05"))
-    begun = folder / "begun"
-    begun.mkdir()
-    (begun / "config.yaml").write_text(
-        "a_very_long_section.of_keys.without_an_end: s3://bucket/with/a/long/path/in/it\n"
-    )
-    compared = comparisons.reading.read_comparison([str(each) for each in (run, other, words, night)])
-    made = {
-        "run": render(read_run(str(run))),
-        "classes": render(read_run(str(words))),
-        "nights": render(read_run(str(night))),
-        "sweep": render_sweep(read_sweep(str(write_sweep(folder / "sweep", count=24)))),
-        "comparison": comparisons.render(compared),
-        "begun": render(read_run(str(begun))),
+
+    @cache
+    def speech() -> Path:
+        run = write_run(folder / "ssps", epochs=8, steps=20, speakers=6, per_speaker=12)
+        complete(run)
+        return run
+
+    @cache
+    def words() -> Path:
+        return write_class_run(folder / "words", classes=10, epochs=8, steps=5)
+
+    @cache
+    def night() -> Path:
+        return write_night_run(folder / "night", nights=7, epochs=300)
+
+    def begun() -> Path:
+        (folder / "begun").mkdir()
+        long = "a_very_long_section.of_keys.without_an_end: s3://bucket/with/a/long/path/in/it\n"
+        (folder / "begun/config.yaml").write_text(long)
+        return folder / "begun"
+
+    def compared() -> str:
+        other = shutil.copytree(speech(), folder / "ssps-with-a-name-that-is-long-enough-to-be-broken")
+        config = (other / "config.yaml").read_text()
+        (other / "config.yaml").write_text(config.replace("temperature: 0.03", "temperature: 0.05"))
+        runs = [str(each) for each in (speech(), other, words(), night())]
+        return comparisons.render(comparisons.reading.read_comparison(runs))
+
+    drawn: dict[str, Callable[[], str]] = {
+        "run": lambda: render(read_run(str(speech()))),
+        "classes": lambda: render(read_run(str(words()))),
+        "nights": lambda: render(read_run(str(night()))),
+        "sweep": lambda: render_sweep(read_sweep(str(write_sweep(folder / "sweep", count=24)))),
+        "comparison": compared,
+        "begun": lambda: render(read_run(str(begun()))),
     }
-    assert tuple(made) == KINDS
-    for name, text in made.items():
-        (folder / f"{name}.html").write_text(text, encoding="utf-8")
-    return folder
+    assert tuple(drawn) == KINDS
+
+    @cache
+    def write(kind: str) -> Path:
+        page = folder / f"{kind}.html"
+        page.write_text(drawn[kind](), encoding="utf-8")
+        return page
+
+    return write
 
 
 def complete(run: Path) -> None:
@@ -114,7 +135,7 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def opened(browser: Any, written: Path) -> Iterator[Callable[..., tuple[Any, list[str]]]]:
+def opened(browser: Any, written: Callable[[str], Path]) -> Iterator[Callable[..., tuple[Any, list[str]]]]:
     """Opens a page in a window; gives it with the addresses that it asked for."""
     contexts = []
 
@@ -125,7 +146,7 @@ def opened(browser: Any, written: Path) -> Iterator[Callable[..., tuple[Any, lis
         shown.on("request", lambda request: asked.append(request.url))
         shown.on("pageerror", lambda error: asked.append(f"error: {error}"))
         shown.on("console", lambda message: asked.append(f"console: {message.text}"))
-        shown.goto((written / f"{kind}.html").as_uri())
+        shown.goto(written(kind).as_uri())
         return shown, asked
 
     yield open_page
@@ -163,7 +184,9 @@ def test_nothing_is_wider_than_the_window(opened: Any, kind: str, width: int) ->
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_values_of_a_curve_are_shown_under_the_pointer(opened: Any, written: Path, width: int) -> None:
+def test_the_values_of_a_curve_are_shown_under_the_pointer(
+    opened: Any, written: Callable[[str], Path], width: int
+) -> None:
     shown, _ = opened("run", width)
     picture = shown.locator("figure[data-hover] svg[aria-label='Training loss over steps']:visible")
     picture.scroll_into_view_if_needed()
@@ -171,7 +194,7 @@ def test_the_values_of_a_curve_are_shown_under_the_pointer(opened: Any, written:
     shown.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 0.5 * box["height"])
     told = shown.locator(".hover:visible")
     step, loss = told.locator("div span:last-child").all_text_contents()
-    lines = [json.loads(line) for line in (written / "ssps/metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (written("run").parent / "ssps/metrics.jsonl").read_text().splitlines()]
     losses = {line["step"]: line["loss"] for line in lines if line["kind"] == "step"}
     around = [losses[s] for s in range(int(step) - 3, int(step) + 4)]
     assert 60 < int(step) < 120 and min(around) <= float(loss) <= max(around)
