@@ -48,7 +48,7 @@ def prepare(
     Args:
         config: a preparation: YAML file, mapping, or `PrepareConfig`.
         overwrite: whether to replace corpora that were made with other settings or by an earlier rayssl.
-        progress: whether to show a progress bar on standard error.
+        progress: whether to show on standard error how far it is: a bar on a terminal, else lines.
         local: whether to prepare in this process alone, without Ray.
         changes: keys of the configuration to change.
 

@@ -1,7 +1,8 @@
 """Layers, bounds, and the servers of the test session: one S3 server, one Ray cluster, one pool of ranks.
 
 `pytest` alone runs the default layer: tests without a mark, each well under a second, pure. The marks are the other
-layers: `long` (seconds each, as pure as the default layer), `ranks`, `s3`, `ray`, `gpu`; `--layers all` runs them all.
+layers: `long` (seconds each, as pure as the default layer), `ranks`, `s3`, `pages`, `ray`, `gpu`; `--layers all` runs
+them all.
 `infra/local/test.sh` runs those of `ray` after the others, alone. `slow` runs only when it is asked for.
 """
 
@@ -33,6 +34,7 @@ LAYERS = (
     "long",
     "ranks",
     "s3",
+    "pages",
     "ray",
     "gpu",
 )  # in running order, after the default layer; `slow` is its own
@@ -43,8 +45,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--layers",
         default="default",
-        help="comma-separated: default, long, ranks, s3, ray, gpu, slow, or all (all but slow); files named on the "
-        "command line and -m run whatever they select",
+        help="comma-separated: default, long, ranks, s3, pages, ray, gpu, slow, or all (all but slow); files named on "
+        "the command line and -m run whatever they select",
     )
 
 
@@ -54,7 +56,7 @@ def layers_of(item: pytest.Item) -> set[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselects the layers not asked for and orders the rest: default, long, ranks, s3, ray, gpu."""
+    """Deselects the layers not asked for and orders the rest: default, long, ranks, s3, pages, ray, gpu."""
     wanted = set(config.getoption("--layers").split(","))
     unknown = wanted - {"default", *LAYERS, "slow", "all"}
     if unknown:

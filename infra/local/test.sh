@@ -36,7 +36,7 @@ install_servers() {
     local commands=("${servers[@]}" radosgw-admin monmaptool ceph)
     if have "${commands[@]}"; then return; fi
     if install_packages "the s3 layer" "${servers[@]}" && have "${commands[@]}"; then return; fi
-    layers=default,long,ranks,gpu without=" and not s3"
+    layers=default,long,ranks,pages,gpu without=" and not s3"
 }
 
 # One test scrapes a run with Prometheus, others check the rules. Without it they are skipped. Its package starts a
@@ -48,6 +48,11 @@ install_prometheus() {
     fi
 }
 
+# The pages of reports are looked at in a real browser.
+install_chromium() {
+    have chromium || install_packages "the pages layer" chromium fonts-dejavu-core || true
+}
+
 failed=()
 check() {
     say "$*"
@@ -55,8 +60,9 @@ check() {
 }
 
 ensure_venv test
-layers=default,long,ranks,s3,gpu without=
+layers=default,long,ranks,s3,pages,gpu without=
 install_servers
+install_chromium
 install_prometheus
 cd "$root"
 cores=$(nproc) # before the next line: nproc answers with OMP_NUM_THREADS, if that is set

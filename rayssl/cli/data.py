@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rayssl.cli.advice import local, say_next, trains_on
 from rayssl.cli.configuration import read_tree
-from rayssl.cli.parser import CONFIG, OVERRIDES, Verbs, declare
+from rayssl.cli.parser import CONFIG, OVERRIDES, Verbs, add_screen, declare
 from rayssl.errors import CorpusError
 
 if TYPE_CHECKING:
@@ -19,13 +19,14 @@ def add(verbs: Verbs) -> None:
     made = declare(verbs, prepare, "raw audio to shards", "configs/gsc_prepare.yaml --verify", CONFIG, OVERRIDES)
     made.add_argument("--verify", action="store_true", help="check existing corpora against their manifests instead")
     made.add_argument("--overwrite", action="store_true", help="replace corpora of other settings or an earlier rayssl")
-    made.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_screen(made, "show nothing but the result")
     made.add_argument("--local", action="store_true", help="in this process alone, without Ray")
 
 
 def prepare(arguments: argparse.Namespace) -> int:
     """Makes the corpora of a configuration, or checks them with --verify. An interrupted preparation resumes."""
     from rayssl.data.corpus import PrepareConfig
+    from rayssl.progress import Line, open_screen
     from rayssl.runtime import prepare as runtime
     from rayssl.schema import parse
 
@@ -41,8 +42,17 @@ def prepare(arguments: argparse.Namespace) -> int:
         print("every corpus agrees with its manifest")
         _say_next(arguments, config)
         return 0
-    how = {"overwrite": arguments.overwrite, "local": arguments.local}
-    print(runtime.prepare(config, progress=not arguments.quiet, **how).text())
+    screen = open_screen("quiet" if arguments.quiet else arguments.log)
+    how = {"overwrite": arguments.overwrite, "local": arguments.local, "verbose": arguments.verbose}
+    try:
+        summary = runtime.prepare(config, screen=screen, **how)
+    finally:
+        screen.close()
+    if arguments.log == "json" and not arguments.quiet:
+        for line in summary.text().splitlines():
+            screen.show(Line(line))
+        return 0
+    print(summary.text())
     _say_next(arguments, config)
     return 0
 

@@ -45,3 +45,13 @@ def count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got '{text}'")
     return int(text)
+
+
+def add_screen(parser: argparse.ArgumentParser, quiet: str) -> None:
+    """The options of a verb that shows how far it is; ``quiet`` says what is shown with ``--quiet``."""
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--quiet", action="store_true", help=quiet)
+    text = "show also what Ray's own processes print, and which process each line is from"
+    shown.add_argument("--verbose", action="store_true", help=text)
+    text = "how progress is shown: a bar on a terminal and else lines (auto), lines, or each event as JSON"
+    parser.add_argument("--log", choices=("auto", "plain", "json"), default="auto", help=text)

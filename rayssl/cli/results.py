@@ -25,7 +25,7 @@ def add(verbs: Verbs) -> None:
     some = "folders or URIs of runs, or of one sweep; several runs are compared"
     runs: Argument = ("runs", {"nargs": "+", "metavar": "RUN", "help": some})
     page = declare(verbs, report, "one self-contained HTML page", "runs/a runs/b runs/c --out comparison.html", runs)
-    place = "file or URI (default: RUN/report.html; for several runs comparison.html)"
+    place = "file or URI (default: report.html in the folder; for several runs comparison.html)"
     page.add_argument("--out", metavar="PAGE", help=place)
 
 
@@ -113,7 +113,7 @@ def report(arguments: argparse.Namespace) -> int:
 
     run = arguments.runs[0]
     if is_sweep(run):
-        print(write_sweep_report(run))
+        print(write_sweep_report(run, arguments.out))
         say_next(arguments, "train", f"{run.rstrip('/')}/best.yaml")
         return 0
     page = write_report(run, arguments.out)

@@ -6,7 +6,7 @@ import argparse
 
 from rayssl.cli.advice import local, say_next
 from rayssl.cli.configuration import read_experiment
-from rayssl.cli.parser import CONFIG, OVERRIDES, Verbs, declare
+from rayssl.cli.parser import CONFIG, OVERRIDES, Verbs, add_screen, declare
 
 
 def add(verbs: Verbs) -> None:
@@ -17,12 +17,7 @@ def add(verbs: Verbs) -> None:
     trained.add_argument("--local", action="store_true", help=text)
     text = "let this key differ from what the run's steps were trained with; recorded in origin.json; may be repeated"
     trained.add_argument("--allow-change", metavar="KEY", action="append", default=[], help=text)
-    shown = trained.add_mutually_exclusive_group()
-    shown.add_argument("--quiet", action="store_true", help="show nothing but errors")
-    text = "show also what Ray's own processes print, and which process each line is from"
-    shown.add_argument("--verbose", action="store_true", help=text)
-    text = "how progress is shown: a bar on a terminal and else lines (auto), lines, or each event as JSON"
-    trained.add_argument("--log", choices=("auto", "plain", "json"), default="auto", help=text)
+    add_screen(trained, "show nothing but errors")
     text, example = "search over keys of an experiment", "configs/sweep_synthetic.yaml trials=20 training.epochs=12"
     searched = declare(verbs, sweep, text, example, CONFIG, OVERRIDES)
     searched.add_argument("--retry-failed", action="store_true", help="run failed trials again")

@@ -22,7 +22,9 @@ _BLOCK = 1 << 20  # the most weights in RAM in the bootstrap: resamples of a blo
 
 
 class Result(Config):
-    """The figures of one scored trial list. Without the speakers of the trials there is no interval."""
+    """The figures of one scored trial list. Without the ``speakers`` of the trials, which are counted, there is no
+    interval.
+    """
 
     eer: float
     eer_low: float | None = None
@@ -31,6 +33,7 @@ class Result(Config):
     min_dcf_005: float
     trials: int
     targets: int
+    speakers: int | None = None
     norm: str = "none"
     checkpoint: str | None = None
 
@@ -158,8 +161,9 @@ def verification_result(
         ValueError: trials are unusable.
     """
     values, kinds = np.ravel(scores), np.ravel(labels)
-    low = high = None
+    low = high = speakers = None
     if enrol_speakers is not None and test_speakers is not None:
+        speakers = len(np.unique(np.concatenate([np.ravel(enrol_speakers), np.ravel(test_speakers)])))
         # a list of a few trials has figures, but they say nothing of other speakers
         with suppress(NoIntervalError):
             low, high = bootstrap_interval(values, kinds, enrol_speakers, test_speakers, resamples=resamples, seed=seed)
@@ -171,6 +175,7 @@ def verification_result(
         min_dcf_005=min_dcf(values, kinds, 0.05),
         trials=len(values),
         targets=int((kinds == 1).sum()),
+        speakers=speakers,
         norm=norm,
         checkpoint=checkpoint,
     )

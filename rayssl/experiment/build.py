@@ -10,6 +10,7 @@ from torch import nn
 from rayssl import collectives
 from rayssl.batches.plan import Cursor
 from rayssl.errors import DamagedCheckpoint
+from rayssl.experiment import hardware
 from rayssl.experiment.config import Experiment
 from rayssl.experiment.job import Job, position
 from rayssl.experiment.judging import judge_of
@@ -178,6 +179,8 @@ def build_loop(job: Job, context: Context) -> Loop:
             judge=judge_of(job, context.device),
         )
     )
+    if context.rank == 0:
+        hardware.note(job.run, hardware.describe(method, context.device, context.world))
     if loaded is not None:
         loop.restore(loaded)
         total = job.own.epoch_steps * job.experiment.training.epochs

@@ -1,6 +1,6 @@
 """What a person sees of a run while it trains: events that any process tells, and the screens that show them."""
 
-from rayssl.progress.events import Event, Filling, Line, Phase, Stepped, Trained, decode, encode
+from rayssl.progress.events import Event, Filling, Line, Phase, Preparing, Stepped, Trained, decode, encode
 from rayssl.progress.screens import Lines, Mode, Screen, open_screen
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Lines",
     "Mode",
     "Phase",
+    "Preparing",
     "Screen",
     "Stepped",
     "Trained",

@@ -1,4 +1,7 @@
-"""The events of a run. A process that has no terminal prints them as marked lines; the driver decodes these."""
+"""The events of a run and of a preparation.
+
+A process that has no terminal prints them as marked lines; the driver decodes these.
+"""
 
 from __future__ import annotations
 
@@ -67,8 +70,26 @@ class Trained:
     name: ClassVar[str] = "epoch"
 
 
-Event: TypeAlias = Line | Phase | Stepped | Filling | Trained
-_KINDS: dict[str, type[Any]] = {kind.name: kind for kind in (Line, Phase, Stepped, Filling, Trained)}
+@dataclass(frozen=True)
+class Preparing:
+    """The work ``what`` on a ``corpus`` ("listing", "planning", "examining", "preparing"): ``done`` of ``total`` of
+    ``unit`` ("utterances", "recordings", "nights").
+
+    ``total`` is None while it is not known. ``hours`` of audio so far, None: not known; ``rejected`` of ``done``.
+    """
+
+    what: str
+    corpus: str
+    done: int
+    total: int | None
+    unit: str
+    hours: float | None = None
+    rejected: int = 0
+    name: ClassVar[str] = "preparing"
+
+
+Event: TypeAlias = Line | Phase | Stepped | Filling | Trained | Preparing
+_KINDS: dict[str, type[Any]] = {kind.name: kind for kind in (Line, Phase, Stepped, Filling, Trained, Preparing)}
 
 
 def encode(event: Event) -> str:

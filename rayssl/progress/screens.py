@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, TextIO, TypeAlias
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from rayssl.progress.events import Event, Filling, Phase, Stepped, Trained, as_dict, text_of
+from rayssl.progress.events import Event, Filling, Phase, Preparing, Stepped, Trained, as_dict, text_of
 from rayssl.progress.pace import Pace
 
 Mode: TypeAlias = Literal["auto", "plain", "quiet", "json"]
@@ -102,6 +102,7 @@ class _Lines:
         self._clock, self._lock = clock, threading.RLock()
         self._pace = Pace()
         self._began: float | None = clock()  # until the first step
+        self._work: tuple[str, str, float, Pace] | None = None  # of a preparation: what, of which corpus, since when
 
     def show(self, event: Event) -> None:
         """See `Screen.show`."""
@@ -118,6 +119,8 @@ class _Lines:
             self._stepped(event, now)
         elif isinstance(event, Filling):
             self._filled(event, now)
+        elif isinstance(event, Preparing):
+            self._prepared(event, now)
         elif isinstance(event, Trained):
             self._pace.saw(now, event.step)
             self._pace.epoch_ended()
@@ -131,7 +134,25 @@ class _Lines:
         seconds = self._pace.left(now, event.steps - event.step, event.epochs - event.epoch)
         return "" if seconds is None else f"  {duration(seconds)} left"
 
+    def _prepared(self, event: Preparing, now: float) -> None:
+        if self._work is None or self._work[:2] != (event.what, event.corpus):
+            self._work = event.what, event.corpus, now, Pace()
+        _, _, began, pace = self._work
+        pace.saw(now, event.done)
+        text = f"{event.done:,}" + ("" if event.total is None else f"/{event.total:,}") + f" {event.unit}"
+        text += "" if event.hours is None else f"  {event.hours:.2f} h"
+        if now - began >= 1 and event.done:
+            rate = event.done / (now - began)
+            text += f"  {rate:.0f}/s" if rate >= 10 else f"  {60 * rate:.0f}/min"
+        text += f"  {event.rejected:,} rejected" if event.rejected else ""
+        left = None if event.total is None else pace.left(now, event.total - event.done)
+        text += "" if left is None or event.done == event.total else f"  {duration(left)} left"
+        self._preparing(event, text, now)
+
     def _write(self, line: str) -> None:
+        raise NotImplementedError
+
+    def _preparing(self, event: Preparing, text: str, now: float) -> None:
         raise NotImplementedError
 
     def _stepped(self, event: Stepped, now: float) -> None:
@@ -168,6 +189,10 @@ class Plain(_Lines):
         if now - self._told >= self._every_s:
             self._write(f"epoch {event.epoch}: filling the memory, {event.done} of {event.total} utterances")
 
+    def _preparing(self, event: Preparing, text: str, now: float) -> None:
+        if now - self._told >= self._every_s:
+            self._write(f"{event.what} {event.corpus}  {text}")
+
 
 class Terminal(_Lines):
     """Lines above one bar for all steps of the run."""
@@ -188,7 +213,7 @@ class Terminal(_Lines):
     def _write(self, line: str) -> None:
         self._console.print(line, markup=False)
 
-    def _task(self, description: str, total: int, done: int, text: str) -> None:
+    def _task(self, description: str, total: int | None, done: int, text: str) -> None:
         if not self._bar.task_ids:
             self._bar.add_task("", text="")
         self._bar.start()
@@ -202,6 +227,9 @@ class Terminal(_Lines):
 
     def _filled(self, event: Filling, now: float) -> None:
         self._task(f"epoch {event.epoch}: filling the memory", event.total, event.done, f"{event.done}/{event.total}")
+
+    def _preparing(self, event: Preparing, text: str, now: float) -> None:
+        self._task(f"{event.what} {event.corpus}", event.total, event.done, text)
 
 
 def _rates(event: Stepped, loss: float | None) -> str:

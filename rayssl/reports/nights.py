@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal
@@ -24,16 +23,18 @@ from rayssl.reports.drawing import (
     BLUE,
     BROWN,
     GREEN,
+    NARROW,
     ORANGE,
     PAPER,
     PURPLE,
     SKY,
-    STYLE,
     VERMILION,
     WIDTH,
+    Canvas,
+    Drawing,
     file_bytes,
     new_figure,
-    svg_text,
+    picture,
 )  # fmt: skip
 
 Floats = NDArray[np.float64]
@@ -43,12 +44,15 @@ _HOURS = EPOCH_S / 3600
 _COLOURS = {"Wake": ORANGE, "REM": PURPLE, "Light": SKY, "Deep": BLUE, "NREM": SKY, "N1": GREEN, "N2": SKY, "N3": BLUE}
 
 
-def night_picture(night: NightScores, names: Sequence[str] = STAGES, title: str = "") -> str:
-    """The picture as an ``<svg>`` element for a page, see `night_figure`."""
-    with rc_context(STYLE):
-        text = svg_text(night_figure(night, names, title), f"night {night.name}")
-    # a night has thousands of corners; hundredths of a point cannot be seen
-    return re.sub(r' d="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found.group()), text)
+@picture()
+def night_picture(canvas: Canvas, night: NightScores, names: Sequence[str] = STAGES, title: str = "") -> Drawing:
+    """The picture for a page, see `night_figure`; the page shows the title."""
+    canvas.take(night_figure(night, names, width=canvas.width))
+    scored = night.truth >= 0
+    right = f" {100 * (night.truth == night.predicted)[scored].mean():.1f} % of them right." if scored.any() else ""
+    shares = ", ".join(f"{name} {100 * (night.predicted == k).mean():.0f} %" for k, name in enumerate(names))
+    said = f"{len(night.index):,} epochs of 30 s, {scored.sum():,} scored.{right} Predicted: {shares}."
+    return Drawing(title or f"Night {night.name}", said)
 
 
 def night_file(
@@ -62,8 +66,8 @@ def night_file(
         return file_bytes(night_figure(night, names, title or night.name), kind)
 
 
-def night_figure(night: NightScores, names: Sequence[str] = STAGES, title: str = "") -> Figure:
-    """The figure of a night with the stages ``names [C]``; the caller sets the style.
+def night_figure(night: NightScores, names: Sequence[str] = STAGES, title: str = "", width: float = WIDTH) -> Figure:
+    """The figure of a night with the stages ``names [C]``, ``width`` inches wide; the caller sets the style.
 
     From the top: the scored hypnogram and a strip of the epochs in which the prediction differs (both only if some
     epoch is scored), the predicted hypnogram, and the probabilities as bands that sum to 100 %. Wake is on top, then
@@ -76,7 +80,7 @@ def night_figure(night: NightScores, names: Sequence[str] = STAGES, title: str =
         raise ValueError(f"night {night.name}: no epochs to draw")
     known = bool((night.truth >= 0).any())
     ratios = [1.0, 0.2, 1.0, 1.05] if known else [1.0, 1.05]
-    figure, all_axes = new_figure(WIDTH, 5.2 if known else 3.7, rows=len(ratios))
+    figure, all_axes = new_figure(width, 5.2 if known else 3.7, rows=len(ratios))
     all_axes[0].get_gridspec().set_height_ratios(ratios)
     figure.set_layout_engine("constrained", hspace=0.02, h_pad=0.03)
     gaps = _gaps(night.index)
@@ -88,7 +92,7 @@ def night_figure(night: NightScores, names: Sequence[str] = STAGES, title: str =
     for axes in all_axes:
         axes.set_xlim(night.index[0] * _HOURS, (night.index[-1] + 1) * _HOURS)
         axes.tick_params(labelbottom=axes is all_axes[-1])
-        _time_ticks(axes, float(night.index[-1] + 1 - night.index[0]) * _HOURS)
+        _time_ticks(axes, float(night.index[-1] + 1 - night.index[0]) * _HOURS, 8 if width > NARROW else 5)
         for first, after in gaps:
             axes.axvspan(
                 first * _HOURS, after * _HOURS, facecolor="none", edgecolor=rcParams["axes.edgecolor"], hatch="////",
@@ -97,7 +101,8 @@ def night_figure(night: NightScores, names: Sequence[str] = STAGES, title: str =
     all_axes[-1].set_xlabel("Hours since the beginning of the recording")
     if title:
         all_axes[0].set_title(title.replace("$", r"\$"), loc="left")
-    _legend(figure, names, known, bool(gaps), known and bool((night.truth < 0).any()))
+    columns = 10 if width > NARROW else 2
+    _legend(figure, names, known, bool(gaps), known and bool((night.truth < 0).any()), columns)
     return figure
 
 
@@ -175,17 +180,19 @@ def _boxes(axes: Any, spans: Sequence[tuple[int, int]], low: float, high: float,
     axes.add_patch(PathPatch(Path(np.array(corners).reshape(-1, 2), codes), linewidth=0, **look))
 
 
-def _legend(figure: Figure, names: Sequence[str], errors: bool, gaps: bool, unscored: bool) -> None:
+def _legend(figure: Figure, names: Sequence[str], errors: bool, gaps: bool, unscored: bool, columns: int) -> None:
     marks = [Patch(facecolor=stage_colour(names[stage]), label=names[stage]) for stage in stage_order(names)]
     faint = rcParams["axes.edgecolor"]
     marks += [Patch(facecolor=VERMILION, label="Predicted differs from scored")] if errors else []
     marks += [Patch(facecolor=faint, label="Unscored")] if unscored else []
     marks += [Patch(facecolor="none", edgecolor=faint, hatch="////", linewidth=0, label="Missing")] if gaps else []
-    figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), handlelength=1.2, columnspacing=1.6)
+    figure.legend(
+        handles=marks, loc="outside lower center", ncols=min(len(marks), columns), handlelength=1.2, columnspacing=1.6
+    )
 
 
-def _time_ticks(axes: Any, hours: float) -> None:
-    axes.xaxis.set_major_locator(MultipleLocator(1) if 3 <= hours <= 16 else MaxNLocator(8))
+def _time_ticks(axes: Any, hours: float, most: int) -> None:
+    axes.xaxis.set_major_locator(MultipleLocator(1) if 3 <= hours <= 2 * most else MaxNLocator(most))
 
 
 def _gaps(index: Ints) -> list[tuple[int, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,8 +11,6 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from rayssl import errors, storage
 from rayssl.data import corpus, decode, integrity, shards, trials
@@ -27,13 +26,14 @@ from rayssl.data.sources.checked import CheckedSource, described
 from rayssl.data.sources.nights import UNSCORED_NAME
 from rayssl.data.trials import Made
 from rayssl.data.units import Done, PrepareUnit, PrepareWork, process
-from rayssl.runtime import cluster
+from rayssl.progress import Line, Phase, Screen, open_screen
+from rayssl.runtime import cluster, console
+from rayssl.runtime.telling import PrepareTeller
 from rayssl.schema import Config
 
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
 _PARTS_IN_TASKS = 8  # fewer parts are listed in this process, since starting tasks would take longer
-_QUIET_S = 2.0  # a plan that takes longer shows how far it is
 _MOST_LINES = 20  # rejects that a summary tells
 _KEPT = "made by an earlier rayssl; kept as it is; --overwrite makes it again"
 
@@ -136,21 +136,50 @@ def _epochs(nights: NightsEntry) -> list[str]:
     return lines
 
 
-def prepare(config: PrepareConfig, *, progress: bool = True, overwrite: bool = False, local: bool = False) -> Summary:
+def prepare(
+    config: PrepareConfig,
+    *,
+    progress: bool = True,
+    overwrite: bool = False,
+    local: bool = False,
+    screen: Screen | None = None,
+    verbose: bool = False,
+) -> Summary:
     """Makes every corpus of ``config`` that is not complete yet, with its splits and its trials.
 
     An interrupted preparation lists its source again, and resumes. Splits are made again if their settings changed.
-    ``progress``: shows a bar on standard error. ``overwrite``: replaces a corpus of other settings or of an earlier
-    rayssl; without it the first raises `CorpusError`, and the second is kept. ``local``: processes one unit after the
-    other in this process, without Ray.
+    ``overwrite``: replaces a corpus of other settings or of an earlier rayssl; without it the first raises
+    `CorpusError`, and the second is kept. ``local``: processes one unit after the other in this process, without Ray.
+    ``screen`` shows what happens; without one, ``progress`` shows a bar on standard error. ``verbose``: shows also what
+    Ray's own processes print.
     """
+    if screen is None:
+        screen = open_screen("auto" if progress else "quiet", sys.stderr)
+        try:
+            return prepare(config, overwrite=overwrite, local=local, screen=screen, verbose=verbose)
+        finally:
+            screen.close()
+    corpora = ", ".join(f"{name} at {settings.out}" for name, settings in config.corpora.items())
+    screen.show(Line(f"preparing {corpora}"))
     made = {}
     for settings in config.corpora.values():
         storage.exists(storage.join(settings.out, shards.MANIFEST))  # a wrong address is told now, within seconds
     config.storage.apply()
+    over: _Over = _here if local else partial(in_tasks, connect=partial(_connect, screen, verbose))
     for name, settings in config.corpora.items():
-        made[name] = _prepare_one(name, settings, config.seed, progress, overwrite, _here if local else in_tasks)
+        made[name] = _prepare_one(settings, config.seed, PrepareTeller(screen, name), overwrite, over)
     return Summary(corpora=made)
+
+
+def _connect(screen: Screen, verbose: bool) -> None:
+    """Joins a cluster or starts one, and shows what its processes print on ``screen``."""
+    if cluster.started():
+        return
+    began = time.monotonic()
+    screen.show(Line("starting Ray" if not cluster.joins() else "connecting to the cluster"))
+    cluster.connect()
+    console.take_over(screen, verbose)
+    screen.show(Phase("connected to the cluster" if cluster.joins() else "started Ray", time.monotonic() - began))
 
 
 def verify_corpora(config: PrepareConfig) -> list[str]:
@@ -159,13 +188,13 @@ def verify_corpora(config: PrepareConfig) -> list[str]:
 
 
 def _prepare_one(
-    name: str, settings: PreparedCorpusConfig, seed: int, progress: bool, overwrite: bool, over: _Over
+    settings: PreparedCorpusConfig, seed: int, teller: PrepareTeller, overwrite: bool, over: _Over
 ) -> Prepared:
     started = time.monotonic()
     manifest = None if overwrite else corpus.kept(settings)
     kept, reused, others = manifest is not None, manifest is not None, dict[str, int]()
     if manifest is None:
-        manifest, reused, others = _made(name, settings, seed, progress, overwrite, over)
+        manifest, reused, others = _made(settings, seed, teller, overwrite, over)
     if reused:
         manifest = corpus.renew_splits(settings, manifest)
     lists = {label: trials.make(wanted, settings.out) for label, wanted in settings.trials.items()}
@@ -185,7 +214,7 @@ def _prepare_one(
 
 
 def _made(
-    name: str, settings: PreparedCorpusConfig, seed: int, progress: bool, overwrite: bool, over: _Over
+    settings: PreparedCorpusConfig, seed: int, teller: PrepareTeller, overwrite: bool, over: _Over
 ) -> tuple[Manifest, bool, dict[str, int]]:
     """The manifest of the corpus, whether it was there before, and what the source passed over."""
     selection, others = None, dict[str, int]()
@@ -202,8 +231,8 @@ def _made(
         complete = None if overwrite else corpus.divided(settings, listed)
         if complete is not None:
             return complete, True, others
-        selection = _selection(name, work, asked, progress, over)
-    plan = _plan(name, settings, seed, progress, over, selection)
+        selection = _selection(work, asked, teller, over)
+    plan = _plan(settings, seed, teller, over, selection)
     try:
         manifest = corpus.prepared(settings, plan)
     except errors.CorpusError:
@@ -213,84 +242,64 @@ def _made(
         corpus.clear(settings)
         manifest = None
     if manifest is None:
-        manifest = corpus.finish(settings, plan, _process(name, plan, progress, over))
+        manifest = corpus.finish(settings, plan, _process(plan, teller, over))
         return manifest, False, plan.passed_over or others
     corpus.discard(settings)
     return manifest, True, plan.passed_over or others
 
 
 def _selection(
-    name: str, work: PrepareWork, asked: Sequence[Sequence[Reference]], progress: bool, over: _Over
+    work: PrepareWork, asked: Sequence[Sequence[Reference]], teller: PrepareTeller, over: _Over
 ) -> ChosenSegments:
     """Examines all recordings, and chooses segments."""
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("recordings"),
-        TimeElapsedColumn(), TextColumn("{task.fields[pace]}"),
-    )  # fmt: skip
-    found, hours, begun = list[planned.Examined](), 0.0, time.monotonic()
-    with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
-        task = bar.add_task(f"examine {name}", total=sum(map(len, asked)), pace="")
-        for references, cuts in over(partial(planned.examined, work), asked):
-            found.append((references, cuts))
-            hours += sum(cut.samples for cut in cuts) / decode.RATE / 3600
-            pace = f"{hours:.1f} h, {3600 * hours / max(time.monotonic() - begun, 1e-3):.0f} x real time"
-            bar.update(task, advance=len(cuts), pace=pace)
+    found, hours, done, total = list[planned.Examined](), 0.0, 0, sum(map(len, asked))
+    began = teller.now()
+    teller.at("examining", 0, total, "recordings")
+    for references, cuts in over(partial(planned.examined, work), asked):
+        found.append((references, cuts))
+        hours += sum(cut.samples for cut in cuts) / decode.RATE / 3600
+        done += len(cuts)
+        teller.at("examining", done, total, "recordings", hours=hours)
     assert work.settings.segments is not None
-    return select(found, work.settings.segments)
+    chosen = select(found, work.settings.segments)
+    teller.ended(f"examined {done:,} recordings of {hours:.2f} h", began)
+    return chosen
 
 
 def _plan(
-    name: str,
     settings: PreparedCorpusConfig,
     seed: int,
-    progress: bool,
+    teller: PrepareTeller,
     over: _Over,
     selection: ChosenSegments | None = None,
 ) -> PreparePlan:
-    work, listed = corpus.prepare_work(settings, seed), None
+    work, listed, began = corpus.prepare_work(settings, seed), None, teller.now()
     if selection is None:
+        teller.at("listing", 0, None, settings.listed)
         parts = CheckedSource(work.settings.source).parts()
         where = over if len(parts) >= _PARTS_IN_TASKS else _here
         listed = where(partial(list_rows, work.settings, seed), parts)
-    counted = TextColumn(f"{{task.completed:,.0f}} {settings.listed}")
-    columns = TextColumn("{task.description}"), counted, TimeElapsedColumn()
-    bar = Progress(*columns, console=Console(stderr=True), disable=not progress)
-    begun = time.monotonic()
 
     def tell(what: str, utterances: int) -> None:
-        if not bar.task_ids:
-            if time.monotonic() - begun < _QUIET_S:  # a small corpus needs no bar
-                return
-            bar.add_task("", total=None)
-            bar.start()
-        bar.update(bar.task_ids[0], description=f"{what} {name}", completed=utterances)
+        teller.at("listing" if what == "listed" else "planning", utterances, None, settings.listed)
 
-    try:
-        return corpus.plan(settings, seed, listed, tell, selection=selection)
-    finally:
-        if bar.task_ids:
-            bar.stop()
+    plan = corpus.plan(settings, seed, listed, tell, selection=selection)
+    teller.ended(f"planned {plan.count():,} {settings.listed} in {len(plan.units):,} pieces", began)
+    return plan
 
 
-def _process(name: str, plan: PreparePlan, progress: bool, over: _Over) -> list[Done]:
+def _process(plan: PreparePlan, teller: PrepareTeller, over: _Over) -> list[Done]:
     done: list[Done] = []
-    count = rejects = 0
+    count, rejects, hours, began = 0, 0, 0.0, teller.now()
     of_nights, what = plan.work.settings.of_nights, plan.work.settings.listed
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(what),
-        TimeElapsedColumn(), TextColumn("{task.fields[pace]}"),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
-        task = bar.add_task(f"prepare {name}", total=plan.count(), pace="")
-        started = time.monotonic()
-        for record in over(partial(_processed, plan.work), plan.units):
-            done.append(record)
-            count += record.utterances
-            rejects += len(record.unusable() if of_nights else record.rejects)
-            rate = count / max(time.monotonic() - started, 1e-3)
-            pace = f"{60 * rate:.1f} /min" if of_nights else f"{rate:.0f} /s"
-            pace += f", {rejects} rejected"
-            bar.update(task, completed=count, pace=pace)
+    teller.at("preparing", 0, plan.count(), what)
+    for record in over(partial(_processed, plan.work), plan.units):
+        done.append(record)
+        count += record.utterances
+        rejects += len(record.unusable() if of_nights else record.rejects)
+        hours += sum(shard.seconds for shard in record.shards) / 3600
+        teller.at("preparing", count, plan.count(), what, hours=hours, rejected=rejects)
+    teller.ended(f"prepared {count:,} {what}", began)
     return done
 
 
@@ -303,13 +312,17 @@ def _here(function: Callable[[Asked], Iterable[Answer]], asked: Sequence[Asked])
     return itertools.chain.from_iterable(map(function, asked))
 
 
-def in_tasks(function: Callable[[Asked], Iterable[Answer]], asked: Sequence[Asked]) -> Iterator[Answer]:
+def in_tasks(
+    function: Callable[[Asked], Iterable[Answer]],
+    asked: Sequence[Asked],
+    connect: Callable[[], None] = cluster.connect,
+) -> Iterator[Answer]:
     """Calls ``function`` with each item in its own task, and yields the answers in the order in which tasks give them.
 
     A `UserError` in a task is raised here. The function, items and answers are sent as bytes. For a source that is
     defined in a user's file, they contain the text of that file, see `rayssl.registry.ComponentConfig`.
     """
-    cluster.connect()
+    connect()
     import ray.cloudpickle
     import ray.data
 

@@ -78,7 +78,7 @@ def test_finds_the_speaker_in_other_recordings() -> None:
 def test_metrics_by_hand() -> None:
     memory = _memory(queue=60)
     memory.remember(_everything(channel=1.0))
-    memory.refresh(3)
+    judged = memory.refresh(3)
     ids = np.arange(0, N, 2)
     recall = memory.recall(ids, epoch=3)
     metrics = memory.metrics(reset=False)
@@ -100,6 +100,9 @@ def test_metrics_by_hand() -> None:
     pools = [sum(assignment[j] == assignment[i] and j != i for j in present) for i in ids]
     assert metrics["pool_size"] == pytest.approx(np.mean(pools))
     assert metrics["clusters_used"] == pytest.approx(len(np.unique(assignment[present])) / (2 * SPEAKERS))
+    sizes = sorted(int((assignment == cluster).sum()) for cluster in range(2 * SPEAKERS))
+    assert [judged["cluster_smallest"], judged["cluster_largest"]] == [sizes[0], sizes[-1]]
+    assert judged["cluster_median"] == (sizes[SPEAKERS - 1] + sizes[SPEAKERS]) / 2
     assert memory.metrics() == metrics
     assert "coverage" not in memory.metrics()
 

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from rayssl.progress import Filling, Line, Phase, Stepped, Trained, decode, encode, open_screen
+from rayssl.progress import Filling, Line, Phase, Preparing, Stepped, Trained, decode, encode, open_screen
 from rayssl.progress.events import Event
 from rayssl.progress.pace import Pace
 from rayssl.progress.screens import Plain, Terminal, duration
@@ -32,7 +32,7 @@ class Clock:
         return self.now
 
 
-@pytest.mark.parametrize("event", EVENTS)
+@pytest.mark.parametrize("event", [*EVENTS, Preparing("preparing", "train", 3, None, "utterances", 0.5, 1)])
 def test_events_survive_a_line(event: Event) -> None:
     assert decode(encode(event)) == event
     assert "\n" not in encode(event)
@@ -75,6 +75,39 @@ def test_a_terminal_has_a_bar_below_the_lines() -> None:
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
     assert "resumed from runs/a\n" in plain and "epoch 1/3  loss 4.0000" in plain
     assert "step 6/30  loss 4.5000  320 utterances/s  2% waiting for data" in plain  # the last rates that were told
+
+
+def test_a_preparation_has_files_hours_pace_and_what_is_left() -> None:
+    """10 utterances a second, of 10 s each: after 40 s, 60 s are left. Listing has no end that is known."""
+    out, clock = io.StringIO(), Clock()
+    bar = Terminal(out, clock, force_terminal=True, width=140, color_system=None)
+    plain_out = io.StringIO()
+    plain = Plain(plain_out, every_s=30, clock=clock)
+    for screen in (bar, plain):
+        clock.now = 0.0
+        for _ in range(40):
+            clock.now += 1
+            screen.show(Preparing("listing", "train", int(25 * clock.now), None, "utterances"))
+        for second in range(41):
+            clock.now = 40.0 + second
+            done = 10 * second
+            screen.show(Preparing("preparing", "train", done, 1000, "utterances", done / 360, second // 20))
+        screen.close()
+    seen = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
+    assert "preparing train" in seen and "400/1,000 utterances  1.11 h  10/s  2 rejected  1m00s left" in seen
+    lines = [line[9:] for line in plain_out.getvalue().splitlines()]
+    assert lines[0].startswith("listing train  750 utterances  26/s")
+    assert lines[1] == "preparing train  200/1,000 utterances  0.56 h  10/s  1 rejected  1m20s left"
+    assert len(lines) == 2  # 80 s
+
+
+def test_slow_work_is_told_by_the_minute() -> None:
+    out, clock = io.StringIO(), Clock()
+    screen = Plain(out, every_s=30, clock=clock)
+    for minute in range(3):
+        clock.now = 60.0 * minute
+        screen.show(Preparing("preparing", "nights", minute, 40, "nights"))
+    assert "2/40 nights  1/min  38m00s left" in out.getvalue()
 
 
 def test_json_has_every_event_and_quiet_none() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rayssl.reports.content import Picture
 from rayssl.reports.run.figures import pictures
 from rayssl.reports.run.page import write_report
 from rayssl.reports.run.reading import read_run
@@ -21,7 +22,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def drawn(small_run: Path) -> dict[str, str]:
+def drawn(small_run: Path) -> dict[str, Picture]:
     """The pictures of the small run."""
     return pictures(read_run(str(small_run)))
 

@@ -11,7 +11,6 @@ import pytest
 from matplotlib.figure import Figure
 
 from rayssl.evaluation.imbalance import classification_result
-from rayssl.reports.drawing import WIDTH
 from rayssl.reports.run import classes as module
 from rayssl.reports.run.classes import (
     accuracy_over_time,
@@ -65,17 +64,17 @@ def test_bars_say_the_mean_recall_of_each_third_and_mark_what_has_no_value(monke
     assert "many: recall 75.0 %" in found and "medium: recall 0.0 %" in found
     assert not any(word.startswith("few") for word in found), "the tail third has no test rows"
     marked: list[int] = []
-    plot = module.new_figure
+    plot = module.Canvas.figure
 
-    def watched(*arguments: Any, **more: Any) -> Any:
-        figure, axes = plot(*arguments, **more)
+    def watched(canvas: Any, *arguments: Any, **more: Any) -> Any:
+        figure, axes = plot(canvas, *arguments, **more)
         original = np.ravel(axes)[-1].plot
         np.ravel(axes)[-1].plot = lambda x, *rest, **look: (marked.append(len(x)), original(x, *rest, **look))
         return figure, axes
 
-    monkeypatch.setattr(module, "new_figure", watched)
+    monkeypatch.setattr(module.Canvas, "figure", watched)
     class_bars(result)
-    assert marked == [1, 1], "d has neither recall nor precision"
+    assert marked == 2 * [1, 1], "d has neither recall nor precision"
 
 
 def test_bars_without_training_counts_keep_the_order_and_say_nothing_of_thirds() -> None:
@@ -105,13 +104,6 @@ def test_time_is_in_a_unit_that_can_be_read(longest: float, unit: str) -> None:
     lines: list[dict[str, Any]] = [{"kind": "probe", "seconds": s, "accuracy": 0.5} for s in (1, longest)]
     assert f"Training time ({unit})" in words(str(accuracy_over_time(Run("r", metrics=lines))))
     assert accuracy_over_time(Run("r", metrics=lines[:1])) is None
-
-
-def test_half_width_pictures_have_the_text_of_full_ones() -> None:
-    lines: list[dict[str, Any]] = [{"kind": "probe", "seconds": s, "accuracy": 0.5} for s in (1, 9)]
-    for width in (WIDTH, WIDTH / 2):
-        opening = str(accuracy_over_time(Run("r", metrics=lines), width)).partition(">")[0]
-        assert f'viewBox="0 0 {72 * width:g} ' in opening
 
 
 def test_cells_of_one_strength_are_one_path_and_zeros_none() -> None:

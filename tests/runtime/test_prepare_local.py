@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from rayssl import storage
+from rayssl.cli import main
 from rayssl.data import corpus, shards
 from rayssl.data.corpus import PrepareConfig
 from rayssl.errors import CorpusError
+from rayssl.progress import Preparing
 from rayssl.runtime import prepare as runtime
+from rayssl.runtime import telling
 from tests.data.corpora import clips, files_below, folder_config, write_folder
+from tests.runtime.recorder import Recorder
 
 KEPT = "made by an earlier rayssl; kept as it is; --overwrite makes it again"
 
@@ -84,18 +90,17 @@ def test_files_of_a_plan_do_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert files_below(tmp_path / "out") == files_below(tmp_path / "memory")
 
 
-def test_a_long_listing_says_how_far_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(runtime, "_QUIET_S", 0.0)
-    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
-    settings = folder_config(tmp_path / "in", tmp_path / "out")
-    runtime.prepare(PrepareConfig(corpora={"small": settings}), local=True)
-    said = capsys.readouterr().err
-    assert "planned small 12 utterances" in said
-    monkeypatch.undo()
-    runtime.prepare(PrepareConfig(corpora={"small": settings}), local=True)
-    assert capsys.readouterr().err == ""
+def test_a_long_listing_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telling, "_EVERY_S", 0.0)
+    settings, screen = folder_config(tmp_path / "in", tmp_path / "out"), Recorder()
+    local(settings, screen=screen)
+    told = [event for event in screen.events if isinstance(event, Preparing)]
+    found = {
+        what: [event.done for event in told if event.what == what] for what in ("listing", "planning", "preparing")
+    }
+    for counts in found.values():
+        assert counts == sorted(counts) and counts[-1] == 12
+    assert {event.total for event in told if event.what != "preparing"} == {None}
 
 
 @pytest.mark.s3
@@ -108,3 +113,24 @@ def test_files_of_a_plan_lie_in_an_object_store(
     alone = local(folder_config(tmp_path / "in", tmp_path / "out")).corpora["small"].manifest
     assert manifest == alone
     assert not any(".work" in file for file in storage.list_files(out))
+
+
+def test_progress_is_json_or_lines_or_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = folder_config(tmp_path / "in", tmp_path / "out")
+    file = tmp_path / "prepare.yaml"
+    file.write_text(yaml.safe_dump({"corpora": {"small": settings.model_dump(mode="json")}}))
+    assert main(["prepare", str(file), "--local", "--log", "json"]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert events[0]["event"] == "line" and events[0]["text"] == f"preparing small at {tmp_path / 'out'}"
+    done = [event for event in events if event["event"] == "preparing" and event["what"] == "preparing"]
+    assert done[-1]["done"] == done[-1]["total"] == 12 and done[-1]["hours"] > 0
+    assert events[-1]["text"].startswith("small: 12 utterances")
+    other = ["--local", "--overwrite", "corpora.small.format=pcm16"]  # makes it again
+    assert main(["prepare", str(file), *other]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    timed = [line for line in lines if re.match(r"\d\d:\d\d:\d\d ", line)]
+    assert timed == lines[: len(timed)] and timed[0].endswith(f" preparing small at {tmp_path / 'out'}")
+    assert re.search(r"small: prepared 12 utterances in \d+\.\d s$", timed[-1])
+    assert main(["prepare", str(file), "--local", "--overwrite", "--quiet"]) == 0  # and in FLAC again
+    quiet = capsys.readouterr()
+    assert quiet.out.startswith("small: 12 utterances") and quiet.err == ""

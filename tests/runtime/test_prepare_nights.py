@@ -10,10 +10,12 @@ import pytest
 from rayssl.data import shards
 from rayssl.data.corpus import PrepareConfig
 from rayssl.errors import CorpusError
+from rayssl.progress import Line, Phase, Preparing
 from rayssl.runtime import prepare as runtime
 from tests.data.corpora import files_below, folder_config
 from tests.data.nights.fake_nights import make, settings
 from tests.data.nights.test_night_corpus import BAD, NIGHTS
+from tests.runtime.recorder import Recorder
 
 
 def local(nights: dict[str, str], out: Path, **more: Any) -> runtime.Summary:
@@ -84,18 +86,20 @@ def test_the_summary_of_utterances_is_as_before(tmp_path: Path) -> None:
     assert found.text() == f"small: 12 utterances, 0.00 h, 3 speakers, 6 recordings, {where}" and made.rejects == []
 
 
-def test_the_bar_counts_nights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(runtime, "_QUIET_S", 0.0)
-    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
-    monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", "200")
+def test_nights_are_counted_while_they_are_prepared(tmp_path: Path) -> None:
+    screen = Recorder()
+    events = screen.events
     config = PrepareConfig(corpora={"sleep": settings({"a/n0": "W", "a/n1": "W_", "b/n0": "!"}, tmp_path)})
-    runtime.prepare(config, local=True)
-    said = capsys.readouterr().err
-    assert "planned sleep 3 nights" in said and "3/3 nights" in said and "utterances" not in said
-    assert "/min, 1 rejected" in said  # a gap is none
+    runtime.prepare(config, local=True, screen=screen)
+    assert events[0] == Line(f"preparing sleep at {config.corpora['sleep'].out}")  # before anything is read
+    told = [event for event in events if isinstance(event, Preparing)]
+    assert {(event.corpus, event.unit) for event in told} == {("sleep", "nights")}
+    assert [event.what for event in told if event.done == 0] == ["listing", "preparing"]
+    last = told[-1]
+    assert (last.what, last.done, last.total, last.rejected) == ("preparing", 3, 3, 1)  # a gap is none
+    assert last.hours is not None and 0 < last.hours < 1
+    phases = [event.what for event in events if isinstance(event, Phase)]
+    assert phases == ["sleep: planned 3 nights in 3 pieces", "sleep: prepared 3 nights"]
 
 
 @pytest.mark.ray

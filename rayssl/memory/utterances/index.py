@@ -177,9 +177,10 @@ class Index:
         self._layout = Layout(clustering.assignment, len(clustering.centroids))
 
     def judged(self) -> dict[str, float]:
-        """The assignment in use: objective, repaired, clusters_used, empty_clusters and largest_cluster, from the
-        second clustering on stability, and where there are labels nmi_speaker and nmi_recording; see
-        `rayssl.memory.utterances.memory.UtteranceMemory.refresh`. Empty where nothing is clustered.
+        """The assignment in use: objective, repaired, clusters_used, the sizes of the smallest, the median and the
+        largest cluster, empty_clusters and largest_cluster, from the second clustering on stability, and where there
+        are labels nmi_speaker and nmi_recording; see `rayssl.memory.utterances.memory.UtteranceMemory.refresh`. Empty
+        where nothing is clustered.
         """
         if not self.settings.clustered:
             return {}
@@ -187,6 +188,8 @@ class Index:
         result = {"objective": self._clustering.objective, "repaired": float(self._clustering.repaired)}
         result["clusters_used"] = self._clusters_used()
         sizes = np.bincount(assignment[assignment >= 0], minlength=self.settings.clusters)
+        ends = {"smallest": sizes.min(), "median": np.median(sizes), "largest": sizes.max()}
+        result |= {f"cluster_{name}": float(size) for name, size in ends.items()}
         result["empty_clusters"] = float((sizes == 0).mean())
         result["largest_cluster"] = float(sizes.max() / max(1, sizes.sum()))
         if self._stability is not None:

@@ -1,38 +1,31 @@
-"""Cells, tables and notes of a comparison, as HTML. Texts are escaped."""
+"""Cells of a comparison that several of its tables share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from html import escape
-
 from rayssl.reports.comparison.reading import Group
+from rayssl.reports.content import Cell, Column, Swatch
+from rayssl.reports.run.reading import Record, is_number
+
+_DASHES = {"-": "", "--": "6 3", ":": "2 3", "-.": "7 3 2 3"}
 
 
-def swatch(group: Group) -> str:
-    """The group's line and number, as HTML."""
-    dashes = {"-": "", "--": "6 3", ":": "2 3", "-.": "7 3 2 3"}[group.line]
-    line = f'<line x1="1" y1="6" x2="25" y2="6" stroke="{group.colour}" stroke-width="4" stroke-dasharray="{dashes}"/>'
-    return f'<svg class="swatch" viewBox="0 0 26 12" role="img">{line}</svg><b>{group.number}</b>&nbsp; '
+def group_cell(group: Group, name: str) -> Cell:
+    """``name`` behind the group's line and number."""
+    return Cell(name, _swatch(group))
 
 
-def text(head: str) -> str:
-    """The head of a column of texts."""
-    return f"<th>{escape(head)}</th>"
+def group_column(group: Group) -> Column:
+    """A column of values of the group."""
+    return Column(group.label, "code", _swatch(group))
 
 
-def number(said: str) -> str:
-    """A cell of a column of numbers; among the heads of `table` it becomes a head."""
-    return f'<td class="number">{escape(said)}</td>'
+def interval(result: Record, key: str, scale: float, decimals: int) -> str:
+    """``[low, high]`` of a figure, with a space in front; empty without one, and for a point, which says nothing."""
+    low, high = (result.get(f"{key}_{end}") for end in ("low", "high"))
+    if low is None or high is None or not is_number(low) or not is_number(high) or low == high:
+        return ""
+    return f" [{scale * low:.{decimals}f}, {scale * high:.{decimals}f}]"
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of ``heads`` and ``rows`` of cells, which are HTML; a narrow page scrolls it."""
-    head = "".join(cell.replace("<td", "<th").replace("</td>", "</th>") for cell in heads)
-    body = "".join(f"<tr>{''.join(cells)}</tr>" for cells in rows)
-    whole = f'<table class="compare"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-    return f'<div class="scroll">{whole}</div>'
-
-
-def note(notes: Sequence[str]) -> str:
-    """A paragraph below a table; empty without ``notes``."""
-    return f'\n<p class="soft">{escape(" ".join(notes))}</p>' if notes else ""
+def _swatch(group: Group) -> Swatch:
+    return Swatch(group.colour, _DASHES[group.line], group.number)

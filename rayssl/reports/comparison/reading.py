@@ -11,13 +11,13 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rayssl.reports.drawing import COLOURS
+from rayssl.reports.run.clock import running_time, training_seconds
 from rayssl.reports.run.reading import HEADS, Record, Run, is_number, read_run
 from rayssl.schema import flatten
 
@@ -228,7 +228,7 @@ def curve(run: Run, name: str) -> tuple[Floats, Floats, Floats]:
         ]
         if len(pairs) > 1:
             table = np.array(pairs, np.float64)
-            return table[:, 0], _running_time(run, table[:, 1]), table[:, 2]
+            return table[:, 0], running_time(run, table[:, 1]), table[:, 2]
     nothing = np.zeros(0)
     return nothing, nothing, nothing
 
@@ -257,7 +257,7 @@ def common_metrics(comparison: Comparison, most: int = 10) -> list[str]:
 def facts(run: Run) -> Record:
     """The run's origin and progress: seed, commit, ranks, epochs done and planned, steps, seconds, last loss."""
     epochs = (run.config or {}).get("training")
-    steps, seconds, losses = curve(run, "loss")
+    steps, _, losses = curve(run, "loss")
     done = [int(r["epoch"]) for r in run.metrics if r.get("kind") == "epoch" and is_number(r.get("epoch"))]
     return {
         "seed": seed(run),
@@ -266,7 +266,7 @@ def facts(run: Run) -> Record:
         "epoch": max(done, default=None),
         "epochs": epochs.get("epochs") if isinstance(epochs, dict) else None,
         "step": int(steps[-1]) if len(steps) else None,
-        "seconds": float(seconds[-1]) if len(seconds) else None,
+        "seconds": training_seconds(run),
         "loss": float(losses[-max(1, len(losses) // 50) :].mean()) if len(losses) else None,
     }
 
@@ -318,30 +318,6 @@ def _spread(values: list[float]) -> Spread | None:
 def _classifier(result: Record) -> tuple[str, float | None]:
     share = result.get("share")
     return str(result.get("head")), float(share) if is_number(share) and share is not None else None
-
-
-def _running_time(run: Run, times: Floats) -> Floats:
-    """The seconds ``[k]`` since the last start before the first line, without the pauses before later starts."""
-    starts = run.origin.get("starts")
-    given = (
-        [_unix(start.get("time")) for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
-    )
-    known = sorted(start for start in given if start is not None)
-    every = sorted(float(r["time"]) for r in run.metrics if r.get("kind") != "probe" and is_number(r.get("time")))
-    zero = max((start for start in known if start <= every[0]), default=every[0])
-    seconds = times - zero
-    for start in known:
-        before = [time for time in every if time < start]
-        if start > zero and before and start < every[-1]:
-            seconds[times >= start] -= start - before[-1]
-    return seconds
-
-
-def _unix(text: Any) -> float | None:
-    try:
-        return datetime.strptime(str(text), "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()
-    except ValueError:
-        return None
 
 
 def _seed_order(run: Run) -> tuple[bool, float, str]:

@@ -9,14 +9,26 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.colors import to_rgba
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from rayssl.reports.drawing import BLUE, CRISP, GREEN, GREY, INK, ORANGE, STYLE, VERMILION, WIDTH, new_figure, svg_text
+from rayssl.reports.content import Column, Row, Table
+from rayssl.reports.drawing import (
+    BLUE,
+    CRISP,
+    GREEN,
+    GREY,
+    HALF,
+    INK,
+    ORANGE,
+    VERMILION,
+    Canvas,
+    Drawing,
+    picture,
+)  # fmt: skip
 from rayssl.reports.run.reading import HEADS, Record, Run, is_number
 
 Floats = NDArray[np.float64]
@@ -46,15 +58,15 @@ def train_counts(result: Record) -> dict[str, int]:
     return {str(row["name"]): int(row["train_count"]) for row in rows} if known else {}
 
 
-@rc_context(STYLE)
-def class_bars(result: Record) -> str | None:
+@picture()
+def class_bars(canvas: Canvas, result: Record) -> Drawing | None:
     """Recall and precision of every class, and above them its number of training rows; None without such figures."""
     rows = class_rows(result)
     if not rows:
         return None
     counts = list(train_counts(result).values())
     place = np.arange(len(rows))
-    figure, all_axes = new_figure(WIDTH, 4.6 if counts else 3.5, rows=2 if counts else 1)
+    _, all_axes = canvas.figure(4.6 if counts else 3.5, rows=2 if counts else 1)
     axes = np.ravel(all_axes)[-1]
     if counts:
         top = np.ravel(all_axes)[0]
@@ -72,15 +84,25 @@ def class_bars(result: Record) -> str | None:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(False, axis="x")
     name_classes(axes, [str(row["name"]) for row in rows])
-    _mark_thirds(axes, result, len(rows))
+    _mark_thirds(axes, result, len(rows), canvas.narrow)
     # the legend is on the right of the upper panel, where its bars are low
     handles, texts = axes.get_legend_handles_labels()
     place_of: Any = {"loc": "upper right"} if counts else {"loc": "lower right", "bbox_to_anchor": (1, 1.0)}
     np.ravel(all_axes)[0].legend(handles, texts, ncols=2, **place_of)
-    return svg_text(figure, "classes")
+    heads = ("Labelled rows", "Test rows", "Recall %", "Precision %")
+    table = [Row([str(row["name"]), *_figures_of(row)]) for row in rows]
+    title = "Recall and precision by class"
+    columns = [Column("Class"), *(Column(head, "number") for head in heads)]
+    said = f"{len(rows)} classes. The figures of each are in the table below the picture."
+    return Drawing(title, said, Table(f"Figures: {title}", columns, table))
 
 
-def _mark_thirds(axes: Any, result: Record, classes: int) -> None:
+def _figures_of(row: Record) -> list[str]:
+    counts = [f"{row[key]:,}" if is_number(row.get(key)) else "-" for key in ("train_count", "support")]
+    return counts + [f"{100 * row[key]:.1f}" if is_number(row.get(key)) else "-" for key in ("recall", "precision")]
+
+
+def _mark_thirds(axes: Any, result: Record, classes: int, narrow: bool) -> None:
     """Writes the mean recall of each third above its classes, and draws lines between the thirds."""
     for index, part in enumerate(np.array_split(np.arange(classes), 3)):
         name = ("many", "medium", "few")[index]
@@ -88,14 +110,15 @@ def _mark_thirds(axes: Any, result: Record, classes: int) -> None:
             return
         if index:
             axes.axvline(part[0] - 0.5, color=INK, linestyle=":", linewidth=1)
+        said = f"{name} {100 * result[name]:.0f} %" if narrow else f"{name}: recall {100 * result[name]:.1f} %"
         axes.annotate(
-            f"{name}: recall {100 * result[name]:.1f} %", (part[0] - 0.5, 1), xycoords=("data", "axes fraction"),
+            said, (part[0] - 0.5, 1), xycoords=("data", "axes fraction"),
             xytext=(2, 4), textcoords="offset points",
         )  # fmt: skip
 
 
-@rc_context(STYLE)
-def confusion_picture(result: Record) -> str | None:
+@picture()
+def confusion_picture(canvas: Canvas, result: Record, title: str = "Confusion of classes") -> Drawing | None:
     """The row-normalised confusion matrix and the most frequent confusions; None without a usable matrix."""
     rows = _rows(result)
     table = _matrix(result.get("confusion"), len(rows))
@@ -105,8 +128,11 @@ def confusion_picture(result: Record) -> str | None:
     table, names = table[np.ix_(order, order)], [str(rows[c]["name"]) for c in order]
     shares = table / np.maximum(1, table.sum(axis=1, keepdims=True))
     few = len(names) <= _WITH_NUMBERS
-    figure, (axes, right) = new_figure(WIDTH, 4.9 if few else 6.3, columns=2)
-    axes.get_gridspec().set_width_ratios([1.75, 1] if few else [2.6, 1])
+    _, (axes, right) = canvas.figure(4.9 if few else 6.3, columns=2, narrow=6.8)
+    if canvas.narrow:
+        axes.get_gridspec().set_height_ratios([1.3, 1])
+    else:
+        axes.get_gridspec().set_width_ratios([1.75, 1] if few else [2.6, 1])
     diagonal = np.eye(len(names), dtype=bool)
     # the colour follows the square root, so that errors of a few percent can be seen
     draw_cells(axes, np.where(shares >= _FAINTEST, np.sqrt(shares), np.nan), np.where(diagonal, BLUE, VERMILION))
@@ -116,11 +142,16 @@ def confusion_picture(result: Record) -> str | None:
     if few:
         for (i, j), share in np.ndenumerate(shares):
             text = (f"{100 * share:.0f}" if share > _FAINTEST else "<1") if share else ""
-            axes.text(j, i, text, ha="center", va="center", color="#FFFFFF" if share > 0.36 else INK, fontsize=8.8)
+            axes.text(j, i, text, ha="center", va="center", color="#FFFFFF" if share > 0.72 else INK, fontsize=8.8)
     name_classes(axes, names)
     name_classes(axes, names, vertical=True)
     _frequent_confusions(right, np.where(diagonal, 0, shares), names)
-    return svg_text(figure, "confusion")
+    said = "; ".join(f"{name}: {100 * shares[k, k]:.0f} % right" for k, name in enumerate(names[:_WITH_NUMBERS]))
+    if not few:
+        return Drawing(title, f"Shares of {len(names)} true classes. The first: {said}.")
+    cells = [Row([name, *(f"{100 * share:.1f}" for share in shares[k])]) for k, name in enumerate(names)]
+    columns = [Column("True class"), *(Column(f"as {name}, %", "number") for name in names)]
+    return Drawing(title, f"{said}.", Table(f"Figures: {title}", columns, cells))
 
 
 def _frequent_confusions(axes: Any, shares: Floats, names: Sequence[str]) -> None:
@@ -139,21 +170,26 @@ def _frequent_confusions(axes: Any, shares: Floats, names: Sequence[str]) -> Non
     axes.grid(False, axis="y")
 
 
-@rc_context(STYLE)
-def efficiency_curve(results: list[Record], width: float = WIDTH) -> str | None:
+@picture(HALF)
+def efficiency_curve(canvas: Canvas, results: list[Record]) -> Drawing | None:
     """Balanced accuracy over the share of labels, one curve for each head; None unless some head has two shares."""
     usable = [r for r in results if is_number(r.get("share")) and r["share"] > 0 and is_number(r["balanced_accuracy"])]
     curves = {head: [r for r in usable if r.get("head") == head] for head in _HEAD_STYLES}
     curves = {head: sorted(records, key=lambda r: float(r["share"])) for head, records in curves.items() if records}
     if not any(records[0]["share"] < records[-1]["share"] for records in curves.values()):
         return None
-    figure, axes = new_figure(width, 3.9)
+    _, axes = canvas.figure(3.9)
+    named: list[Row] = []
     for index, (head, records) in enumerate(curves.items()):
         colour, marker = _HEAD_STYLES[head]
         # shifted a little, so that one interval does not hide another
         x = np.array([float(r["share"]) for r in records]) * 1.04 ** (index - (len(curves) - 1) / 2)
         y = np.array([float(r["balanced_accuracy"]) for r in records])
         axes.plot(x, y, marker=marker, color=colour, markersize=5, label=HEADS[head])
+        shares = [100 * float(r["share"]) for r in records]
+        named.append(
+            Row([HEADS[head], ", ".join(f"{v:.1f} % with {s:g} %" for s, v in zip(shares, 100 * y, strict=True))])
+        )
         for place, record in zip(x, records, strict=True):
             bounds = [record.get(f"balanced_accuracy_{end}") for end in ("low", "high")]
             if all(is_number(bound) for bound in bounds):
@@ -164,17 +200,20 @@ def efficiency_curve(results: list[Record], width: float = WIDTH) -> str | None:
     axes.minorticks_off()
     axes.margins(x=0.06)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2 if width < WIDTH else 4)
-    return svg_text(figure, "efficiency")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    title = "Balanced accuracy by share of the labels"
+    columns = [Column("Classifier"), Column("Balanced accuracy with a share of the labels")]
+    said = " ".join(f"{row.cells[0]}: {row.cells[1]}." for row in named)
+    return Drawing(title, said, Table(f"Figures: {title}", columns, named))
 
 
-@rc_context(STYLE)
+@picture(HALF)
 def accuracy_over_time(
+    canvas: Canvas,
     run: Run,
-    width: float = WIDTH,
     figures: dict[str, str] = _OVER_TIME,
     label: str = "Share of rows, or of a class's rows",
-) -> str | None:
+) -> Drawing | None:
     """The figures (key and name) of probes during training, over its hours, minutes or seconds."""
     looks = ((BLUE, "-"), (ORANGE, "--"), (GREEN, ":"))
     named = {key: (text, *look) for (key, text), look in zip(figures.items(), looks, strict=False)}
@@ -184,13 +223,14 @@ def accuracy_over_time(
         return None
     longest = max(float(seconds.max()) for *_, seconds, _ in curves)
     unit, length = ("h", 3600) if longest >= 3 * 3600 else ("min", 60) if longest >= 180 else ("s", 1)
-    figure, axes = new_figure(width, 3.9)
+    _, axes = canvas.figure(3.9)
     for text, colour, style, seconds, values in curves:
         axes.plot(seconds / length, values, style, color=colour, label=text, marker="o", markersize=3)
+        canvas.follow(axes, text, seconds / length, values, over=f"Time in {unit}", unit="%", scale=100)
     axes.set(xlabel=f"Training time ({unit})", ylabel=label)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(curves))
-    return svg_text(figure, "over_time")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=canvas.columns(len(curves), 2))
+    return Drawing("Figures over the time of training")
 
 
 def by_count(counts: Sequence[Any]) -> Ints:
@@ -208,7 +248,8 @@ def name_classes(axes: Any, names: Sequence[str], vertical: bool = False) -> Non
         axis.set_label_text(f"{axis.get_label_text() or 'Class'} ({len(names)}, too many to name)")
         return
     texts = [_short(name, 18) for name in names]
-    turned = not vertical and max(len(text) for text in texts) * len(texts) > 80
+    room = 8.2 * axes.figure.get_size_inches()[0]  # letters beside each other
+    turned = not vertical and max(len(text) for text in texts) * len(texts) > room
     size = 8.8 if len(names) <= 20 else 7.6 if len(names) <= 40 else 6
     axis.set_ticks(range(len(names)), texts, fontsize=size, rotation=90 if turned else 0)
     axis.set_tick_params(length=0)

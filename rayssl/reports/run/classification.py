@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
-from html import escape
 from typing import Any
 
-from rayssl.reports.drawing import WIDTH, framed
+from rayssl.reports.content import Block, Column, Figure, Grid, Picture, Row, Section, Table, text
 from rayssl.reports.run.classes import (
     accuracy_over_time,
     class_bars,
@@ -16,6 +14,7 @@ from rayssl.reports.run.classes import (
 )
 from rayssl.reports.run.pseudo_labels import bias_picture, pseudo_curves, pseudo_map, sorted_classes, source_curves
 from rayssl.reports.run.reading import HEADS, Record, Run, is_number, is_staging
+from rayssl.reports.run.unevaluated import not_evaluated
 
 _CAPTIONS = {
     "classes": "Every class of the test set; classes with the most labelled training rows (grey, logarithmic) are on "
@@ -66,15 +65,11 @@ def is_classification(run: Run) -> bool:
     return logged or without_trials
 
 
-def class_pictures(run: Run) -> dict[str, str]:
+def class_pictures(run: Run) -> dict[str, Picture]:
     """The pictures of classification for which the run's folder has data, by name."""
     main: Record = run.classified[0] if run.classified else {}
-    drawn: dict[str, str | None] = {"classes": class_bars(main), "confusion": confusion_picture(main)}
-    pair = {"efficiency": efficiency_curve(run.classified), "over_time": accuracy_over_time(run)}
-    if all(pair.values()):  # then they are side by side
-        width = WIDTH / 2
-        pair = {"efficiency": efficiency_curve(run.classified, width), "over_time": accuracy_over_time(run, width)}
-    drawn |= pair
+    drawn: dict[str, Picture | None] = {"classes": class_bars(main), "confusion": confusion_picture(main)}
+    drawn |= {"efficiency": efficiency_curve(run.classified), "over_time": accuracy_over_time(run)}
     if is_staging(run) and not run.classified:
         drawn = {}
     pseudo = run.pseudo_labels()
@@ -102,35 +97,33 @@ def cards(run: Run) -> list[tuple[str, str]]:
     return found
 
 
-def section(run: Run, drawn: dict[str, str]) -> str:
-    """The section as HTML; empty for a run without classification."""
+def sections(run: Run, drawn: dict[str, Picture]) -> list[Section]:
+    """The sections about classification and about pseudo-labels; empty for a run that has neither."""
+    pseudo = Section("Pseudo-labels", _figures(("pseudo", "sources", "pseudo_map", "bias"), drawn))
     if not is_classification(run):
-        return "\n".join(_pseudo_labels(drawn))
-    parts = ["<h2>Classification</h2>"]
+        return [pseudo]
+    blocks: list[Block] = []
     if run.classified:
-        parts.append(_results_table(run.classified))
+        blocks.append(_results_table(run.classified))
         if len(run.classified) > 1 and {"classes", "confusion"} & drawn.keys():
-            parts.append(f"<p>The next pictures show the first row: {escape(_head(run.classified[0]))}.</p>")
+            blocks.append(text(f"The next pictures show the first row: {_head(run.classified[0])}."))
     elif not run.results:
-        command = escape(f"rayssl evaluate {shlex.quote(run.uri)}")
-        parts.append(f"<p>This run has not been evaluated yet; <code>{command}</code> does that.</p>")
-    parts += [_figure(name, drawn) for name in ("classes", "confusion") if name in drawn]
-    pair = [_figure(name, drawn) for name in ("efficiency", "over_time") if name in drawn]
-    parts.append(f'<div class="pair">{"".join(pair)}</div>' if len(pair) == 2 else "".join(pair))
-    return "\n".join(part for part in [*parts, *_pseudo_labels(drawn)] if part)
+        blocks.append(not_evaluated(run))
+    blocks += _figures(("classes", "confusion"), drawn)
+    pair = _figures(("efficiency", "over_time"), drawn)
+    blocks += [Grid(pair)] if pair else []
+    return [Section("Classification", blocks), pseudo]
 
 
-def _pseudo_labels(drawn: dict[str, str]) -> list[str]:
-    labels = [_figure(name, drawn) for name in ("pseudo", "sources", "pseudo_map", "bias") if name in drawn]
-    return ["<h2>Pseudo-labels</h2>", *labels] if labels else []
+def _figures(names: tuple[str, ...], drawn: dict[str, Picture]) -> list[Figure]:
+    return [
+        Figure(drawn[name], _CAPTIONS[name] if name != "bias" or "Given / true" in drawn[name].wide else _BARE)
+        for name in names
+        if name in drawn
+    ]
 
 
-def _figure(name: str, drawn: dict[str, str]) -> str:
-    known = name != "bias" or "Given / true" in drawn[name]
-    return framed(drawn[name], _CAPTIONS[name] if known else _BARE)
-
-
-def _results_table(results: list[Record]) -> str:
+def _results_table(results: list[Record]) -> Table:
     """The table of results, without columns that have no information."""
     thirds = any(is_number(result.get(name)) for result in results for name in ("many", "medium", "few"))
     several = len({str(result.get("checkpoint")) for result in results}) > 1
@@ -147,22 +140,17 @@ def _results_table(results: list[Record]) -> str:
             *(_percent(result, key) for key in keys),
             f"{int(result['n']):,}" if is_number(result.get("n")) else "-",
         ]
-        cells = "".join(f"<td>{escape(text)}</td>" for text in texts)
-        cells += "".join(f'<td class="number">{escape(number)}</td>' for number in numbers)
-        rows.append(f"<tr>{cells}</tr>")
-    heads = ["Labels<br>used", "Balanced<br>accuracy", "95 %<br>interval", "Geometric<br>mean", "Macro<br>F1"]
-    heads += ["Accuracy", *(("Many", "Medium", "Few") if thirds else ()), "Test<br>rows"]
-    head = "<th>Classifier</th>" + ("<th>Checkpoint</th>" if several else "")
-    head += "".join(f'<th class="number">{h}</th>' for h in heads)
-    # no line breaks inside figures, which would be hard to compare; a narrow page scrolls
-    opening = '<div class="scroll"><table style="white-space: nowrap">'
+        rows.append(Row([*texts, *numbers]))
+    heads = ["Labels used", "Balanced accuracy", "95 % interval", "Geometric mean", "Macro F1", "Accuracy"]
+    heads += [*(("Many", "Medium", "Few") if thirds else ()), "Test rows"]
+    columns = [Column("Classifier"), *([Column("Checkpoint")] if several else [])]
+    columns += [Column(head, "number") for head in heads]
     notes = ["All figures in percent."]
     if thirds:
         notes.append("Many, medium, few: mean recall of the third of classes with the most, medium, and fewest labels.")
     if not several and results[0].get("checkpoint"):
         notes.append(f"Checkpoint {results[0]['checkpoint']}.")
-    note = f'<p class="soft">{escape(" ".join(notes))}</p>'
-    return f"{opening}<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>\n{note}"
+    return Table("Results of classification", columns, rows, notes)
 
 
 def _head(result: Record) -> str:

@@ -6,136 +6,138 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 from scipy.stats import norm
 from sklearn.manifold import TSNE
 from sklearn.metrics import det_curve
 
+from rayssl.reports.content import Column, Picture, Row, Table
 from rayssl.reports.drawing import (
     BLUE,
     COLOURS,
     FAINT,
     GREEN,
     GREY,
+    HALF,
     INK,
     ORANGE,
     PURPLE,
-    STYLE,
+    THIRD,
     VERMILION,
-    WIDTH,
-    new_figure,
-    svg_text,
+    Canvas,
+    Drawing,
+    picture,
 )  # fmt: skip
+from rayssl.reports.measures import Measure, measure
 from rayssl.reports.run.reading import EmbeddingSample, Run, Scores, is_number
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
+OTHER = "other "  # how the names of the pictures of `other_curve` begin
 _POINTS = 900  # the most points of a curve; more cannot be seen
-_GPU = ("gpu_allocated_bytes", "gpu_peak_bytes", "gpu_reserved_bytes", "gpu_total_bytes")
-_SPECIAL = ("loss", "lr", "utterances_per_s", *_GPU)
+_BESIDE = ("loss", "lr", "utterances_per_s")  # figures of steps with a picture of their own; the others follow
 _POSITIVES = {
-    "coverage": ("Coverage", GREY, "--"),
-    "speaker_accuracy": ("Same speaker", BLUE, "-"),
-    "recording_accuracy": ("Same recording", VERMILION, "-"),
-    "useful_rate": ("Same speaker, other recording", GREEN, "-"),
+    "coverage": (GREY, "--"),
+    "speaker_accuracy": (BLUE, "-"),
+    "recording_accuracy": (VERMILION, "-"),
+    "useful_rate": (GREEN, "-"),
 }
-_CLUSTERS = {"nmi_speaker": ("NMI with speakers", BLUE, "-"), "nmi_recording": ("NMI with recordings", VERMILION, "-")}
+_AGREEMENT = {"nmi_speaker": (BLUE, "-"), "nmi_recording": (VERMILION, "-")}
+_KINDS = ("validate", "step", "epoch")  # of lines, those with the fewest figures first
+_SIZES = {"cluster_largest": (VERMILION, "-"), "cluster_median": (BLUE, "-"), "cluster_smallest": (GREY, "--")}
+_NO_PICTURE = {"version", "seconds", "gpu_total_bytes", *_POSITIVES, *_AGREEMENT, *_SIZES}
 _DET_TICKS = np.array([0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5])
 
 
-@rc_context(STYLE)
-def loss_curve(run: Run) -> str | None:
+@picture()
+def loss_curve(canvas: Canvas, run: Run) -> Drawing | None:
     """The training loss over steps: faint logged values, and their running mean on top; None for fewer than two."""
     steps, values = run.series("step", "loss")
     if len(steps) < 2:
         return None
-    figure, axes = new_figure(WIDTH, 3.1)
-    _curve(axes, steps, values, BLUE)
-    axes.set(xlabel="Step", ylabel="Training loss")
+    _, axes = canvas.figure(3.1)
+    _curve(canvas, axes, steps, values, measure("loss"), BLUE)
+    axes.set(xlabel="Step", ylabel="Training loss (no unit)")
     _mark_start(axes, run, "positives sampled from here on")
-    return svg_text(figure, "loss")
+    return Drawing("Training loss over steps")
 
 
-@rc_context(STYLE)
-def schedule_curves(run: Run) -> str | None:
-    """Learning rate and throughput over steps, side by side; None if neither was logged."""
-    panels = [("lr", "Learning rate", ORANGE), ("utterances_per_s", "Utterances per second", PURPLE)]
-    found = [(label, colour, *run.series("step", name)) for name, label, colour in panels]
-    found = [panel for panel in found if len(panel[2]) > 1]
-    if not found:
+@picture(HALF)
+def schedule_curve(canvas: Canvas, run: Run, name: str, colour: str) -> Drawing | None:
+    """The learning rate or the throughput over steps, from 0 on; None for fewer than two values."""
+    steps, values = run.series("step", name)
+    if len(steps) < 2:
         return None
-    figure, all_axes = new_figure(WIDTH, 2.5, columns=len(found))
-    for axes, (label, colour, steps, values) in zip(np.ravel(all_axes), found, strict=True):
-        if colour == ORANGE:
-            axes.plot(*_thin(steps, values), color=colour)
-        else:
-            _curve(axes, steps, values, colour)
-        axes.set(xlabel="Step", ylabel=label, ylim=(0, 1.08 * values.max() or 1))
-        _mark_start(axes, run)
-    return svg_text(figure, "schedule")
+    what = measure(name)
+    _, axes = canvas.figure(2.7)
+    _curve(canvas, axes, steps, values, what, colour, smooth=name != "lr")
+    axes.set(xlabel="Step", ylabel=what.axis, ylim=(0, 1.08 * values.max() or 1))
+    _mark_start(axes, run)
+    return Drawing(f"{what.label} over steps")
 
 
-@rc_context(STYLE)
-def other_curves(run: Run, most: int = 9) -> str | None:
-    """One small picture for each other number that changes during the run, at most ``most``; None without any."""
-    drawn = {*_SPECIAL, *_POSITIVES, *_CLUSTERS}
-    panels: dict[str, tuple[Floats, Floats]] = {}
-    for kind in ("validate", "step", "epoch"):
+def other_figures(run: Run, most: int = 12) -> list[str]:
+    """The names of the other numbers that change during the run, at most ``most``."""
+    found: list[str] = []
+    for kind in _KINDS:
         for name in run.names(kind):
-            steps, values = run.series(kind, name)
-            if name not in drawn and name not in panels and len(values) > 1 and np.ptp(values) > 0:
-                panels[name] = (steps, values)
-    if not panels:
+            values = run.series(kind, name)[1]
+            if name not in _BESIDE and name not in _NO_PICTURE and name not in found and not _only_the_loss(run, name):
+                found += [name] if len(values) > 1 and np.ptp(values) > 0 else []
+    return found[:most]
+
+
+@picture(THIRD)
+def other_curve(canvas: Canvas, run: Run, name: str) -> Drawing | None:
+    """The figure ``name`` over steps, from the lines of validations, of steps or else of epochs."""
+    steps, values = next(pair for kind in _KINDS if len((pair := run.series(kind, name))[0]) > 1)
+    what = measure(name)
+    _, axes = canvas.figure(2.2)
+    _curve(canvas, axes, steps, values, what, BLUE)
+    axes.set(xlabel="Step", ylabel=(what.unit or "no unit"))
+    _mark_start(axes, run)
+    return Drawing(what.label)
+
+
+@picture(HALF)
+def positives_curves(canvas: Canvas, run: Run) -> Drawing | None:
+    """What the sampled positives are, over epochs; None without SSPS."""
+    if not len(_by_epoch(run, "coverage")[0]):
         return None
-    shown = list(panels.items())[:most]
-    columns = min(3, len(shown))
-    rows = -(-len(shown) // columns)
-    figure, all_axes = new_figure(WIDTH, 2.1 * rows, rows=rows, columns=columns)
-    for axes in np.ravel(all_axes)[len(shown) :]:
-        axes.set_visible(False)
-    for axes, (name, (steps, values)) in zip(np.ravel(all_axes), shown, strict=False):
-        _curve(axes, steps, values, BLUE)
-        axes.set_title(name.replace("$", r"\$"))
-        axes.set_xlabel("Step")
-        _mark_start(axes, run)
-    return svg_text(figure, "others")
+    axes = _over_epochs(canvas, run, _POSITIVES)
+    axes.set(ylabel="Share of anchors or positives", ylim=(0, 102))
+    axes.yaxis.set_major_formatter(PercentFormatter(100))
+    return Drawing("What the sampled positives are")
 
 
-@rc_context(STYLE)
-def positives_curves(run: Run) -> str | None:
-    """What the sampled positives are, and how clusters agree with speakers and recordings, over epochs.
-
-    None without SSPS.
-    """
-    groups = [("Share of anchors or positives", _POSITIVES), ("Normalised mutual information", _CLUSTERS)]
-    found = []
-    for label, curves in groups:
-        series = {name: _by_epoch(run, name) for name in curves}
-        series = {name: pair for name, pair in series.items() if len(pair[0])}
-        if series:
-            found.append((label, curves, series))
-    if not any("coverage" in series for _, _, series in found):
+@picture(HALF)
+def agreement_curves(canvas: Canvas, run: Run) -> Drawing | None:
+    """How clusters agree with speakers and recordings, over epochs; None where nothing is known of either."""
+    if not any(len(_by_epoch(run, name)[0]) for name in _AGREEMENT):
         return None
-    figure, all_axes = new_figure(WIDTH, 3.6, columns=len(found))
-    for axes, (label, curves, series) in zip(np.ravel(all_axes), found, strict=True):
-        for name, (epochs, values) in series.items():
-            text, colour, style = curves[name]
-            axes.plot(epochs, values, style, color=colour, label=text, marker="o", markersize=3)
-        axes.set(xlabel="Epoch", ylabel=label, ylim=(0, 1.02))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if curves is _POSITIVES:
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-    return svg_text(figure, "positives")
+    axes = _over_epochs(canvas, run, _AGREEMENT)
+    axes.set(ylabel="Normalised mutual information", ylim=(0, 1.02))
+    return Drawing("Agreement of clusters with labels")
 
 
-@rc_context(STYLE)
-def det_picture(scores: Scores, eer: float | None) -> str:
+@picture(HALF)
+def cluster_sizes(canvas: Canvas, run: Run) -> Drawing | None:
+    """The sizes of the smallest, the median and the largest cluster, over epochs; None for runs without them."""
+    if not len(_by_epoch(run, "cluster_median")[0]):
+        return None
+    axes = _over_epochs(canvas, run, _SIZES)
+    axes.set(ylabel="Utterances in a cluster", yscale="symlog", ylim=(0, None))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    return Drawing("Sizes of clusters")
+
+
+@picture(HALF)
+def det_picture(canvas: Canvas, scores: Scores, eer: float | None) -> Drawing:
     """The miss rate over the false alarm rate on probit axes, with the EER and the minima of two detection costs."""
     false_alarm, miss, _ = det_curve(scores.label, scores.score)
-    figure, axes = new_figure(WIDTH / 2, 4.6)
+    _, axes = canvas.figure(4.6)
     low, high = _det_range(eer if eer else float(np.maximum(false_alarm, miss).min()))
     ends = norm.ppf([low, high])
     # on a probit axis, rates of exactly 0 and 1 are at infinity
@@ -155,7 +157,15 @@ def det_picture(scores: Scores, eer: float | None) -> str:
     axes.set(xlim=ends, ylim=ends, xlabel="False alarms (% of non-target trials)", ylabel="Misses (% of target trials)")
     axes.set_aspect("equal")
     axes.legend(loc="upper right")
-    return svg_text(figure, "det")
+    rows = []
+    for rate in (tick for tick in (0.001, 0.01, 0.05, 0.1, 0.2, 0.5) if low <= tick <= high):
+        below = miss[false_alarm <= rate]
+        rows.append(Row([f"{100 * rate:g}", f"{100 * below.min():.2f}" if len(below) else "-"]))
+    heads = (Column("False alarms %", "number"), Column("Misses %", "number"))
+    said = f"{len(scores.label):,} trials: the curve of misses over false alarms."
+    said += "" if eer is None else f" The equal error rate is {100 * eer:.2f} %."
+    title = "Detection error trade-off"
+    return Drawing(title, said, Table(f"Figures: {title}", heads, rows))
 
 
 def _det_range(eer: float) -> tuple[float, float]:
@@ -165,29 +175,34 @@ def _det_range(eer: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-@rc_context(STYLE)
-def score_histogram(scores: Scores) -> str:
+@picture(HALF)
+def score_histogram(canvas: Canvas, scores: Scores) -> Drawing:
     """The densities of target and non-target scores, with the threshold at which both error rates are equal."""
-    figure, axes = new_figure(WIDTH / 2, 4.6)
+    _, axes = canvas.figure(4.6)
+    rows = []
     edges = np.histogram_bin_edges(scores.score, bins=70)
     for label, text, colour in ((0, "Non-target: two speakers", VERMILION), (1, "Target: one speaker", BLUE)):
         values = scores.score[scores.label == label]
         density, _ = np.histogram(values, edges, density=True)
         axes.stairs(density, edges, fill=True, color=colour, alpha=0.35)
         axes.stairs(density, edges, color=colour, label=f"{text} ({len(values):,})", linewidth=1.4)
+        quarters = (f"{value:.3f}" for value in np.quantile(values, (0.05, 0.5, 0.95)))
+        rows.append(Row([text, f"{len(values):,}", f"{values.mean():.3f}", *quarters]))
     false_alarm, miss, thresholds = det_curve(scores.label, scores.score)
     threshold = thresholds[np.abs(false_alarm - miss).argmin()]
     axes.axvline(
         threshold, ymax=0.78, color=INK, linestyle=":", linewidth=1.2, label=f"Threshold at EER ({threshold:.3f})"
     )
-    axes.set(xlabel="Score", ylabel="Density")
+    axes.set(xlabel="Score (no unit)", ylabel="Density of trials")
     axes.set_ylim(0, axes.get_ylim()[1] * 1.28)  # room for the legend
     axes.legend(loc="upper left")
-    return svg_text(figure, "histogram")
+    heads = [Column("Trials"), *(Column(head, "number") for head in ("Count", "Mean", "5 %", "Median", "95 %"))]
+    said = " ".join(f"{row.cells[0]}: median score {row.cells[4]}." for row in rows)
+    title = "Scores of both kinds of trial"
+    return Drawing(title, f"{said} Threshold at EER {threshold:.3f}.", Table(f"Figures: {title}", heads, rows))
 
 
-@rc_context(STYLE)
-def embedding_map(sample: EmbeddingSample, seed: int = 0) -> str | None:
+def embedding_map(sample: EmbeddingSample, seed: int = 0) -> Picture | None:
     """t-SNE by cosine distance, coloured by speaker, and again by the recording's number within its speaker.
 
     None for fewer than 8 utterances.
@@ -204,11 +219,15 @@ def embedding_map(sample: EmbeddingSample, seed: int = 0) -> str | None:
     for index in range(len(speakers)):
         mine = who == index
         within[mine] = np.unique(sample.recording[mine], return_inverse=True)[1]
-    figure, (left, right) = new_figure(WIDTH, 4.9, columns=2)
-    for axes, classes, title in (
-        (left, who, f"Coloured by speaker ({len(speakers)})"),
-        (right, within, f"Coloured by recording of that speaker (up to {within.max() + 1})"),
-    ):
+    return _map(points, who, within)
+
+
+@picture()
+def _map(canvas: Canvas, points: Floats, who: Ints, within: Ints) -> Drawing:
+    speakers = int(who.max()) + 1
+    _, panels = canvas.figure(4.9, columns=2, narrow=7.2)
+    titles = (f"Coloured by speaker ({speakers})", f"Coloured by recording of that speaker (up to {within.max() + 1})")
+    for axes, classes, title in zip(panels, (who, within), titles, strict=True):
         for value in np.unique(classes):
             chosen = classes == value
             marker = "o^sDvP*X"[value // len(COLOURS) % 8]
@@ -216,21 +235,43 @@ def embedding_map(sample: EmbeddingSample, seed: int = 0) -> str | None:
         axes.set_title(title)
         axes.set(xticks=[], yticks=[], xlabel="t-SNE 1 (no unit)", ylabel="t-SNE 2 (no unit)")
         axes.set_aspect("equal", adjustable="datalim")
-    return svg_text(figure, "map")
+    said = f"{len(points)} utterances of {speakers} speakers in two dimensions, coloured by speaker and by recording."
+    return Drawing("Map of the embeddings", said)
 
 
-def _curve(axes: Any, steps: Floats, values: Floats, colour: str) -> None:
+def _curve(
+    canvas: Canvas, axes: Any, steps: Floats, values: Floats, what: Measure, colour: str, smooth: bool = True
+) -> None:
     """Draws faint values and their running mean, so that both the noise and the trend can be seen."""
     width = max(1, len(values) // 60)
-    if width < 3:
+    values = what.scale * values
+    if not smooth or width < 3:
         axes.plot(*_thin(steps, values), color=colour)
     else:
         axes.plot(*_thin(steps, values), color=colour, alpha=0.25, linewidth=0.8)
         padded = np.pad(values, (width // 2, width - 1 - width // 2), mode="edge")
-        axes.plot(*_thin(steps, np.convolve(padded, np.full(width, 1 / width), mode="valid")), color=colour)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        values = np.convolve(padded, np.full(width, 1 / width), mode="valid")
+        axes.plot(*_thin(steps, values), color=colour)
+    canvas.follow(axes, what.label, steps, values, unit=what.unit)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if steps[-1] >= 10_000:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def _over_epochs(canvas: Canvas, run: Run, curves: dict[str, tuple[str, str]]) -> Any:
+    """Draws those of the ``curves`` (name, colour and line) that the run has, with points at its epochs."""
+    _, axes = canvas.figure(3.6)
+    for name, (colour, style) in curves.items():
+        epochs, values = _by_epoch(run, name)
+        if epochs:
+            what = measure(name)
+            scaled = [what.scale * value for value in values]
+            axes.plot(epochs, scaled, style, color=colour, label=what.label, marker="o", markersize=3)
+            canvas.follow(axes, what.label, epochs, scaled, over="Epoch", unit=what.unit)
+    axes.set(xlabel="Epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=canvas.columns(2, 1 if len(curves) > 3 else 2))
+    return axes
 
 
 def _mark_start(axes: Any, run: Run, text: str = "") -> None:
@@ -239,10 +280,12 @@ def _mark_start(axes: Any, run: Run, text: str = "") -> None:
         return
     axes.axvline(start, color=GREEN, linestyle="--", linewidth=1.2)
     if text:
-        axes.annotate(
-            text, (start, 1), xycoords=("data", "axes fraction"), xytext=(5, -2), textcoords="offset points",
-            va="top", color=GREEN,
+        late = start > sum(axes.get_xlim()) / 2
+        note = axes.annotate(
+            text, (start, 1), xycoords=("data", "axes fraction"), xytext=(-5 if late else 5, -2), va="top",
+            textcoords="offset points", ha="right" if late else "left",
         )  # fmt: skip
+        note.set_in_layout(False)  # the panel does not shrink for it
 
 
 def _by_epoch(run: Run, name: str) -> tuple[list[float], list[float]]:
@@ -267,18 +310,27 @@ def _thin_path(x: Floats, y: Floats) -> tuple[Floats, Floats]:
     return x[chosen], y[chosen]
 
 
-def pictures(run: Run, seed: int = 0) -> dict[str, str]:
+def _only_the_loss(run: Run, name: str) -> bool:
+    """Whether a term is the whole loss: then it has the same curve."""
+    (steps, values), (at, loss) = run.series("step", name), run.series("step", "loss")
+    return len(steps) == len(at) and len(steps) > 0 and bool((steps == at).all() and (values == loss).all())
+
+
+def pictures(run: Run, seed: int = 0) -> dict[str, Picture]:
     """The pictures of training and verification for which the run's folder has data, by name."""
     eer = next((r["eer"] for r in run.results if is_number(r.get("eer"))), None)
     speakers = bool(run.verified) or not (run.classified or run.staged)
-    drawn: Sequence[tuple[str, str | None]] = (
+    drawn: Sequence[tuple[str, Picture | None]] = (
         ("loss", loss_curve(run)),
-        ("schedule", schedule_curves(run)),
-        ("others", other_curves(run)),
+        ("lr", schedule_curve(run, "lr", ORANGE)),
+        ("utterances_per_s", schedule_curve(run, "utterances_per_s", PURPLE)),
+        *((f"{OTHER}{name}", other_curve(run, name)) for name in other_figures(run)),
         ("positives", positives_curves(run)),
+        ("agreement", agreement_curves(run)),
+        ("sizes", cluster_sizes(run)),
         ("det", det_picture(run.scores, eer) if run.scores else None),
         ("histogram", score_histogram(run.scores) if run.scores else None),
         # the map shows speakers, which are no use for a run that only classifies something else
         ("map", embedding_map(run.sample, seed) if run.sample and speakers else None),
     )
-    return {name: picture for name, picture in drawn if picture}
+    return {name: each for name, each in drawn if each}

@@ -1,39 +1,54 @@
-"""Makes one self-contained HTML page from a run's folder: styles and pictures are inside, and there is no script."""
+"""Makes one self-contained HTML page from a run's folder: styles, pictures and a small script are inside."""
 
 from __future__ import annotations
 
 import shlex
-from html import escape
 from typing import Any
 
 from rayssl import storage
+from rayssl.reports.content import (
+    Block,
+    Column,
+    Details,
+    Figure,
+    Grid,
+    Listing,
+    Page,
+    Picture,
+    Row,
+    Section,
+    Table,
+    text,
+)
 from rayssl.reports.document import document
-from rayssl.reports.drawing import framed
-from rayssl.reports.run import classification, staging
-from rayssl.reports.run.figures import pictures
-from rayssl.reports.run.reading import Record, Run, is_number, is_staging, read_run
+from rayssl.reports.measures import measure
+from rayssl.reports.run import classification, clock, staging, verification
+from rayssl.reports.run.figures import OTHER, pictures
+from rayssl.reports.run.reading import Record, Run, is_number, read_run
 from rayssl.schema import flatten
 
 _JUMP = (
     " It may jump where sampled positives begin (dashed line): positives from other recordings are harder than those "
-    "from the same one."
+    "from the same one. Values before and after do not compare."
 )
+_LOSS = "Logged values (faint) and their running mean. It should fall and level off."
 _CAPTIONS = {
-    "loss": "Logged values (faint) and their running mean. It should fall and level off.",
-    "schedule": "Learning rate and throughput as logged. Throughput should be flat: in a dip, training waited for "
-    "data, for other ranks or for clustering.",
-    "others": "All other logged numbers that changed during the run.",
-    "positives": "What the sampled positives are. Good sampling gives many positives of the same speaker and few of "
-    "the same recording. Useful positives are of the same speaker in another recording. Coverage is the share of "
-    "anchors for which a positive was found; the others use their own. Clusters should follow speakers more than "
-    "recordings.",
-    "det": "Detection error trade-off on probit axes. Closer to the lower left is better; a straight line means "
-    "normally distributed scores. The diamond and the square mark the minima of the two normalised costs.",
-    "histogram": "Scores of both kinds of trial. The less they overlap, the lower the error. The dotted line is the "
-    "threshold at which both error rates are equal.",
-    "map": "A sample of utterances in two dimensions by t-SNE. Left: each speaker (colour and marker) should be a "
-    "separate island. Right: the same points; inside an island colours should mix. Separate patches of one colour mean "
-    "that the embedding separates recordings, not only speakers. Distances between islands have no meaning.",
+    "positives": "Good sampling gives many positives of the same speaker and few of the same recording. Coverage is "
+    "the share of anchors for which a positive was found; the others use their own.",
+    "agreement": "1 means that the clusters are the speakers, or the recordings. Clusters should follow speakers more "
+    "than recordings.",
+    "sizes": "One cluster that is far larger than the others takes utterances of many speakers. Many small ones divide "
+    "a speaker.",
+}
+_HARDWARE = {
+    "parameters": "Parameters",
+    "trainable": "Of them trained",
+    "ranks": "Ranks",
+    "device": "Device of a rank",
+    "device_memory_gb": "Memory of the device (GB)",
+    "cpu": "Processor of rank 0",
+    "cores": "Cores of its machine",
+    "memory_gb": "Memory of its machine (GB)",
 }
 
 
@@ -53,23 +68,30 @@ def render(run: Run, *, seed: int = 0) -> str:
     drawn = pictures(run, seed) | classification.class_pictures(run)
     of_nights = staging.staging_pictures(run)
     sections = [
-        _header(run),
-        _cards(run),
-        *(f'<p class="problem">{escape(problem)}</p>' for problem in run.problems),
-        staging.section(run, of_nights),
-        classification.section(run, drawn),
-        _verification(run, drawn),
-        _map(run, drawn),
-        _positives(run, drawn),
+        *staging.sections(run, of_nights),
+        *classification.sections(run, drawn),
+        *verification.sections(run, drawn),
+        _positives(drawn),
         _training(run, drawn),
+        _hardware(run),
         _reproduce(run),
         _configuration(run),
         _environment(run),
     ]
-    return document(f"{run.name} - rayssl report", sections)
+    return document(
+        Page(
+            title=f"{run.name} - rayssl report",
+            heading=run.name,
+            facts=_facts(run),
+            cards=_cards(run),
+            notes=[text(problem, "problem") for problem in run.problems],
+            sections=sections,
+        )
+    )
 
 
-def _header(run: Run) -> str:
+def _facts(run: Run) -> list[str]:
+    """The method, the encoder, how long it trained, and where the run is."""
     config = run.config or {}
     method = config.get("method") if isinstance(config.get("method"), dict) else {}
     names = []
@@ -79,167 +101,139 @@ def _header(run: Run) -> str:
     parts = [" over ".join(names)] if names else []
     backbone = _lookup(config, "encoder", "backbone", "name") or _lookup(config, "model", "backbone", "name")
     parts += [str(backbone)] if backbone else []
-    parts += [_duration(run)] if _duration(run) else []
-    parts.append(run.uri)
-    return f'<h1>{escape(run.name)}</h1>\n<p class="soft">{escape(" · ".join(parts))}</p>'
+    parameters = _lookup(run.origin, "hardware", "parameters")
+    parts += [f"{parameters / 1e6:,.2f} M parameters"] if is_number(parameters) else []
+    seconds = clock.training_seconds(run)
+    parts += [f"trained for {clock.duration(seconds)}"] if seconds else []
+    return [*parts, run.uri]
 
 
-def _cards(run: Run) -> str:
-    cards = staging.cards(run) + classification.cards(run)
-    for result in run.verified[:1]:
-        if is_number(result.get("eer")):
-            cards.append((f"{100 * result['eer']:.2f} %", f"EER{_interval(result)}"))
-        for name, p_target in (("min_dcf_001", 0.01), ("min_dcf_005", 0.05)):
-            if is_number(result.get(name)):
-                cards.append((f"{result[name]:.3f}", f"minDCF at p = {p_target}"))
-        if is_number(result.get("trials")):
-            targets = f", {int(result['targets']):,} of them target" if is_number(result.get("targets")) else ""
-            cards.append((f"{int(result['trials']):,}", f"trials{targets}"))
+def _cards(run: Run) -> list[tuple[str, str]]:
+    cards = staging.cards(run) + classification.cards(run) + verification.cards(run)
     steps, losses = run.series("step", "loss")
     if len(losses):
         last = losses[-max(1, len(losses) // 50) :]
         cards.append((f"{last.mean():.3f}", f"training loss at the end, after {int(steps[-1]):,} steps"))
     shares = {"speaker_accuracy": "positives of the same speaker", "coverage": "anchors that found a positive"}
-    for name, text in shares.items():
+    for name, said in shares.items():
         _, values = run.series("epoch", name)
         if len(values):
-            cards.append((f"{100 * values[-1]:.1f} %", f"{text}, last epoch"))
-    body = "".join(
-        f'<div class="card{" first" if index == 0 else ""}"><b>{escape(value)}</b><span>{escape(text)}</span></div>'
-        for index, (value, text) in enumerate(cards)
-    )
-    return f'<div class="cards">{body}</div>' if body else ""
+            cards.append((f"{100 * values[-1]:.1f} %", f"{said}, last epoch"))
+    return cards
 
 
-def _interval(result: Record) -> str:
-    if is_number(result.get("eer_low")) and is_number(result.get("eer_high")):
-        return f", 95 % interval over speakers {100 * result['eer_low']:.2f} to {100 * result['eer_high']:.2f} %"
-    return ""
+def _positives(drawn: dict[str, Picture]) -> Section:
+    shown = [Figure(drawn[name], said) for name, said in _CAPTIONS.items() if name in drawn]
+    return Section("Sampled positives", [Grid(shown)] if shown else [])
 
 
-def _verification(run: Run, drawn: dict[str, str]) -> str:
-    title = "<h2>Speaker verification</h2>"
-    if not run.verified and not run.scores:
-        if classification.is_classification(run) or is_staging(run):
-            return ""
-        command = escape(f"rayssl evaluate {shlex.quote(run.uri)}")
-        return f"{title}\n<p>This run has not been evaluated yet; <code>{command}</code> does that.</p>"
-    parts = [title]
-    if run.verified:
-        parts.append(_results_table(run.verified))
-    if "det" in drawn:
-        parts.append(f'<div class="pair">{_figure("det", drawn)}{_figure("histogram", drawn)}</div>')
-    else:
-        parts.append("<p>There are no scored trials to draw (evaluation/scores.parquet).</p>")
-    return "\n".join(parts)
+def _training(run: Run, drawn: dict[str, Picture]) -> Section:
+    blocks: list[Block] = []
+    if "loss" in drawn:
+        blocks.append(Figure(drawn["loss"], _LOSS + (_JUMP if run.ssps_start() else "")))
+    beside = [Figure(drawn[name], measure(name).says) for name in ("lr", "utterances_per_s") if name in drawn]
+    blocks += [Grid(beside)] if beside else []
+    others = [
+        Figure(each, measure(name.removeprefix(OTHER)).says) for name, each in drawn.items() if name.startswith(OTHER)
+    ]
+    blocks += [Grid(others, 3)] if others else []
+    return Section("Training", blocks or [text("No training steps have been logged yet (metrics.jsonl).")])
 
 
-def _results_table(results: list[Record]) -> str:
+def _hardware(run: Run) -> Section:
+    found = run.origin.get("hardware")
+    if not isinstance(found, dict):
+        return Section("Model and hardware", [])
     rows = []
-    for result in results:
-        bounds = [100 * result[key] if is_number(result.get(key)) else None for key in ("eer_low", "eer_high")]
-        cells = [
-            f"{100 * result['eer']:.2f}" if is_number(result.get("eer")) else "-",
-            f"{bounds[0]:.2f} to {bounds[1]:.2f}" if None not in bounds else "-",
-            *(f"{result[key]:.3f}" if is_number(result.get(key)) else "-" for key in ("min_dcf_001", "min_dcf_005")),
-            *(f"{int(result[key]):,}" if is_number(result.get(key)) else "-" for key in ("trials", "targets")),
-        ]
-        texts = [str(result.get(key) or "-") for key in ("checkpoint", "norm")]
-        rows.append(
-            "<tr>"
-            + "".join(f"<td>{escape(text)}</td>" for text in texts)
-            + "".join(f'<td class="number">{escape(cell)}</td>' for cell in cells)
-            + "</tr>"
-        )
-    heads = ("EER %", "95 % interval", "minDCF p = 0.01", "minDCF p = 0.05", "Trials", "Targets")
-    head = "<th>Checkpoint</th><th>Score normalisation</th>" + "".join(f'<th class="number">{h}</th>' for h in heads)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    for key, label in _HARDWARE.items():
+        value = found.get(key)
+        if value is not None:
+            rows.append(Row([label, f"{value:,}" if is_number(value) else str(value)]))
+    table = Table("Model and hardware of the last start", [Column("What"), Column("Value")], rows)
+    return Section("Model and hardware", [table] if rows else [])
 
 
-def _map(run: Run, drawn: dict[str, str]) -> str:
-    if "map" in drawn:
-        return f"<h2>Embeddings</h2>\n{_figure('map', drawn)}"
-    if run.verified or run.scores:
-        return (
-            "<h2>Embeddings</h2>\n<p>There is no map: it needs embeddings of utterances whose speakers are known.</p>"
-        )
-    return ""
-
-
-def _positives(run: Run, drawn: dict[str, str]) -> str:
-    return f"<h2>Sampled positives</h2>\n{_figure('positives', drawn)}" if "positives" in drawn else ""
-
-
-def _training(run: Run, drawn: dict[str, str]) -> str:
-    more = {"loss": _JUMP} if run.ssps_start() else {}
-    shown = [_figure(name, drawn, more.get(name, "")) for name in ("loss", "schedule", "others") if name in drawn]
-    if not shown:
-        shown = ["<p>No training steps have been logged yet (metrics.jsonl).</p>"]
-    return "\n".join(["<h2>Training</h2>", *shown])
-
-
-def _figure(name: str, drawn: dict[str, str], more: str = "") -> str:
-    return framed(drawn[name], _CAPTIONS[name] + more)
-
-
-def _reproduce(run: Run) -> str:
+def _reproduce(run: Run) -> Section:
+    title = "How to reproduce"
     argv = run.origin.get("argv")
     if not isinstance(argv, list) or not argv:
-        return "<h2>How to reproduce</h2>\n<p>The command is not known: the run's folder has no usable origin.json.</p>"
-    program = str(argv[0]).rpartition("/")[2]
-    command = shlex.join([program if program != "__main__.py" else "rayssl", *(str(part) for part in argv[1:])])
+        return Section(title, [text("The command is not known: the run's folder has no usable origin.json.")])
     commit, seed, world = (run.origin.get(key) for key in ("commit", "seed", "world_size"))
     facts = [
-        f"at commit {commit}" if commit else "",
+        f"at commit {_short(str(commit))}" if commit else "",
         f"with seed {seed}" if seed is not None else "",
         (f"on {world} rank" + ("s" if world != 1 else "")) if world else "",
     ]
     said = ", ".join(fact for fact in facts if fact)
     again = "The same command resumes an unfinished run."
-    note = f"Run {said}. {again}" if said else again
-    return f'<h2>How to reproduce</h2>\n<pre>{escape(command)}</pre>\n<p class="soft">{escape(note)}</p>'
+    return Section(title, [Listing(_command(argv)), text(f"Run {said}. {again}" if said else again, "soft")])
 
 
-def _configuration(run: Run) -> str:
+def _configuration(run: Run) -> Section:
     if run.config is None:
-        return "<h2>Configuration</h2>\n<p>There is no usable config.yaml in the run's folder.</p>"
+        return Section("Configuration", [text("There is no usable config.yaml in the run's folder.")])
     origins = run.origin.get("origins")
     origins = origins if isinstance(origins, dict) else {}
-    given: list[str] = []
-    defaults: list[str] = []
+    given: list[Row] = []
+    defaults: list[Row] = []
     for key, value in flatten(run.config).items():
         source = str(origins.get(key, "not recorded"))
         where = defaults if source == "default" else given
-        mark = ' class="given"' if source == "override" else ""
-        cells = f'<td>{escape(key)}</td><td class="value">{escape(_value(value))}</td><td>{escape(source)}</td>'
-        where.append(f"<tr{mark}>{cells}</tr>")
-    parts = ["<h2>Configuration</h2>"]
+        where.append(Row([key, _value(value), source], marked=source == "override"))
+    blocks: list[Block] = []
     if given:
-        parts.append("<p>Values from the file and (shaded) from the command line, which overrides the file.</p>")
-        parts.append(_settings_table(given))
+        blocks.append(text("Values from the file and (shaded) from the command line, which overrides the file."))
+        blocks.append(_settings_table("Values that were given", given))
     if defaults:
-        parts.append(f"<details><summary>{len(defaults)} values left at their default</summary>")
-        parts.append(f"{_settings_table(defaults)}</details>")
-    return "\n".join(parts)
+        table = _settings_table("Values left at their default", defaults)
+        blocks.append(Details(f"{len(defaults)} values left at their default", [table]))
+    return Section("Configuration", blocks)
 
 
-def _settings_table(rows: list[str]) -> str:
-    head = "<tr><th>Key</th><th>Value</th><th>From</th></tr>"
-    return f'<div class="scroll"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
+def _settings_table(caption: str, rows: list[Row]) -> Table:
+    return Table(caption, [Column("Key", "code"), Column("Value", "code"), Column("From")], rows)
 
 
-def _environment(run: Run) -> str:
-    known = {"argv", "commit", "seed", "world_size", "origins", "versions"}
+def _environment(run: Run) -> Section:
+    known = {"argv", "commit", "seed", "world_size", "origins", "versions", "hardware", "starts", "changes", "time"}
     versions = run.origin.get("versions")
     facts: Record = dict(versions) if isinstance(versions, dict) else {}
-    facts.update({key: value for key, value in flatten(run.origin).items() if key.partition(".")[0] not in known})
+    facts.update({
+        key: value
+        for key, value in flatten(run.origin).items()
+        if key.partition(".")[0] not in known and value not in ({}, [])
+    })  # fmt: skip
     if not run.origin or not facts:
-        return "<h2>Environment</h2>\n<p>Versions were not recorded (origin.json).</p>"
-    rows = "".join(
-        f'<tr><td>{escape(str(key))}</td><td class="value">{escape(_value(value))}</td></tr>'
-        for key, value in facts.items()
-    )
-    return f'<h2>Environment</h2>\n<div class="scroll"><table class="facts"><tbody>{rows}</tbody></table></div>'
+        return Section("Environment", [text("Versions were not recorded (origin.json).")])
+    rows = [Row([str(key), _value(value)]) for key, value in facts.items()]
+    blocks: list[Block] = [Table("Environment", [Column("What", "code"), Column("Value", "code")], rows)]
+    for name, keys in (("starts", ("time", "commit", "argv")), ("changes", ("step", "key", "before", "after"))):
+        found = run.origin.get(name)
+        listed = [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+        if listed:
+            cells = [
+                Row([_command(each[key]) if key == "argv" and key in each else _value(each.get(key)) for key in keys])
+                for each in listed
+            ]
+            heads = [Column("Command" if key == "argv" else key.capitalize(), "code") for key in keys]
+            blocks.append(
+                Details(f"All {name} of the run: {len(listed)}", [Table(f"All {name} of the run", heads, cells)])
+            )
+    return Section("Environment", blocks)
+
+
+def _command(argv: Any) -> str:
+    """The words of a command as a shell takes them, with the program's own name."""
+    if not isinstance(argv, list) or not argv:
+        return _value(argv)
+    program = str(argv[0]).rpartition("/")[2]
+    return shlex.join([program if program != "__main__.py" else "rayssl", *(str(part) for part in argv[1:])])
+
+
+def _short(commit: str) -> str:
+    """The first digits of a commit, with what stands behind it."""
+    name, plus, more = commit.partition("+")
+    return name[:12] + plus + more
 
 
 def _value(value: Any) -> str:
@@ -254,12 +248,3 @@ def _lookup(tree: Any, *keys: str) -> Any:
     for key in keys:
         tree = tree.get(key) if isinstance(tree, dict) else None
     return tree
-
-
-def _duration(run: Run) -> str:
-    times = [float(r["time"]) for r in run.metrics if is_number(r.get("time"))]
-    seconds = max(times) - min(times) if len(times) > 1 else 0.0
-    if seconds < 60:
-        return ""
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

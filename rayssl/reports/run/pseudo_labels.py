@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from rayssl.reports.drawing import BLUE, GREY, INK, ORANGE, SKY, STYLE, VERMILION, WIDTH, new_figure, svg_text
+from rayssl.reports.drawing import BLUE, GREY, INK, ORANGE, SKY, VERMILION, Canvas, Drawing, picture
 from rayssl.reports.run.classes import NAMED, by_count, draw_cells, name_classes
 from rayssl.reports.run.reading import PseudoLabels
 
@@ -35,8 +34,8 @@ def sorted_classes(pseudo: PseudoLabels, labelled: Mapping[str, int]) -> PseudoL
     return PseudoLabels([pseudo.names[c] for c in order], pseudo.epoch, *ordered)  # type: ignore[arg-type]
 
 
-@rc_context(STYLE)
-def pseudo_curves(pseudo: PseudoLabels) -> str | None:
+@picture()
+def pseudo_curves(canvas: Canvas, pseudo: PseudoLabels) -> Drawing | None:
     """Precision, recall and the share above the threshold over epochs: faint classes, and the mean of each third.
 
     None for fewer than two epochs.
@@ -50,19 +49,21 @@ def pseudo_curves(pseudo: PseudoLabels) -> str | None:
             ("Recall", _ratio(pseudo.right, pseudo.truth)),
             *panels,
         ]
-    figure, all_axes = new_figure(WIDTH, 3.4, columns=len(panels))
+    _, all_axes = canvas.figure(3.4, columns=len(panels))
     classes, (thirds, names) = len(pseudo.names), _thirds(pseudo)
-    for axes, (_, values) in zip(np.ravel(all_axes), panels, strict=True):
+    for axes, (title, values) in zip(np.ravel(all_axes), panels, strict=True):
         for part, name, (_, colour, style) in zip(thirds, names, _THIRDS, strict=False):
             if len(part) > 1 and classes <= NAMED:
                 axes.plot(pseudo.epoch, values[:, part], color=colour, alpha=0.25, linewidth=0.7)
-            axes.plot(pseudo.epoch, _mean(values[:, part]), style, color=colour, linewidth=2.2, label=name)
+            mean = _mean(values[:, part])
+            axes.plot(pseudo.epoch, mean, style, color=colour, linewidth=2.2, label=name)
+            canvas.follow(axes, f"{title}, {name}", pseudo.epoch, mean, over="Epoch", unit="%", scale=100)
     _shares_over_epochs(all_axes, [title for title, _ in panels], "Share of rows")
-    return svg_text(figure, "pseudo")
+    return Drawing("Pseudo-labels over epochs")
 
 
-@rc_context(STYLE)
-def source_curves(pseudo: PseudoLabels) -> str | None:
+@picture()
+def source_curves(canvas: Canvas, pseudo: PseudoLabels) -> Drawing | None:
     """Recall over epochs of the labels of the linear classifier, of the prototypes and of their blend, in each third.
 
     None if the method does not blend, if the truth is not known, or for fewer than two epochs.
@@ -70,18 +71,19 @@ def source_curves(pseudo: PseudoLabels) -> str | None:
     if len(pseudo.epoch) < 2 or pseudo.linear is None or pseudo.semantic is None or not pseudo.truth.any():
         return None
     thirds, names = _thirds(pseudo)
-    figure, all_axes = new_figure(WIDTH, 3.4, columns=len(thirds))
+    _, all_axes = canvas.figure(3.4, columns=len(thirds))
     sources = ((pseudo.linear, "linear", "--", BLUE), (pseudo.semantic, "prototypes", "-.", ORANGE))
-    for axes, part in zip(np.ravel(all_axes), thirds, strict=True):
+    for axes, part, name in zip(np.ravel(all_axes), thirds, names, strict=False):
         for right, label, style, colour in (*sources, (pseudo.right, "used", "-", INK)):
             recall = _mean(_ratio(right, pseudo.truth)[:, part])
             axes.plot(pseudo.epoch, recall, style, color=colour, linewidth=2.0, label=label)
+            canvas.follow(axes, f"{name}, {label}", pseudo.epoch, recall, over="Epoch", unit="%", scale=100)
     _shares_over_epochs(all_axes, names, "Recall of pseudo-labels")
-    return svg_text(figure, "sources")
+    return Drawing("Recall of the sources of pseudo-labels")
 
 
-@rc_context(STYLE)
-def pseudo_map(pseudo: PseudoLabels) -> str | None:
+@picture()
+def pseudo_map(canvas: Canvas, pseudo: PseudoLabels) -> Drawing | None:
     """Precision and recall of the pseudo-labels: a row for each class, a column for each epoch, and the last values.
 
     More classes than `NAMED` are pooled with their neighbours into `NAMED` rows. None if the truth is not known, or for
@@ -97,7 +99,8 @@ def pseudo_map(pseudo: PseudoLabels) -> str | None:
     )
     pooled = len(groups) < len(pseudo.names)
     names = [f"{group[0] + 1} to {group[-1] + 1}" for group in groups] if pooled else pseudo.names
-    figure, panels = new_figure(WIDTH, 1.1 + max(1.4, min(0.24 * len(names), 3.6 + 0.06 * len(names))), columns=2)
+    height = 1.1 + max(1.4, min(0.24 * len(names), 3.6 + 0.06 * len(names)))
+    _, panels = canvas.figure(height, columns=2, narrow=2 * height)
     panels_of = (("Precision", _ratio(right, predicted), ORANGE), ("Recall", _ratio(right, truth), BLUE))
     for axes, (title, values, colour) in zip(panels, panels_of, strict=True):
         draw_cells(axes, values, colour, undefined=GREY)
@@ -110,11 +113,15 @@ def pseudo_map(pseudo: PseudoLabels) -> str | None:
         for row, value in enumerate(values[:, -1]):
             text = f"{100 * value:.0f} %" if np.isfinite(value) else "-"
             axes.text(len(kept) - 0.3, row, text, va="center", fontsize=size)
-    return svg_text(figure, "pseudo_map")
+    last = [
+        f"{name}: precision {_said(p[-1])}, recall {_said(r[-1])}"
+        for name, p, r in zip(names, panels_of[0][1], panels_of[1][1], strict=True)
+    ]
+    return Drawing("Pseudo-labels by class", f"In the last epoch, {'; '.join(last)}.")
 
 
-@rc_context(STYLE)
-def bias_picture(pseudo: PseudoLabels) -> str:
+@picture()
+def bias_picture(canvas: Canvas, pseudo: PseudoLabels) -> Drawing:
     """The share of each class among the pseudo-labels of the first, middle and last epoch, and among the true rows.
 
     If the truth is known, their ratio is drawn below: above 1 a class is given too often.
@@ -122,7 +129,7 @@ def bias_picture(pseudo: PseudoLabels) -> str:
     last = len(pseudo.epoch) - 1
     chosen = sorted({0, last // 2, last})
     known = bool(pseudo.truth[last].any())
-    figure, all_axes = new_figure(WIDTH, 5.4 if known else 3.4, rows=2 if known else 1)
+    _, all_axes = canvas.figure(5.4 if known else 3.4, rows=2 if known else 1)
     top, place = np.ravel(all_axes)[0], np.arange(len(pseudo.names))
     true_share = _shares(pseudo.truth)
     if known:
@@ -143,7 +150,9 @@ def bias_picture(pseudo: PseudoLabels) -> str:
         _ratio_axis(all_axes[1], len(place))
         top.set_xticks([])
     name_classes(np.ravel(all_axes)[-1], pseudo.names)
-    return svg_text(figure, "bias")
+    given = _shares(pseudo.predicted)[last]
+    said = [f"{name} {100 * share:.1f} %" for name, share in zip(pseudo.names[:NAMED], given, strict=False)]
+    return Drawing("Bias of the pseudo-labels", f"Shares of the pseudo-labels of the last epoch: {', '.join(said)}.")
 
 
 def _shares_over_epochs(all_axes: Any, titles: list[str], label: str) -> None:
@@ -172,6 +181,10 @@ def _ratio_axis(axes: Any, classes: int) -> None:
     steps = 2.0 ** np.arange(-round(np.log2(far)), round(np.log2(far)) + 1)
     axes.set_yticks(steps, [f"{step:g}" if step >= 1 else f"1/{1 / step:g}" for step in steps])
     axes.minorticks_off()
+
+
+def _said(share: float) -> str:
+    return f"{100 * share:.0f} %" if np.isfinite(share) else "unknown"
 
 
 def _shares(counts: Ints) -> Floats:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from rayssl.reports.drawing import BLUE, FAINT, GREY, INK, STYLE, VERMILION, WIDTH, new_figure, svg_text
+from rayssl.reports.drawing import BLUE, FAINT, GREY, INK, VERMILION, Canvas, Drawing, picture
 from rayssl.reports.run.reading import Record, by_kappa, is_number, night_rows
 
 Floats = NDArray[np.float64]
@@ -22,13 +21,13 @@ VARIABLES = {
 }
 
 
-@rc_context(STYLE)
-def kappa_picture(result: Record) -> str | None:
+@picture()
+def kappa_picture(canvas: Canvas, result: Record) -> Drawing | None:
     """Kappa of every night, rising, with the pooled kappa and its interval; None for fewer than three nights."""
     rows = by_kappa(result)
     if len(rows) < 3:
         return None
-    figure, axes = new_figure(WIDTH, 2.7)
+    _, axes = canvas.figure(2.7, narrow=3.4)
     values = [float(row["kappa"]) for row in rows]
     bounds = [result.get(f"kappa_{end}") for end in ("low", "high")]
     if all(is_number(bound) for bound in bounds):
@@ -41,17 +40,19 @@ def kappa_picture(result: Record) -> str | None:
     low = min(values)
     axes.set(xlabel="Nights by rising kappa", ylabel="Cohen's kappa", ylim=(min(-0.05, low - 0.05), 1.02))
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
-    return svg_text(figure, "kappa by night")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=canvas.columns(4))
+    middle = values[(len(values) - 1) // 2]
+    said = f"{len(values)} nights, from {values[0]:.3f} to {values[-1]:.3f}, with a median of {middle:.3f}."
+    return Drawing("Agreement of each night", said)
 
 
-@rc_context(STYLE)
-def variables_picture(result: Record) -> str | None:
+@picture()
+def variables_picture(canvas: Canvas, result: Record) -> Drawing | None:
     """Each sleep variable of every night, predicted over scored, with the line of equality; None without nights."""
     pairs = {name: _pairs(result, name) * scale for name, (_, scale) in VARIABLES.items()}
     if not any(len(each) for each in pairs.values()):
         return None
-    figure, all_axes = new_figure(WIDTH, 2.35, columns=len(pairs))
+    _, all_axes = canvas.figure(2.35, columns=len(pairs), narrow=3.0 * len(pairs))
     for axes, (name, values) in zip(np.ravel(all_axes), pairs.items(), strict=True):
         title = VARIABLES[name][0]
         high = 1.0 if name == "efficiency" else 1.06 * float(values.max(initial=0)) or 1.0
@@ -68,7 +69,8 @@ def variables_picture(result: Record) -> str | None:
         axes.title.set_fontsize(9)
         axes.spines[["top", "right"]].set_color(FAINT)
     np.ravel(all_axes)[0].set_ylabel("Predicted")
-    return svg_text(figure, "sleep variables")
+    said = f"{max(map(len, pairs.values()))} nights. The means and differences are in the table below."
+    return Drawing("Sleep variables, predicted over scored", said)
 
 
 def _pairs(result: Record, name: str) -> Floats:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import shlex
-from html import escape
+from collections.abc import Sequence
 from typing import Any
 
 from rayssl.data.sources.nights import STAGES
-from rayssl.reports.drawing import framed
+from rayssl.reports.content import Block, Column, Details, Figure, Heading, Picture, Row, Section, Table, text
 from rayssl.reports.nights import night_picture
 from rayssl.reports.run.classes import accuracy_over_time, confusion_picture
 from rayssl.reports.run.reading import Record, Run, is_number, is_staging, night_rows, shown_nights
 from rayssl.reports.run.stages import VARIABLES, kappa_picture, variables_picture
+from rayssl.reports.run.unevaluated import not_evaluated
 
 _LISTED = 300  # the most nights in the table
 _OVER_TIME = {"macro_f1": "Macro F1", "kappa": "Cohen's kappa", "accuracy": "Accuracy"}
@@ -30,13 +30,13 @@ _CAPTIONS = {
 }
 
 
-def staging_pictures(run: Run) -> dict[str, str]:
+def staging_pictures(run: Run) -> dict[str, Picture]:
     """The pictures of staging for which the run's folder has data, by name; nights are ``night 1`` and so on."""
     if not is_staging(run):
         return {}
     result: Record = run.staged[0] if run.staged else {}
-    drawn: dict[str, str | None] = {
-        "confusion": confusion_picture(_in_order(result)),
+    drawn: dict[str, Picture | None] = {
+        "confusion": confusion_picture(_in_order(result), "Confusion of stages"),
         "kappa": kappa_picture(result),
         "variables": variables_picture(result),
         "over_time": accuracy_over_time(run, figures=_OVER_TIME, label="Macro F1, kappa or accuracy"),
@@ -77,32 +77,30 @@ def cards(run: Run) -> list[tuple[str, str]]:
     return found
 
 
-def section(run: Run, drawn: dict[str, str]) -> str:
-    """The section as HTML; empty for a run that does not stage nights."""
+def sections(run: Run, drawn: dict[str, Picture]) -> list[Section]:
+    """The sections about staging; empty for a run that does not stage nights."""
     if not is_staging(run):
-        return ""
-    parts = ["<h2>Sleep staging</h2>"]
+        return []
+    title = "Sleep staging"
     if not run.staged:
-        if not run.results:
-            command = escape(f"rayssl evaluate {shlex.quote(run.uri)}")
-            parts.append(f"<p>This run has not been evaluated yet; <code>{command}</code> does that.</p>")
-        return "\n".join([*parts, _framed("over_time", drawn)])
+        asked = [not_evaluated(run)] if not run.results else []
+        return [Section(title, [*asked, *_framed("over_time", drawn)])]
     result = run.staged[0]
+    figures: list[Block] = []
     if result.get("invalid"):
-        parts.append(f'<p class="problem">Macro F1 is invalid: {escape(str(result["invalid"]))}.</p>')
-    parts += [_figures_table(result), _stages_table(result), _framed("confusion", drawn)]
-    parts.append("<h2>Nights</h2>")
-    nights = [drawn[name] for name in drawn if name.startswith("night ")]
-    parts.append(_framed("kappa", drawn))
-    parts += [framed(each, _CAPTIONS["night"] if each is nights[0] else "") for each in nights]
-    if not nights:
-        parts.append("<p>There is no night to draw (evaluation/stages.parquet).</p>")
-    parts.append(_nights_table(result))
-    parts += ["<h2>Sleep variables</h2>", _framed("variables", drawn), _variables_table(result)]
-    return "\n".join(part for part in [*parts, _framed("over_time", drawn)] if part)
+        figures.append(text(f"Macro F1 is invalid: {result['invalid']}.", "problem"))
+    figures += [_figures_table(result), *_stages_table(result), *_framed("confusion", drawn)]
+    pictures = [drawn[name] for name in drawn if name.startswith("night ")]
+    nights: list[Block] = [*_framed("kappa", drawn)]
+    nights += [Figure(each, _CAPTIONS["night"] if each is pictures[0] else "As above.") for each in pictures]
+    if not pictures:
+        nights.append(text("There is no night to draw (evaluation/stages.parquet)."))
+    nights += _nights_table(result)
+    variables = [*_framed("variables", drawn), *_variables_table(result), *_framed("over_time", drawn)]
+    return [Section(title, figures), Section("Nights", nights), Section("Sleep variables", variables)]
 
 
-def _figures_table(result: Record) -> str:
+def _figures_table(result: Record) -> Table:
     """The figures with four, three and two stages, each with the majority baseline below."""
     rows = []
     for source in (result, result.get("three_class"), result.get("two_class")):
@@ -112,7 +110,7 @@ def _figures_table(result: Record) -> str:
         for who, each in (("Model", source), ("Majority", source.get("majority"))):
             if isinstance(each, dict):
                 rows.append(
-                    [names if who == "Model" else "", who, _percent(each, "macro_f1"),
+                    [names, who, _percent(each, "macro_f1"),
                      _interval(each, "macro_f1", 100, 1) or "-", _decimal(each, "kappa"),
                      _interval(each, "kappa", 1, 3) or "-", _percent(each, "accuracy"),
                      _percent(each, "balanced_accuracy")]
@@ -134,14 +132,14 @@ def _figures_table(result: Record) -> str:
         more = f" ({blind:,} nights have no other)" if is_number(blind) and blind else ""
         notes.append(f"{unscored:,} unscored epochs are left out{more}.")
     notes.append(f"Checkpoint {result['checkpoint']}." if result.get("checkpoint") else "")
-    return _table(heads, rows, texts=2) + _note(notes)
+    return _table("Figures with four, three and two stages", heads, rows, notes, texts=2)
 
 
-def _stages_table(result: Record) -> str:
+def _stages_table(result: Record) -> list[Block]:
     found: Any = result.get("per_class")
     usable = isinstance(found, list) and all(isinstance(row, dict) for row in found)
     if not usable or not found:
-        return ""
+        return []
     trained = any(is_number(row.get("train_count")) for row in found)
     total = sum(row["support"] for row in found if is_number(row.get("support")))
     rows = []
@@ -152,13 +150,13 @@ def _stages_table(result: Record) -> str:
              _count(row, "predicted"), _percent(row, "recall"), _percent(row, "precision"), _percent(row, "f1")]
         )  # fmt: skip
     heads = ["Stage", *(["Training epochs"] if trained else []), "Scored epochs", "Share %", "Predicted epochs"]
-    return "<h3>By stage</h3>\n" + _table([*heads, "Recall %", "Precision %", "F1 %"], rows)
+    return [Heading("By stage"), _table("Figures by stage", [*heads, "Recall %", "Precision %", "F1 %"], rows)]
 
 
-def _variables_table(result: Record) -> str:
+def _variables_table(result: Record) -> list[Block]:
     found: Any = result.get("variables")
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
-        return ""
+        return []
     rows = []
     for row in found:
         name = str(row.get("name"))
@@ -171,14 +169,15 @@ def _variables_table(result: Record) -> str:
         rows.append([label, _count(row, "nights"), *numbers, _count(row, "only_scored"), _count(row, "only_predicted")])
     heads = ["Variable (minutes)", "Nights", "Scored, mean", "Predicted, mean", "Bias", "Mean absolute error",
              "Only scored", "Only predicted"]  # fmt: skip
-    return _table(heads, rows) + _note(
-        ["Bias: the mean of predicted - scored. Only scored, only predicted: nights in which only one of the two "
-         "hypnograms has the variable; a night without REM has no REM latency. Wake after onset counts until the end "
-         "of the recording. Both hypnograms are taken over the scored epochs."]
-    )  # fmt: skip
+    notes = [
+        "Bias: the mean of predicted - scored. Only scored, only predicted: nights in which only one of the two "
+        "hypnograms has the variable; a night without REM has no REM latency. Wake after onset counts until the end "
+        "of the recording. Both hypnograms are taken over the scored epochs."
+    ]
+    return [_table("Sleep variables", heads, rows, notes)]
 
 
-def _nights_table(result: Record) -> str:
+def _nights_table(result: Record) -> list[Block]:
     rows = []
     every = sorted(night_rows(result), key=lambda row: -row["kappa"] if is_number(row.get("kappa")) else 2.0)
     for row in every[:_LISTED]:
@@ -189,13 +188,12 @@ def _nights_table(result: Record) -> str:
              *(_both(sides, name, 100 if name == "efficiency" else 1) for name in VARIABLES)]
         )  # fmt: skip
     if not rows:
-        return ""
+        return []
     heads = ["Night", "Subject", "Epochs", "Kappa", "Accuracy %", "Macro F1 %", "Sleep min", "Efficiency %",
              "Latency min", "Wake after onset min", "REM latency min"]  # fmt: skip
     left = f" The first {_LISTED} of {len(every):,}." if len(every) > _LISTED else ""
-    note = _note([f"Scored / predicted. Macro F1 needs a night that has every stage.{left}"])
-    table = _table(heads, rows, texts=2, kind="compare")
-    return f"<details><summary>{len(every):,} nights</summary>{table}{note}</details>"
+    notes = [f"Scored / predicted. Macro F1 needs a night that has every stage.{left}"]
+    return [Details(f"{len(every):,} nights", [_table("Nights by falling kappa", heads, rows, notes, texts=2)])]
 
 
 def _night_title(name: str, what: str, row: Record) -> str:
@@ -212,24 +210,16 @@ def _in_order(result: Record) -> Record:
     return {**result, "per_class": [{**row, "train_count": None} for row in rows]}
 
 
-def _framed(name: str, drawn: dict[str, str]) -> str:
-    return framed(drawn[name], _CAPTIONS[name]) if name in drawn else ""
+def _framed(name: str, drawn: dict[str, Picture]) -> list[Figure]:
+    return [Figure(drawn[name], _CAPTIONS[name])] if name in drawn else []
 
 
-def _table(heads: list[str], rows: list[list[str]], texts: int = 1, kind: str = "trials") -> str:
-    """A table whose first ``texts`` columns are texts and whose others are numbers; ``kind`` is a class of the CSS."""
-
-    def cells(values: list[str], tag: str) -> str:
-        kinds = ["" if place < texts else ' class="number"' for place in range(len(values))]
-        return "".join(f"<{tag}{kind}>{escape(value)}</{tag}>" for kind, value in zip(kinds, values, strict=True))
-
-    body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
-    table = f'<table class="{kind}"><thead><tr>{cells(heads, "th")}</tr></thead><tbody>{body}</tbody></table>'
-    return f'<div class="scroll">{table}</div>'
-
-
-def _note(notes: list[str]) -> str:
-    return f'\n<p class="soft">{escape(" ".join(note for note in notes if note))}</p>'
+def _table(
+    caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = (), texts: int = 1
+) -> Table:
+    """A table whose first ``texts`` columns are texts and whose others are numbers."""
+    columns = [Column(head, "text" if place < texts else "number") for place, head in enumerate(heads)]
+    return Table(caption, columns, [Row(row) for row in rows], [note for note in notes if note])
 
 
 def _both(sides: list[Record], key: str, scale: float) -> str:

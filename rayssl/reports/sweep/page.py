@@ -5,19 +5,32 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any
 
 from rayssl import storage
 from rayssl.errors import StorageError
+from rayssl.reports.content import (
+    Block,
+    Code,
+    Column,
+    Details,
+    Figure,
+    Listing,
+    Page,
+    Paragraph,
+    Row,
+    Section,
+    Table,
+    text,
+)
 from rayssl.reports.document import document
-from rayssl.reports.drawing import framed
+from rayssl.reports.run.clock import duration
 from rayssl.reports.run.reading import Record, is_number
 from rayssl.reports.sweep.pictures import Importance, importance, importance_bars, learning_curves, parallel, short
 
 _RESULTS, _BEST = "results.json", "best.yaml"
 _PARALLEL = (
-    "Each line is a trial: its value of every key and, on the right, its metric. Blue lines are the best of the trials "
+    "Each line is a trial: its value of every key and, at the end, its metric. Blue lines are the best of the trials "
     "that trained longest; the thick one is the best of all. Grey dashed trials trained less: compare them with care. "
     "Where blue lines meet on an axis, the value is good. Where they are spread over an axis, the key matters little."
 )
@@ -72,29 +85,39 @@ def read_sweep(uri: str) -> Sweep:
     return Sweep(uri=uri, best_yaml=text, facts=tree, **known)
 
 
-def write_sweep_report(uri: str) -> str:
-    """Writes ``report.html`` into the sweep's folder and returns its URI. Raises `StorageError` as `read_sweep`."""
-    page = storage.join(uri, "report.html")
+def write_sweep_report(uri: str, out: str | None = None) -> str:
+    """Writes the page about the sweep at ``uri`` and returns its URI. Raises `StorageError` as `read_sweep`.
+
+    ``out`` is the file or URI (default: ``report.html`` in the sweep's folder).
+    """
+    page = out or storage.join(uri, "report.html")
     storage.write_text(page, render_sweep(read_sweep(uri)))
     return page
 
 
 def render_sweep(sweep: Sweep) -> str:
     """The whole page as HTML text. All text that comes from the sweep is escaped."""
-    sections = [_header(sweep), _cards(sweep), _keys(sweep), _curves(sweep), _table(sweep), _failures(sweep)]
-    sections += [_best(sweep), _how(sweep)]
-    return document(f"{sweep.name} - rayssl sweep", sections)
+    return document(
+        Page(
+            title=f"{sweep.name} - rayssl sweep",
+            heading=sweep.name,
+            facts=_facts(sweep),
+            cards=_cards(sweep),
+            sections=[
+                *_keys(sweep), _curves(sweep), _table(sweep), _failures(sweep), _best(sweep), _how(sweep)
+            ],
+        )
+    )  # fmt: skip
 
 
-def _header(sweep: Sweep) -> str:
+def _facts(sweep: Sweep) -> list[str]:
     scheduler = sweep.facts.get("scheduler")
     name = scheduler.get("name") if isinstance(scheduler, dict) else None
     parts = [f"sweep over {sweep.facts.get('base', 'an experiment')}", f"search: {sweep.facts.get('search', '-')}"]
-    parts += [f"scheduler: {name}"] if name else []
-    return f'<h1>{escape(sweep.name)}</h1>\n<p class="soft">{escape(" · ".join([*parts, sweep.uri]))}</p>'
+    return [*parts, *([f"scheduler: {name}"] if name else []), sweep.uri]
 
 
-def _cards(sweep: Sweep) -> str:
+def _cards(sweep: Sweep) -> list[tuple[str, str]]:
     count = {state: sum(t["state"] == state for t in sweep.trials) for state in ("finished", "stopped", "failed")}
     cards = []
     best = next((trial for trial in sweep.trials if trial["index"] == sweep.best), None)
@@ -107,28 +130,19 @@ def _cards(sweep: Sweep) -> str:
         cards.append((str(count["stopped"]), "stopped early"))
     if count["failed"]:
         cards.append((str(count["failed"]), "failed, see below"))
-    hours = sum(rung.get("seconds", 0.0) for trial in sweep.trials for rung in trial["rungs"]) / 3600
-    cards.append(
-        (f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min", "of training and evaluation, all trials")
-    )
-    body = "".join(
-        f'<div class="card{" first" if index == 0 else ""}"><b>{escape(value)}</b><span>{escape(text)}</span></div>'
-        for index, (value, text) in enumerate(cards)
-    )
-    return f'<div class="cards">{body}</div>'
+    seconds = sum(rung.get("seconds", 0.0) for trial in sweep.trials for rung in trial["rungs"])
+    cards.append((duration(seconds), "of training and evaluation, all trials"))
+    return cards
 
 
-def _keys(sweep: Sweep) -> str:
-    parts = ["<h2>Which values are good</h2>"]
+def _keys(sweep: Sweep) -> list[Section]:
     picture = parallel(sweep.space, sweep.judged, sweep.metric, sweep.mode, sweep.best)
-    parts.append(framed(picture, _PARALLEL) if picture else "<p>Nothing to draw before two trials were judged.</p>")
-    parts.append("<h2>Which keys matter</h2>")
+    values: Block = Figure(picture, _PARALLEL) if picture else text("Nothing to draw before two trials were judged.")
     found = importance(sweep.space, sweep.judged)
-    if isinstance(found, str):
-        parts.append(f"<p>{escape(found)}</p>")
-    else:
-        parts.append(framed(importance_bars(found), _explained(found, sweep.metric)))
-    return "\n".join(parts)
+    matter: list[Block] = [text(found)] if isinstance(found, str) else []
+    if not isinstance(found, str) and (bars := importance_bars(found)):
+        matter = [Figure(bars, _explained(found, sweep.metric))]
+    return [Section("Which values are good", [values]), Section("Which keys matter", matter)]
 
 
 def _explained(found: Importance, metric: str) -> str:
@@ -145,17 +159,14 @@ def _explained(found: Importance, metric: str) -> str:
     )
 
 
-def _curves(sweep: Sweep) -> str:
+def _curves(sweep: Sweep) -> Section:
     picture = learning_curves(sweep.judged, sweep.metric, sweep.mode, sweep.best)
-    return f"<h2>Learning curves</h2>\n{framed(picture, _CURVES)}" if picture else ""
+    return Section("Learning curves", [Figure(picture, _CURVES)] if picture else [])
 
 
-def _table(sweep: Sweep) -> str:
+def _table(sweep: Sweep) -> Section:
     keys = list(sweep.space)
-    numbers = '<th class="number">Rank</th><th class="number">Trial</th>'
-    heads = "".join(f'<th class="number">{escape(short(key, keys))}</th>' for key in keys)
-    head = f'{numbers}{heads}<th class="number">{escape(sweep.metric)}</th><th class="number">Epochs</th>'
-    head += '<th class="number">Minutes</th><th>State</th>'
+    heads = ["Trial", *(short(key, keys) for key in keys), sweep.metric, "Epochs", "Minutes"]
     rows = []
     for rank, trial in enumerate(sweep.trials, start=1):
         minutes = sum(rung.get("seconds", 0.0) for rung in trial["rungs"]) / 60
@@ -164,52 +175,41 @@ def _table(sweep: Sweep) -> str:
         said = trial["state"] if trial["state"] != "stopped" else f"stopped: {trial.get('reason') or '-'}"
         for taken in trial.get("taken", []):
             said += f", from trial {taken['source']} after epoch {taken['epoch']}"
-        mark = ' class="given"' if trial["index"] == sweep.best else ""
-        numbers = "".join(f'<td class="number">{escape(cell)}</td>' for cell in cells)
-        rows.append(f"<tr{mark}>{numbers}<td>{escape(said)}</td></tr>")
-    body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    return (
-        "<h2>All trials</h2>\n<p>Trials that trained longer come first, then better ones; failed trials are last.</p>\n"
-        f'<div class="scroll"><table class="trials">{body}</table></div>'
-    )
+        rows.append(Row([*cells, said], marked=trial["index"] == sweep.best))
+    columns = [Column("Rank", "number"), *(Column(head, "number") for head in heads), Column("State")]
+    said = "Trials that trained longer come first, then better ones; failed trials are last."
+    return Section("All trials", [text(said), Table("All trials", columns, rows)])
 
 
-def _failures(sweep: Sweep) -> str:
+def _failures(sweep: Sweep) -> Section:
     failed = [trial for trial in sweep.trials if trial["state"] == "failed"]
-    if not failed:
-        return ""
-    lines = "".join(
-        f'<p class="problem">Trial {trial["index"]} '
-        f"({escape(', '.join(f'{key}={_value(value)}' for key, value in trial['point'].items()))}): "
-        f"{escape(str(trial.get('reason') or 'the reason is not known'))}</p>"
-        for trial in failed
-    )
-    return f"<h2>Failures</h2>\n{lines}\n<p>--retry-failed runs them again.</p>"
+    blocks: list[Block] = []
+    for trial in failed:
+        point = ", ".join(f"{key}={_value(value)}" for key, value in trial["point"].items())
+        reason = trial.get("reason") or "the reason is not known"
+        blocks.append(text(f"Trial {trial['index']} ({point}): {reason}", "problem"))
+    return Section("Failures", [*blocks, text("--retry-failed runs them again.")] if failed else [])
 
 
-def _best(sweep: Sweep) -> str:
+def _best(sweep: Sweep) -> Section:
+    title = "Best configuration"
     if not sweep.best_yaml:
-        return "<h2>Best configuration</h2>\n<p>There is none yet: no trial has been judged.</p>"
-    file = storage.join(sweep.uri, _BEST)
-    command = escape(f"rayssl train {shlex.quote(file)}")
-    return (
-        f"<h2>Best configuration</h2>\n<p><code>{command}</code> trains it again, in a new folder.</p>\n"
-        f"<details><summary>The whole file</summary><pre>{escape(sweep.best_yaml)}</pre></details>"
-    )
+        return Section(title, [text("There is none yet: no trial has been judged.")])
+    command = f"rayssl train {shlex.quote(storage.join(sweep.uri, _BEST))}"
+    again = Paragraph([Code(command), " trains it again, in a new folder."])
+    return Section(title, [again, Details("The whole file", [Listing(sweep.best_yaml)])])
 
 
-def _how(sweep: Sweep) -> str:
+def _how(sweep: Sweep) -> Section:
     argv = sweep.facts.get("argv")
     if not isinstance(argv, list) or not argv:
-        return ""
+        return Section("How to reproduce", [])
     program = str(argv[0]).rpartition("/")[2]
     words = ["rayssl" if program.endswith(".py") else program, *(str(part) for part in argv[1:])]
     commit = sweep.facts.get("commit")
     said = f"At commit {commit}. " if commit else ""
-    return (
-        f"<h2>How to reproduce</h2>\n<pre>{escape(shlex.join(words))}</pre>\n"
-        f'<p class="soft">{escape(said)}The same command resumes an unfinished sweep.</p>'
-    )
+    again = text(f"{said}The same command resumes an unfinished sweep.", "soft")
+    return Section("How to reproduce", [Listing(shlex.join(words)), again])
 
 
 def _number(value: Any) -> str:

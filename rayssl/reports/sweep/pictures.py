@@ -9,20 +9,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.inspection import permutation_importance
 
-from rayssl.reports.drawing import BLUE, FAINT, GREY, INK, ORANGE, SKY, STYLE, VERMILION, WIDTH, new_figure, svg_text
+from rayssl.reports.content import Column, Row, Table
+from rayssl.reports.drawing import BLUE, FAINT, GREY, INK, ORANGE, PAGE, SKY, VERMILION, Canvas, Drawing, picture
 from rayssl.reports.run.reading import Record, is_number
 
 Floats = NDArray[np.float64]
 
 _LEAST_TRIALS = 8  # with fewer trials a forest says nothing
-_PAPER = "#070809"  # placeholder for the page's background, behind labels that lines would cross
-_BEHIND = {"facecolor": _PAPER, "edgecolor": "none", "pad": 1, "alpha": 0.85}
+_BEHIND = {"facecolor": PAGE, "edgecolor": "none", "pad": 1, "alpha": 0.85}
 _MOST_LABELS = 6  # limits the labels of an axis of choices: at most twice as many
 
 
@@ -58,14 +57,16 @@ def short(key: str, keys: Sequence[str]) -> str:
     return last if sum(each.rpartition(".")[2] == last for each in keys) == 1 else key
 
 
-@rc_context(STYLE)
-def parallel(space: Record, trials: Sequence[Record], metric: str, mode: str, best: int | None) -> str | None:
+@picture()
+def parallel(
+    canvas: Canvas, space: Record, trials: Sequence[Record], metric: str, mode: str, best: int | None
+) -> Drawing | None:
     """Parallel coordinates of the judged ``trials``, which are sorted best first; None for fewer than two."""
     if len(trials) < 2:
         return None
     longest = max(trial["epochs"] for trial in trials)
     axes_of = [*(_axis(key, domain, trials) for key, domain in space.items()), _metric_axis(metric, trials, mode)]
-    figure, axes = new_figure(WIDTH, 4.2)
+    _, axes = canvas.figure(4.2, narrow=1.0 + 0.75 * len(axes_of))
     axes.grid(False)
     full = [trial for trial in trials if trial["epochs"] == longest]
     good = {trial["index"] for trial in full[: max(1, math.ceil(len(full) / 3))]}
@@ -82,15 +83,9 @@ def parallel(space: Record, trials: Sequence[Record], metric: str, mode: str, be
             how = {"color": ORANGE, "linewidth": 1.3, "zorder": 3}
         else:
             how = {"color": GREY, "linewidth": 1.0, "linestyle": "--", "zorder": 2, "alpha": 0.8}
-        axes.plot(range(len(axes_of)), heights, **how)
-    for place, axis in enumerate(axes_of):
-        axes.axvline(place, color=INK, linewidth=0.9)
-        for height, label in axis.ticks:
-            axes.annotate(_plain(label), (place, height), xytext=(5, 0), textcoords="offset points", va="center",
-                          fontsize=8.2, bbox=_BEHIND, zorder=6)  # fmt: skip
-    keys = list(space)
-    axes.set_xticks(range(len(axes_of)), [_plain(short(key, keys)) for key in keys] + [_plain(metric)])
-    axes.set(xlim=(-0.15, len(axes_of) - 0.6), ylim=(-0.06, 1.06), yticks=[])
+        places = range(len(axes_of))
+        axes.plot(*((heights, places) if canvas.narrow else (places, heights)), **how)
+    _parallel_axes(canvas, axes, axes_of, [short(key, list(space)) for key in space] + [metric])
     for side in axes.spines.values():
         side.set_visible(False)
     handles = [
@@ -99,19 +94,53 @@ def parallel(space: Record, trials: Sequence[Record], metric: str, mode: str, be
         axes.plot([], [], color=GREY, linestyle="--")[0],
     ]
     labels = [f"best third of those with {longest} epochs", f"others with {longest} epochs", "fewer epochs"]
-    axes.legend(handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
-    return svg_text(figure, "parallel").replace(_PAPER, "var(--paper)")
+    axes.legend(handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=canvas.columns(3))
+    said = (
+        f"{len(trials)} trials over {len(space)} keys, with {metric} from {_ends(trials)}. The table has all of them."
+    )
+    return Drawing("Values of the trials", said)
 
 
-@rc_context(STYLE)
-def learning_curves(trials: Sequence[Record], metric: str, mode: str, best: int | None) -> str | None:
+def _parallel_axes(canvas: Canvas, axes: Any, axes_of: Sequence[_Axis], names: Sequence[str]) -> None:
+    """Draws the axes of the keys: beside each other, or on a narrow page below each other."""
+    for place, axis in enumerate(axes_of):
+        (axes.axhline if canvas.narrow else axes.axvline)(place, color=INK, linewidth=0.9)
+        for height, label in axis.ticks:
+            spot = (height, place) if canvas.narrow else (place, height)
+            look: dict[str, Any] = {"va": "center", "xytext": (5, 0)}
+            if canvas.narrow:
+                look = {
+                    "va": "bottom",
+                    "xytext": (0, 3),
+                    "ha": "left" if height < 0.1 else "right" if height > 0.9 else "center",
+                }
+            axes.annotate(_plain(label), spot, textcoords="offset points", fontsize=8.2, bbox=_BEHIND, zorder=6, **look)
+    ticks = range(len(axes_of))
+    if canvas.narrow:
+        axes.set_yticks(ticks, [_plain(name) for name in names])
+        axes.set(ylim=(len(axes_of) - 0.7, -0.7), xlim=(-0.04, 1.04), xticks=[])
+    else:
+        axes.set_xticks(ticks, [_plain(name) for name in names])
+        axes.set(xlim=(-0.15, len(axes_of) - 0.6), ylim=(-0.06, 1.06), yticks=[])
+
+
+def _ends(trials: Sequence[Record]) -> str:
+    values = [float(trial["value"]) for trial in trials]
+    return f"{min(values):.4g} to {max(values):.4g}"
+
+
+@picture()
+def learning_curves(
+    canvas: Canvas, trials: Sequence[Record], metric: str, mode: str, best: int | None
+) -> Drawing | None:
     """The metric of each of the judged ``trials`` over epochs; None if every trial was judged only once."""
     if not any(len(trial["rungs"]) > 1 for trial in trials):
         return None
-    figure, axes = new_figure(WIDTH, 3.8)
+    _, axes = canvas.figure(3.8)
     for trial in reversed(trials):
         epochs = [rung["epoch"] for rung in trial["rungs"]]
         values = [rung["value"] for rung in trial["rungs"]]
+        canvas.follow(axes, f"trial {trial['index']}", epochs, values, over="Epoch", unit=metric)
         first = trial["index"] == best
         colour = BLUE if first else {"stopped": GREY, "failed": VERMILION}.get(trial["state"], SKY)
         axes.plot(epochs, values, color=colour, linewidth=2.8 if first else 1.2, marker="o", markersize=3,
@@ -124,11 +153,11 @@ def learning_curves(trials: Sequence[Record], metric: str, mode: str, best: int 
     handles = [axes.plot([], [], color=colour, marker=mark, linewidth=1.8)[0]
                for colour, mark in ((BLUE, "o"), (SKY, "o"), (GREY, "x"))]  # fmt: skip
     axes.legend(handles, ["best (numbers: trials)", "others", "stopped"], loc="lower center",
-                bbox_to_anchor=(0.5, 1.0), ncols=3)  # fmt: skip
+                bbox_to_anchor=(0.5, 1.0), ncols=canvas.columns(3, 2))  # fmt: skip
     better = "lower" if mode == "min" else "higher"
     axes.set(xlabel="Epochs of training", ylabel=f"{_plain(metric)} ({better} is better)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return svg_text(figure, "rungs")
+    return Drawing("The metric over epochs", f"{len(trials)} trials, with {metric} at the end from {_ends(trials)}.")
 
 
 def importance(space: Record, trials: Sequence[Record], seed: int = 0) -> Importance | str:
@@ -158,17 +187,25 @@ def importance(space: Record, trials: Sequence[Record], seed: int = 0) -> Import
     return Importance(named, share[order] / total, spread[order], float(forest.oob_score_), len(rows))
 
 
-@rc_context(STYLE)
-def importance_bars(found: Importance) -> str:
+@picture()
+def importance_bars(canvas: Canvas, found: Importance) -> Drawing:
     """The shares as bars, with the largest on top."""
-    figure, axes = new_figure(WIDTH, 0.9 + 0.38 * len(found.keys))
+    height = 0.9 + 0.38 * len(found.keys)
+    _, axes = canvas.figure(height, narrow=height)
     places = np.arange(len(found.keys))[::-1]
     axes.barh(places, 100 * found.share, 0.62, color=BLUE, xerr=100 * found.spread, ecolor=INK, error_kw={"lw": 0.9})
     axes.set_yticks(places, [_plain(key) for key in found.keys])
     axes.set(xlabel="Share of importance (%)", xlim=(0, min(101, axes.get_xlim()[1])))
     axes.grid(False, axis="y")
     axes.tick_params(axis="y", color=FAINT, length=0)
-    return svg_text(figure, "importance")
+    rows = [
+        Row([key, f"{100 * share:.1f}", f"{100 * spread:.1f}"])
+        for key, share, spread in zip(found.keys, found.share, found.spread, strict=True)
+    ]
+    title = "Importance of the keys"
+    columns = [Column("Key", "code"), Column("Share %", "number"), Column("Standard deviation", "number")]
+    said = ", ".join(f"{row.cells[0]} {row.cells[1]} %" for row in rows)
+    return Drawing(title, f"{said}.", Table(f"Figures: {title}", columns, rows))
 
 
 def _numbers(domain: Any, values: Sequence[Any]) -> Floats:
