@@ -12,7 +12,7 @@ from rayssl.training import checkpoint
 from rayssl.training.metrics import read_metrics
 from tests.small_experiment import tree, write_config, write_corpus
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
 def test_early_stopping_by_the_error_rate(
