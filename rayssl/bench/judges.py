@@ -20,7 +20,7 @@ from rayssl.errors import UserError
 from rayssl.evaluation.settings import VerificationConfig
 from rayssl.experiment.config import Experiment, located
 from rayssl.experiment.judging import RunJudge
-from rayssl.inference.encoder import encoder_of
+from rayssl.inference.encoder import load_encoder
 from rayssl.runs.reading import read_run
 from rayssl.sweeps import records
 from rayssl.training import checkpoint
@@ -136,7 +136,7 @@ def _figures(
     experiment: Experiment, uri: str, judges: Sequence[RunJudge], device: torch.device, known: dict[str, float]
 ) -> dict[str, float]:
     rate = shards.read_manifest(experiment.corpus.uri).rate
-    encoder = encoder_of(experiment, checkpoint.load(uri, mapped=True), rate).to(device)
+    encoder = load_encoder(experiment, uri, rate).to(device)
     found = {name: value for judge in judges for name, value in judge.of_encoder(encoder, None, {}).items()}
     return found | {name: known[name] for name in _OF_TRAINING if name in known}
 
