@@ -78,7 +78,8 @@ def load_yaml(text: str, where: str) -> Tree:
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"{where}: expected a mapping of keys at the top level, found {type(tree).__name__}")
+        found = "is empty" if tree is None else f"has no keys at its top level, but is a {type(tree).__name__}"
+        raise ConfigError(f"{where}: {found}; give a configuration, as those in configs/ or those of rayssl init")
     return tree
 
 

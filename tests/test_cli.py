@@ -63,11 +63,11 @@ def test_train_names_the_key_and_the_way_out(folder: Path, capsys: pytest.Captur
 
 def test_configuration_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     absent = str(tmp_path / "absent.yaml")
-    assert refused(capsys, "train", absent) == f"{absent}: no such file"
+    assert refused(capsys, "train", absent).startswith(f"{absent}: no such file; ")
     (tmp_path / "broken.yaml").write_text("a: [1\nb: 2\n")
     assert "broken.yaml: not valid YAML" in refused(capsys, "show", str(tmp_path / "broken.yaml"))
     (tmp_path / "list.yaml").write_text("[1]")
-    assert "expected a mapping" in refused(capsys, "show", str(tmp_path / "list.yaml"))
+    assert "has no keys at its top level" in refused(capsys, "show", str(tmp_path / "list.yaml"))
 
 
 def test_supervised_needs_speakers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

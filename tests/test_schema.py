@@ -69,9 +69,9 @@ def test_suggestions_are_of_the_named_member_only() -> None:
     [
         (
             {"name": "lgomel"},
-            "'encoder.frontend.name': unknown name 'lgomel' (did you mean 'logmel'?); choose one of 'logmel', ",
+            "'encoder.frontend.name': unknown name 'lgomel' (did you mean 'logmel'?); choose one of 'fbank', 'logmel', ",
         ),
-        ({"name": None}, "'encoder.frontend.name': choose one of 'logmel', 'nightmel', 'raw', 'spectrum'"),
+        ({"name": None}, "'encoder.frontend.name': choose one of 'fbank', 'logmel', 'nightmel', 'raw', 'spectrum'"),
         (
             {"zzz": 3},
             "unknown key 'encoder.frontend.zzz'; known keys here: f_max, f_min, hop_ms, n_fft, n_mels, name, no",
@@ -198,8 +198,8 @@ def test_bad_override(assignment: str, expected: str) -> None:
     ("text", "expected"),
     [
         ("a: [1\nb: 2", "x.yaml: not valid YAML: "),
-        ("- 1", "x.yaml: expected a mapping of keys at the top level, found list"),
-        ("", "x.yaml: expected a mapping of keys at the top level, found NoneType"),
+        ("- 1", "x.yaml: has no keys at its top level, but is a list"),
+        ("", "x.yaml: is empty; give a configuration"),
     ],
 )
 def test_bad_yaml(text: str, expected: str) -> None:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
 
 from rayssl import __version__
 from rayssl.cli import components, configuration, data, fetching, machine, reference, results, start, training, using
+from rayssl.cli.mistakes import CommandParser
 from rayssl.cli.parser import Verb
 from rayssl.errors import Stopped, UserError
 
@@ -52,14 +54,16 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The parsed arguments. Overrides may also follow an option, which argparse alone does not accept."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    if not hasattr(arguments, "overrides") or any(argument.startswith("-") for argument in rest):
-        return parser.parse_args(argv)
-    arguments.overrides += rest
+    if rest and (not hasattr(arguments, "overrides") or any(argument.startswith("-") for argument in rest)):
+        wrong = next((argument for argument in rest if argument.startswith("-")), rest[0])
+        arguments.verb_parser.error(f"unrecognized arguments: {shlex.quote(wrong)}")
+    if rest:
+        arguments.overrides += rest
     return arguments
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="rayssl",
         description="Self- and semi-supervised audio training on Ray.",
         epilog="URIs: local paths, file:// or s3:// (AWS_ENDPOINT_URL and AWS_* credentials from the environment).",

@@ -30,7 +30,7 @@ def declare(verbs: Verbs, function: Verb, text: str, example: str, *arguments: A
     parser.epilog = f"example: {parser.prog} {example}"
     for argument, options in arguments:
         parser.add_argument(argument, **options)
-    parser.set_defaults(verb_function=function)
+    parser.set_defaults(verb_function=function, verb_parser=parser)
     return parser
 
 

@@ -50,6 +50,9 @@ def test_the_innermost_error_is_told() -> None:
     outer = RuntimeError("ray::task() ...")
     outer.cause = ValueError("")  # type: ignore[attr-defined]
     assert said(outer) == "ValueError"
+    controller = RuntimeError("Training failed due to controller error:\nno room")
+    controller.controller_failure = TimeoutError("no room")  # type: ignore[attr-defined]
+    assert said(controller) == "TimeoutError (no room)"
     assert said(RuntimeError("Worker errors:\n[Rank 0] it died")) == "RuntimeError ([Rank 0] it died)"
 
 
