@@ -183,9 +183,14 @@ def build_loop(job: Job, context: Context) -> Loop:
         hardware.note(job.run, hardware.describe(method, context.device, context.world))
     if loaded is not None:
         loop.restore(loaded)
-        total = job.own.epoch_steps * job.experiment.training.epochs
-        if context.rank == 0:
-            context.say(f"resumed from {loaded.uri} (step {loaded.meta.step} of {total})")
-    elif source is not None and context.rank == 0:
-        context.say(f"beginning with the weights of {source}")
+    if context.rank == 0:
+        _say_where_it_begins(job, context, loaded, source)
     return loop
+
+
+def _say_where_it_begins(job: Job, context: Context, loaded: checkpoint.Loaded | None, source: str | None) -> None:
+    if loaded is not None:
+        total = job.own.epoch_steps * job.experiment.training.epochs
+        context.say(f"resumed from {loaded.uri} (step {loaded.meta.step} of {total})")
+    elif source is not None:
+        context.say(f"beginning with the weights of {source}")

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-_INNER = ("cause", "base_exc", "health_check_failure", "controller_failure")  # attributes of Ray's errors: the error inside
+# attributes of Ray's errors: the error inside
+_INNER = ("cause", "base_exc", "health_check_failure", "controller_failure")
 _SILENT = re.compile(r"hanging for ([\d.]+)\s+seconds")
 _PLACE = re.compile(r"^\s*ip: (\S+)", re.MULTILINE)
 _ACTOR = re.compile(r"^\s*class_name: (\w+)", re.MULTILINE)

@@ -114,7 +114,7 @@ def _parallel_axes(canvas: Canvas, axes: Any, axes_of: Sequence[_Axis], names: S
                     "xytext": (0, 3),
                     "ha": "left" if height < 0.1 else "right" if height > 0.9 else "center",
                 }
-            axes.annotate(_plain(label), spot, textcoords="offset points", fontsize=8.2, bbox=_BEHIND, zorder=6, **look)
+            axes.annotate(_plain(label), spot, textcoords="offset points", fontsize=8.8, bbox=_BEHIND, zorder=6, **look)
     ticks = range(len(axes_of))
     if canvas.narrow:
         axes.set_yticks(ticks, [_plain(name) for name in names])
@@ -149,7 +149,7 @@ def learning_curves(
             axes.plot(epochs[-1], values[-1], "x", color=colour, markersize=7, zorder=3)
         if trial["state"] == "finished":
             axes.annotate(str(trial["index"]), (epochs[-1], values[-1]), xytext=(5, 0), textcoords="offset points",
-                          va="center", fontsize=8.2)  # fmt: skip
+                          va="center", fontsize=8.8)  # fmt: skip
     handles = [axes.plot([], [], color=colour, marker=mark, linewidth=1.8)[0]
                for colour, mark in ((BLUE, "o"), (SKY, "o"), (GREY, "x"))]  # fmt: skip
     axes.legend(handles, ["best (numbers: trials)", "others", "stopped"], loc="lower center",
