@@ -6,6 +6,7 @@ than Ray does, so `take_over` replaces Ray's own handler. If a later Ray has non
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ _OURS = "rayssl"
 # processes of Ray itself: what they print for people has a mark of its own; their last words fill pages
 _OF_RAY = ("raylet", "gcs_server", "log_monitor")
 _FOR_PEOPLE = ":info_message:"
+_LAST_WORDS = re.compile(r"\s*Last \d+ lines of the Raylet logs:.*", re.DOTALL)  # they are in Ray's folder of logs
 _OF_TRAIN = ("PlacementGroupCleaner", "SynchronizationActor", "DatasetManager")  # their errors end no training
 _USUAL = "worker processes have been started on node"  # on a machine with few cores
 
@@ -73,7 +75,7 @@ def _text(line: str, data: dict[str, Any], verbose: bool) -> str | None:
         return f"{_name(data)}: {line}"
     if pid in _OF_RAY and "ip" in data:  # from a log file of that process
         return line.split(_FOR_PEOPLE, 1)[1] if _FOR_PEOPLE in line else None
-    return None if _USUAL in line or data.get("actor_name") in _OF_TRAIN else line
+    return None if _USUAL in line or data.get("actor_name") in _OF_TRAIN else _LAST_WORDS.sub("", line)
 
 
 def _name(data: dict[str, Any]) -> str:

@@ -29,3 +29,10 @@ def test_lines_of_the_cluster() -> None:
     everything = shown(verbose=True)
     assert everything[1] == "RayTrainWorker 17 on 10.0.0.2: a warning"
     assert everything[2] == "raylet on 10.0.0.2: [state-dump] 43 lines" and len(everything) == 8
+
+
+def test_a_raylets_last_words_are_left_out() -> None:
+    out = io.StringIO()
+    said = "Raylet is terminated. It is unexpected. Last 20 lines of the Raylet logs:\n    [state-dump]\n    x\n"
+    handler(open_screen("json", out), False)({"pid": "raylet", "lines": [said], "is_err": False})
+    assert json.loads(out.getvalue())["text"] == "Raylet is terminated. It is unexpected."
