@@ -9,6 +9,8 @@ import signal
 import sys
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from rayssl.doctor.findings import Finding
@@ -128,6 +130,36 @@ def lost() -> bool:
     if joins() or node is None:
         return False
     return any(name in _NEEDED for name, _ in node.dead_processes())
+
+
+@contextmanager
+def no_leftovers() -> Iterator[None]:
+    """A context in which Ray Train runs. If it fails there, placement groups that this job has made are removed.
+
+    Ray Train's own cleaner does not know a group whose controller died while its workers started. Such a group would
+    keep their CPUs, and no worker could start again. In a sweep the groups of other trials belong to the same job, so
+    nothing is removed there.
+    """
+    import ray
+    from ray.util.placement_group import PlacementGroup
+
+    driver = ray.get_runtime_context().worker.mode == ray.SCRIPT_MODE
+    before = _groups() if driver else set()
+    try:
+        yield
+    except Exception:
+        if driver and not lost():
+            for name in _groups() - before:
+                ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))
+        raise
+
+
+def _groups() -> set[str]:
+    """The ids of the placement groups of this job: its own id is their end."""
+    import ray
+
+    job, table = ray.get_runtime_context().get_job_id(), ray.util.placement_group_table()
+    return {name for name, group in table.items() if name.endswith(job) and group["state"] != "REMOVED"}
 
 
 def addresses() -> list[str]:

@@ -233,7 +233,7 @@ def _run_gracefully(trainer: Any, job: Job, growth: room.Growth, say: Callable[[
     from rayssl.runtime import signals
 
     failed = ""
-    with signals.GracefulShutdown(listening=cluster.joins()) as shutdown, growth:
+    with cluster.no_leftovers(), signals.GracefulShutdown(listening=cluster.joins()) as shutdown, growth:
         trainer.train_loop_config["bell"] = shutdown.bell
         try:
             shutdown.run(trainer.fit, say, partial(_watch, growth))

@@ -10,7 +10,7 @@ import pytest
 
 from rayssl.errors import ConfigError
 from rayssl.experiment.config import Experiment
-from rayssl.runtime import room
+from rayssl.runtime import cluster, room
 from tests.small_experiment import tree
 
 pytestmark = pytest.mark.ray
@@ -124,3 +124,26 @@ def test_the_bell_is_heard_with_its_first_reason(ray_cluster: Any) -> None:
         while not heard() and time.monotonic() < until:
             time.sleep(0.05)
         assert heard() and shutdown.why() == "node 12 is being taken away"
+
+
+def test_groups_that_a_failed_training_leaves_are_removed(ray_cluster: Any) -> None:
+    from ray.util.placement_group import placement_group_table
+
+    def there() -> set[str]:
+        return {name for name, group in placement_group_table().items() if group["state"] != "REMOVED"}
+
+    others = taken([1])  # of the same job, from before
+    known = there()
+    with cluster.no_leftovers():
+        ended_well = taken([1])
+
+    @cluster.no_leftovers()
+    def fails() -> None:
+        taken([1])
+        raise RuntimeError("the controller died")
+
+    with pytest.raises(RuntimeError, match="the controller died"):
+        fails()
+    assert there() == known | {ended_well.id.hex()}
+    for group in (others, ended_well):
+        ray_cluster.util.remove_placement_group(group)
