@@ -6,8 +6,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+import rayssl
 from rayssl.cli import main
 from tests.start.voices import voices
 
@@ -37,3 +39,7 @@ def test_the_first_hour(
         "report.html",
         "embeddings",
     }
+    assert main(["publish", "runs/voices/run", "published"]) == 0
+    recording = min((tmp_path / "voices").rglob("*.wav"))
+    ours, theirs = (rayssl.load(place).embed_file(str(recording)) for place in ("runs/voices/run", "published"))
+    assert np.array_equal(ours, theirs)
