@@ -33,7 +33,7 @@ def test_early_stopping_by_the_error_rate(
     assert 2 <= len(lines) == meta.epoch < 9
     assert meta.metrics["validate/eer"] == lines[-1]["eer"] and meta.validated["waited"] == 1
     assert {"pseudo_eer", "effective_rank"} <= lines[0].keys()
-    assert "epoch 1: validated in" in said and f"trained to epoch {meta.epoch}," in said
+    assert f"trained to epoch {meta.epoch}," in said
     assert main(["train", config, validate, *still]) == 0
     assert "training.validate.patience ended it" in capfd.readouterr().out
     assert checkpoint.read_meta(checkpoint.locate(run, "last")) == meta
