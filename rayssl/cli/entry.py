@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -54,9 +53,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The parsed arguments. Overrides may also follow an option, which argparse alone does not accept."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    if rest and (not hasattr(arguments, "overrides") or any(argument.startswith("-") for argument in rest)):
-        wrong = next((argument for argument in rest if argument.startswith("-")), rest[0])
-        arguments.verb_parser.error(f"unrecognized arguments: {shlex.quote(wrong)}")
+    wrong = [argument for argument in rest if argument.startswith("-") or not hasattr(arguments, "overrides")]
+    if wrong:
+        arguments.verb_parser.refuse(wrong[0])
     if rest:
         arguments.overrides += rest
     return arguments

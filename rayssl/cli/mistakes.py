@@ -5,13 +5,10 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-import shlex
-import sys
 from typing import NoReturn
 
 _CHOICE = re.compile(r"^argument (?P<what>.+?): invalid choice: '(?P<given>.*)' \(choose from (?P<known>.*)\)$")
 _MISSING = "the following arguments are required: "
-_UNKNOWN = "unrecognized arguments: "
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -19,8 +16,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Prints the line, and leaves."""
-        sys.stderr.write(f"{self.prog}: {self._told(message)}\n")
-        raise SystemExit(2)
+        self.exit(2, f"{self.prog}: {self._told(message)}\n")
 
     def _told(self, message: str) -> str:
         chosen = _CHOICE.match(message)
@@ -32,21 +28,22 @@ class CommandParser(argparse.ArgumentParser):
         if message.startswith(_MISSING):
             names = [name for name in message.removeprefix(_MISSING).split(", ") if "=" not in name]
             return f"give {' and '.join(names)}; {self.epilog if self._has_example() else self._help()}"
-        if message.startswith(_UNKNOWN):
-            return self._unknown(message.removeprefix(_UNKNOWN))
         return f"{message}; {self._help()}"
 
+    def refuse(self, given: str) -> NoReturn:
+        """Leaves with a line about ``given``, an argument that the verb does not know."""
+        self.exit(2, f"{self.prog}: {self._unknown(given)}\n")
+
     def _unknown(self, given: str) -> str:
-        first = shlex.split(given)[0] if given.count("'") % 2 == 0 else given.split()[0]
-        key = first.lstrip("-")
-        if first.startswith("-") and ("." in key or "=" in key):
-            return f"there is no option '{first}'; a key is written without dashes: {key}"
-        if first.startswith("-"):
-            options = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
-            keys = any(action.dest == "overrides" for action in self._actions)
-            written = "a key is written without dashes, as training.epochs=3; " if keys else ""
-            return f"there is no option '{first}'; {_near(first, options) or written}{self._help()}"
-        return f"'{first}' is too much; {self.epilog if self._has_example() else self._help()}"
+        key = given.lstrip("-")
+        if given == key:
+            return f"'{given}' is too much; {self.epilog if self._has_example() else self._help()}"
+        if "." in key or "=" in key:
+            return f"there is no option '{given}'; a key is written without dashes: {key}"
+        options = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+        keys = any(action.dest == "overrides" for action in self._actions)
+        written = "a key is written without dashes, as training.epochs=3; " if keys else ""
+        return f"there is no option '{given}'; {_near(given, options) or written}{self._help()}"
 
     def _has_example(self) -> bool:
         return (self.epilog or "").startswith("example: ")

@@ -53,7 +53,6 @@ _KNOWN = {
     "cluster_median": Measure("Median cluster", "Utterances in the cluster of median size.", "utterances"),
     "cluster_largest": Measure("Largest cluster", "Utterances in the largest cluster.", "utterances"),
     "empty_clusters": Measure("Empty clusters", "Share of clusters without an utterance.", "%", 100),
-    "largest_cluster": Measure("Share of the largest cluster", "Share of the utterances in one cluster.", "%", 100),
     "stability": Measure(
         "Stability of clusters", "NMI of this clustering and the one before: 1 means that they are the same."
     ),

@@ -205,7 +205,7 @@ def begun(rows: Iterator[Packed]) -> Iterator[Packed]:
 
     The thread is never joined. It may wait for Ray, and must not keep a rank that has failed.
     """
-    return ReadAhead(rows, 1, "rayssl-blocks").__enter__()
+    return ReadAhead(rows, 1, "rayssl-blocks").begin()
 
 
 class _SchedulerThrottle:

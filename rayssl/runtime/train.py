@@ -25,6 +25,7 @@ from torch import nn
 from rayssl import collectives
 from rayssl.batches.streams import joined
 from rayssl.errors import ConfigError, DamagedCheckpoint, Stopped, StorageOutage, UserError
+from rayssl.experiment import hardware
 from rayssl.experiment.build import build_loop
 from rayssl.experiment.config import Experiment
 from rayssl.experiment.ending import ended
@@ -389,10 +390,9 @@ def _worker(config: dict[str, Any]) -> None:
 
 def _built(method: Method, context: RayContext) -> str:
     """What was built, for a person: how many parameters, and where they are trained."""
-    count = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
-    gpu = context.device.type == "cuda"
-    device = torch.cuda.get_device_name(context.device) if gpu else f"CPU, {torch.get_num_threads()} threads"
-    return f"built {count / 1e6:,.2f} M parameters on {context.world} x {device}"
+    found = hardware.describe(method, context.device, context.world)
+    threads = "" if context.device.type == "cuda" else f", {torch.get_num_threads()} threads"
+    return f"built {found['trainable'] / 1e6:,.2f} M parameters on {context.world} x {found['device']}{threads}"
 
 
 def _first_line(error: BaseException) -> str:

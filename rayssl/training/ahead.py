@@ -22,9 +22,13 @@ class ReadAhead(Generic[T]):
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._make, name=name, daemon=True)
 
-    def __enter__(self) -> Iterator[T]:
+    def begin(self) -> Iterator[T]:
+        """Starts the thread; returns its items. For a thread that is not waited for, instead of the context."""
         self._thread.start()
         return self._take()
+
+    def __enter__(self) -> Iterator[T]:
+        return self.begin()
 
     def __exit__(self, *_: object) -> None:
         self._over.set()

@@ -41,7 +41,7 @@ KINDS: dict[str, FigureKind] = {
     "objective": FigureKind("clusters", "max", rate=False),
     "stability": FigureKind("clusters", "max", rate=False),
     "empty_clusters": FigureKind("clusters", "min"),
-    "largest_cluster": FigureKind("clusters", "min"),
+    "cluster_largest": FigureKind("clusters", "min", rate=False),
 }
 
 
@@ -68,7 +68,7 @@ class ValidateConfig(Config):
     ``balanced_accuracy``, ``geometric_mean`` and ``macro_f1`` need a ``corpus`` with labels. The others need no labels:
     ``pseudo_eer`` (EER between two distorted segments of an utterance and those of other utterances),
     ``effective_rank`` (RankMe), and of SSPS's clusters ``objective``, ``stability``, ``empty_clusters`` and
-    ``largest_cluster``.
+    ``cluster_largest``.
     """
     mode: Mode | None = None
     """Whether the lowest (``min``) or the highest (``max``) value is best; null takes what fits the metric."""

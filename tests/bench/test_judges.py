@@ -41,7 +41,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     out = capsys.readouterr().out.splitlines()
     figures = json.loads(out[-1])
     assert [point["epoch"] for point in figures["checkpoints"]] == [1, 2, 3]
-    names = {"pseudo_eer", "effective_rank", "objective", "empty_clusters", "largest_cluster", "stability", "loss"}
+    names = {"pseudo_eer", "effective_rank", "objective", "empty_clusters", "cluster_largest", "stability", "loss"}
     assert figures["correlation"].keys() == names
     assert figures["correlation"]["pseudo_eer"]["all_n"] == 3 and figures["correlation"]["stability"]["all"] is None
     assert out[0].startswith("Spearman")

@@ -23,7 +23,7 @@ from rayssl.training.checkpoint import Best
 from rayssl.training.validate import KINDS, ValidateConfig
 from tests import runs
 
-ALL = "[effective_rank, objective, stability, empty_clusters, largest_cluster]"
+ALL = "[effective_rank, objective, stability, empty_clusters, cluster_largest]"
 WITHOUT_LABELS = ("training.validate.metric=pseudo_eer", f"training.validate.also={ALL}")
 
 
@@ -61,7 +61,7 @@ def test_the_training_is_not_changed_to_the_bit(tmp_path: Path, corpus: Path) ->
     lines = runs.records(judged.run, "validate")
     assert [line["epoch"] for line in lines] == [1, 2, 3]
     assert lines[0].keys() == {"kind", "step", "epoch", "pseudo_eer", "effective_rank"}  # SSPS begins in epoch 2
-    assert lines[2].keys() == lines[0].keys() | {"objective", "stability", "empty_clusters", "largest_cluster"}
+    assert lines[2].keys() == lines[0].keys() | {"objective", "stability", "empty_clusters", "cluster_largest"}
     assert meta(judged).metrics["validate/pseudo_eer"] == lines[-1]["pseudo_eer"]
     assert meta(judged).metrics["loss"] == meta(plain).metrics["loss"]
 

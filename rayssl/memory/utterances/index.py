@@ -178,9 +178,8 @@ class Index:
 
     def judged(self) -> dict[str, float]:
         """The assignment in use: objective, repaired, clusters_used, the sizes of the smallest, the median and the
-        largest cluster, empty_clusters and largest_cluster, from the second clustering on stability, and where there
-        are labels nmi_speaker and nmi_recording; see `rayssl.memory.utterances.memory.UtteranceMemory.refresh`. Empty
-        where nothing is clustered.
+        largest cluster, empty_clusters, from the second clustering on stability, and where there are labels nmi_speaker
+        and nmi_recording; see `UtteranceMemory.refresh`. Empty where nothing is clustered.
         """
         if not self.settings.clustered:
             return {}
@@ -191,7 +190,6 @@ class Index:
         ends = {"smallest": sizes.min(), "median": np.median(sizes), "largest": sizes.max()}
         result |= {f"cluster_{name}": float(size) for name, size in ends.items()}
         result["empty_clusters"] = float((sizes == 0).mean())
-        result["largest_cluster"] = float(sizes.max() / max(1, sizes.sum()))
         if self._stability is not None:
             result["stability"] = self._stability
         for kind in ("speaker", "recording"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from itertools import accumulate
 from typing import Any, TypeVar
@@ -31,6 +31,15 @@ def divided(whole: D, sizes: Sequence[int]) -> list[D]:
         type(whole)(*(None if array is None else array[end - size : end] for array in arrays))
         for size, end in zip(sizes, ends, strict=True)
     ]
+
+
+def for_ids(asked: Sequence[np.ndarray | None], answer: Callable[[np.ndarray], D]) -> list[D | None]:
+    """``answer`` for the ids of all that ask, in one call; of each its own part, None where nothing is asked."""
+    ids = [each for each in asked if each is not None]
+    if not ids:
+        return [None] * len(asked)
+    parts = iter(divided(answer(np.concatenate(ids)), [len(each) for each in ids]))
+    return [None if each is None else next(parts) for each in asked]
 
 
 def _whole(arrays: list[Any]) -> np.ndarray | None:

@@ -59,11 +59,10 @@ class UtteranceMemory:
         """Brings another clustering into use, see `rayssl.memory.utterances.refresh`, and compares it with the labels.
 
         Returns version, seconds, objective (mean cosine), repaired, clusters_used; cluster_smallest, cluster_median,
-        cluster_largest (utterances); empty_clusters, the share of clusters without an utterance; largest_cluster, the
-        share of the utterances in the largest one; from the second clustering on stability, the normalised mutual
-        information with the one before (0..1); and where there are labels nmi_speaker, nmi_recording. Utterances
-        without a reference belong to no cluster. Raises ValueError when fewer references are filled than there are
-        clusters.
+        cluster_largest (utterances); empty_clusters, the share of clusters without an utterance; from the second
+        clustering on stability, the normalised mutual information with the one before (0..1); and where there are
+        labels nmi_speaker, nmi_recording. Utterances without a reference belong to no cluster. Raises ValueError when
+        fewer references are filled than there are clusters.
         """
         return self._clusterer.refresh(epoch)
 

@@ -13,6 +13,7 @@ import ray
 
 from rayssl.memory.utterances.exchange import RecallArrays, Shares, write_request
 from rayssl.memory.utterances.index import WriteRequest
+from rayssl.memory.utterances.joining import for_ids
 from rayssl.memory.utterances.positives import merge_nearest
 from rayssl.memory.utterances.settings import MemorySettings
 from rayssl.memory.utterances.store import Answer, Message
@@ -75,16 +76,13 @@ class Exchanger:
         """What is drawn among the nearest references of the anchors of all ``parts``."""
         asking = [(part.ids, own) for part, own in zip(parts, answers, strict=True) if part.ids is not None]
         rows = ray.put(np.concatenate([self._shares.queries(ids, own) for ids, own in asking]))
-        anchors, present = np.concatenate([ids for ids, _ in asking]), ray.put(pool)
+        present = ray.put(pool)
         found = get([store.nearest.remote(rows, present) for store in self._stores])
-        near = merge_nearest(found, len(anchors), self._settings.neighbours + 1)
-        draw = get(self._index.choose.remote(anchors, parts[0].epoch, near))
-        sent = zip(self._stores, self._shares.messages(draw=draw), strict=True)
-        recall = self._shares.recall(draw, get([store.read.remote(message) for store, message in sent]))
-        recalls: list[RecallArrays | None] = []
-        at = 0
-        for part in parts:
-            own = slice(at, at + len(part.ids)) if part.ids is not None else None
-            recalls.append(None if own is None else RecallArrays(recall.rows[own], recall.found[own], recall.ids[own]))
-            at = at if own is None else own.stop
-        return recalls
+
+        def recalled(anchors: np.ndarray) -> RecallArrays:
+            near = merge_nearest(found, len(anchors), self._settings.neighbours + 1)
+            draw = get(self._index.choose.remote(anchors, parts[0].epoch, near))
+            sent = zip(self._stores, self._shares.messages(draw=draw), strict=True)
+            return self._shares.recall(draw, get([store.read.remote(message) for store, message in sent]))
+
+        return for_ids([part.ids for part in parts], recalled)

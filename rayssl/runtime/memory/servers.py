@@ -22,7 +22,7 @@ from rayssl.memory.classes.settings import ClassSettings
 from rayssl.memory.pieces import Piece
 from rayssl.memory.utterances.exchange import RecallArrays, RememberArrays
 from rayssl.memory.utterances.index import Draw, Index, WriteRequest
-from rayssl.memory.utterances.joining import D, divided, joined
+from rayssl.memory.utterances.joining import for_ids, joined
 from rayssl.memory.utterances.memory import UtteranceMemory
 from rayssl.memory.utterances.positives import Nearest
 from rayssl.memory.utterances.refresh import Clusterer
@@ -47,15 +47,6 @@ def _steps(parts: Sequence[Sequence[T]]) -> Iterator[list[tuple[int, T]]]:
     """Step by step, what those say in it who say something: of each its place, and what it says."""
     for step in range(max(map(len, parts), default=0)):
         yield [(place, part[step]) for place, part in enumerate(parts) if len(part) > step]
-
-
-def _for_ids(asked: Sequence[np.ndarray | None], answer: Callable[[np.ndarray], D]) -> list[D | None]:
-    """``answer`` for the ids of all that ask, in one call; of each its own part, None where nothing is asked."""
-    ids = [each for each in asked if each is not None]
-    if not ids:
-        return [None] * len(asked)
-    parts = iter(divided(answer(np.concatenate(ids)), [len(each) for each in ids]))
-    return [None if each is None else next(parts) for each in asked]
 
 
 def _epoch(epochs: Iterable[int]) -> int:
@@ -155,7 +146,7 @@ class Server(WholeServer):
                 self.memory.remember(what)
         self.staleness.count(call, parts)
         asked = [part.ids for part in parts.values()]
-        return _for_ids(asked, partial(self.memory.recall, epoch=_epoch(part.epoch for part in parts.values())))
+        return for_ids(asked, partial(self.memory.recall, epoch=_epoch(part.epoch for part in parts.values())))
 
     async def refresh(self, epoch: int) -> dict[str, float]:
         """One refresh; calls that come meanwhile wait."""
@@ -335,7 +326,7 @@ class IndexServer(SavingServer):
             checked = [None if ids is None else self.index.checked(ids) for ids in asked]
             return [(own, None, None if ids is None else pool) for own, ids in zip(slots, checked, strict=True)]
         draw = partial(self.index.draw, epoch=_epoch(part.epoch for part in parts.values()))
-        return [(own, each, None) for own, each in zip(slots, _for_ids(asked, draw), strict=True)]
+        return [(own, each, None) for own, each in zip(slots, for_ids(asked, draw), strict=True)]
 
     async def choose(self, ids: np.ndarray, epoch: int, near: Nearest) -> Draw:
         """The draw for the anchors ``ids``, from their nearest."""
