@@ -324,3 +324,9 @@ def batch_of(size: int = 6, speakers: Sequence[int] | None = None, epoch: int = 
     unknown = torch.full((size,), -1)
     known = unknown if speakers is None else torch.tensor(speakers)
     return Batch(torch.arange(size), known, unknown, unknown, epoch, unknown)
+
+
+def write_trials(path: Path, utterances: int) -> None:
+    """All pairs of the first ``utterances`` of `write_corpus`; every fourth one is of the same speaker."""
+    pairs = [(a, b) for a in range(utterances) for b in range(a)]
+    path.write_text("".join(f"{int((a - b) % 4 == 0)} utt{a:03d} utt{b:03d}\n" for a, b in pairs))

@@ -24,7 +24,7 @@ from rayssl.inference.scoring import threshold_of
 from rayssl.runs.reading import find
 from rayssl.runtime.evaluation.evaluate import evaluate
 from tests.data.sources.hub import hub
-from tests.runs import experiment, tone, write_corpus, write_run
+from tests.runs import experiment, tone, write_corpus, write_run, write_trials
 
 ROOT = Path(__file__).parents[2]
 FILES = ["README.md", "config.yaml", "model.safetensors", "rayssl.json"]
@@ -34,9 +34,7 @@ FILES = ["README.md", "config.yaml", "model.safetensors", "rayssl.json"]
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("secret-place")
     write_corpus(folder / "corpus")
-    (folder / "trials.txt").write_text(
-        "".join(f"{int((a - b) % 4 == 0)} utt{a:03d} utt{b:03d}\n" for a in range(9) for b in range(a))
-    )
+    write_trials(folder / "trials.txt", 9)
     how = f"evaluation={{corpus: {folder}/corpus, trials: {folder}/trials.txt}}"
     write_run(experiment(folder / "run", folder / "corpus", how, "training.trackers=[{name: mlflow, uri: file:x}]"))
     write_run(experiment(folder / "bare", folder / "corpus"))

@@ -14,16 +14,14 @@ from rayssl.cli import main
 from rayssl.inference.scoring import eer_threshold, threshold_of
 from rayssl.runs.reading import find
 from rayssl.runtime.evaluation.evaluate import evaluate
-from tests.runs import experiment, tone, write_corpus, write_run
+from tests.runs import experiment, tone, write_corpus, write_run, write_trials
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scores")
     write_corpus(folder / "corpus")
-    (folder / "trials.txt").write_text(
-        "".join(f"{int((a - b) % 4 == 0)} utt{a:03d} utt{b:03d}\n" for a in range(12) for b in range(a))
-    )
+    write_trials(folder / "trials.txt", 12)
     how = f"evaluation={{corpus: {folder}/corpus, trials: {folder}/trials.txt}}"
     write_run(experiment(folder / "run", folder / "corpus", how))
     write_run(experiment(folder / "other", folder / "corpus", how))
