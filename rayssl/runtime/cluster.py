@@ -110,7 +110,7 @@ def _said(finding: Finding) -> str:
 
 
 def _leave_by_sigterm() -> None:
-    """Replaces Ray's own handler, which exits with status 15 and without a message."""
+    """Replaces Ray's own handler, which exits with status 15 and without a message, until `disconnect`."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminated)
 
@@ -183,8 +183,10 @@ def addresses() -> list[str]:
 
 
 def disconnect() -> None:
-    """Leaves the cluster. A cluster that `connect` started ends."""
+    """Leaves the cluster. A cluster that `connect` started ends. SIGTERM ends this process as it ends any other."""
     import ray
 
     if ray.is_initialized():
         ray.shutdown()
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is _terminated:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

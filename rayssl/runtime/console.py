@@ -54,13 +54,20 @@ def handler(screen: Screen, verbose: bool) -> Callable[[dict[str, Any]], None]:
     def show(data: dict[str, Any]) -> None:
         for line in data.get("lines", ()):
             event = decode(line)
-            text = None if event is not None else _text(line, data, verbose)
+            if event is None and (text := _text(line, data, verbose)) is not None:
+                event = Line(text)
             if event is not None:
-                screen.show(event)
-            elif text is not None:
-                screen.show(Line(text))
+                _show(event, screen)
 
     return show
+
+
+def _show(event: Event, screen: Screen) -> None:
+    try:
+        screen.show(event)
+    except ValueError as error:
+        if "closed file" not in str(error):  # the stream ended before the cluster did: nobody reads any more
+            raise
 
 
 def _text(line: str, data: dict[str, Any], verbose: bool) -> str | None:

@@ -1,7 +1,9 @@
-"""A local cluster that does not start in time is started once more; then one line says so."""
+"""The cluster of one command: a busy machine gets a second try, and nothing of the cluster is left in the process."""
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -32,3 +34,20 @@ def test_a_busy_machine_gets_a_second_try(
             cluster._start(3, logs=True)
     assert [options["num_cpus"] for options in tried] == [3, 3]
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.fixture
+def handler_of_sigterm() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_process_that_left_the_cluster_ends_by_sigterm_as_before(handler_of_sigterm: None) -> None:
+    cluster._leave_by_sigterm()
+    assert signal.getsignal(signal.SIGTERM) == cluster._terminated
+    cluster.disconnect()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of the program around
+    cluster.disconnect()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN

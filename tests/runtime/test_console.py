@@ -36,3 +36,11 @@ def test_a_raylets_last_words_are_left_out() -> None:
     said = "Raylet is terminated. It is unexpected. Last 20 lines of the Raylet logs:\n    [state-dump]\n    x\n"
     handler(open_screen("json", out), False)({"pid": "raylet", "lines": [said], "is_err": False})
     assert json.loads(out.getvalue())["text"] == "Raylet is terminated. It is unexpected."
+
+
+def test_a_stream_that_has_ended_is_no_error() -> None:
+    """The cluster may outlive what it is shown on: a test's captured output, a closed terminal."""
+    out = io.StringIO()
+    show = handler(open_screen("plain", out), False)
+    out.close()
+    show({"pid": 17, "lines": ["a warning", encode(Phase("filled", 2.0))]})
