@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -61,6 +62,30 @@ def process_group(rank: int, world: int, file: str) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def join(backend: str, rank: int, world: int, timeout_s: float, device: torch.device) -> None:
+    """Joins this process, whose tensors are on ``device``, to the group that MASTER_ADDR and MASTER_PORT name.
+
+    Args:
+        backend: ``gloo``, or `GPU_BACKEND`.
+        rank: the number of this process, 0..world-1.
+        world: how many processes join.
+        timeout_s: a communication that takes longer is an error.
+        device: it becomes the current one if it is a GPU.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    timeout = timedelta(seconds=timeout_s)
+    dist.init_process_group(backend, init_method="env://", rank=rank, world_size=world, timeout=timeout)
+
+
+def leave() -> None:
+    """Leaves the group that `join` joined, and gives a GPU's unused memory back."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def replicated(module: nn.Module, device: torch.device, differing: Sequence[tuple[nn.Module, str]]) -> nn.Module:

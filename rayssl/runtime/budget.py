@@ -1,4 +1,4 @@
-"""How often a training may fail: some times in a row, without a new checkpoint between."""
+"""How often a training may fail: some times in a row, without a new checkpoint between; and what an error says."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
+
+from rayssl.errors import UserError
 
 # attributes of Ray's errors: the error inside
 _INNER = ("cause", "base_exc", "health_check_failure", "controller_failure")
@@ -81,3 +83,27 @@ def _gone(error: BaseException) -> str | None:
     whose = "" if (actor := _ACTOR.search(text)) is None or actor[1] == "RayTrainWorker" else f" of the {actor[1]}"
     at = f" on {place[1]}" if place else ""
     return f"the node of its process{whose} was lost{at}" if _NODE.search(text) else f"the process{whose} died{at}"
+
+
+def user_error(error: BaseException) -> UserError | None:
+    """The `UserError` inside an error that Ray wrapped, or None."""
+    seen: set[int] = set()
+    queue: list[Any] = [error]
+    while queue:
+        current = queue.pop(0)
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        inner = getattr(current, "cause", None)  # of Ray's error, whose type is a subclass of the one that it wraps
+        if isinstance(current, UserError) and inner is None:
+            return type(current)(first_line(current))  # Ray Data appends its own advice
+        queue += [inner, current.__cause__, current.__context__]
+        failures = getattr(current, "worker_failures", None)
+        queue += list(failures.values()) if isinstance(failures, dict) else []
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error that says something; its type, if none does."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

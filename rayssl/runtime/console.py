@@ -21,7 +21,10 @@ _OF_RAY = ("raylet", "gcs_server", "log_monitor")
 _FOR_PEOPLE = ":info_message:"
 _LAST_WORDS = re.compile(r"\s*Last \d+ lines of the Raylet logs:.*", re.DOTALL)  # they are in Ray's folder of logs
 _OF_TRAIN = ("PlacementGroupCleaner", "SynchronizationActor", "DatasetManager")  # their errors end no training
-_USUAL = "worker processes have been started on node"  # on a machine with few cores
+_USUAL = (  # on a machine with few cores; and the death of a process, which the driver tells in its own line
+    "worker processes have been started on node",
+    "A worker died or was killed while executing a task by an unexpected system error",
+)
 
 
 def tell(event: Event) -> None:
@@ -82,7 +85,9 @@ def _text(line: str, data: dict[str, Any], verbose: bool) -> str | None:
         return f"{_name(data)}: {line}"
     if pid in _OF_RAY and "ip" in data:  # from a log file of that process
         return line.split(_FOR_PEOPLE, 1)[1] if _FOR_PEOPLE in line else None
-    return None if _USUAL in line or data.get("actor_name") in _OF_TRAIN else _LAST_WORDS.sub("", line)
+    if data.get("actor_name") in _OF_TRAIN or any(usual in line for usual in _USUAL):
+        return None
+    return _LAST_WORDS.sub("", line)
 
 
 def _name(data: dict[str, Any]) -> str:

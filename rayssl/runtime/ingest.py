@@ -119,6 +119,11 @@ def dataset(
     unit and one block, finished blocks wait in the object store, and Ray Data starts no task when their share of it is
     full.
     """
+    return _read(_Planner(job, name, start, epoch_count), _Reader(job, name), readers, placement)
+
+
+def _read(planner: _Planner, reader: _Reader, readers: int, placement: Placement | None) -> ray.data.Dataset:
+    """See `dataset`. Needs no job: where it is called by a process of Ray, the job would bring torch there."""
     import ray.data
     from ray.data import DataContext
     from ray.data._internal.execution.backpressure_policy import (
@@ -139,7 +144,7 @@ def dataset(
     # If all units were listed first, each would cost a block before anything is read: 100 epochs of VoxCeleb2 have
     # 100,000 units, and 10,000 took over a minute. This task lists units only as fast as the readers take them.
     whole = ray.data.from_items([{"whole": True}])
-    units = whole.map_batches(_Planner(job, name, start, epoch_count), batch_size=1, num_cpus=0.01)
+    units = whole.map_batches(planner, batch_size=1, num_cpus=0.01)
     cpus = round(0.5 * (readers + 1) / tasks, 3)  # together a little more than half a CPU for each reader
     how: dict[str, Any] = {"batch_size": 1, "num_cpus": cpus, "compute": ray.data.TaskPoolStrategy(size=tasks)}
     if placement is not None:
@@ -147,20 +152,20 @@ def dataset(
     with warnings.catch_warnings():
         # Ray 2.64 will remove this argument; until then nothing else places a task of Ray Data that preserves the order
         warnings.filterwarnings("ignore", message=".*ray_remote_args_fn", category=DeprecationWarning)
-        return units.map_batches(_Reader(job, name), **how)
+        return units.map_batches(reader, **how)
 
 
-def for_train(job: Job, until: int) -> tuple[dict[str, Callable[[], ray.data.Dataset]], Any]:
-    """The datasets of a TorchTrainer, by stream, and its DataConfig. Ray Train ignores options of the datasets.
+def for_train(job: Job, start: Cursor, until: int) -> tuple[dict[str, Callable[[], ray.data.Dataset]], Any]:
+    """The datasets of a TorchTrainer, by stream, and its DataConfig: from ``start`` to the end of epoch ``until``.
 
-    A dataset is made at each start of the workers, to plan the batches that remain to the end of epoch ``until``.
+    Ray Train ignores options of the datasets. It makes them in two processes of its own, which need no torch for it.
     """
     from ray.data import ExecutionOptions
     from ray.train import DataConfig
 
-    from rayssl.experiment.job import position
-
     readers, ranks = reader_count(job), job.experiment.ray.most
+    parts = {name: (_Planner(job, name, start, until), _Reader(job, name)) for name in job.streams}
+    lanes = {name: math.gcd(parts_of(stream.batch), ranks) for name, stream in job.streams.items()}
     options = {}
     for name in job.streams:
         options[name] = ExecutionOptions(preserve_order=True)
@@ -169,8 +174,7 @@ def for_train(job: Job, until: int) -> tuple[dict[str, Callable[[], ray.data.Dat
         options[name].resource_limits = limits
 
     def made(name: str, nodes: Sequence[str] = ()) -> ray.data.Dataset:
-        placement = Placement(nodes, math.gcd(parts_of(job.streams[name].batch), ranks)) if nodes else None
-        return dataset(job, name, start=position(job), epoch_count=until, readers=readers, placement=placement)
+        return _read(*parts[name], readers, Placement(nodes, lanes[name]) if nodes else None)
 
     class Placed(DataConfig):  # type: ignore[misc]
         """Knows where the ranks are. If they are on several nodes, data tasks run there too."""

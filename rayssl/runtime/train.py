@@ -24,7 +24,7 @@ from torch import nn
 
 from rayssl import collectives
 from rayssl.batches.streams import joined
-from rayssl.errors import ConfigError, DamagedCheckpoint, Stopped, StorageOutage, UserError
+from rayssl.errors import ConfigError, DamagedCheckpoint, Stopped, StorageOutage
 from rayssl.experiment import hardware
 from rayssl.experiment.build import build_loop
 from rayssl.experiment.config import Experiment
@@ -36,7 +36,7 @@ from rayssl.methods.base import Method
 from rayssl.models.buffers import differing
 from rayssl.progress import Event, Line, Phase, Screen, open_screen
 from rayssl.runtime import cluster, console, room
-from rayssl.runtime.budget import Budget
+from rayssl.runtime.budget import Budget, first_line, user_error
 from rayssl.training import checkpoint
 from rayssl.training.context import ClassClient, MemoryClient
 from rayssl.training.feed import placed
@@ -160,24 +160,6 @@ def _newest(run: str) -> int:
         return 0
 
 
-def user_error(error: BaseException) -> UserError | None:
-    """The `UserError` inside an error that Ray wrapped, or None."""
-    seen: set[int] = set()
-    queue: list[Any] = [error]
-    while queue:
-        current = queue.pop(0)
-        if current is None or id(current) in seen:
-            continue
-        seen.add(id(current))
-        inner = getattr(current, "cause", None)  # of Ray's error, whose type is a subclass of the one that it wraps
-        if isinstance(current, UserError) and inner is None:
-            return type(current)(_first_line(current))  # Ray Data appends its own advice
-        queue += [inner, current.__cause__, current.__context__]
-        failures = getattr(current, "worker_failures", None)
-        queue += list(failures.values()) if isinstance(failures, dict) else []
-    return None
-
-
 def _fit(
     job: Job, count: int, until: int, read: BankRefs, gpu: bool, say: Callable[[str], None]
 ) -> dict[str, Any] | None:
@@ -186,22 +168,23 @@ def _fit(
     None: the workers have left before, to start again elsewhere, or with more.
     """
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
     from rayssl.runtime import ingest
+    from rayssl.runtime.group import GroupConfig
 
     growth = room.Growth(job.experiment, gpu, count)
     experiment = job.experiment.with_workers(count)
     job = replace(job, experiment=experiment)
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = f"{experiment.ray.silent_s:g}"
-    datasets, data_config = ingest.for_train(job, until)
+    start = position(job)
+    datasets, data_config = ingest.for_train(job, start, until)
+    told = {"job": job, "start": start, "until": until, "banks": read, "began": time.time()}
     scratch = tempfile.TemporaryDirectory(prefix="rayssl-train-")  # for Ray Train's own files; no checkpoints
+    backend = collectives.GPU_BACKEND if gpu else "gloo"
     trainer = TorchTrainer(
-        _worker,
-        train_loop_config={"job": job, "until": until, "banks": read, "began": time.time()},
-        torch_config=TorchConfig(
-            backend=collectives.GPU_BACKEND if gpu else "gloo", timeout_s=experiment.ray.collective_timeout_s
-        ),
+        partial(_worker, told),  # as Ray's train_loop_config, the controller would read it, and import torch
+        torch_config=GroupConfig(backend, experiment.ray.collective_timeout_s),
         scaling_config=ScalingConfig(
             num_workers=count,
             use_gpu=gpu,
@@ -217,7 +200,7 @@ def _fit(
         dataset_config=data_config,
     )
     with scratch:
-        why = _run_gracefully(trainer, job, growth, say)
+        why = _run_gracefully(trainer.fit, told, growth, say)
     if why and position(job).epoch < until:
         at = checkpoint.steps(job.run)
         say(f"{job.run}: {why}; all ranks have saved at step {at[-1] if at else 0}, and start again")
@@ -226,7 +209,9 @@ def _fit(
     return checkpoint.read_meta(checkpoint.locate(job.run, "last")).metrics
 
 
-def _run_gracefully(trainer: Any, job: Job, growth: room.Growth, say: Callable[[str], None]) -> str:
+def _run_gracefully(
+    fit: Callable[[], Any], told: dict[str, Any], growth: room.Growth, say: Callable[[str], None]
+) -> str:
     """Trains. Returns why the ranks were told to leave before the end, if they were.
 
     After a signal all ranks save and stop at the same step; then this raises `Stopped`.
@@ -235,14 +220,15 @@ def _run_gracefully(trainer: Any, job: Job, growth: room.Growth, say: Callable[[
 
     failed = ""
     with cluster.no_leftovers(), signals.GracefulShutdown(listening=cluster.joins()) as shutdown, growth:
-        trainer.train_loop_config["bell"] = shutdown.bell
+        told["bell"] = shutdown.bell
         try:
-            shutdown.run(trainer.fit, say, partial(_watch, growth))
+            shutdown.run(fit, say, partial(_watch, growth))
         except Exception as error:
             if shutdown.received is None or user_error(error) is not None:
                 raise
-            failed = f" ({_first_line(error)})"
+            failed = f" ({first_line(error)})"
         why = shutdown.why()
+    job: Job = told["job"]
     if shutdown.received is not None and position(job).epoch < job.experiment.training.epochs:
         known = checkpoint.steps(job.run)
         at = f"step {known[-1]}" if known else "the beginning, nothing was saved"
@@ -355,32 +341,34 @@ class RayContext:
         return open_log(experiment, rank=self.rank, world=self.world, resume_step=resume_step, say=self.say)
 
 
-def _worker(config: dict[str, Any]) -> None:
+def _worker(told: dict[str, Any]) -> None:
     import ray.train
 
     from rayssl.runtime import ingest, signals
 
     logging.getLogger().setLevel(logging.WARNING)  # parts of Ray Train log each report to the root
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # the driver prints what is raised here, once
-    job: Job = config["job"]
+    job: Job = told["job"]
     torch.set_num_threads(max(1, int(job.experiment.ray.cpus_per_worker)))
-    context = RayContext(job, config["banks"])
+    context = RayContext(job, told["banks"])
     if context.rank == 0:
-        context.tell(Phase(f"started {context.world} workers", time.time() - config["began"]))
+        context.tell(Phase(f"started {context.world} workers", time.time() - told["began"]))
     shards = [ray.train.get_dataset_shard(name) for name in job.streams]
     blocks = [ingest.begun(ingest.packed(shard, context.rank)) for shard in shards]  # reads while the model is built
     began = time.monotonic()
     loop = build_loop(job, context)
     if context.rank == 0:
         context.tell(Phase(_built(loop.state.method, context), time.monotonic() - began))
+    if loop.cursor != told["start"]:  # Ray started these workers once more, and others have saved between
+        raise RuntimeError(f"the batches begin at {told['start']}, and the run resumes at {loop.cursor}")
     nodes = context.nodes(loop.state.checkpointable)
-    heard = signals.listen(config["bell"], nodes) if context.rank == 0 else lambda: False
-    loop.state.stopping = Stopping(None if config["bell"] is None else heard)
+    heard = signals.listen(told["bell"], nodes) if context.rank == 0 else lambda: False
+    loop.state.stopping = Stopping(None if told["bell"] is None else heard)
     rows = [placed(each, context.device) for each in blocks]
     log = loop.state.log
     assert log is not None
     try:
-        loop.fit(joined(rows[0], rows[1] if len(rows) > 1 else None), config["until"])
+        loop.fit(joined(rows[0], rows[1] if len(rows) > 1 else None), told["until"])
     except BaseException:
         with suppress(Exception):  # the first error is the one to report
             log.close(failed=True)
@@ -393,8 +381,3 @@ def _built(method: Method, context: RayContext) -> str:
     found = hardware.describe(method, context.device, context.world)
     threads = "" if context.device.type == "cuda" else f", {torch.get_num_threads()} threads"
     return f"built {found['trainable'] / 1e6:,.2f} M parameters on {context.world} x {found['device']}{threads}"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

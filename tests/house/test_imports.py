@@ -170,8 +170,8 @@ def test_circles_are_seen() -> None:
 
 
 def test_what_a_driver_imports_before_it_connects_does_not_import_ray() -> None:
-    """`ray` reads how to authenticate when it is imported. The other modules hold actors, and are imported later."""
-    actors = ("memory", "bench", "tune")
+    """`ray` reads how to authenticate when it is imported. The other modules are for actors, and are imported later."""
+    actors = ("memory", "bench", "tune", "group")
     paths = [path for path in SOURCES if "runtime" in path.parts and not {path.stem, *path.parts} & set(actors)]
     names = [module(path) for path in paths]
     assert {"rayssl.runtime.banks", "rayssl.runtime.ingest", "rayssl.runtime.signals"} <= set(names)
@@ -183,6 +183,14 @@ def test_ingest_imports_neither_torch_nor_ray() -> None:
     """Its tasks read without a network. And `ray` reads how to authenticate when it is imported: `connect` says it."""
     done = run("import sys, rayssl.runtime.ingest\nprint(sorted({'torch', 'ray', 'ray.data'} & set(sys.modules)))")
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
+def test_the_controller_of_ray_train_starts_without_torch() -> None:
+    """It unpickles these by their names, and its start precedes that of the workers."""
+    names = [f"rayssl.runtime.{name}" for name in ("group", "ingest")]
+    code = f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\n"
+    done = run(code + "print('torch' in sys.modules)")
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module)

@@ -18,6 +18,8 @@ def shown(verbose: bool = False) -> list[str]:
     )
     show({"pid": "raylet", "lines": ["[state-dump] 43 lines", ":info_message:out of memory"], **where})
     show({"pid": "raylet", "lines": ["8 PYTHON worker processes have been started on node: 8e", "a node has died"]})
+    died = "A worker died or was killed while executing a task by an unexpected system error. To troubleshoot"
+    show({"pid": "raylet", "lines": [died], "is_err": True})
     show({"pid": 18, "actor_name": "PlacementGroupCleaner", "lines": ["Traceback"], **where})
     show({"pid": "autoscaler", "lines": ["noise", "x:event_summary:Adding 1 node"]})
     found = [json.loads(line) for line in out.getvalue().splitlines()]
@@ -28,7 +30,7 @@ def test_lines_of_the_cluster() -> None:
     assert shown() == ["phase", "a warning", "out of memory", "a node has died", "Adding 1 node"]
     everything = shown(verbose=True)
     assert everything[1] == "RayTrainWorker 17 on 10.0.0.2: a warning"
-    assert everything[2] == "raylet on 10.0.0.2: [state-dump] 43 lines" and len(everything) == 8
+    assert everything[2] == "raylet on 10.0.0.2: [state-dump] 43 lines" and len(everything) == 9
 
 
 def test_a_raylets_last_words_are_left_out() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rayssl.experiment.job import Job
+from rayssl.experiment.job import Job, position
 from rayssl.runtime import cluster, ingest
 from rayssl.runtime.bench import processes
 from rayssl.runtime.bench.consumer import Consumed, take
@@ -55,7 +55,7 @@ class RaySupply:
         corpus = experiment.corpus.model_copy(update={"readers": self.readers})
         job = replace(self._job, experiment=experiment.model_copy(update={"corpus": corpus}))
         began = time.perf_counter()
-        datasets, config = ingest.for_train(job, experiment.training.epochs)
+        datasets, config = ingest.for_train(job, position(job), experiment.training.epochs)
         made = {name: dataset() for name, dataset in datasets.items()}
         found = config.configure(made, self._ranks, None, self._nodes)
         self._splitters = [found[0][_STREAM]._coord_actor]

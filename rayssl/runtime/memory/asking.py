@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from rayssl import collectives
-from rayssl.runtime.memory.rounds import get
+from rayssl.runtime.memory.rounds import get, node_of
 from rayssl.training.pieces import Records
 
 SILENT_S = 45.0  # an actor that says nothing for so long is stopped, or out of reach: it answers while it clusters, too
@@ -50,7 +50,7 @@ class Watch:
 
     def nodes(self) -> list[str]:
         """The ids of the nodes on which the actors are."""
-        return get([actor.__ray_call__.remote(_node) for actor in self._actors])  # type: ignore[no-any-return]
+        return get([actor.__ray_call__.remote(node_of) for actor in self._actors])  # type: ignore[no-any-return]
 
     def __call__(self) -> None:
         """Raises RuntimeError if an actor has not answered for `SILENT_S`. Tells which ranks are waited for."""
@@ -68,7 +68,3 @@ class Watch:
             first, seconds = min(missing.items())
             others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
             sys.stderr.write(f"{self._what}: waits for rank {first}{others} since {seconds:.0f} s\n")
-
-
-def _node(_: object) -> str:
-    return str(ray.get_runtime_context().get_node_id())

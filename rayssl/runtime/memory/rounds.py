@@ -85,3 +85,8 @@ def get(answers: Any) -> Any:
     except (UserError, ValueError) as error:  # Ray's own class, a subclass of the wrapped error's
         cause = getattr(error, "cause", None)
         raise error if cause is None else cause from None
+
+
+def node_of(_: object) -> str:
+    """The id of the node of an actor, which runs this; it finds it in this module, without torch."""
+    return str(ray.get_runtime_context().get_node_id())

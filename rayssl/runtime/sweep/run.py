@@ -54,8 +54,8 @@ def _run(plan: SweepPlan, state: SweepState, scratch: str, say: Callable[[str], 
     trials_at_once = _connect(plan, min(state.left, count(plan.config)), say)
     from ray import tune
 
+    from rayssl.runtime.budget import user_error
     from rayssl.runtime.sweep.tune import Failures, Points, Rungs
-    from rayssl.runtime.train import user_error
 
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     tuner = tune.Tuner(

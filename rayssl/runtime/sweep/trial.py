@@ -47,7 +47,7 @@ def run_trial(config: dict[str, Any]) -> None:
 
 def reason(error: BaseException) -> str:
     """Why a trial has failed, on one line."""
-    from rayssl.runtime.train import user_error
+    from rayssl.runtime.budget import user_error
 
     mistake = user_error(error)
     lines = [line.strip() for line in str(mistake or error).splitlines() if line.strip()]
@@ -61,8 +61,8 @@ def evaluate_with_retries(experiment: Experiment) -> dict[str, Any]:
     After an error that a user cannot fix it is tried again, as often as training is: beside other trials an actor of
     Ray Data was once refused its place.
     """
+    from rayssl.runtime.budget import user_error
     from rayssl.runtime.evaluation import evaluate as evaluation
-    from rayssl.runtime.train import user_error
 
     for attempt in range(experiment.ray.max_failures + 1):
         try:
