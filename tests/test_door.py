@@ -167,6 +167,7 @@ AHEAD: dict[str, dict[str, Any]] = {
     },
     r"evaluation\.trials: .*one\.txt: has only target trials": {"evaluation": {"trials": "{}/one.txt"}},
     r"evaluation\.as_norm\.cohort: .*/none: no prepared": {"evaluation": {"as_norm": {"cohort": "{}/none"}}},
+    r"evaluation\.centre\.corpus: .*/none: no prepared": {"evaluation": {"centre": {"corpus": "{}/none"}}},
     r"^evaluation\.corpus: .*/a: no prepared corpus.*; evaluation\.trials: .*/b: no such file.*; to train without": {
         "evaluation": {"corpus": "{}/a", "trials": "{}/b"}
     },

@@ -32,6 +32,19 @@ def score_trials(trials: Sequence[Trial], names: Sequence[str], embeddings: Floa
     return np.clip(scores, -1, 1, out=scores)
 
 
+def centred(embeddings: Float32, others: Float32) -> Float32:
+    """``embeddings [U, D]`` less the mean of ``others [N, D]``: the direction that all utterances share says nothing.
+
+    Raises `ValueError` if the dimensions differ, or ``others`` are none or not finite.
+    """
+    if len(others) == 0 or others.shape[1:] != embeddings.shape[1:]:
+        raise ValueError(f"centring needs embeddings [N, {embeddings.shape[1]}], got shape {list(others.shape)}")
+    mean = others.mean(axis=0, dtype=np.float64)
+    if not np.isfinite(mean).all():
+        raise ValueError("centring: some embeddings of the corpus are NaN or infinite")
+    return np.asarray(embeddings - mean, np.float32)
+
+
 def as_norm(
     scores: Float32,
     trials: Sequence[Trial],

@@ -26,6 +26,15 @@ class AsNormConfig(Config):
     """
 
 
+class CentreConfig(Config):
+    """Centring: the mean embedding of a corpus is subtracted from each embedding before the cosine."""
+
+    corpus: str
+    """Folder or URI of a prepared corpus, for example the training corpus; never the test corpus."""
+    utterances: int = Field(2000, ge=1)
+    """How many utterances of the corpus are used, the first ones. More take more time."""
+
+
 class VerificationConfig(Config):
     """Speaker verification."""
 
@@ -39,6 +48,8 @@ class VerificationConfig(Config):
     """
     as_norm: AsNormConfig | None = None
     """Score normalisation with a cohort (adaptive s-norm); null reports plain cosines."""
+    centre: CentreConfig | None = None
+    """Subtracts the mean embedding of a corpus before the cosine, also from ``as_norm``'s cohort; null does not."""
     resamples: int = Field(1000, ge=0)
     """How often speakers are drawn again for the 95 % interval of the EER (bootstrap); 0 for no interval."""
     actors: int = Field(1, ge=1)
@@ -53,8 +64,9 @@ class VerificationConfig(Config):
     def located(self) -> VerificationConfig:
         """The same settings with absolute paths."""
         norm = self.as_norm and self.as_norm.model_copy(update={"cohort": storage.absolute(self.as_norm.cohort)})
+        centre = self.centre and self.centre.model_copy(update={"corpus": storage.absolute(self.centre.corpus)})
         places = {"corpus": storage.absolute(self.corpus), "trials": storage.absolute(self.trials)}
-        return self.model_copy(update={**places, "as_norm": norm})
+        return self.model_copy(update={**places, "as_norm": norm, "centre": centre})
 
 
 class FinetuneConfig(Config):

@@ -87,9 +87,11 @@ def _verification(settings: VerificationConfig, look: Callable[[str, Callable[[]
         look("evaluation.trials", lambda: trials.read_for(settings.trials, settings.corpus))
     else:
         look("evaluation.trials", lambda: trials.read(settings.trials))
-    norm = settings.as_norm
+    norm, centre = settings.as_norm, settings.centre
     if norm is not None:
         look("evaluation.as_norm.cohort", lambda: shards.read_manifest(norm.cohort))
+    if centre is not None:
+        look("evaluation.centre.corpus", lambda: shards.read_manifest(centre.corpus))
 
 
 def _classes(job: Job, corpus: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from rayssl.data.trials import Trial, read
 from rayssl.errors import CorpusError
 from rayssl.evaluation import scoring
-from rayssl.evaluation.scoring import as_norm, score_trials
+from rayssl.evaluation.scoring import as_norm, centred, score_trials
 
 
 def listed(enrol: list[str], test: list[str]) -> list[Trial]:
@@ -116,3 +116,24 @@ def test_as_norm_refuses_a_useless_cohort() -> None:
         as_norm(plain, trials, NAMES, embeddings, np.repeat(some(3, rows=1), 4, axis=0))
     with pytest.raises(ValueError, match="5 dimensions, those of the trials 7"):
         as_norm(plain, trials, NAMES, embeddings, some(3, rows=4, dim=5))
+
+
+def test_centring_takes_away_what_all_embeddings_share() -> None:
+    """Speakers that differ little beside a large common part are told apart after it is gone."""
+    embeddings, others, trials = some(2), some(3, rows=200), pairs(2, 25)
+    common = np.full(embeddings.shape[1], 50, np.float32)
+    got = score_trials(trials, NAMES, centred(embeddings + common, others + common))
+    expected = score_trials(trials, NAMES, embeddings - others.mean(axis=0))
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+    assert score_trials(trials, NAMES, embeddings + common).min() > 0.99
+
+
+def test_centring_refuses_a_useless_corpus() -> None:
+    embeddings = some(2)
+    for others, message in (
+        (some(3, rows=0), "got shape"),
+        (some(3, rows=4, dim=5), r"got shape \[4, 5\]"),
+        (np.full_like(embeddings, np.nan), "NaN or infinite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            centred(embeddings, others)

@@ -16,7 +16,7 @@ from rayssl import storage
 from rayssl.data import shards, trials
 from rayssl.errors import ConfigError
 from rayssl.evaluation.imbalance import ClassificationResult
-from rayssl.evaluation.scoring import as_norm, score_trials
+from rayssl.evaluation.scoring import as_norm, centred, score_trials
 from rayssl.evaluation.settings import ClassificationConfig, StagingConfig, VerificationConfig
 from rayssl.evaluation.staging import StagingResult, staging_line
 from rayssl.evaluation.verification import Result, verification_result
@@ -125,13 +125,17 @@ def _verify(experiment: Experiment, settings: VerificationConfig, uri: str, fold
     listed = trials.read_for(settings.trials, settings.corpus)
     table = embed(experiment, uri, settings.corpus, local=local)
     names = table.column("name").to_pylist()
-    rows = matrix(table)
+    rows, others, norms = matrix(table), None, list[str]()
+    if settings.centre is not None:
+        others = matrix(embed(experiment, uri, settings.centre.corpus, limit=settings.centre.utterances, local=local))
+        rows = centred(rows, others)
+        norms.append(f"centred({len(others)})")
     scores = score_trials(listed, names, rows)
-    norm = "none"
     if settings.as_norm is not None:
-        cohort = embed(experiment, uri, settings.as_norm.cohort, limit=settings.as_norm.utterances, local=local)
-        scores = as_norm(scores, listed, names, rows, matrix(cohort), top=settings.as_norm.top)
-        norm = f"as-norm({cohort.num_rows}, top {settings.as_norm.top})"
+        found = embed(experiment, uri, settings.as_norm.cohort, limit=settings.as_norm.utterances, local=local)
+        cohort = matrix(found) if others is None else centred(matrix(found), others)
+        scores = as_norm(scores, listed, names, rows, cohort, top=settings.as_norm.top)
+        norms.append(f"as-norm({len(cohort)}, top {settings.as_norm.top})")
     speakers = dict(zip(names, table.column("speaker").to_pylist(), strict=True))
     enrol, test = [trial.enrol for trial in listed], [trial.test for trial in listed]
     known = settings.resamples > 0 and all(speakers[name] >= 0 for name in {*enrol, *test})
@@ -142,7 +146,7 @@ def _verify(experiment: Experiment, settings: VerificationConfig, uri: str, fold
         [speakers[name] for name in test] if known else None,
         seed=experiment.seed,
         resamples=max(1, settings.resamples),
-        norm=norm,
+        norm=", ".join(norms) or "none",
         checkpoint=uri.rsplit("/", 1)[-1],
     )
     scored = pa.table(
