@@ -78,8 +78,8 @@ fi
 if [ $# -gt 0 ]; then
     check python -m pytest --layers "$layers,ray" "$@"
 else
-    check python -m pytest --layers "$layers" --numprocesses "$cores" --dist loadfile
-    check python -m pytest -m "ray and not slow$without"
+    check python -m pytest --layers "$layers" --numprocesses "$cores" --dist loadfile --durations 20
+    check python -m pytest -m "ray and not slow$without" --durations 20
 fi
 if [ ${#failed[@]} -gt 0 ]; then
     say "FAILED: $(printf '%s; ' "${failed[@]}")"
