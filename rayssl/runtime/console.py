@@ -25,6 +25,7 @@ _USUAL = (  # on a machine with few cores; and the death of a process, which the
     "worker processes have been started on node",
     "A worker died or was killed while executing a task by an unexpected system error",
 )
+_REPEATED = "Task _map_task failed. There are infinite retries remaining"
 
 
 def tell(event: Event) -> None:
@@ -87,6 +88,8 @@ def _text(line: str, data: dict[str, Any], verbose: bool) -> str | None:
         return line.split(_FOR_PEOPLE, 1)[1] if _FOR_PEOPLE in line else None
     if data.get("actor_name") in _OF_TRAIN or any(usual in line for usual in _USUAL):
         return None
+    if line.startswith(_REPEATED):
+        return "a process that read data died; its task is repeated"
     return _LAST_WORDS.sub("", line)
 
 

@@ -46,3 +46,10 @@ def test_a_stream_that_has_ended_is_no_error() -> None:
     show = handler(open_screen("plain", out), False)
     out.close()
     show({"pid": 17, "lines": ["a warning", encode(Phase("filled", 2.0))]})
+
+
+def test_a_data_task_that_is_repeated_is_told_in_plain_words() -> None:
+    out = io.StringIO()
+    said = "Task _map_task failed. There are infinite retries remaining, so the task will be retried. Error: "
+    handler(open_screen("json", out), False)({"pid": 1, "lines": [said]})
+    assert json.loads(out.getvalue())["text"] == "a process that read data died; its task is repeated"
