@@ -87,7 +87,8 @@ class NoiseConfig(Config):
 
     def corpus_of(self, kind: NoiseKind) -> str | None:
         """The corpus that a kind is recorded in; None if it is generated."""
-        return self.corpora.get(kind, self.corpus if kind == "corpus" else None)
+        recorded = {str(known): uri for known, uri in self.corpora.items()}
+        return self.corpus if kind == "corpus" else recorded.get(kind)
 
     def located(self) -> NoiseConfig:
         """A copy with absolute paths."""

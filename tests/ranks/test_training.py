@@ -44,6 +44,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "ssps_dino": {**SSPS_METHOD, "over": DINO_METHOD},
     "moco": {**MOCO_METHOD, "projector": {"sizes": [12, 8]}},
     "ssps_moco": {**SSPS_METHOD, "over": MOCO_METHOD},
+    "ssps_moco_published": {
+        **SSPS_METHOD,
+        "over": {**MOCO_METHOD, "symmetric": True, "shuffle": True, "enqueue": "recalled"},
+    },
     "swav": SWAV_METHOD,
     "ssps_swav": {**SSPS_METHOD, "over": SWAV_METHOD},
     "vicreg": VICREG_METHOD,
