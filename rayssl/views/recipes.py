@@ -107,8 +107,8 @@ class ReverbConfig(Config):
     """Range of reverberation times, ``[low, high]`` in seconds: how long the sound of a room takes to fall by 60 dB.
     For generated rooms only.
     """
-    length_s: float = Field(default=0.3, gt=0.0, le=0.5)
-    """The length in seconds, at most 0.5, at which responses are cut. Longer ones cost more time."""
+    length_s: float = Field(default=0.3, gt=0.0, le=2.0)
+    """The length in seconds, at most 2, at which responses are cut. Longer ones cost more time and memory."""
     corpus: str | None = None
     """Folder or URI of a prepared corpus of room impulse responses, which replace the generated ones; null generates
     them.
