@@ -11,6 +11,7 @@ import re
 from typing import Any
 
 import pytest
+import torch
 
 from rayssl.experiment.config import Experiment
 from rayssl.schema import parse
@@ -253,6 +254,13 @@ def test_the_rate_goes_on_falling_under_ssps() -> None:
         for epoch in (0, 99, 100, 119)
     ]
     assert rates == pytest.approx([1e-3, 1e-3 * 0.95**19, 1e-3 * 0.95**20, 1e-3 * 0.95**23])
+
+
+def test_the_encoder_has_the_official_size() -> None:
+    config = parse(Experiment, TREES["voxceleb2_simclr.yaml"], "simclr").encoder
+    with torch.device("meta"):
+        network = config.backbone.build(config.frontend)
+    assert sum(weight.numel() for weight in network.parameters()) == 22_529_152
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
