@@ -23,10 +23,12 @@ _BLOCK = 1 << 20  # the most weights in RAM in the bootstrap: resamples of a blo
 
 class Result(Config):
     """The figures of one scored trial list. Without the ``speakers`` of the trials, which are counted, there is no
-    interval.
+    interval. ``eer`` and its interval are on the ROC convex hull, ``eer_nearest`` is `nearest_eer`; results of an
+    earlier rayssl have only the first.
     """
 
     eer: float
+    eer_nearest: float | None = None
     eer_low: float | None = None
     eer_high: float | None = None
     min_dcf_001: float
@@ -51,6 +53,20 @@ def eer(target_scores: ArrayLike, nontarget_scores: ArrayLike) -> float:
     labels = np.concatenate([np.ones(len(targets), np.int8), np.zeros(len(nontargets), np.int8)])
     stairs = _stairs(np.concatenate([targets, nontargets]), labels)
     return float(_hull_eer(*stairs.rates(np.ones((1, len(labels)))))[0])
+
+
+def nearest_eer(target_scores: ArrayLike, nontarget_scores: ArrayLike) -> float:
+    """Equal error rate by the rule of public speaker toolkits: ``max(P_fa, P_miss)`` where they are nearest; in [0, 1].
+
+    The point is one of the ROC staircase, without interpolation; of several points that are equally near, the one with
+    the lowest threshold. Papers of speaker verification usually report this figure. It is never below `eer`. Raises
+    `ValueError` as `eer` does.
+    """
+    targets, nontargets = np.ravel(target_scores), np.ravel(nontarget_scores)
+    labels = np.concatenate([np.ones(len(targets), np.int8), np.zeros(len(nontargets), np.int8)])
+    false_alarm, miss, _ = det_curve(np.concatenate([targets, nontargets]), labels)
+    nearest = len(miss) - 1 - int(np.abs(false_alarm - miss)[::-1].argmin())
+    return float(max(false_alarm[nearest], miss[nearest]))
 
 
 def min_dcf(scores: ArrayLike, labels: ArrayLike, p_target: float, c_miss: float = 1.0, c_fa: float = 1.0) -> float:
@@ -169,6 +185,7 @@ def verification_result(
             low, high = bootstrap_interval(values, kinds, enrol_speakers, test_speakers, resamples=resamples, seed=seed)
     return Result(
         eer=eer(values[kinds == 1], values[kinds == 0]),
+        eer_nearest=nearest_eer(values[kinds == 1], values[kinds == 0]),
         eer_low=low,
         eer_high=high,
         min_dcf_001=min_dcf(values, kinds, 0.01),

@@ -15,7 +15,8 @@ from rayssl.training import weights
 
 # figures of an evaluation in the order of the card: their keys in result.json, their names, and how they are shown
 _FIGURES = (
-    ("eer", "EER", ".2%"),
+    ("eer", "EER (ROC convex hull)", ".2%"),
+    ("eer_nearest", "EER (max of FPR and FNR where nearest)", ".2%"),
     ("min_dcf_001", "minDCF (p = 0.01)", ".3f"),
     ("min_dcf_005", "minDCF (p = 0.05)", ".3f"),
     ("balanced_accuracy", "balanced accuracy", ".2%"),

@@ -76,6 +76,22 @@ def semantic_logits(features: Tensor, prototypes: Tensor, present: Tensor, *, te
 
 
 @torch.no_grad()
+def matched(features: Tensor, prototypes: Tensor, present: Tensor, *, threshold: float) -> Tensor:
+    """Which rows match a template by USADTM's public rule: bool ``[B]``.
+
+    A row matches if its highest cosine to the prototypes reaches ``threshold``, and if the same prototype is the
+    nearest by Euclidean distance. ``features [B, D]``, ``prototypes [C, D]`` and ``present [C]`` are as in
+    `semantic_logits`, whose argmax is the class that is matched. Lengths matter to the distance. If no class is
+    present, no row matches. Raises `ValueError` as `semantic_logits` does.
+    """
+    cosine = semantic_logits(features, prototypes, present, temperature=1.0)
+    with torch.autocast(device_type=features.device.type, enabled=False):
+        apart = torch.cdist(precise(features), precise(prototypes)).masked_fill(~present, float("inf"))
+    highest, nearest = cosine.max(dim=1)
+    return (highest >= threshold) & (nearest == apart.argmin(dim=1)) & present.any()
+
+
+@torch.no_grad()
 def blend(p: Tensor, q: Tensor, weights: Tensor) -> Tensor:
     """DASO's pseudo-label, ``[B, C]``, without gradient, float32 at least.
 

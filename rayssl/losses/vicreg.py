@@ -19,7 +19,9 @@ class Terms(NamedTuple):
     covariance: Tensor
 
 
-def vicreg(a: Tensor, b: Tensor, *, keys_a: Tensor, keys_b: Tensor, floor: float = 1e-4) -> Terms:
+def vicreg(
+    a: Tensor, b: Tensor, *, keys_a: Tensor, keys_b: Tensor, floor: float = 1e-4, variance_mean: bool = False
+) -> Terms:
     """The three terms of the loss ``lambda * invariance + mu * variance + nu * covariance``.
 
     There are ``n`` rows of ``D`` dimensions over all ranks. ``C`` is the unbiased covariance of the rows of a view::
@@ -31,7 +33,8 @@ def vicreg(a: Tensor, b: Tensor, *, keys_a: Tensor, keys_b: Tensor, floor: float
     The invariance is the mean of the squared distance over dimensions, as in the authors' code and in speaker toolkits;
     the published coefficients belong to this mean. The paper's Eq. 5 has the sum. The variance is the sum of the
     paper's Eq. 6 over both views. The authors' code, for which 25, 25 and 1 were published, takes half of this sum. The
-    speaker literature, with 1, 1 and 0.04, takes all of it.
+    speaker literature, with 1, 1 and 0.04, takes all of it. ``variance_mean`` takes the mean over both views, which is
+    this half.
 
     ``a, b [B, D]`` are the two views of this rank. ``keys_a, keys_b [W*B, D]`` are those of all ranks, gathered with
     gradient; variance and covariance are computed from them. So the mean of the loss over ranks is that of the global
@@ -52,7 +55,8 @@ def vicreg(a: Tensor, b: Tensor, *, keys_a: Tensor, keys_b: Tensor, floor: float
         invariance = functional.mse_loss(precise(a), precise(b))
         covariances = [_covariance(precise(keys)) for keys in (keys_a, keys_b)]
         deviations = [torch.sqrt(matrix.diagonal() + floor) for matrix in covariances]
-        variance = torch.stack([functional.relu(1 - deviation).mean() for deviation in deviations]).sum()
+        below = torch.stack([functional.relu(1 - deviation).mean() for deviation in deviations])
+        variance = below.mean() if variance_mean else below.sum()
         covariance = torch.stack([_off_diagonal(matrix) for matrix in covariances]).sum()
         return Terms(invariance, variance, covariance)
 

@@ -31,7 +31,8 @@ class CLARConfig(PairConfig):
 
     ``labels: none`` is CLAR's self-supervised form. ``cross_entropy`` is the semi-supervised form: NT-Xent of all rows,
     plus the cross-entropy of the labelled rows in both views. ``supcon`` (Khosla et al., 2020) replaces both losses;
-    the positives of a labelled row are all rows of its class. ``cross``: the anchors go through the first encoder, the
+    the positives of a labelled row are all rows of its class. The public code has ``cross_entropy_over: sum`` and
+    ``classifier_on: projection``. ``cross``: the anchors go through the first encoder, the
     positives through the second one, ``encoder.beside``.
     """
 
@@ -49,6 +50,15 @@ class CLARConfig(PairConfig):
     """``none`` is the self-supervised form. ``cross_entropy`` adds the cross-entropy of the labelled rows. ``supcon``
     (Khosla et al., 2020) replaces both losses: the positives of a labelled row are all rows of its class. The last two
     need ``labels.split``.
+    """
+    cross_entropy_over: Literal["mean", "sum"] = "mean"
+    """Whether the cross-entropy of the labelled rows is the ``mean`` of the two views, or their ``sum``, as in the
+    public code, which gives labels twice the weight. For ``labels`` ``cross_entropy``.
+    """
+    classifier_on: Literal["encoder", "projection"] = "encoder"
+    """What the classifier sees: the embedding of the ``encoder``, or the ``projection`` that the contrastive loss
+    compares, as in the public code. With ``projection``, ``rayssl evaluate`` has no classifier of the method, only
+    probes.
     """
     cross: bool = False
     """Whether the first segment goes through the encoder and the second one through ``encoder.beside``, for example one
@@ -99,8 +109,10 @@ class CLAR(PairMethod):
             self.other_projector = Projector(config.projector, encoder.second.embedding_dim)
         self.classifier: Classifier | None = None
         if config.labels == "cross_entropy" and classes is not None:
-            self.classifier = Classifier(encoder.embedding_dim, len(classes.names))
-            self.head_prefix = "classifier."
+            on_encoder = config.classifier_on == "encoder"
+            width = encoder.embedding_dim if on_encoder else self.projector.outputs
+            self.classifier = Classifier(width, len(classes.names))
+            self.head_prefix = "classifier." if on_encoder else None
 
     def forward(self, views: Views) -> Outputs:
         """``anchor``, ``positive``: projections ``[B, D_emb]``.
@@ -116,7 +128,9 @@ class CLAR(PairMethod):
             rows, (anchor, positive) = self._crossed(pair)
             out = {"anchor": self.projector(anchor), "positive": self.other_projector(positive)}
         if self.classifier is not None:
-            logits = self.classifier(torch.cat(rows)).chunk(2)
+            on_encoder = self.config.classifier_on == "encoder"
+            seen = rows if on_encoder else [out["anchor"], out["positive"]]
+            logits = self.classifier(torch.cat(seen)).chunk(2)
             out |= {"anchor_logits": logits[0], "positive_logits": logits[1]}
         return out
 
@@ -124,7 +138,7 @@ class CLAR(PairMethod):
         """The whole embeddings of both views, if a classifier needs them, and the two halves that are contrasted."""
         encoder = self.encoder
         assert isinstance(encoder, Joined)
-        if self.classifier is None:
+        if self.classifier is None or self.config.classifier_on == "projection":
             return [], (encoder.first(pair[0].wave, pair[0].keys), encoder.second(pair[1].wave, pair[1].keys))
         rows = embed_together(encoder, pair)
         width = encoder.first.embedding_dim
@@ -153,6 +167,10 @@ class CLAR(PairMethod):
         if self.classifier is not None:
             logits = torch.cat([out["anchor_logits"], out["positive_logits"]])
             supervised, accuracy = self._classified(logits, batch.labels)
+            if self.config.cross_entropy_over == "sum":
+                supervised = (
+                    2 * supervised
+                )  # both views have the same labelled rows: twice the mean is the sum of means
             loss = loss + supervised
             terms |= {"supervised": supervised.detach(), "train_accuracy": accuracy}
         return Step(loss, terms)

@@ -73,12 +73,15 @@ class DASOConfig(PrototypicalConfig):
 
 
 class Prototypical(SemiSupervised):
-    """Semi-supervised methods with a memory of labelled features, which the averaged encoder computes."""
+    """Semi-supervised methods with a memory of labelled features, which the averaged encoder computes.
+
+    If ``rows_of`` has the labelled view, they are the features of the trained encoder instead.
+    """
 
     def forward(self, views: Views) -> Outputs:
         """As `SemiSupervised.forward`, plus ``labelled_average [B, D]``, embeddings by the average, not normalised."""
         out = super().forward(views)
-        if "labelled" in views:
+        if "labelled" in views and "labelled" not in self.rows_of:
             with torch.no_grad():
                 # in eval mode, so that a prototype depends neither on the other rows of the batch nor on the rank
                 out["labelled_average"] = self.average.encoder(views["labelled"].wave, None)
@@ -87,7 +90,8 @@ class Prototypical(SemiSupervised):
     def consult(self, out: Outputs, batch: Batch) -> ClassRemember:
         """The labelled features. They enter the queues of their classes before the prototypes are computed (step 1)."""
         assert batch.labelled is not None
-        return ClassRemember(out["labelled_average"], batch.labelled.labels)
+        rows = out["labelled_rows"].detach() if "labelled" in self.rows_of else out["labelled_average"]
+        return ClassRemember(rows, batch.labelled.labels)
 
     def semantic(self, rows: Tensor, recall: ClassRecall, temperature: float) -> Tensor:
         """Logits ``[B, C]``, from the cosines to the prototypes; -inf for a class without a prototype."""

@@ -1,8 +1,8 @@
 """MoCo v2 (Chen et al., 2020) for utterances: a query is compared with its key and with a queue of past keys.
 
-A slowly moving average of the encoder makes the keys. As published, there is one direction: the anchor is the query,
-the positive is the key. With several ranks, set ``training.sync_batchnorm``. Otherwise a query can detect from the
-statistics of batch normalisation which keys are on its rank; the published method shuffles the keys over ranks instead.
+A slowly moving average of the encoder makes the keys. As in MoCo's own paper, there is one direction: the anchor is the
+query, the positive is the key. ``symmetric`` adds the other one. With several ranks, set ``training.sync_batchnorm`` or
+``shuffle``. Otherwise a query can detect from the statistics of batch normalisation which keys are on its rank.
 """
 
 from __future__ import annotations
@@ -15,19 +15,23 @@ from torch import Tensor
 
 from rayssl import collectives
 from rayssl.losses.infonce import infonce
-from rayssl.methods.base import Batch, Outputs, Recall, Recalled, Step, Views, replaced
+from rayssl.methods.base import Batch, Outputs, Recall, Recalled, Step, View, Views, replaced
 from rayssl.methods.pair import PairConfig, PairMethod
 from rayssl.models.encoder import Encoder
 from rayssl.models.queue import RowQueue
 from rayssl.models.teacher import average, frozen_copy
+from rayssl.random.draws_torch import uniform_torch
 from rayssl.views.recipes import ViewsConfig
+
+_SHUFFLE = 600  # the stream of draws of the order of keys
 
 
 class MoCoConfig(PairConfig):
     """``temperature`` of InfoNCE (0.03 published for speakers). ``queue``: the number of negatives.
 
     The negatives are keys of past batches. ``momentum`` of the key encoder is constant. ``projector`` after both
-    encoders; the default is none.
+    encoders; the default is none. The public code for speakers has ``symmetric``, ``shuffle`` without
+    ``training.sync_batchnorm``, and ``enqueue: recalled``.
     """
 
     name: Literal["moco"] = "moco"
@@ -44,6 +48,23 @@ class MoCoConfig(PairConfig):
     """The momentum of the key encoder, from 0 to 1, constant over the training: it keeps this share of itself in each
     step. Raise it for long trainings, lower it (0.99) for a few thousand steps.
     """
+    symmetric: bool = False
+    """Whether the positive is also a query, for the key of the anchor, with a second queue of such keys; the loss is
+    the mean of both directions. It costs one more pass of each encoder. With SSPS an utterance stores both keys.
+    """
+    shuffle: bool = False
+    """Whether the keys of a step are computed in another order, mixed over all ranks, so that batch normalisation tells
+    nothing about which keys are on a query's rank. It is for several ranks without ``training.sync_batchnorm``, as
+    published; one rank changes nothing.
+    """
+    enqueue: Literal["own", "recalled"] = "own"
+    """Which keys enter the queue under SSPS: the ``own`` ones of the batch, or the ``recalled`` positives that replaced
+    them, as in the public code.
+    """
+
+    def positive_dim(self, embedding_dim: int) -> int:
+        """The width of `MoCo.positives`: that of one key, or with ``symmetric`` of two."""
+        return super().positive_dim(embedding_dim) * (1 + self.symmetric)
 
 
 class MoCo(PairMethod):
@@ -58,6 +79,7 @@ class MoCo(PairMethod):
         self.key_encoder = frozen_copy(self.encoder)
         self.key_projector = frozen_copy(self.projector)
         self.queue = RowQueue(config.queue, self.embedding_dim)
+        self.other_queue = RowQueue(config.queue, self.embedding_dim) if config.symmetric else None
         self._keys: Tensor | None = None  # the keys of the last global batch, which are not in the queue yet
 
     @property
@@ -66,27 +88,65 @@ class MoCo(PairMethod):
         return self.key_encoder
 
     def forward(self, views: Views) -> Outputs:
-        """``query`` from the anchor and, without gradient, ``key`` from the positive; ``[B, D_emb]``, float32."""
+        """``query`` from the anchor and, without gradient, ``key`` from the positive; ``[B, D_emb]``, float32.
+
+        If ``symmetric``, also ``other_query`` from the positive and ``other_key`` from the anchor.
+        """
         anchor, positive = views["anchor"], views["positive"]
-        query = self.projector(self.encoder(anchor.wave, anchor.keys))
-        with torch.no_grad():
-            key = self.key_projector(self.key_encoder(positive.wave, positive.keys))
-        return {"query": query.float(), "key": key.float()}
+        out = {"query": self._query(anchor)}
+        if self.config.symmetric:
+            out |= {"other_query": self._query(positive), "other_key": self._key(anchor)}
+        return out | {"key": self._key(positive)}
+
+    def _query(self, view: View) -> Tensor:
+        query: Tensor = self.projector(self.encoder(view.wave, view.keys))
+        return query.float()
+
+    @torch.no_grad()
+    def _key(self, view: View) -> Tensor:
+        """The keys of ``view``, ``[B, D_emb]``. With ``shuffle``, each rank computes those of rows of all ranks.
+
+        The order is drawn from the rows' own keys: it is the same on every rank, and again after a restart.
+        """
+        if not (self.config.shuffle and collectives.world() > 1 and self.key_encoder.training):
+            return self._computed(view)
+        assert view.keys is not None
+        waves, keys = collectives.gather(view.wave), collectives.gather(view.keys)
+        order = uniform_torch(keys, _SHUFFLE).argsort(stable=True)
+        own = slice(collectives.rank() * len(view.wave), (collectives.rank() + 1) * len(view.wave))
+        rows = collectives.gather(self._computed(View(waves[order[own]], keys[order[own]])))
+        return rows[order.argsort()[own]]
+
+    def _computed(self, view: View) -> Tensor:
+        key: Tensor = self.key_projector(self.key_encoder(view.wave, view.keys))
+        return key.float()
 
     def positives(self, out: Outputs) -> Tensor:
-        """The keys."""
-        return out["key"]
+        """The keys; if ``symmetric``, ``[B, 2 D_emb]``: ``key`` and then ``other_key``."""
+        return torch.cat([out["key"], out["other_key"]], dim=1) if self.config.symmetric else out["key"]
 
     def with_positives(self, out: Outputs, recall: Recall) -> Outputs:
-        """Recalled rows are the keys that queries are compared with. ``key`` stays: it will enter the queue."""
-        return {**out, "positive": replaced(out["key"], recall)}
+        """Recalled rows are the keys that queries are compared with. ``enqueue`` says which keys enter the queue."""
+        rows = replaced(self.positives(out), recall)
+        if not self.config.symmetric:
+            return {**out, "positive": rows}
+        positive, other = rows.chunk(2, dim=1)
+        return {**out, "positive": positive, "other_positive": other}
 
     def step(self, out: Outputs, batch: Batch, recall: Recalled | None) -> Step:
         """The negatives are the keys of past global batches. The keys of this batch enter the queue in `after_step`."""
+        config = self.config
         positive = out.get("positive", out["key"])
         queue, filled = self.queue.rows, self.queue.filled
-        loss = infonce(out["query"], positive, queue, filled=filled, temperature=self.config.temperature)
-        self._keys = collectives.gather(out["key"].detach())
+        loss = infonce(out["query"], positive, queue, filled=filled, temperature=config.temperature)
+        kept = [positive if config.enqueue == "recalled" else out["key"]]
+        if self.other_queue is not None:
+            other = out.get("other_positive", out["other_key"])
+            queue, filled = self.other_queue.rows, self.other_queue.filled
+            back = infonce(out["other_query"], other, queue, filled=filled, temperature=config.temperature)
+            loss = (loss + back) / 2
+            kept.append(other if config.enqueue == "recalled" else out["other_key"])
+        self._keys = collectives.gather(torch.cat(kept, dim=1).detach())
         return Step(loss, {"infonce": loss.detach()})
 
     def after_step(self, progress: float) -> None:
@@ -94,5 +154,8 @@ class MoCo(PairMethod):
         average(self.key_encoder, self.encoder, self.config.momentum)
         average(self.key_projector, self.projector, self.config.momentum)
         if self._keys is not None:
-            self.queue.push(self._keys)
+            own, *other = self._keys.split(self.embedding_dim, dim=1)
+            self.queue.push(own)
+            if self.other_queue is not None:
+                self.other_queue.push(*other)
             self._keys = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rayssl.methods.base import Method, MethodConfig, Outputs, Recall, replaced
+from rayssl.methods.base import Method, MethodConfig, Outputs, Recall, Views, embed_together, replaced
 from rayssl.models.encoder import Encoder
 from rayssl.models.heads import Projector, ProjectorConfig
 from rayssl.views.recipes import Recipe, Segment, ViewsConfig
@@ -33,6 +33,15 @@ class PairConfig(MethodConfig):
         return self.projector.outputs(embedding_dim)
 
 
+class SiameseConfig(PairConfig):
+    """``one_pass``: whether both segments go through the encoder together."""
+
+    one_pass: bool = True
+    """Whether both segments go through the encoder in one pass, so that batch normalisation takes the statistics of
+    both together. With false each has a pass of its own, as in the public code for speakers.
+    """
+
+
 class PairMethod(Method):
     """Two distorted segments of each utterance. SSPS replaces the embedding of the second one, ``positive``."""
 
@@ -50,3 +59,18 @@ class PairMethod(Method):
     def with_positives(self, out: Outputs, recall: Recall) -> Outputs:
         """Recalled rows replace the positives in every part of the loss."""
         return {**out, "positive": replaced(out["positive"], recall)}
+
+
+class SiameseMethod(PairMethod):
+    """A pair whose two segments go through the same encoder, with gradient."""
+
+    config: SiameseConfig
+
+    def embedded(self, views: Views) -> tuple[Tensor, Tensor]:
+        """The embeddings ``[B, D]`` of anchor and positive, in one pass or in two."""
+        pair = [views["anchor"], views["positive"]]
+        if self.config.one_pass:
+            anchor, positive = embed_together(self.encoder, pair)
+        else:
+            anchor, positive = (self.encoder(view.wave, view.keys) for view in pair)
+        return anchor, positive

@@ -149,6 +149,8 @@ class SemiSupervised(Labelled):
     """Methods with a stream of labelled utterances and a stream of unlabelled ones, with weak and strong views."""
 
     config: SemiConfig
+    #: The views whose embeddings `forward` gives as ``<view>_rows``.
+    rows_of: tuple[str, ...] = ("weak", "strong")
 
     def forward(self, views: Views) -> Outputs:
         """``labelled``, ``weak``, ``strong``: logits ``[B, C]``; ``weak_rows``, ``strong_rows``: embeddings."""
@@ -156,17 +158,18 @@ class SemiSupervised(Labelled):
         rows = dict(zip(names, self.embedded([views[name] for name in names]), strict=True))
         logits = self.model.classifier(torch.cat(list(rows.values()))).split([len(row) for row in rows.values()])
         out = dict(zip(names, logits, strict=True))
-        return out | {f"{name}_rows": rows[name] for name in ("weak", "strong") if name in rows}
+        return out | {f"{name}_rows": rows[name] for name in self.rows_of if name in rows}
 
-    def pseudo_step(self, out: Outputs, batch: Batch, pseudo: Tensor) -> Step:
+    def pseudo_step(self, out: Outputs, batch: Batch, pseudo: Tensor, confident: Tensor | None = None) -> Step:
         """``L_cls + weight L_u``. The pseudo-labels ``pseudo [B, C]`` are distributions over classes, without gradient.
 
-        ``L_u`` is the cross-entropy of the strong views against the argmax of rows whose maximum reaches the threshold.
+        ``L_u`` is the cross-entropy of the strong views against the argmax of rows whose maximum reaches the threshold,
+        or of rows that are ``confident [B]`` (bool), if this is given.
         """
         assert batch.labelled is not None
         self._began(batch)
         confidence, targets = pseudo.max(dim=1)
-        confident = confidence >= self.config.threshold
+        confident = confidence >= self.config.threshold if confident is None else confident
         supervised = self.labelled_loss(out["labelled"], batch.labelled.labels)
         unsupervised = consistency(out["strong"], targets, confident)
         accuracy = (out["labelled"].detach().argmax(1) == batch.labelled.labels).float().mean()

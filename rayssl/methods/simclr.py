@@ -11,11 +11,11 @@ from pydantic import Field
 
 from rayssl import collectives
 from rayssl.losses.ntxent import ntxent
-from rayssl.methods.base import Batch, Outputs, Recalled, Step, Views, embed_together
-from rayssl.methods.pair import PairConfig, PairMethod
+from rayssl.methods.base import Batch, Outputs, Recalled, Step, Views
+from rayssl.methods.pair import SiameseConfig, SiameseMethod
 
 
-class SimCLRConfig(PairConfig):
+class SimCLRConfig(SiameseConfig):
     """``temperature`` of NT-Xent (0.03 published for speakers); ``projector`` after the encoder, none by default."""
 
     name: Literal["simclr"] = "simclr"
@@ -26,7 +26,7 @@ class SimCLRConfig(PairConfig):
     """
 
 
-class SimCLR(PairMethod):
+class SimCLR(SiameseMethod):
     """NT-Xent (SSPS paper, Eq. 1) over anchors and positives of the global batch."""
 
     Config = SimCLRConfig
@@ -35,7 +35,7 @@ class SimCLR(PairMethod):
 
     def forward(self, views: Views) -> Outputs:
         """``anchor`` and ``positive`` ``[B, D_emb]``."""
-        anchor, positive = embed_together(self.encoder, [views["anchor"], views["positive"]])
+        anchor, positive = self.embedded(views)
         return {"anchor": self.projector(anchor), "positive": self.projector(positive)}
 
     def step(self, out: Outputs, batch: Batch, recall: Recalled | None) -> Step:

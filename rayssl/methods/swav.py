@@ -11,15 +11,15 @@ from torch.nn.functional import normalize
 
 from rayssl import collectives
 from rayssl.losses.swav import swav
-from rayssl.methods.base import Batch, Outputs, Recall, Recalled, Step, Views, embed_together, replaced
-from rayssl.methods.pair import PairConfig, PairMethod
+from rayssl.methods.base import Batch, Outputs, Recall, Recalled, Step, Views, replaced
+from rayssl.methods.pair import SiameseConfig, SiameseMethod
 from rayssl.models.encoder import Encoder
 from rayssl.models.heads import ProjectorConfig, Prototypes
 from rayssl.models.queue import RowQueue
 from rayssl.views.recipes import ViewsConfig
 
 
-class SwAVConfig(PairConfig):
+class SwAVConfig(SiameseConfig):
     """``prototypes``: how many of unit length follow the ``projector``. They are frozen for ``freeze_epochs`` epochs.
 
     Codes are made by ``iterations`` of Sinkhorn-Knopp with ``epsilon``; predictions use ``temperature``. ``queue``: the
@@ -56,7 +56,7 @@ class SwAVConfig(PairConfig):
     """The first epoch, from 0, in which the queue is used; before, embeddings change too fast. 15 is published."""
 
 
-class SwAV(PairMethod):
+class SwAV(SiameseMethod):
     """Swapped prediction of two views, with codes of the global batch."""
 
     Config = SwAVConfig
@@ -72,12 +72,8 @@ class SwAV(PairMethod):
 
     def forward(self, views: Views) -> Outputs:
         """``anchor`` and ``positive`` ``[B, D_emb]`` of unit length, float32."""
-        names = ("anchor", "positive")
-        embeddings = embed_together(self.encoder, [views[name] for name in names])
-        return {
-            name: normalize(self.projector(embedding).float(), dim=1)
-            for name, embedding in zip(names, embeddings, strict=True)
-        }
+        embeddings = zip(("anchor", "positive"), self.embedded(views), strict=True)
+        return {name: normalize(self.projector(embedding).float(), dim=1) for name, embedding in embeddings}
 
     def with_positives(self, out: Outputs, recall: Recall) -> Outputs:
         """Recalled rows replace the positives: the anchor predicts their codes, and they predict the anchor's code. The

@@ -8,12 +8,12 @@ from pydantic import Field
 
 from rayssl import collectives
 from rayssl.losses.vicreg import vicreg
-from rayssl.methods.base import Batch, Outputs, Recalled, Step, Views, embed_together
-from rayssl.methods.pair import PairConfig, PairMethod
+from rayssl.methods.base import Batch, Outputs, Recalled, Step, Views
+from rayssl.methods.pair import SiameseConfig, SiameseMethod
 from rayssl.models.heads import ProjectorConfig
 
 
-class VICRegConfig(PairConfig):
+class VICRegConfig(SiameseConfig):
     """The coefficients of the three terms of `rayssl.losses.vicreg` (1, 1 and 0.04 published for speakers).
 
     The last layer of the ``projector`` has no bias, as published, because the loss would not depend on it.
@@ -30,8 +30,12 @@ class VICRegConfig(PairConfig):
     speakers.
     """
     variance: float = Field(25.0, ge=0)
-    """The weight of the term that keeps each dimension's deviation near 1 (mu): 25 for images, where the authors' code
-    takes half of this term; 1 published for speakers. Raise it if embeddings collapse.
+    """The weight of the term that keeps each dimension's deviation near 1 (mu): 25 for images, with ``variance_over:
+    mean``; 1 published for speakers. Raise it if embeddings collapse.
+    """
+    variance_over: Literal["sum", "mean"] = "sum"
+    """Whether the terms of the two views are added before ``variance`` weighs them (``sum``, published for speakers
+    with 1), or averaged (``mean``, the authors' code, published for images with 25).
     """
     covariance: float = Field(1.0, ge=0)
     """The weight of the term that removes correlations between dimensions (nu): 1 for images, 0.04 published for
@@ -39,7 +43,7 @@ class VICRegConfig(PairConfig):
     """
 
 
-class VICReg(PairMethod):
+class VICReg(SiameseMethod):
     """The invariance of two views, and variance and covariance over the global batch."""
 
     Config = VICRegConfig
@@ -48,13 +52,14 @@ class VICReg(PairMethod):
 
     def forward(self, views: Views) -> Outputs:
         """``anchor`` and ``positive`` ``[B, D_emb]``, in float32 so that ranks exchange full precision."""
-        anchor, positive = embed_together(self.encoder, [views["anchor"], views["positive"]])
+        anchor, positive = self.embedded(views)
         return {"anchor": self.projector(anchor).float(), "positive": self.projector(positive).float()}
 
     def step(self, out: Outputs, batch: Batch, recall: Recalled | None) -> Step:
         """The loss. Its statistics are those of the rows of all ranks, gathered with gradient."""
         config, a, b = self.config, out["anchor"], out["positive"]
-        terms = vicreg(a, b, keys_a=collectives.gather(a), keys_b=collectives.gather(b))
+        keys_a, keys_b = collectives.gather(a), collectives.gather(b)
+        terms = vicreg(a, b, keys_a=keys_a, keys_b=keys_b, variance_mean=config.variance_over == "mean")
         loss = config.invariance * terms.invariance
         loss = loss + config.variance * terms.variance + config.covariance * terms.covariance
         return Step(loss, {name: term.detach() for name, term in terms._asdict().items()})

@@ -40,9 +40,12 @@ class LogMelConfig(FrontendConfig):
     """The lower edge of the lowest band in Hz."""
     f_max: float = Field(default=7600.0, gt=0.0)
     """The upper edge of the highest band in Hz, at most half the sample rate: 8000 at 16 kHz."""
-    normalise: bool = True
-    """Whether the mean of each band over the utterance is subtracted, which removes the frequency response of a
-    constant channel.
+    window: Literal["hamming", "hann"] = "hamming"
+    """The shape of a window. ``hamming`` is usual for speech; the published DINO for speakers takes ``hann``."""
+    normalise: bool | Literal["mean", "mean_variance"] = True
+    """What is taken out of each band over the segment: ``mean`` (the same as true) subtracts its mean, which removes
+    the frequency response of a constant channel; ``mean_variance`` also divides by its standard deviation, as published
+    for speakers; false changes nothing.
     """
 
     @property
@@ -60,11 +63,13 @@ class LogMelConfig(FrontendConfig):
 
 
 class LogMel(Frontend):
-    """``log(P + 1e-6)`` of the mel-band powers ``P`` (Hamming window, centred frames).
+    """``log(P + 1e-6)`` of the mel-band powers ``P`` (periodic Hamming or Hann window, centred frames).
 
-    ``normalise`` subtracts the mean of each band over the frames of the utterance. This removes the frequency response
-    of a constant channel. The module has no parameters and no saved state. Raises `ConfigError` if the settings do not
-    fit ``rate`` (Hz).
+    ``normalise`` true or ``mean`` subtracts the mean of each band over the frames of the utterance. This removes the
+    frequency response of a constant channel. ``mean_variance`` also divides by ``sqrt(variance + 1e-5)`` of the band
+    over the frames (biased variance): what `torch.nn.InstanceNorm1d` does, by which the public code for SSPS
+    normalises. The module has no parameters and no saved state. Raises `ConfigError` if the settings do not fit
+    ``rate`` (Hz).
     """
 
     Config = LogMelConfig
@@ -78,7 +83,8 @@ class LogMel(Frontend):
         self.n_mels, self.n_fft, self.hop = config.n_mels, config.n_fft, hop
         self.normalise = config.normalise
         before = (config.n_fft - win) // 2
-        window = F.pad(torch.hamming_window(win), (before, config.n_fft - win - before))
+        shape = torch.hamming_window(win) if config.window == "hamming" else torch.hann_window(win)
+        window = F.pad(shape, (before, config.n_fft - win - before))
         filters = melscale_fbanks(config.n_fft // 2 + 1, config.f_min, config.f_max, config.n_mels, rate)
         # Not saved: they follow from the configuration, and values in a checkpoint could contradict it
         self.register_buffer("window", window, persistent=False)
@@ -94,6 +100,8 @@ class LogMel(Frontend):
             # squares and sums over bands, in half the time of the complex modulus in `torchaudio`
             power = torch.view_as_real(spectrum).flatten(-2).square() @ self.filters
             features = torch.log(power.transpose(1, 2) + 1e-6)
+            if self.normalise == "mean_variance":
+                return standardised(features, (2,), 1e-5)
             if self.normalise:
                 features = features - features.mean(dim=-1, keepdim=True)
             return features

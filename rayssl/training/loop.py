@@ -39,7 +39,7 @@ from rayssl.training.classes import HeldClasses
 from rayssl.training.filling import fill
 from rayssl.training.inputs import Later, Raw, batch_of, make_views, to_memory
 from rayssl.training.meters import CLASS_FIGURES, UTTERANCE_FIGURES, MetricAccumulator, device_memory, no_figure
-from rayssl.training.optim import build_optimiser
+from rayssl.training.optim import build_optimiser, clip_gradients
 from rayssl.training.passes import InParts, WholeBatch
 from rayssl.training.recalling import Recaller
 from rayssl.training.saving import Saver
@@ -217,8 +217,7 @@ class Loop:
         self._passes.backward(step.loss)
         self._hand_over(leaving, batches)
         state.method.before_update(epoch)
-        if state.config.optimiser.clip_norm is not None:
-            nn.utils.clip_grad_norm_(state.method.parameters(), state.config.optimiser.clip_norm)
+        clip_gradients(state.config.optimiser, state.method)
         self.optimiser.step()
         state.method.after_step((self.step + 1) / (state.config.epochs * state.steps_per_epoch))
         self._window.add(step)

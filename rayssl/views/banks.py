@@ -13,7 +13,7 @@ from rayssl.data.mel import MelConfig
 from rayssl.random.draws import fold
 from rayssl.views import home_noises, noises, rooms
 from rayssl.views.night_recipes import NightNoiseConfig
-from rayssl.views.recipes import NoiseConfig, ReverbConfig, ViewsConfig
+from rayssl.views.recipes import NoiseConfig, NoiseKind, ReverbConfig, ViewsConfig
 from rayssl.views.recordings import each_recording, read_recordings
 
 
@@ -53,12 +53,13 @@ class RecordedBank:
 BankSource: TypeAlias = Callable[[RecordedBank], NDArray[np.float32]]
 
 
-def of_noise(config: NoiseConfig, rate: int, seed: int) -> RecordedBank | None:
-    """The bank of the noise kind ``corpus``; None if no noise is added, or none from a corpus."""
-    if config.p == 0.0 or config.corpus is None:
+def of_noise(config: NoiseConfig, kind: NoiseKind, rate: int, seed: int) -> RecordedBank | None:
+    """The bank of a kind of noise; None if no noise is added, or if this kind is generated."""
+    corpus = config.corpus_of(kind)
+    if config.p == 0.0 or corpus is None:
         return None
-    samples = round(config.clip_s * rate)
-    return RecordedBank("noises", config.corpus, "views.distort.noise.corpus", rate, samples, fold(seed, 203))
+    key = "views.distort.noise." + ("corpus" if kind == "corpus" else f"corpora.{kind}")
+    return RecordedBank("noises", corpus, key, rate, round(config.clip_s * rate), fold(seed, 203))
 
 
 def of_reverb(config: ReverbConfig, rate: int, seed: int) -> RecordedBank | None:
@@ -71,8 +72,9 @@ def of_reverb(config: ReverbConfig, rate: int, seed: int) -> RecordedBank | None
 
 def recorded(views: ViewsConfig, rate: int, seed: int) -> list[RecordedBank]:
     """Every bank that `rayssl.views.modules.build_recipes` asks for with the same arguments."""
-    both = (of_noise(views.distort.noise, rate, seed), of_reverb(views.distort.reverb, rate, seed))
-    return [bank for bank in both if bank is not None]
+    noise = views.distort.noise
+    every = (*(of_noise(noise, kind, rate, seed) for kind in noise.kinds), of_reverb(views.distort.reverb, rate, seed))
+    return [bank for bank in every if bank is not None]
 
 
 def of_night_noise(config: NightNoiseConfig, recipe: str, mel: MelConfig, rate: int, seed: int) -> RecordedBank | None:

@@ -44,7 +44,9 @@ class Distort(nn.Module):
     def __init__(self, config: DistortConfig, noise_banks: list[Tensor], room_bank: Tensor | None) -> None:
         super().__init__()
         self.config = config
-        self.noise = Mixing(config.noise.p, config.noise.snr_db, noise_banks, _NOISE) if noise_banks else None
+        noise = config.noise
+        snr_db = noise.snr_db_by_kind() if noise.snr_db_of else noise.snr_db
+        self.noise = Mixing(noise.p, snr_db, noise_banks, _NOISE) if noise_banks else None
         self.register_buffer("room_bank", room_bank, persistent=False)
 
     @torch.no_grad()
@@ -78,9 +80,8 @@ def _noise_banks(config: NoiseConfig, rate: int, seed: int, recorded: BankSource
     samples = round(config.clip_s * rate)
     made = []
     for kind in config.kinds:
-        if kind == "corpus":
-            wanted = banks.of_noise(config, rate, seed)
-            assert wanted is not None
+        wanted = banks.of_noise(config, kind, rate, seed)
+        if wanted is not None:
             made.append(torch.tensor(recorded(wanted)))  # a copy, since other ranks may share the array
         else:
             made.append(torch.from_numpy(noises.generate(kind, config.clips, samples, rate, fold(seed, 201))))

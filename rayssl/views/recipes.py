@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -12,7 +12,8 @@ from rayssl.schema import Config
 from rayssl.views.bounds import Probability, Range
 from rayssl.views.night_recipes import NightViewsConfig
 
-NoiseKind = Literal["white", "pink", "brown", "babble", "corpus"]
+RecordedKind = Literal["noise", "speech", "music"]
+NoiseKind = Literal["white", "pink", "brown", "babble", "corpus", "noise", "speech", "music"]
 Recipe = Literal["none", "distort", "weak", "strong"]
 
 
@@ -43,16 +44,25 @@ class NoiseConfig(Config):
     """Probability, from 0 to 1, that a segment gets noise; 0 turns noise off."""
     snr_db: Range = (0.0, 15.0)
     """Range of the signal-to-noise ratio in dB, ``[low, high]``; it is drawn uniformly. Lower values are harder."""
+    snr_db_of: dict[NoiseKind, Range] = {}
+    """Ranges in dB for single kinds, by the name of the kind, in place of ``snr_db``. Published for speakers:
+    ``{noise: [0, 15], speech: [13, 20], music: [5, 15]}``.
+    """
     kinds: tuple[NoiseKind, ...] = Field(default=("white", "pink", "brown", "babble"), min_length=1)
-    """The kinds of noise to draw from, each once. ``corpus`` takes recorded clips from ``corpus``, such as MUSAN; the
-    others are generated from the seed.
+    """The kinds of noise to draw from, each once. ``corpus`` takes recorded clips from ``corpus``; ``noise``,
+    ``speech`` and ``music``, the parts of MUSAN, take theirs from ``corpora``. The others are generated from the seed.
     """
     corpus: str | None = None
     """Folder or URI of a prepared corpus of noises, for the kind ``corpus`` only. It must have the rate of the training
     corpus.
     """
+    corpora: dict[RecordedKind, str] = {}
+    """Folders or URIs of prepared corpora for the kinds ``noise``, ``speech`` and ``music``, by the name of the kind.
+    They must have the rate of the training corpus.
+    """
     clips: int = Field(default=16, ge=1)
-    """The number of clips that are generated for each kind but ``corpus``. More clips vary more and need more memory.
+    """The number of clips that are generated for each kind that is not recorded. More clips vary more and need more
+    memory.
     """
     clip_s: float = Field(default=6.0, gt=0.0, le=60.0)
     """The length in seconds of each generated clip, up to 60."""
@@ -63,7 +73,27 @@ class NoiseConfig(Config):
             raise ValueError("'kinds' names a kind twice; name each once")
         if ("corpus" in self.kinds) != (self.corpus is not None):
             raise ValueError("give 'corpus' (a URI) together with the kind 'corpus', or neither")
+        recorded = {kind for kind in self.kinds if kind in get_args(RecordedKind)}
+        if recorded ^ self.corpora.keys():
+            one = min(recorded ^ self.corpora.keys())
+            raise ValueError(f"give 'corpora.{one}' (a URI) together with the kind '{one}', or neither")
+        if unused := sorted(self.snr_db_of.keys() - {*self.kinds}):
+            raise ValueError(f"'snr_db_of.{unused[0]}' is of a kind that 'kinds' does not name; leave it out")
         return self
+
+    def snr_db_by_kind(self) -> list[tuple[float, float]]:
+        """The range of each of ``kinds``, in dB."""
+        return [self.snr_db_of.get(kind, self.snr_db) for kind in self.kinds]
+
+    def corpus_of(self, kind: NoiseKind) -> str | None:
+        """The corpus that a kind is recorded in; None if it is generated."""
+        recorded = {str(known): uri for known, uri in self.corpora.items()}
+        return self.corpus if kind == "corpus" else recorded.get(kind)
+
+    def located(self) -> NoiseConfig:
+        """A copy with absolute paths."""
+        corpora = {kind: storage.absolute(uri) for kind, uri in self.corpora.items()}
+        return self.model_copy(update={"corpus": self.corpus and storage.absolute(self.corpus), "corpora": corpora})
 
 
 class ReverbConfig(Config):
@@ -77,8 +107,8 @@ class ReverbConfig(Config):
     """Range of reverberation times, ``[low, high]`` in seconds: how long the sound of a room takes to fall by 60 dB.
     For generated rooms only.
     """
-    length_s: float = Field(default=0.3, gt=0.0, le=0.5)
-    """The length in seconds, at most 0.5, at which responses are cut. Longer ones cost more time."""
+    length_s: float = Field(default=0.3, gt=0.0, le=2.0)
+    """The length in seconds, at most 2, at which responses are cut. Longer ones cost more time and memory."""
     corpus: str | None = None
     """Folder or URI of a prepared corpus of room impulse responses, which replace the generated ones; null generates
     them.
@@ -244,11 +274,9 @@ class ViewsConfig(Config):
 
     def located(self) -> ViewsConfig:
         """A copy with absolute paths of the corpora of noises and rooms."""
-        noise, reverb = (
-            stage.model_copy(update={"corpus": stage.corpus and storage.absolute(stage.corpus)})
-            for stage in (self.distort.noise, self.distort.reverb)
-        )
-        distort = self.distort.model_copy(update={"noise": noise, "reverb": reverb})
+        corpus = self.distort.reverb.corpus
+        reverb = self.distort.reverb.model_copy(update={"corpus": corpus and storage.absolute(corpus)})
+        distort = self.distort.model_copy(update={"noise": self.distort.noise.located(), "reverb": reverb})
         return self.model_copy(update={"distort": distort, "night": self.night.located()})
 
 

@@ -137,6 +137,10 @@ def test_experiments_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert full.training.epochs > 1
     method: dict[str, Any] = TREES[name]["method"]
     changes = [*made_small(TREES[name]), f"run={tmp_path}/run", f"corpus.uri={tmp_path}/corpus"]
+    distort = TREES[name].get("views", {}).get("distort", {})  # speech will do as noise and as a room
+    recorded = [f"noise.corpora.{kind}" for kind in distort.get("noise", {}).get("corpora", {})]
+    recorded += ["reverb.corpus"] if "corpus" in distort.get("reverb", {}) else []
+    changes += [f"views.distort.{key}={tmp_path}/corpus" for key in recorded]
     settings = parse(Experiment, override(TREES[name], changes), name)
     frontend = settings.encoder.frontend
     if isinstance(frontend, NightMelConfig):

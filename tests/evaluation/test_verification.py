@@ -15,6 +15,7 @@ from rayssl.evaluation.verification import (
     det_curve,
     eer,
     min_dcf,
+    nearest_eer,
     verification_result,
 )
 
@@ -82,6 +83,40 @@ def test_hull_eer_is_the_minimax_of_the_staircase(seed: int) -> None:
         np.append(np.zeros(count), 1), A_ub=bounds, b_ub=[0, 0], A_eq=[np.append(np.ones(count), 0)], b_eq=[1]
     )
     assert eer(scores[labels == 1], scores[labels == 0]) == pytest.approx(solved.fun, abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_nearest_eer_is_that_of_public_toolkits(seed: int) -> None:
+    """Rising thresholds one trial at a time, and the first of the nearest points. No two scores are equal."""
+    draw = np.random.default_rng([seed])
+    count = (30, 400, 4001)[seed % 3]
+    labels = (draw.random(count) < 0.3).astype(int)
+    scores = draw.normal(size=count) + 1.5 * labels
+    false_alarm, miss = [1.0], [0.0]
+    for k in range(1, count + 1):
+        refused = labels[np.argsort(scores)[:k]]
+        miss.append(refused.sum() / labels.sum())
+        false_alarm.append(1 - (k - refused.sum()) / (count - labels.sum()))
+    rates = np.array([false_alarm, miss])
+    expected = rates[:, np.round(np.abs(rates[0] - rates[1]), 12).argmin()].max()
+    ours = nearest_eer(scores[labels == 1], scores[labels == 0])
+    assert ours == pytest.approx(expected, abs=1e-12)
+    assert eer(scores[labels == 1], scores[labels == 0]) <= ours + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("targets", "nontargets", "nearest", "hull"),
+    [
+        ([3.0, 2.0], [1.0, 0.0], 0, 0),
+        ([1.0], [1.0], 1, 1 / 2),
+        ([2.0, 0.0], [1.0, -1.0], 1 / 2, 1 / 4),
+        ([0.0], [1.0], 1, 1 / 2),
+    ],
+)
+def test_both_rules(targets: list[float], nontargets: list[float], nearest: float, hull: float) -> None:
+    """A staircase of few steps: the hull goes between its points. Tied trials are accepted together."""
+    assert nearest_eer(targets, nontargets) == pytest.approx(nearest)
+    assert eer(targets, nontargets) == pytest.approx(hull)
 
 
 def test_eer_ignores_monotone_maps_and_order() -> None:
@@ -176,6 +211,7 @@ def test_verification_result_gathers_the_figures() -> None:
     assert (result.trials, result.targets, result.norm, result.checkpoint) == (len(labels), 96, "as-norm", "c")
     assert result.eer_low is not None and result.eer_high is not None
     assert result.eer_low < result.eer < result.eer_high
+    assert result.eer_nearest == nearest_eer(scores[labels == 1], scores[labels == 0])
     assert result.min_dcf_001 == min_dcf(scores, labels, 0.01)
     assert result.min_dcf_005 == min_dcf(scores, labels, 0.05)
     assert verification_result(scores, labels).eer_low is None

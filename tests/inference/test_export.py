@@ -32,6 +32,7 @@ SPECTRUM = {
 FAST = {"name": "fast_resnet34", "channels": 4, "embedding_dim": 12}
 ENCODERS: dict[str, dict[str, Any]] = {
     "logmel-ecapa": {"backbone": ECAPA},
+    "logmel-ecapa-variance": {"frontend": {"window": "hann", "normalise": "mean_variance"}, "backbone": ECAPA},
     "speechbrain": {"frontend": {"name": "fbank", "style": "speechbrain"}, "backbone": ECAPA},
     "wespeaker": {"frontend": {"name": "fbank"}, "backbone": {**ECAPA, "variant": "wespeaker"}},
     "logmel-fast_resnet34": {"backbone": FAST},

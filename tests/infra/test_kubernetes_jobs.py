@@ -106,6 +106,12 @@ def test_jobs_hand_on_to_each_other(items: list[Document]) -> None:
     ):
         made, reads = (dict(word.split("=", 1) for word in command[3:]) for command in (prepared, trained))
         assert made["corpora.train.out"] == reads["corpus.uri"]
+    for sounds in jobs["rayssl-prepare"][1:]:  # of noises and rooms; a small cluster's are generated
+        made = dict(word.split("=", 1) for word in sounds[3:])
+        places = {f"noise.corpora.{kind}": made[f"corpora.{kind}.out"] for kind in ("noise", "speech", "music")}
+        places["reverb.corpus"] = made["corpora.rooms.out"]
+        for command in (jobs["rayssl-train"][0], jobs["rayssl-nightly"][1], jobs["rayssl-sweep"][0]):
+            assert {f"views.distort.{key}={uri}" for key, uri in places.items()} <= {*command}
     made, scored = (dict(w.split("=", 1) for w in jobs[f"rayssl-{job}"][0][3:]) for job in ("prepare", "evaluate"))
     assert made["corpora.test.out"] == scored["evaluation.corpus"]
     assert f"run={jobs['rayssl-evaluate'][0][2]}" in jobs["rayssl-train"][0]

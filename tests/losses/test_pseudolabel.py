@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from rayssl.losses.pseudolabel import alignment, blend, blend_weights, consistency, semantic_logits
+from rayssl.losses.pseudolabel import alignment, blend, blend_weights, consistency, matched, semantic_logits
 
 B, C, D = 6, 5, 7
 PRESENT = torch.tensor([True, False, True, True, False])
@@ -186,3 +186,22 @@ def test_impossible_arguments() -> None:
             call()
     with pytest.raises(ValueError, match=r"weights \(4,\)"):
         blend(x, x, torch.ones(4))
+
+
+@pytest.mark.parametrize("threshold", [-1.0, 0.2, 0.5])
+def test_matched_needs_the_cosine_and_the_distance_to_agree(threshold: float) -> None:
+    rows, prototypes = _random(40, D, seed=2), _prototypes() * torch.tensor([0.2, 1, 1, 0.5, 1])[:, None]
+    known = [k for k in range(C) if PRESENT[k]]
+    expected = []
+    for row in rows:
+        cosines = {k: float(cosine_similarity(row, prototypes[k], dim=0)) for k in known}
+        apart = {k: float((row - prototypes[k]).norm()) for k in known}
+        best = max(known, key=lambda k: cosines[k])
+        expected.append(cosines[best] >= threshold and best == min(known, key=lambda k: apart[k]))
+    assert 0 < sum(expected) < len(rows)
+    assert matched(rows, prototypes, PRESENT, threshold=threshold).tolist() == expected
+
+
+def test_nothing_matches_without_a_template() -> None:
+    nobody = torch.zeros(C, dtype=torch.bool)
+    assert not matched(_random(B, D), _prototypes(nobody), nobody, threshold=-1.0).any()

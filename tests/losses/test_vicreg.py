@@ -62,6 +62,17 @@ def test_lightly_in_value_and_gradient(inv: float, var: float, cov: float) -> No
     torch.testing.assert_close(_gradients(ours, a, b), _gradients(theirs, a, b))
 
 
+def test_the_mean_of_the_variances_is_the_authors_loss() -> None:
+    """With 25, 25 and 1, without a factor: what lightly has, after the authors' code."""
+    a, b = _views(rows=9, dim=5)
+    theirs = VICRegLoss(25.0, 25.0, 1.0, eps=FLOOR)(a, b)
+    terms = vicreg(a, b, keys_a=a, keys_b=b, variance_mean=True)
+    ours = 25 * terms.invariance + 25 * terms.variance + terms.covariance
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(_gradients(ours, a, b), _gradients(theirs, a, b))
+    torch.testing.assert_close(2 * terms.variance, _alone(a, b).variance)
+
+
 def test_collapsed_views() -> None:
     """All rows equal: a variance of 1 - sqrt(floor) each, nothing else, and gradients that are finite."""
     a = torch.ones(6, 3, dtype=torch.float64).requires_grad_()

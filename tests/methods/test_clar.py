@@ -74,6 +74,24 @@ def test_labelled_rows_count_in_both_views(labels: list[int]) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters())
 
 
+@pytest.mark.parametrize("encoder", [RESNET, CROSS], ids=["one", "cross"])
+def test_the_public_codes_sum_and_head(encoder: dict[str, Any]) -> None:
+    """The cross-entropies of both views are added, and the classifier sees the projections."""
+    published = {"cross_entropy_over": "sum", "classifier_on": "projection"}
+    method = clar(encoder, labels="cross_entropy", cross="beside" in encoder, **published)
+    out = method(random_views(("anchor", "positive")))
+    labels = torch.tensor([0, 1, -1, 2, -1, 0])
+    step = method.step(out, batch(labels.tolist()), None)
+    a, b, known = out["anchor"], out["positive"], labels >= 0
+    assert method.classifier is not None and method.classifier.linear.in_features == 8
+    each = [functional.cross_entropy(method.classifier(view)[known], labels[known]) for view in (a, b)]
+    expected = ntxent(a, b, keys_a=a, keys_b=b, offset=0, temperature=0.5) + sum(each)
+    torch.testing.assert_close(step.loss, expected)
+    assert method.head_prefix is None
+    step.loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters())
+
+
 def test_a_batch_without_any_label_is_contrasted_only() -> None:
     method = clar(RESNET, labels="cross_entropy")
     step = method.step(method(random_views(("anchor", "positive"))), batch([-1] * 6), None)

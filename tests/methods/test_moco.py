@@ -186,5 +186,72 @@ def test_positive_dim(sizes: list[int], dim: int) -> None:
 def test_outputs_are_float32_under_autocast() -> None:
     """What is stored, exchanged and divided by temperatures is no bfloat16."""
     with torch.autocast("cpu", torch.bfloat16):
-        out = forward(moco(projector={"sizes": [12, 7]}))
+        out = forward(moco(projector={"sizes": [12, 7]}, symmetric=True))
     assert {value.dtype for value in out.values()} == {torch.float32}
+
+
+def both_ways(**changes: object) -> MoCo:
+    method = with_queue(moco(symmetric=True, **changes))
+    assert method.other_queue is not None
+    method.other_queue.push(torch.randn(7, method.embedding_dim, generator=torch.Generator().manual_seed(5)))
+    return method
+
+
+def test_symmetric_loss_is_the_mean_of_both_directions_each_with_its_queue() -> None:
+    """As the public code has it: queries of the first segments meet keys of the second ones, and the other way."""
+    method = both_ways()
+    assert method.other_queue is not None
+    views, queues = random_views(("anchor", "positive")), (method.queue, method.other_queue)
+    rows, filled = [queue.rows.clone() for queue in queues], [torch.arange(20) < count for count in (9, 7)]
+    out = method(views)
+    step = method.step(out, batch_of(), None)
+    torch.manual_seed(0)
+    twin = build_encoder(EncoderConfig.model_validate(ENCODER))
+    each = {name: twin(view.wave, view.keys) for name, view in views.items()}
+    pairs = (("anchor", "positive"), ("positive", "anchor"))
+    losses = [
+        infonce(each[query], each[key].detach(), queue, filled=full, temperature=0.2)
+        for (query, key), queue, full in zip(pairs, rows, filled, strict=True)
+    ]
+    torch.testing.assert_close(step.loss, sum(losses) / 2)
+    step.loss.backward()
+    (sum(losses) / 2).backward()
+    for ours, theirs in zip(method.encoder.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+    method.after_step(0.1)
+    torch.testing.assert_close(method.queue.rows[9:15], each["positive"].detach())
+    torch.testing.assert_close(method.other_queue.rows[7:13], each["anchor"].detach())
+    assert {"queue.rows", "other_queue.rows"} < method.state_dict().keys()
+    assert "other_queue.rows" not in moco().state_dict()
+
+
+@pytest.mark.parametrize("enqueue", ["own", "recalled"])
+def test_ssps_replaces_the_keys_of_both_directions(enqueue: str) -> None:
+    """An utterance stores both keys, and an anchor takes both from the same utterance."""
+    method = both_ways(enqueue=enqueue)
+    assert method.other_queue is not None and method.config.positive_dim(16) == 32
+    over = SSPS(SSPSConfig(name="ssps", start_epoch=1, clusters=4), method)
+    out, given = forward(over), recall(32)
+    step = over.step(out, batch_of(), given)
+    keys = [
+        torch.stack([given.rows[i, cut].detach() if FOUND[i] else own[i] for i in range(6)])
+        for own, cut in ((out["key"], slice(0, 16)), (out["other_key"], slice(16, 32)))
+    ]
+    losses = [
+        infonce(query, key, queue.rows, filled=queue.filled, temperature=0.2)
+        for query, key, queue in zip(
+            (out["query"], out["other_query"]), keys, (method.queue, method.other_queue), strict=True
+        )
+    ]
+    torch.testing.assert_close(step.loss, sum(losses) / 2)
+    assert step.remember is not None and step.remember.positives is not None
+    assert torch.equal(step.remember.positives, torch.cat([out["key"], out["other_key"]], dim=1))
+    over.after_step(0.1)
+    kept = keys if enqueue == "recalled" else [out["key"], out["other_key"]]
+    assert torch.equal(method.queue.rows[9:15], kept[0])
+    assert torch.equal(method.other_queue.rows[7:13], kept[1])
+
+
+def test_on_one_rank_shuffling_changes_nothing() -> None:
+    out, plain = forward(moco(shuffle=True)), forward(moco())
+    assert all(torch.equal(out[name], plain[name]) for name in plain)

@@ -69,6 +69,19 @@ def test_both_views_share_batch_statistics() -> None:
     assert seen == [12, 6, 6, 6, 6]
 
 
+def test_one_pass_or_two() -> None:
+    """The public code for speakers has a pass for each segment: each has its own statistics."""
+    views = random_views(("anchor", "positive"))
+    together, apart = simclr(), simclr(one_pass=False)
+    seen: list[int] = []
+    apart.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    out, twin = apart(views), simclr()
+    assert seen == [6, 6]
+    for name in ("anchor", "positive"):
+        torch.testing.assert_close(out[name], twin.encoder(views[name].wave, views[name].keys), rtol=0, atol=0)
+    assert not torch.allclose(out["anchor"], together(views)["anchor"], atol=1e-3)
+
+
 @pytest.mark.parametrize("same", [True, False])
 def test_embeddings_keep_their_views(same: bool) -> None:
     """In eval mode one pass gives each view what its own pass gives."""

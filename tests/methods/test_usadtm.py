@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -59,3 +60,36 @@ def test_the_third_view_is_there_for_the_aggregation_only() -> None:
     assert [s.name for s in without.config.segments(views_config(), 0)] == ["weak", "strong"]
     views = random_views(("labelled", "weak", "strong", "plain"))
     assert with_it(views)["plain"].shape == (6, 4)
+
+
+@pytest.mark.parametrize("step", [0, 499, 500])
+def test_the_public_rule(step: int) -> None:
+    """As in the public code of DASO: pseudo-labels from step 500 on, by cosine, if the distance agrees."""
+    published = {"rule": "cosine", "threshold": 0.3, "warmup_steps": 500, "aggregation": 0.0}
+    method, known = build(USADTM, USADTMConfig, **published), recall(2)
+    out, twin, given = outputs(), outputs(), batch(step)
+    assert given.labelled is not None
+    rows = [-twin["labelled"][i].log_softmax(0)[int(c)] for i, c in enumerate(given.labelled.labels)]
+    pseudo, taken = [], 0
+    for weak, strong in zip(twin["weak_rows"].detach(), twin["strong"], strict=True):
+        cosines = [float(torch.cosine_similarity(weak, known.prototypes[k], dim=0)) for k in (0, 1, 3)]
+        apart = [float((weak - known.prototypes[k]).norm()) for k in (0, 1, 3)]
+        best = max(range(3), key=lambda k: cosines[k])
+        agrees = cosines[best] >= 0.3 and apart[best] == min(apart) and step >= 500
+        taken += agrees
+        pseudo.append(-strong.log_softmax(0)[[0, 1, 3][best]] * agrees)
+    assert (0 < taken < len(pseudo)) if step >= 500 else taken == 0
+    made = method.step(out, given, known)
+    same_gradients(made.loss, out, torch.stack(rows).mean() + torch.stack(pseudo).mean(), twin)
+    assert float(made.terms["confident"]) == pytest.approx(taken / len(pseudo))
+
+
+def test_templates_of_the_trained_encoder() -> None:
+    method = build(USADTM, USADTMConfig, features="current", aggregation=0.0)
+    views = random_views(("labelled", "weak", "strong"))
+    out = method(views)
+    assert "labelled_average" not in out and out["labelled_rows"].requires_grad
+    remembered = method.consult(out, batch()).features
+    assert remembered is not None and not remembered.requires_grad
+    assert torch.equal(remembered, out["labelled_rows"])
+    assert "labelled_rows" not in build(USADTM, USADTMConfig, aggregation=0.0)(views)

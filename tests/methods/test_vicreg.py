@@ -60,6 +60,13 @@ def test_loss_is_the_weighted_sum_of_the_terms() -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in method.parameters())
 
 
+def test_the_mean_over_views_halves_the_variance() -> None:
+    out = forward(model())
+    added, averaged = (model(variance_over=over).step(out, batch_of(), None) for over in ("sum", "mean"))
+    torch.testing.assert_close(2 * averaged.terms["variance"], added.terms["variance"])
+    torch.testing.assert_close(added.loss - averaged.loss, 3 * averaged.terms["variance"])
+
+
 def test_defaults_are_the_papers() -> None:
     config = VICRegConfig()
     assert (config.invariance, config.variance, config.covariance) == (25, 25, 1)

@@ -13,6 +13,14 @@ def test_published_size() -> None:
     assert sum(weight.numel() for weight in model.parameters()) / 1e6 == pytest.approx(1.4, abs=0.05)
 
 
+@pytest.mark.parametrize(("gates", "weights"), [(False, 1_416_368), (True, 1_437_078)])
+def test_the_public_code_for_ssps_has_gates(gates: bool, weights: int) -> None:
+    """1,437,078 parameters in theolepage/sslsv at 9a9bf49, with 40 bands."""
+    with torch.device("meta"):
+        model = FastResnet34(FastResnet34Config(squeeze_excitation=gates), 40)
+    assert sum(weight.numel() for weight in model.parameters()) == weights
+
+
 def test_strides() -> None:
     model = FastResnet34(FastResnet34Config(channels=4), 40).eval()
     shapes: list[tuple[int, ...]] = []

@@ -37,6 +37,29 @@ def test_normalisation_removes_a_gain() -> None:
     torch.testing.assert_close(frontend(3.0 * wave), features, rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("window", ["hamming", "hann"])
+def test_mean_and_variance_are_those_of_instance_norm(window: str) -> None:
+    """As the public code for SSPS computes them: torchaudio's spectrogram up to 8 kHz, logarithm, InstanceNorm1d."""
+    config = LogMelConfig.model_validate({"window": window, "f_min": 0, "f_max": 8000, "normalise": "mean_variance"})
+    shape = {"hamming": torch.hamming_window, "hann": torch.hann_window}[window]
+    mel = MelSpectrogram(16000, 512, 400, 160, n_mels=40, window_fn=shape)
+    wave = torch.randn(3, 16000) * torch.linspace(0.01, 0.3, 16000)
+    wave[2] = 0.0
+    expected = torch.nn.InstanceNorm1d(40)(torch.log(mel(wave) + 1e-6))
+    features = LogMel(config, 16000)(wave)
+    torch.testing.assert_close(features[:2], expected[:2], rtol=1e-4, atol=1e-4)
+    assert features[2].abs().max() < 1e-3  # silence: what the rounding of its mean leaves
+    torch.testing.assert_close(features[:2].std(dim=2, correction=0), torch.ones(2, 40), rtol=0, atol=1e-3)
+
+
+def test_true_is_the_mean() -> None:
+    wave = torch.randn(2, 8000)
+    by_name, as_before = (LogMel(LogMelConfig(normalise=value), 16000)(wave) for value in ("mean", True))
+    assert torch.equal(by_name, as_before)
+    plain = LogMel(LogMelConfig(normalise=False), 16000)(wave)
+    assert torch.equal(as_before, plain - plain.mean(dim=2, keepdim=True))
+
+
 def test_float32_under_autocast_and_no_state() -> None:
     frontend = LogMel(LogMelConfig(), 16000)
     wave = torch.randn(2, 8000)

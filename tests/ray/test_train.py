@@ -118,7 +118,8 @@ def test_the_folder_of_a_run_is_complete(uninterrupted: str, capsys: pytest.Capt
     assert main(["evaluate", uninterrupted, "--checkpoint", "last", "evaluation.resamples=20"]) == 0
     line = capsys.readouterr().out
     assert re.fullmatch(
-        r"\S+ \(last\): EER [\d.]+% \[[\d.]+%, [\d.]+%\], .* over 176 trials \(88 of .*\)\nnext: rayssl report \S+\n",
+        r"\S+ \(last\): EER [\d.]+% \[[\d.]+%, [\d.]+%\] on the ROC convex hull, [\d.]+% by max\(FPR, FNR\), "
+        r".* over 176 trials \(88 of .*\)\nnext: rayssl report \S+\n",
         line,
     )
     result = json.loads(storage.read_text(storage.join(uninterrupted, "evaluation/result.json")))

@@ -96,7 +96,7 @@ def write_evaluation(folder: Path, draw: np.random.Generator, speakers: int, per
     order = np.argsort(-scores)
     hits, alarms = np.cumsum(same[order]) / same.sum(), np.cumsum(1 - same[order]) / (1 - same).sum()
     eer = float(alarms[np.abs(1 - hits - alarms).argmin()])
-    result = {"eer": eer, "eer_low": 0.88 * eer, "eer_high": 1.13 * eer + 0.01,
+    result = {"eer": eer, "eer_nearest": eer + 0.001, "eer_low": 0.88 * eer, "eer_high": 1.13 * eer + 0.01,
               "min_dcf_001": 0.413, "min_dcf_005": 0.221,
               "trials": trials, "targets": int(same.sum()), "norm": "none", "checkpoint": "step-1200"}  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from rayssl.training.optim import OptimiserConfig, build_optimiser
+from rayssl.training.optim import OptimiserConfig, build_optimiser, clip_gradients
 
 
 def model() -> nn.Sequential:
@@ -120,3 +120,37 @@ def test_moments_have_the_layout_of_their_parameters(name: str) -> None:
     step(first, optimisers[0], 2)
     step(second, optimisers[1], 2)
     torch.testing.assert_close(second.state_dict(), first.state_dict(), rtol=1e-6, atol=1e-7)
+
+
+def with_gradients(scale: float) -> nn.Sequential:
+    net = model()
+    generator = torch.Generator().manual_seed(3)
+    for factor, p in zip((0.01, 0.1, 1.0, 10.0, 100.0), net.parameters(), strict=False):
+        p.grad = scale * factor * torch.randn(p.shape, generator=generator)
+    return net  # the last tensor has none
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 50.0])
+@pytest.mark.parametrize("norm", [None, 2.0])
+def test_each_gradient_is_clipped_as_in_a_loop_over_them(scale: float, norm: float | None) -> None:
+    """The rule of the public code of DINO; the global norm is of what this leaves."""
+    ours, theirs = with_gradients(scale), with_gradients(scale)
+    clip_gradients(OptimiserConfig(clip_each=3.0, clip_norm=norm), ours)
+    for p in theirs.parameters():
+        if p.grad is not None:
+            length = float(p.grad.norm(2))
+            if 3.0 / (length + 1e-6) < 1:
+                p.grad = p.grad * (3.0 / (length + 1e-6))
+    if norm is not None:
+        nn.utils.clip_grad_norm_(theirs.parameters(), norm)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert (a.grad is None) == (b.grad is None)
+        if a.grad is not None:
+            torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_without_a_limit_gradients_stay() -> None:
+    ours, theirs = with_gradients(50.0), with_gradients(50.0)
+    clip_gradients(OptimiserConfig(), ours)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert a.grad is b.grad is None or torch.equal(a.grad, b.grad)

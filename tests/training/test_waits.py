@@ -41,6 +41,7 @@ time_shift: {p: 0.5}, fade: {p: 0.5}, time_mask: {p: 0.5}, gain: {p: 0.5}}"
 LABELS = ("labels.split=few", "training.epoch_steps=3", f"views.weak={EVERY}")
 STREAMS = (*FEW, f"views.weak={EVERY}", f"views.strong={EVERY}")
 CLAR: dict[str, Any] = {"name": "clar", "projector": {"sizes": [12, 8]}}
+LEVELS = "views.distort.noise.snr_db_of={white: [0, 5], babble: [5, 10]}"  # a range for each kind of noise
 
 
 def over(method: dict[str, Any]) -> dict[str, Any]:
@@ -57,6 +58,11 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...], dict[str, int]]] = {
     "vicreg": (VICREG_METHOD, (), {}),
     "ssps": (SSPS_METHOD, (), {}),
     "ssps over moco": (over(MOCO_METHOD), (), {}),
+    "moco both ways": (
+        over({**MOCO_METHOD, "symmetric": True, "enqueue": "recalled"}),
+        ("training.optimiser.clip_each=1", "encoder.frontend.normalise=mean_variance", LEVELS),
+        {},
+    ),
     "ssps over dino": (over(DINO_METHOD), (), {}),
     "ssps over swav": (over(SWAV_METHOD), (), {}),
     "ssps over vicreg": (over(VICREG_METHOD), (), {}),
@@ -67,6 +73,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...], dict[str, int]]] = {
     "classifier": ({"name": "classifier"}, (*LABELS, "training.batch=4"), {}),
     "fixmatch": ({"name": "fixmatch", "threshold": 0.3}, STREAMS, {}),
     "usadtm": (USADTM_METHOD, STREAMS, {}),
+    "usadtm by cosine": ({**USADTM_METHOD, "rule": "cosine", "features": "current"}, STREAMS, {}),
     "daso": (DASO_METHOD, STREAMS, {}),
 }
 NIGHTS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {

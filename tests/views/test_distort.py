@@ -105,6 +105,39 @@ def test_ratios_fill_their_range() -> None:
     assert counts.min() > 50
 
 
+def test_each_kind_has_its_own_range() -> None:
+    """The kind of a row is known by its ratio, where the ranges do not overlap; the others take ``snr_db``."""
+    ranges = {"white": [-10, -5], "babble": [20, 25]}
+    mixed = distort(noise={"p": 1.0, "snr_db": [5, 10], "snr_db_of": ranges, "kinds": ["white", "pink", "babble"]})
+    wave = speech(300, 1600, level=0.01)
+    noise = mixed(wave, keys(300)) - wave
+    reached = 10 * torch.log10(wave.square().mean(1) / noise.square().mean(1))
+    within = [((reached > low - 0.1) & (reached < high + 0.1)) for low, high in ((-10, -5), (5, 10), (20, 25))]
+    assert all(60 < int(part.sum()) < 140 for part in within)
+    assert torch.stack(within).any(dim=0).all()
+    for part, (low, high) in zip(within, ((-10, -5), (5, 10), (20, 25)), strict=True):
+        assert torch.histc(reached[part], 2, low, high).min() > 20
+
+
+def test_equal_ranges_draw_as_one_range() -> None:
+    settings = {"p": 1.0, "clips": 3, "kinds": ["white", "pink"], "snr_db": [0, 15]}
+    by_kind = distort(noise=settings | {"snr_db_of": {"white": [0, 15]}})
+    torch.testing.assert_close(by_kind(speech(64), keys(64)), distort(noise=settings)(speech(64), keys(64)))
+
+
+def test_a_room_then_noise_always() -> None:
+    """The published "both": every row is reverberated and noisy; "all": half of them each, independently."""
+    wave = speech(400, 1600, level=0.01)
+    for p, shares in ((1.0, (1.0, 1.0)), (0.5, (0.5, 0.75))):
+        parts = {"reverb": {"p": p, "rooms": 4}, "noise": {"p": p, "clips": 2}}
+        wet = distort(reverb=parts["reverb"])(wave, keys(400))
+        both = distort(**parts)(wave, keys(400))
+        assert (wet != wave).any(dim=1).float().mean().item() == pytest.approx(shares[0], abs=0.06)
+        assert (both != wave).any(dim=1).float().mean().item() == pytest.approx(shares[1], abs=0.06)
+        noisy = (both != wet).any(dim=1)
+        assert noisy.float().mean().item() == pytest.approx(p, abs=0.06)
+
+
 def test_reverberation_is_the_convolution_at_the_rows_power() -> None:
     wet = distort(reverb={"p": 1.0, "rooms": 1, "length_s": 0.2})
     wave = speech(4)

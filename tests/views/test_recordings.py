@@ -172,6 +172,32 @@ def test_shared_banks_are_copied_and_give_the_same_bits(tmp_path: Path) -> None:
     assert all(torch.equal(buffer, theirs[name]) for name, buffer in mine.items())
 
 
+def test_each_recorded_kind_has_its_corpus_and_its_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As MUSAN is used: noise, speech and music, each at its own level; a row is known by its tone."""
+    kinds = {"noise": (0.2, [0, 15]), "speech": (0.4, [13, 20]), "music": (0.8, [5, 15])}
+    tones = {kind: (np.sin(np.arange(24000) * turn) * 9000).astype(np.int16) for kind, (turn, _) in kinds.items()}
+    monkeypatch.chdir(tmp_path)
+    for kind, tone in tones.items():
+        write_corpus(kind, [tone])
+    settings = {"p": 1.0, "kinds": list(kinds), "corpora": {kind: kind for kind in kinds}, "snr_db_of": {}}
+    settings["snr_db_of"] = {kind: bounds for kind, (_, bounds) in kinds.items()}
+    views = ViewsConfig.model_validate({"distort": {"noise": settings, "reverb": {"p": 0.0}}}).located()
+    assert views.distort.noise.corpora == {kind: f"{tmp_path}/{kind}" for kind in kinds}
+    wanted = recorded(views, RATE, 5)
+    assert [bank.key for bank in wanted] == [f"views.distort.noise.corpora.{kind}" for kind in kinds]
+    assert build_recipes(views, RATE, 5, lambda bank: wanted[wanted.index(bank)].read())
+    wave = torch.randn(120, 4000, generator=torch.Generator().manual_seed(0)) * 0.01
+    noise = build_distort(views.distort, RATE, 5)(wave, keys_torch(fold(1), torch.arange(120))) - wave
+    turns = torch.fft.rfft(noise).abs().argmax(dim=1) / 4000 * 2 * torch.pi
+    reached = 10 * torch.log10(wave.square().mean(1) / noise.square().mean(1))
+    seen = 0
+    for turn, (low, high) in kinds.values():
+        own = reached[(turns - turn).abs() < 2e-3]
+        assert low - 0.1 < own.min() < low + 2 and high - 2 < own.max() < high + 0.1
+        seen += len(own)
+    assert seen == 120
+
+
 def test_a_task_that_reads_banks_starts_without_torch() -> None:
     code = "import sys, rayssl.views.banks, rayssl.runtime.banks; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -25,7 +25,9 @@ def cards(run: Run) -> list[tuple[str, str]]:
     found = []
     for result in run.verified[:1]:
         if is_number(result.get("eer")):
-            found.append((f"{100 * result['eer']:.2f} %", f"EER{_said_interval(result)}"))
+            found.append((f"{100 * result['eer']:.2f} %", f"EER on the ROC convex hull{_said_interval(result)}"))
+        if is_number(result.get("eer_nearest")):
+            found.append((f"{100 * result['eer_nearest']:.2f} %", "EER as max(FPR, FNR) where they are nearest"))
         for name, p_target in (("min_dcf_001", 0.01), ("min_dcf_005", 0.05)):
             if is_number(result.get(name)):
                 found.append((f"{result[name]:.3f}", f"minDCF at p = {p_target}"))
@@ -88,13 +90,22 @@ def _results_table(results: list[Record]) -> Table:
                 *(str(result.get(key) or "-") for key in ("checkpoint", "norm")),
                 f"{100 * result['eer']:.2f}" if is_number(result.get("eer")) else "-",
                 f"{bounds[0]:.2f} to {bounds[1]:.2f}" if None not in bounds else "-",
+                f"{100 * result['eer_nearest']:.2f}" if is_number(result.get("eer_nearest")) else "-",
                 *(f"{result[key]:.3f}" if is_number(result.get(key)) else "-"
                   for key in ("min_dcf_001", "min_dcf_005")),
                 *(f"{int(result[key]):,}" if is_number(result.get(key)) else "-"
                   for key in counts),
             ])
         )  # fmt: skip
-    heads = ["EER %", "95 % interval", "minDCF p = 0.01", "minDCF p = 0.05", "Trials", "Targets"]
+    heads = [
+        "EER % (ROC convex hull)",
+        "95 % interval",
+        "EER % (max of FPR and FNR)",
+        "minDCF p = 0.01",
+        "minDCF p = 0.05",
+        "Trials",
+        "Targets",
+    ]
     heads += ["Speakers"] if speakers else []
     columns = [Column("Checkpoint"), Column("Score normalisation"), *(Column(head, "number") for head in heads)]
     return Table("Results of speaker verification", columns, rows)

@@ -103,8 +103,11 @@ def _verified(result: Result) -> str:
     interval = "" if result.eer_low is None else f" [{result.eer_low:.2%}, {result.eer_high:.2%}]"
     if result.eer_low is not None and result.eer_low == result.eer_high:
         interval = f" (no interval: {result.speakers or 'too few'} speakers say nothing about others)"
+    nearest = (
+        "" if result.eer_nearest is None else f" on the ROC convex hull, {result.eer_nearest:.2%} by max(FPR, FNR)"
+    )
     return (
-        f"EER {result.eer:.2%}{interval}, "
+        f"EER {result.eer:.2%}{interval}{nearest}, "
         f"minDCF(0.01) {result.min_dcf_001:.3f}, minDCF(0.05) {result.min_dcf_005:.3f} "
         f"over {result.trials} trials ({result.targets} of the same speaker)"
     )
