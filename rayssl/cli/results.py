@@ -7,6 +7,7 @@ import sys
 
 from rayssl.cli.advice import say_next
 from rayssl.cli.parser import OVERRIDES, RUN, Argument, Verbs, count, declare
+from rayssl.progress import busy
 
 _CHECKPOINT = "last (default), best, epoch-N or step-N"
 
@@ -43,10 +44,14 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """Embeds a run's test corpus, and scores its trials or classifies its clips."""
     from rayssl.runtime.evaluation import evaluate as runtime
 
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    how = {"local": arguments.local, "say": say}
     if arguments.checkpoint == "every":
-        found = runtime.over_time(arguments.run, arguments.overrides, local=arguments.local)
+        found = runtime.over_time(arguments.run, arguments.overrides, **how)
     else:
-        result = runtime.evaluate(arguments.run, arguments.checkpoint, arguments.overrides, local=arguments.local)
+        result = runtime.evaluate(arguments.run, arguments.checkpoint, arguments.overrides, **how)
         found = iter([(arguments.checkpoint, result)])
     for which, figures in found:
         for each in figures if isinstance(figures, list) else [figures]:
@@ -105,7 +110,9 @@ def report(arguments: argparse.Namespace) -> int:
         from rayssl.reports.comparison.page import write_comparison
 
         page = arguments.out or "comparison.html"
-        print(write_comparison(arguments.runs, page))
+        with busy(f"reads {len(arguments.runs)} runs and draws their comparison"):
+            summary = write_comparison(arguments.runs, page)
+        print(summary)
         say_next(arguments, "-m", "webbrowser", page, program="python")
         return 0
     from rayssl.reports.run.page import write_report
@@ -113,10 +120,13 @@ def report(arguments: argparse.Namespace) -> int:
 
     run = arguments.runs[0]
     if is_sweep(run):
-        print(write_sweep_report(run, arguments.out))
+        with busy("reads the sweep and draws its pictures"):
+            page = write_sweep_report(run, arguments.out)
+        print(page)
         say_next(arguments, "train", f"{run.rstrip('/')}/best.yaml")
         return 0
-    page = write_report(run, arguments.out)
+    with busy("reads the run and draws its pictures"):
+        page = write_report(run, arguments.out)
     print(page)
     _say_embed(arguments, run, page)
     return 0

@@ -10,7 +10,8 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, Protocol, TextIO, TypeAlias
 
 from rich.console import Console
@@ -52,6 +53,16 @@ def open_screen(mode: Mode = "auto", out: TextIO | None = None) -> Screen:
     if mode == "quiet":
         return Quiet()
     return Terminal(out) if mode == "auto" and out.isatty() else Plain(out)
+
+
+@contextmanager
+def busy(what: str) -> Iterator[None]:
+    """While work without steps is done: a line that moves on the terminal of standard error; elsewhere nothing."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    with Console(stderr=True).status(what):
+        yield
 
 
 class Quiet:

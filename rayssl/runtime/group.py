@@ -27,9 +27,9 @@ class GroupConfig(BackendConfig):  # type: ignore[misc]
     timeout_s: float
 
     @property
-    def backend_cls(self) -> type[Group]:
+    def backend_cls(self) -> type[ProcessGroup]:
         """Ray Train asks for it in the controller."""
-        return Group
+        return ProcessGroup
 
     @property
     def framework(self) -> Any:
@@ -43,7 +43,7 @@ class GroupConfig(BackendConfig):  # type: ignore[misc]
         return asdict(self)
 
 
-class Group(Backend):  # type: ignore[misc]
+class ProcessGroup(Backend):  # type: ignore[misc]
     """Brings the workers of a group together before the training, and apart after it."""
 
     share_cuda_visible_devices = True

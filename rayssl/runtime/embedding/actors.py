@@ -30,6 +30,7 @@ from rayssl.models.encoder import NightEncoder
 from rayssl.models.nightmel import NightMel
 from rayssl.runtime import cluster
 from rayssl.runtime.embedding.nights import check_pictures, night_windows_of, read_epochs
+from rayssl.runtime.embedding.progress import Progress, Say, silent
 
 _Rows: TypeAlias = tuple[pa.Table, Callable[[], NDArray[np.float32]]]  # a shard without audio; makes its embeddings
 _COLUMNS = ("name", "speaker", "recording", "label")
@@ -85,11 +86,13 @@ def embed(
     *,
     normalise: bool = True,
     local: bool = False,
+    say: Say = silent,
 ) -> pa.Table:
     """A table of the utterances of a corpus: ``name``, ``embedding``, ``speaker``, ``recording``, ``label``.
 
     The order is that of the corpus. ``limit``: only the first so many utterances. ``normalise``: scale embeddings to
-    length 1. ``local``: in this process, without Ray. Raises `UserError` naming what cannot be used.
+    length 1. ``local``: in this process, without Ray. ``say`` receives a line of progress now and then. Raises
+    `UserError` naming what cannot be used.
     """
     job = EmbeddingTask(experiment, checkpoint_uri, corpus, read_corpus(corpus), normalise, local=local)
     check_pictures(experiment, corpus, job.manifest)
@@ -98,7 +101,10 @@ def embed(
     if limit is not None:
         whole = (k + 1 for k, shard in enumerate(job.manifest.shards) if shard.first_id + shard.rows >= limit)
         count = next(whole, count)
-    parts = [pa.ipc.open_stream(answer).read_all() for answer in over_shards(job, range(count), Embedder)]
+    progress, parts = Progress(count, [shard.rows for shard in job.manifest.shards[:count]], {*range(count)}, say), []
+    for index, answer in enumerate(over_shards(job, range(count), Embedder)):
+        parts.append(pa.ipc.open_stream(answer).read_all())
+        progress.done(index)
     table = pa.concat_tables(parts)
     return table.slice(0, limit) if limit is not None else table
 

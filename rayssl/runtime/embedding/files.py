@@ -15,7 +15,7 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
@@ -36,13 +36,13 @@ from rayssl.runs.reading import RunCheckpoint, find
 from rayssl.runtime.embedding.actors import Embedder, EmbeddingTask, over_shards, read_corpus
 from rayssl.runtime.embedding.names import with_names
 from rayssl.runtime.embedding.nights import check_pictures, night_windows_of
+from rayssl.runtime.embedding.progress import Progress
 from rayssl.schema import Config
 
 RECORD = "_embeddings.json"  # readers of a Parquet folder ignore names that begin with _
 _VERSION = 2  # 1 had no names of speakers, recordings and labels
 _MADE_FROM = b"rayssl"
 _LOOK_AT_ONCE = 8
-_SAY_EVERY_S = 10.0
 
 
 class EmbeddingRecord(Config):
@@ -123,7 +123,7 @@ def embed_corpus(
         load_encoder(source.experiment, source.uri, manifest.rate)  # raises here, before any actor starts
         _write_record(out, record)
         rows = [shard.rows for shard in manifest.shards]
-        progress = _Progress(len(rows), rows, set(missing), say)
+        progress = Progress(len(rows), rows, set(missing), say)
         for answer in over_shards(job, missing, FileWriter, out, record.made_from):
             progress.done(int(answer))
     _write_record(out, record.model_copy(update={"complete": True}))
@@ -149,32 +149,6 @@ class FileWriter(Embedder):
         pq.write_table(wanted, sink, compression="zstd", use_dictionary=["name"], row_group_size=shard.rows)
         storage.write_bytes(storage.join(self.out, _file(index)), sink.getvalue())
         return str(index).encode()
-
-
-class _Progress:
-    """Lines of progress: at most one in ten seconds, and one at the end."""
-
-    def __init__(self, shards: int, rows: Sequence[int], missing: set[int], say: Callable[[str], None]) -> None:
-        self.shards, self.rows, self.say = shards, rows, say
-        self.before = sum(count for k, count in enumerate(rows) if k not in missing)
-        self.left, self.fresh = len(missing), 0
-        self.started = self.said = time.monotonic()
-        if self.before:
-            say(f"{shards - len(missing)} of {shards} shards were embedded before")
-
-    def done(self, index: int) -> None:
-        """Counts shard ``index``, whose file has been written."""
-        self.left, self.fresh = self.left - 1, self.fresh + self.rows[index]
-        now = time.monotonic()
-        if self.left and now - self.said < _SAY_EVERY_S:
-            return
-        self.said = now
-        pace = self.fresh / max(now - self.started, 1e-3)  # includes the start of Ray and its actors
-        whole = sum(self.rows)
-        line = f"{self.shards - self.left} of {self.shards} shards, {self.before + self.fresh} of {whole} utterances, "
-        line += f"{pace:.0f} utterances/s"
-        left = round((whole - self.before - self.fresh) / pace)
-        self.say(line + (f", {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left" if self.left else ""))
 
 
 def _record(source: RunCheckpoint, job: EmbeddingTask) -> EmbeddingRecord:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,7 @@ from rayssl.experiment.clips import class_of, labelled_clips, waves
 from rayssl.experiment.config import Experiment
 from rayssl.inference.encoder import load_encoder
 from rayssl.runtime.embedding.actors import embed, matrix
+from rayssl.runtime.embedding.progress import Say, silent
 from rayssl.training import checkpoint
 
 
@@ -44,16 +46,17 @@ class Material:
 
 
 def classify(
-    experiment: Experiment, settings: ClassificationConfig, uri: str, *, local: bool = False
+    experiment: Experiment, settings: ClassificationConfig, uri: str, *, local: bool = False, say: Say = silent
 ) -> tuple[list[ClassificationResult], pa.Table]:
     """The figures of the checkpoint at ``uri`` and the test embeddings. The method's own classifier is the first.
 
-    Test clips are left out if their class does not occur in the training corpus (or in its split). Raises `UserError`
-    naming the corpus or the key that cannot be used.
+    Test clips are left out if their class does not occur in the training corpus (or in its split). ``say`` receives
+    lines of progress. Raises `UserError` naming the corpus or the key that cannot be used.
     """
+    how: dict[str, Any] = {"normalise": False, "local": local, "say": say}
     manifest, test = shards.read_manifest(experiment.corpus.uri), shards.read_manifest(settings.corpus)
     names, ids, labels = labelled_clips(experiment, manifest)
-    table = embed(experiment, uri, settings.corpus, normalise=False, local=local)
+    table = embed(experiment, uri, settings.corpus, **how)
     classes = class_of(names, settings.corpus, test)
     tested = np.flatnonzero(classes >= 0)
     if not len(tested):
@@ -64,9 +67,7 @@ def classify(
     speakers = np.asarray(table["speaker"].to_numpy())[tested]
     rows = matrix(table)
     needed = [probe for probe in settings.probes if probe != "finetune"]
-    seen = (
-        matrix(embed(experiment, uri, experiment.corpus.uri, normalise=False, local=local))[ids] if needed else rows[:0]
-    )
+    seen = matrix(embed(experiment, uri, experiment.corpus.uri, **how))[ids] if needed else rows[:0]
     material = Material(
         names, seen, ids, labels, rows[tested], classes[tested], speakers if (speakers >= 0).all() else None
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -24,6 +24,7 @@ from rayssl.experiment.config import Experiment, located
 from rayssl.runs.reading import read_run
 from rayssl.runtime.embedding.actors import embed, matrix
 from rayssl.runtime.embedding.names import with_names
+from rayssl.runtime.embedding.progress import Say, silent
 from rayssl.training import checkpoint
 from rayssl.training.metrics import read_metrics
 
@@ -31,12 +32,15 @@ _LONG = {"per_class", "confusion", "per_night", "three_class", "two_class", "var
 Figures: TypeAlias = "Result | StagingResult | list[ClassificationResult]"
 
 
-def evaluate(run: str, which: str = "last", overrides: list[str] | None = None, *, local: bool = False) -> Figures:
+def evaluate(
+    run: str, which: str = "last", overrides: list[str] | None = None, *, local: bool = False, say: Say = silent
+) -> Figures:
     """Evaluates a checkpoint of a run on its trials, classes or nights. `rayssl report` shows the figures it returns.
 
     Writes ``result.json``, and ``embeddings.parquet``, ``scores.parquet`` (of trials) or ``stages.parquet``: for the
     last checkpoint into ``evaluation/`` in the run's folder, for another one into ``evaluation/<which>/``. ``local``:
-    in this process, without Ray. Raises `UserError` naming the run, corpus or trials that cannot be used.
+    in this process, without Ray. ``say`` receives lines of progress. Raises `UserError` naming the run, corpus or
+    trials that cannot be used.
     """
     experiment = read_run(run, overrides or [])
     settings = experiment.evaluation
@@ -54,21 +58,23 @@ def evaluate(run: str, which: str = "last", overrides: list[str] | None = None, 
     if isinstance(settings, StagingConfig):
         from rayssl.runtime.evaluation.staging import stage  # imports the models of nights
 
-        staged, table = stage(experiment, settings, uri, local=local)
+        staged, table = stage(experiment, settings, uri, local=local, say=say)
         _write_table(folder, "stages", table)
         _write_result(folder, staged.model_dump(mode="json"))
         return staged
     if isinstance(settings, ClassificationConfig):
         from rayssl.runtime.evaluation.classify import classify  # imports scikit-learn, which trials do not need
 
-        results, table = classify(experiment, settings, uri, local=local)
+        results, table = classify(experiment, settings, uri, local=local, say=say)
         _write_table(folder, "embeddings", with_names(table, partial(shards.read_labels, settings.corpus)))
         _write_result(folder, [result.model_dump(mode="json") for result in results])
         return results
-    return _verify(experiment, settings, uri, folder, local)
+    return _verify(experiment, settings, uri, folder, partial(embed, experiment, uri, local=local, say=say))
 
 
-def over_time(run: str, overrides: list[str] | None = None, *, local: bool = False) -> Iterator[tuple[str, Figures]]:
+def over_time(
+    run: str, overrides: list[str] | None = None, *, local: bool = False, say: Say = silent
+) -> Iterator[tuple[str, Figures]]:
     """Evaluates every checkpoint at the end of an epoch that is still there (see ``training.checkpoints.milestones``).
 
     Yields the name of each checkpoint and its figures. At the end it writes ``evaluation/over_time.jsonl`` with a line
@@ -80,7 +86,7 @@ def over_time(run: str, overrides: list[str] | None = None, *, local: bool = Fal
     written = []
     for meta in (meta for meta in metas if meta.epoch_step == 0):
         which = f"epoch-{meta.epoch}"
-        found = evaluate(run, which, overrides, local=local)
+        found = evaluate(run, which, overrides, local=local, say=say)
         done = [line for line in lines if line["step"] <= meta.step]
         steps = np.diff([0, *(line["step"] for line in done)])
         rates = [line["utterances_per_s"] / experiment.training.batch for line in done]
@@ -123,19 +129,21 @@ def _classified(result: ClassificationResult) -> str:
     )
 
 
-def _verify(experiment: Experiment, settings: VerificationConfig, uri: str, folder: str, local: bool) -> Result:
-    """Scores the trials with the checkpoint at ``uri`` and writes the results into ``folder``."""
+def _verify(
+    experiment: Experiment, settings: VerificationConfig, uri: str, folder: str, embedded: Callable[..., pa.Table]
+) -> Result:
+    """Scores the trials with the checkpoint at ``uri``, which ``embedded`` uses, and writes to ``folder``."""
     listed = trials.read_for(settings.trials, settings.corpus)
-    table = embed(experiment, uri, settings.corpus, local=local)
+    table = embedded(settings.corpus)
     names = table.column("name").to_pylist()
     rows, others, norms = matrix(table), None, list[str]()
     if settings.centre is not None:
-        others = matrix(embed(experiment, uri, settings.centre.corpus, limit=settings.centre.utterances, local=local))
+        others = matrix(embedded(settings.centre.corpus, limit=settings.centre.utterances))
         rows = centred(rows, others)
         norms.append(f"centred({len(others)})")
     scores = score_trials(listed, names, rows)
     if settings.as_norm is not None:
-        found = embed(experiment, uri, settings.as_norm.cohort, limit=settings.as_norm.utterances, local=local)
+        found = embedded(settings.as_norm.cohort, limit=settings.as_norm.utterances)
         cohort = matrix(found) if others is None else centred(matrix(found), others)
         scores = as_norm(scores, listed, names, rows, cohort, top=settings.as_norm.top)
         norms.append(f"as-norm({len(cohort)}, top {settings.as_norm.top})")

@@ -21,21 +21,25 @@ from rayssl.inference.staging import Stager
 from rayssl.models.nightmel import NightMelConfig
 from rayssl.runtime.embedding.actors import Embedder, EmbeddingTask, over_shards, read_corpus
 from rayssl.runtime.embedding.nights import check_pictures, read_epochs
+from rayssl.runtime.embedding.progress import Progress, Say, silent
 
 
 def stage(
-    experiment: Experiment, settings: StagingConfig, uri: str, *, local: bool = False
+    experiment: Experiment, settings: StagingConfig, uri: str, *, local: bool = False, say: Say = silent
 ) -> tuple[StagingResult, pa.Table]:
     """The figures of the checkpoint at ``uri``, and the stages of all epochs (`rayssl.data.nights.scores`).
 
-    Raises `UserError` naming the corpus or the key that cannot be used.
+    ``say`` receives lines of progress. Raises `UserError` naming the corpus or the key that cannot be used.
     """
     manifest = read_corpus(settings.corpus)
     nights = _nights(settings, manifest)
     _check(experiment, settings, manifest)
     job = EmbeddingTask(experiment, uri, settings.corpus, manifest, local=local)
-    answers = over_shards(job, range(len(nights)), NightStager, settings, nights)
-    tables = [pa.ipc.open_stream(answer).read_all() for answer in answers]
+    rows = [sum(manifest.shards[number].rows for number in night) for night in nights]
+    progress, tables = Progress(len(nights), rows, {*range(len(nights))}, say, ("nights", "epochs")), []
+    for index, answer in enumerate(over_shards(job, range(len(nights)), NightStager, settings, nights)):
+        tables.append(pa.ipc.open_stream(answer).read_all())
+        progress.done(index)
     table = pa.concat_tables(tables)
     result = staging_result(
         read_stages(table),
