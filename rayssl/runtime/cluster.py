@@ -52,6 +52,8 @@ def connect(cpus: float = 0.0, *, logs: bool = True) -> None:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it prints every line of progress twice
     os.environ.setdefault("RAY_DATA_LOG_LEVEL", "WARNING")
+    # Ray Data cancels tasks that nobody waits for any more, and how they ended is of no use to a person
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
@@ -62,7 +64,7 @@ def connect(cpus: float = 0.0, *, logs: bool = True) -> None:
         return
     if joined:
         # the cluster's processes do not have this process's environment
-        passed_on = ("RAY_DATA_LOG_LEVEL", PATIENCE)
+        passed_on = ("RAY_DATA_LOG_LEVEL", "RAY_IGNORE_UNHANDLED_ERRORS", PATIENCE)
         quiet = {"env_vars": {name: os.environ[name] for name in passed_on if name in os.environ}}
         try:
             ray.init(logging_level=logging.WARNING, runtime_env=quiet, log_to_driver=logs)
