@@ -16,6 +16,7 @@ METHODS = Registry(
         "moco": "rayssl.methods.moco:MoCo",
         "swav": "rayssl.methods.swav:SwAV",
         "vicreg": "rayssl.methods.vicreg:VICReg",
+        "sdpn": "rayssl.methods.sdpn:SDPN",
         "ssps": "rayssl.methods.ssps:SSPS",
         "supervised": "rayssl.methods.supervised:Supervised",
         "clar": "rayssl.methods.clar:CLAR",

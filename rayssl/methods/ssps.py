@@ -63,8 +63,8 @@ class SSPSConfig(MethodConfig):
     name: Literal["ssps"]
     """SSPS (Lepage and Dehak, 2025): another method, whose positives come from other utterances found by clustering."""
     over: AnyMethod = SimCLRConfig()
-    """The method whose positives are replaced: simclr, moco, dino, swav, vicreg, clar, or one of your own. Its keys are
-    those of ``method`` with that name.
+    """The method whose positives are replaced: simclr, moco, dino, swav, vicreg, sdpn, clar, or one of your own. Its
+    keys are those of ``method`` with that name.
     """
     start_epoch: int = Field(0, ge=0)
     """The first epoch, from 0, in which positives are replaced; the epochs before train the method in ``over`` as

@@ -84,6 +84,9 @@ _KNOWN = {
     "teacher_entropy": Measure(
         "Entropy of the teacher", "0 or a constant maximum means that all outputs have become the same.", "nats"
     ),
+    "unevenness": Measure(
+        "Unevenness of prototypes", "0 if all are used alike; a constant maximum means that one always wins.", "nats"
+    ),
     "gradient_norm": Measure("Norm of the gradient", "Before clipping. Peaks are steps that changed a lot."),
     "gpu_allocated_bytes": Measure("GPU memory in tensors", "Of rank 0, now.", "GB", _GB),
     "gpu_peak_bytes": Measure("GPU memory, peak", "Of rank 0, in tensors, since the last value.", "GB", _GB),
@@ -94,6 +97,7 @@ _TERMS = {
     "invariance": "Invariance", "variance": "Variance", "covariance": "Covariance", "supervised": "Supervised",
     "pseudo": "Pseudo-labels", "align": "Alignment", "information": "Mutual information", "noise": "Noise consistency",
     "fixmatch": "FixMatch", "sequential": "Sequential consistency", "ccssl": "CCSSL", "ssc": "SSC",
+    "sdpn": "SDPN", "diversity": "Diversity of embeddings", "decorrelation": "Decorrelation of dimensions",
 }  # fmt: skip
 
 

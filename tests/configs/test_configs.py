@@ -40,6 +40,7 @@ QUICK_METHODS = {
     "dino": ("local_s=0.1", "head={hidden: [16], bottleneck: 8, prototypes: 16}", "teacher_momentum=0.5"),
     "moco": ("queue=20",),
     "swav": ("projector.sizes=[16, 8]", "prototypes=10", "queue=12", "queue_start_epoch=1"),
+    "sdpn": ("local_s=0.1", "head={hidden: [16], bottleneck: 8, prototypes: 16}", "teacher_momentum=0.5"),
     "vicreg": ("projector.sizes=[16, 16, 8]",),
     "clar": ("projector.sizes=[16, 8]",),
     "daso": ("warmup_steps=1", "window=1"),

@@ -17,6 +17,7 @@ from tests.runs import (
     DINO_METHOD,
     FEW,
     MOCO_METHOD,
+    SDPN_METHOD,
     SPLITS,
     SSPS_METHOD,
     SWAV_METHOD,
@@ -38,6 +39,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ssps_moco": {**SSPS_METHOD, "over": MOCO_METHOD},
     "swav": SWAV_METHOD,
     "ssps_swav": {**SSPS_METHOD, "over": SWAV_METHOD},
+    "ssps_sdpn": {**SSPS_METHOD, "over": SDPN_METHOD},
     "daso": DASO_METHOD,
     "usadtm": USADTM_METHOD,
     "anchored": ANCHORED_METHOD,
@@ -54,6 +56,7 @@ STATE = {
     "moco": ("queue.rows", "queue.pushed", "key_encoder.backbone.project.weight"),
     "ssps_moco": ("base.queue.rows", "base.queue.pushed", "base.key_encoder.backbone.project.weight"),
     "swav": ("queue.rows", "queue.pushed", "prototypes.weight"),
+    "ssps_sdpn": ("base.prototypes.weight", "base.teacher.head.layers.0.weight"),
     "ssps_swav": ("base.queue.rows", "base.queue.pushed", "base.prototypes.weight"),
     **dict.fromkeys(
         ("daso", "usadtm", "anchored", "classifier"),
