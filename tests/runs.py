@@ -95,6 +95,16 @@ SDPN_METHOD: dict[str, Any] = {
     "dimension_weight": 0.05,
     "teacher_momentum": 0.8,
 }
+# rounds of two epochs; in the second one labels are left out and corrected
+PSEUDO_METHOD: dict[str, Any] = {
+    "name": "pseudo_speakers",
+    "clusters": 4,
+    "round_epochs": 2,
+    "gate_after": 1,
+    "correct_after": 1,
+    "correct_above": 0.3,
+    "scale": 5.0,
+}
 # windows, a warm-up and queues that end within nine steps; few clips are ever sure of their class
 DASO_METHOD: dict[str, Any] = {
     "name": "daso",

@@ -18,6 +18,7 @@ METHODS = Registry(
         "vicreg": "rayssl.methods.vicreg:VICReg",
         "sdpn": "rayssl.methods.sdpn:SDPN",
         "ssps": "rayssl.methods.ssps:SSPS",
+        "pseudo_speakers": "rayssl.methods.pseudo_speakers:PseudoSpeakers",
         "supervised": "rayssl.methods.supervised:Supervised",
         "clar": "rayssl.methods.clar:CLAR",
         "classifier": "rayssl.methods.classifier:ClassifierMethod",

@@ -8,10 +8,13 @@ such utterance is found, the usual positive stays.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
+from torch import nn
 from torch.nn.functional import normalize
 
 from rayssl import storage
@@ -309,6 +312,10 @@ class SSPS(Method):
         step = self.base.step(out, batch, None)
         remember = Remember(out.get("reference"), own.detach()) if self.config.remembers(batch.epoch) else None
         return Step(step.loss, step.terms, remember)
+
+    def begin_epoch(self, epoch: int, centroids: Callable[[], np.ndarray] | None) -> Sequence[nn.Parameter]:
+        """Calls the base method, which has no memory of its own."""
+        return self.base.begin_epoch(epoch, None)
 
     def before_update(self, epoch: int) -> None:
         """Calls the base method."""

@@ -81,6 +81,8 @@ _KNOWN = {
     "confident": Measure(
         "Confident pseudo-labels", "Share of unlabelled rows whose pseudo-label is above the threshold.", "%", 100
     ),
+    "kept": Measure("Kept pseudo-labels", "Share of rows whose label the gate lets through.", "%", 100),
+    "corrected": Measure("Corrected pseudo-labels", "Share of rows that got a sure prediction as label.", "%", 100),
     "teacher_entropy": Measure(
         "Entropy of the teacher", "0 or a constant maximum means that all outputs have become the same.", "nats"
     ),

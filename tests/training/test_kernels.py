@@ -18,6 +18,7 @@ from tests.runs import (
     DINO_METHOD,
     FEW,
     MOCO_METHOD,
+    PSEUDO_METHOD,
     SDPN_METHOD,
     SPLITS,
     SSPS_METHOD,
@@ -42,6 +43,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "sdpn": SDPN_METHOD,
     "usadtm": USADTM_METHOD,
     "supervised": {"name": "supervised"},
+    "pseudo_speakers": PSEUDO_METHOD,
     "ssps-dino": {**SSPS_METHOD, "over": DINO_METHOD},
 }
 LONG, CUDA, CPU = 3, torch.device("cuda"), torch.device("cpu")

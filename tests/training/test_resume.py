@@ -17,6 +17,7 @@ from tests.runs import (
     DINO_METHOD,
     FEW,
     MOCO_METHOD,
+    PSEUDO_METHOD,
     SDPN_METHOD,
     SPLITS,
     SSPS_METHOD,
@@ -40,14 +41,15 @@ METHODS: dict[str, dict[str, Any]] = {
     "swav": SWAV_METHOD,
     "ssps_swav": {**SSPS_METHOD, "over": SWAV_METHOD},
     "ssps_sdpn": {**SSPS_METHOD, "over": SDPN_METHOD},
+    "pseudo_speakers": PSEUDO_METHOD,
     "daso": DASO_METHOD,
     "usadtm": USADTM_METHOD,
     "anchored": ANCHORED_METHOD,
     "classifier": {"name": "classifier", "ema": 0.8, "recipe": "strong"},
     "clar": {"name": "clar", "projector": {"sizes": [12, 8]}, "labels": "cross_entropy"},
 }
-# of the default layer: a teacher, a queue under SSPS, a memory of classes, and one that hands out rows
-QUICK = ("dino", "ssps_moco", "daso", "anchored")
+# of the default layer: a teacher, a queue under SSPS, labels of clusters, a memory of classes, and one that gives rows
+QUICK = ("dino", "ssps_moco", "pseudo_speakers", "daso", "anchored")
 LEARNERS = ("daso", "usadtm", "anchored", "classifier", "clar")  # from the labels of a split
 # What a resumed run would lack if it were not saved, by method
 STATE = {
@@ -62,6 +64,7 @@ STATE = {
         ("daso", "usadtm", "anchored", "classifier"),
         ("average.classifier.linear.weight", "average.encoder.backbone.project.weight", "model.classifier.linear.bias"),
     ),
+    "pseudo_speakers": ("losses", "head.weight"),
     "clar": ("classifier.linear.weight", "encoder.backbone.project.weight"),
 }
 
@@ -78,13 +81,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def life(settings: Experiment, steps: int | None = None) -> Loop:
-    """A run from its last checkpoint on, to its end or for so many steps."""
+    """A run from its last checkpoint on, to its end or for so many steps, and the pass that fills a memory before."""
     loop = build(settings)
 
     def cut_off() -> Any:
-        for count, row in enumerate(batches(settings, loop)):
-            if count == steps:
+        done = 0
+        for row in batches(settings, loop):
+            if done == steps:
                 raise Interrupted
+            done += not row["fill"]
             yield row
 
     try:
