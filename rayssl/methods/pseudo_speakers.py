@@ -82,6 +82,8 @@ class PseudoSpeakersConfig(MethodConfig):
     """
     correct_above: float = Field(0.5, gt=0, lt=1)
     """The least probability, for the undistorted segment, of a prediction that replaces a label."""
+    correct_temperature: float = Field(0.1, gt=0)
+    """What the cosines to the classes are divided by for that probability. Lower values make the model sure earlier."""
     whiten: bool = False
     """Whether references are whitened before they are clustered. It helps with a poor encoder, and needs ``classifier:
     random``.
@@ -237,7 +239,8 @@ class PseudoSpeakers(Method):
         corrected = torch.zeros_like(kept)
         if "clean" in out:
             with torch.no_grad():
-                likely, guess = self.head.plain(out["clean"]).softmax(dim=1).max(dim=1)
+                cosines = self.head.cosines(out["clean"])
+                likely, guess = (cosines / self.config.correct_temperature).softmax(dim=1).max(dim=1)
             corrected = ~kept & (likely > self.config.correct_above)
             rows = rows + torch.where(corrected, self._losses(out["anchor"], guess), 0.0)
         with torch.no_grad():

@@ -172,18 +172,15 @@ class AamHead(nn.Module):
         self.weight = nn.Parameter(torch.empty(classes, embedding_dim))
         nn.init.xavier_normal_(self.weight)
 
-    def plain(self, embeddings: Tensor) -> Tensor:
-        """``scale * cos(theta)`` for all classes, ``[B, classes]``: logits without a margin."""
-        return self.scale * self._cosines(embeddings)
-
-    def _cosines(self, embeddings: Tensor) -> Tensor:
+    def cosines(self, embeddings: Tensor) -> Tensor:
+        """``cos(theta)`` for all classes, ``[B, classes]``, without margin and scale."""
         with torch.autocast(embeddings.device.type, enabled=False):
             x = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
             return F.linear(F.normalize(x), F.normalize(self.weight))
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """``embeddings [B, D]`` and ``labels [B]`` int64 in 0..classes-1 (else an error) to logits ``[B, classes]``."""
-        cosines = self._cosines(embeddings)
+        cosines = self.cosines(embeddings)
         with torch.autocast(embeddings.device.type, enabled=False):
             target = cosines.gather(1, labels[:, None])
             sine = (1.0 - target.square()).clamp_min(1e-12).sqrt()

@@ -128,7 +128,7 @@ def test_labels_that_are_left_out_are_corrected_where_the_model_is_sure() -> Non
     labels = LABELS[:, 0].long()
     rows = rows_of(model, out["anchor"], labels)
     model.limit.fill_(0.0)
-    sure = torch.tensor([True] * 5 + [False])
+    sure = torch.tensor([True] * 5 + [False])  # e^10 / (e^10 + 2), and a third
     step = model.step(out, batch_of(), Recall(LABELS, FOUND))
     guessed = rows_of(model, out["anchor"], torch.tensor([0, 0, 1, 2, 2, 0]))
     torch.testing.assert_close(step.loss, guessed[sure].sum() / 6, rtol=1e-4, atol=1e-5)
