@@ -85,6 +85,26 @@ VICREG_METHOD: dict[str, Any] = {
     "variance": 1.0,
     "covariance": 0.04,
 }
+SDPN_METHOD: dict[str, Any] = {
+    "name": "sdpn",
+    "locals": 2,
+    "local_s": 0.1,
+    "head": {"hidden": [12], "bottleneck": 6, "prototypes": 10},
+    "student_temperature": 0.5,
+    "teacher_temperature": 0.2,
+    "dimension_weight": 0.05,
+    "teacher_momentum": 0.8,
+}
+# rounds of two epochs; in the second one labels are left out and corrected
+PSEUDO_METHOD: dict[str, Any] = {
+    "name": "pseudo_speakers",
+    "clusters": 4,
+    "round_epochs": 2,
+    "gate_after": 1,
+    "correct_after": 1,
+    "correct_above": 0.3,
+    "scale": 5.0,
+}
 # windows, a warm-up and queues that end within nine steps; few clips are ever sure of their class
 DASO_METHOD: dict[str, Any] = {
     "name": "daso",

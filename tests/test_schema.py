@@ -165,7 +165,9 @@ def test_a_merged_key_may_come_again() -> None:
 
 @pytest.mark.parametrize("method", [{}, {"name": "simclear"}])
 def test_union_tag(method: dict[str, str]) -> None:
-    names = "simclr dino moco swav vicreg ssps supervised clar classifier fixmatch usadtm daso sleep"
+    names = (
+        "simclr dino moco swav vicreg sdpn ssps pseudo_speakers supervised clar classifier fixmatch usadtm daso sleep"
+    )
     known = ", ".join(f"'{name}'" for name in names.split())
     unknown = "unknown name 'simclear' (did you mean 'simclr'?); " if method else ""
     outside = ", or package.module:Class or file.py:Class" if method else ""

@@ -271,6 +271,11 @@ def _memories(experiment: Experiment, facts: JobFacts) -> tuple[MemorySettings |
         return None, needed
     if needed is None:
         return None, None
+    if config.clustering == "overlapped" and needed.sampling == "label":
+        raise ConfigError(
+            f"memory.clustering=overlapped: method.name={experiment.method.name} would learn the clusters of the round "
+            "before; leave it out"
+        )
     most = len(cuts(needed.utterances)) - 1
     if config.shards > most:
         raise ConfigError(

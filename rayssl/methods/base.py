@@ -24,6 +24,7 @@ the next batch while this batch is computed. A short method (`rayssl.methods.sim
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeAlias
 
@@ -35,6 +36,8 @@ from rayssl.batches.selection import Role
 from rayssl.errors import ConfigError
 from rayssl.memory.classes.settings import ClassSettings
 from rayssl.memory.utterances.settings import MemorySettings
+from rayssl.methods.facts import Classes as Classes
+from rayssl.methods.facts import JobFacts as JobFacts
 from rayssl.models.encoder import Encoder
 from rayssl.registry import ComponentConfig, Configurable
 from rayssl.views.recipes import Segment, ViewsConfig
@@ -56,40 +59,6 @@ class View:
 
 
 Views: TypeAlias = dict[str, View]
-
-
-@dataclass(frozen=True)
-class Classes:
-    """The C classes of a split: their ``names``, and the number of ``labelled`` utterances of each."""
-
-    names: tuple[str, ...]
-    labelled: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class JobFacts:
-    """What a method can know of its job without a network: sizes, and settings of other parts.
-
-    - ``corpus``: its URI, for messages; ``utterances``, ``speakers``, ``recordings``: their numbers in the corpus.
-    - ``views``: the settings of segments and recipes.
-    - ``embedding_dim``: the dimension of the encoder's embedding; ``joined``: whether the encoder has two parts
-      (``encoder.beside``).
-    - ``batch``: utterances per step, over all ranks. ``seed``: the seed of the run.
-    - ``classes``: the classes of the split in ``labels.split``; None without a split.
-    - ``sequence``: the number of epochs of sleep in a sequence; 1 if the streams give utterances.
-    """
-
-    corpus: str
-    utterances: int
-    speakers: int
-    recordings: int
-    views: ViewsConfig
-    embedding_dim: int
-    batch: int
-    seed: int = 0
-    joined: bool = False
-    classes: Classes | None = None
-    sequence: int = 1
 
 
 @dataclass(frozen=True)
@@ -224,6 +193,10 @@ class MethodConfig(ComponentConfig):
     def remembers(self, epoch: int) -> bool:
         """Whether `Method.step` returns something for the memory of utterances in ``epoch``."""
         return False
+
+    def clusters_before(self, epoch: int) -> bool:
+        """Whether the memory of utterances is clustered before ``epoch``; by default before each that recalls."""
+        return self.recalls(epoch)
 
     @property
     def loss_changes_after(self) -> int:
@@ -367,6 +340,19 @@ class Method(nn.Module, Configurable):
     def pretrained(self) -> nn.Module:
         """The module that gets the weights of `MethodConfig.starts_from`."""
         return self
+
+    def begin_epoch(self, epoch: int, centroids: Callable[[], np.ndarray] | None) -> Sequence[nn.Parameter]:
+        """Called on all ranks before the first step of ``epoch``, after a clustering.
+
+        Args:
+            epoch: from 0.
+            centroids: asks for those of the clustering in use, float32 ``[K, D_repr]``; None without a memory of
+                utterances. All ranks must call it, or none.
+
+        Returns:
+            The parameters that have got new values here. The optimiser forgets what it knows of them.
+        """
+        return ()
 
     def before_update(self, epoch: int) -> None:
         """Called between the backward pass and the optimiser's step, for example to freeze a layer."""

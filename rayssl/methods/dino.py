@@ -6,7 +6,7 @@ an average of the student.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -28,9 +28,11 @@ from rayssl.methods.base import (
     replaced,
 )
 from rayssl.models.encoder import Encoder
-from rayssl.models.heads import DinoHead, DinoHeadConfig
+from rayssl.models.heads import DinoBottleneck, DinoHead, DinoHeadConfig
 from rayssl.models.teacher import average, frozen_copy, momentum_at
 from rayssl.views.recipes import Segment, ViewsConfig
+
+Head = TypeVar("Head", bound=DinoBottleneck)
 
 _GLOBALS = ("global1", "global2")
 _TEACHER = ("teacher1", "teacher2")
@@ -116,10 +118,10 @@ class DINOConfig(MethodConfig):
         return self.segments(views, epoch)[:1]
 
 
-class Branch(nn.Module):
+class Branch(nn.Module, Generic[Head]):
     """An encoder and a head: the student or the teacher."""
 
-    def __init__(self, encoder: Encoder, head: DinoHead) -> None:
+    def __init__(self, encoder: Encoder, head: Head) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head

@@ -8,10 +8,13 @@ such utterance is found, the usual positive stays.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
+from torch import nn
 from torch.nn.functional import normalize
 
 from rayssl import storage
@@ -63,8 +66,8 @@ class SSPSConfig(MethodConfig):
     name: Literal["ssps"]
     """SSPS (Lepage and Dehak, 2025): another method, whose positives come from other utterances found by clustering."""
     over: AnyMethod = SimCLRConfig()
-    """The method whose positives are replaced: simclr, moco, dino, swav, vicreg, clar, or one of your own. Its keys are
-    those of ``method`` with that name.
+    """The method whose positives are replaced: simclr, moco, dino, swav, vicreg, sdpn, clar, or one of your own. Its
+    keys are those of ``method`` with that name.
     """
     start_epoch: int = Field(0, ge=0)
     """The first epoch, from 0, in which positives are replaced; the epochs before train the method in ``over`` as
@@ -309,6 +312,10 @@ class SSPS(Method):
         step = self.base.step(out, batch, None)
         remember = Remember(out.get("reference"), own.detach()) if self.config.remembers(batch.epoch) else None
         return Step(step.loss, step.terms, remember)
+
+    def begin_epoch(self, epoch: int, centroids: Callable[[], np.ndarray] | None) -> Sequence[nn.Parameter]:
+        """Calls the base method, which has no memory of its own."""
+        return self.base.begin_epoch(epoch, None)
 
     def before_update(self, epoch: int) -> None:
         """Calls the base method."""

@@ -95,11 +95,8 @@ class DinoHeadConfig(Config):
     """Whether there is batch normalisation before each GELU, as in public code for speech; the original has none."""
 
 
-class DinoHead(nn.Module):
-    """DINO's head (Caron et al., ICCV 2021) in two parts: `bottleneck`, and `prototypes` applied to its output.
-
-    ``head(x)`` is ``prototypes(bottleneck(x))``: ``[B, inputs]`` to ``[B, prototypes]``.
-    """
+class DinoBottleneck(nn.Module):
+    """The part of `DinoHead` before the prototypes: `bottleneck`, ``[B, inputs]`` to ``[B, bottleneck]``."""
 
     def __init__(self, config: DinoHeadConfig, inputs: int) -> None:
         super().__init__()
@@ -117,12 +114,22 @@ class DinoHead(nn.Module):
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
         self.layers = nn.Sequential(*layers)
-        self.prototypes = Prototypes(config.bottleneck, config.prototypes)
 
     def bottleneck(self, x: Tensor) -> Tensor:
         """``[B, inputs]`` to ``[B, bottleneck]`` of unit length, float32 at least."""
         y: Tensor = self.layers(x)
         return F.normalize(y if y.dtype == torch.float64 else y.float(), dim=1)
+
+
+class DinoHead(DinoBottleneck):
+    """DINO's head (Caron et al., ICCV 2021) in two parts: `bottleneck`, and `prototypes` applied to its output.
+
+    ``head(x)`` is ``prototypes(bottleneck(x))``: ``[B, inputs]`` to ``[B, prototypes]``.
+    """
+
+    def __init__(self, config: DinoHeadConfig, inputs: int) -> None:
+        super().__init__(config, inputs)
+        self.prototypes = Prototypes(config.bottleneck, config.prototypes)
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.prototypes(self.bottleneck(x))
@@ -165,11 +172,16 @@ class AamHead(nn.Module):
         self.weight = nn.Parameter(torch.empty(classes, embedding_dim))
         nn.init.xavier_normal_(self.weight)
 
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """``embeddings [B, D]`` and ``labels [B]`` int64 in 0..classes-1 (else an error) to logits ``[B, classes]``."""
+    def cosines(self, embeddings: Tensor) -> Tensor:
+        """``cos(theta)`` for all classes, ``[B, classes]``, without margin and scale."""
         with torch.autocast(embeddings.device.type, enabled=False):
             x = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
-            cosines = F.linear(F.normalize(x), F.normalize(self.weight))
+            return F.linear(F.normalize(x), F.normalize(self.weight))
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """``embeddings [B, D]`` and ``labels [B]`` int64 in 0..classes-1 (else an error) to logits ``[B, classes]``."""
+        cosines = self.cosines(embeddings)
+        with torch.autocast(embeddings.device.type, enabled=False):
             target = cosines.gather(1, labels[:, None])
             sine = (1.0 - target.square()).clamp_min(1e-12).sqrt()
             shifted = target * math.cos(self.margin) - sine * math.sin(self.margin)

@@ -81,8 +81,13 @@ _KNOWN = {
     "confident": Measure(
         "Confident pseudo-labels", "Share of unlabelled rows whose pseudo-label is above the threshold.", "%", 100
     ),
+    "kept": Measure("Kept pseudo-labels", "Share of rows whose label the gate lets through.", "%", 100),
+    "corrected": Measure("Corrected pseudo-labels", "Share of rows that got a sure prediction as label.", "%", 100),
     "teacher_entropy": Measure(
         "Entropy of the teacher", "0 or a constant maximum means that all outputs have become the same.", "nats"
+    ),
+    "unevenness": Measure(
+        "Unevenness of prototypes", "0 if all are used alike; a constant maximum means that one always wins.", "nats"
     ),
     "gradient_norm": Measure("Norm of the gradient", "Before clipping. Peaks are steps that changed a lot."),
     "gpu_allocated_bytes": Measure("GPU memory in tensors", "Of rank 0, now.", "GB", _GB),
@@ -94,6 +99,7 @@ _TERMS = {
     "invariance": "Invariance", "variance": "Variance", "covariance": "Covariance", "supervised": "Supervised",
     "pseudo": "Pseudo-labels", "align": "Alignment", "information": "Mutual information", "noise": "Noise consistency",
     "fixmatch": "FixMatch", "sequential": "Sequential consistency", "ccssl": "CCSSL", "ssc": "SSC",
+    "sdpn": "SDPN", "diversity": "Diversity of embeddings", "decorrelation": "Decorrelation of dimensions",
 }  # fmt: skip
 
 

@@ -106,6 +106,9 @@ class MemoryClient(Checkpointable, Protocol):
     def refresh(self, epoch: int) -> dict[str, float]:
         """Clusters once for the whole job. Returns on every rank when the new assignment is in use."""
 
+    def centroids(self) -> np.ndarray:
+        """Those of the clustering in use, float32 ``[K, D_repr]``, on every rank."""
+
 
 class ClassClient(Checkpointable, Protocol):
     """The loop's side of the memory of classes. Every rank makes the same calls in the same order."""
@@ -142,6 +145,10 @@ class InProcessMemory:
     def refresh(self, epoch: int) -> dict[str, float]:
         """See `MemoryClient.refresh`. Every replica computes it, with the same result."""
         return self.memory.refresh(epoch)
+
+    def centroids(self) -> np.ndarray:
+        """See `MemoryClient.centroids`."""
+        return self.memory.centroids()
 
     def metrics(self) -> dict[str, float]:
         """See `Checkpointable.metrics`."""

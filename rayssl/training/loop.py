@@ -192,9 +192,14 @@ class Loop:
         if self.recaller is not None:
             self.recaller.begin_epoch()
         self.teller.begin_epoch(epoch)
-        if state.memory is None or not state.method.config.recalls(epoch):
-            return
-        began = time.perf_counter()
+        if state.memory is not None and state.method.config.clusters_before(epoch):
+            self._cluster(epoch)
+        for parameter in state.method.begin_epoch(epoch, None if state.memory is None else state.memory.centroids):
+            self.optimiser.state.pop(parameter, None)
+
+    def _cluster(self, epoch: int) -> None:
+        state, began = self.state, time.perf_counter()
+        assert state.memory is not None
         metrics = state.memory.refresh(epoch)
         if state.log is not None:
             # logged at the next step: a run that resumes from the checkpoint before clusters again and logs it again

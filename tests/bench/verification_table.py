@@ -31,6 +31,7 @@ class Row:
 PLAIN = ("method.whiten=false", "method.references=rolling", "method.kmeans=exact")
 NEAREST = ("method.sampling=nn", "method.neighbours=3")
 BOUND = (*PLAIN, "method.sampling=speaker")
+BASES = {"dino": "DINO", "moco": "MoCo", "swav": "SwAV", "vicreg": "VICReg", "sdpn": "SDPN"}
 ROWS = (
     Row("SimCLR, half of the epochs", "simclr", "gsc_simclr.yaml", which="epoch-12"),
     Row("SimCLR, as many epochs more", "simclr", "gsc_simclr.yaml"),
@@ -41,7 +42,7 @@ ROWS = (
     Row("supervised (AAM-softmax)", "supervised", "gsc_supervised.yaml"),
     *(
         row
-        for name, title in (("dino", "DINO"), ("moco", "MoCo"), ("swav", "SwAV"), ("vicreg", "VICReg"))
+        for name, title in BASES.items()
         for row in (
             Row(title, name, f"gsc_{name}.yaml"),
             Row(f"{title} + SSPS", f"ssps_{name}", f"gsc_ssps_{name}.yaml"),

@@ -40,7 +40,9 @@ QUICK_METHODS = {
     "dino": ("local_s=0.1", "head={hidden: [16], bottleneck: 8, prototypes: 16}", "teacher_momentum=0.5"),
     "moco": ("queue=20",),
     "swav": ("projector.sizes=[16, 8]", "prototypes=10", "queue=12", "queue_start_epoch=1"),
+    "sdpn": ("local_s=0.1", "head={hidden: [16], bottleneck: 8, prototypes: 16}", "teacher_momentum=0.5"),
     "vicreg": ("projector.sizes=[16, 16, 8]",),
+    "pseudo_speakers": ("clusters=4", "gate_after=1", "correct_after=1"),
     "clar": ("projector.sizes=[16, 8]",),
     "daso": ("warmup_steps=1", "window=1"),
     "configs/own_method/barlow.py:BarlowTwins": ("projector.sizes=[16, 16, 8]",),
@@ -75,6 +77,7 @@ def made_small(tree: dict[str, Any]) -> list[str]:
         changes += [*QUICK_NIGHTS, *(f"encoder.backbone.{change}" for change in QUICK_NIGHT_BACKBONES[backbone])]
     while encoder is not None:
         backbone = encoder["backbone"]
+        changes += [f"{at}.start_from=null"] if "start_from" in encoder else []
         if "width" in backbone:
             changes += [f"{at}.backbone.width=4", f"{at}.backbone.embedding_dim=16"]
         elif backbone.get("channels", 512) > 64:

@@ -305,6 +305,22 @@ def test_centroid_sampling_gives_the_centroid(neighbours: int) -> None:
     assert metrics["coverage"] == pytest.approx((N - 1) / N)
 
 
+@pytest.mark.parametrize("shards", [1, 3])
+def test_labels_are_the_numbers_of_the_clusters(shards: int) -> None:
+    sizes: dict[str, Any] = {"utterances": N, "reference_dim": 32, "positive_dim": 1, "queue": 1, "clusters": 9}
+    memory = UtteranceMemory(MemorySettings(**sizes, sampling="label"), shards=shards)
+    memory.remember(RememberArrays(np.arange(N - 1), _references()[:-1]))
+    assert not memory.recall(np.arange(N), epoch=0).found.any()
+    figures = memory.refresh(0)
+    recall, own = memory.recall(np.arange(N), epoch=0), memory.state_dict()["clusters.assignment"]
+    assert recall.rows.shape == (N, 1) and np.array_equal(recall.rows[:-1, 0], own[:-1]) and len(set(own)) == 10
+    assert recall.found.tolist() == [True] * (N - 1) + [False] and (recall.ids == -1).all()
+    _same_recall(recall, memory.recall(np.arange(N), epoch=5))
+    assert figures["clusters_used"] == 1 == memory.metrics()["clusters_used"]
+    nearest = (_references()[:-1] @ memory.centroids().T).argmax(axis=1)
+    assert memory.centroids().shape == (9, 32) and (nearest == own[:-1]).mean() > 0.95
+
+
 def test_empty_batches() -> None:
     memory = _memory()
     memory.remember(_everything())
@@ -324,6 +340,7 @@ def test_empty_batches() -> None:
         ({"neighbours": -1}, "neighbours must be at least 0"),
         ({"sampling": "nn"}, "neighbours must be at least 1"),
         ({"sampling": "other"}, "sampling must be"),
+        ({"sampling": "label"}, "sampling label needs positive_dim 1 and neighbours 0"),
         ({"sampling": "centroid"}, "reference_dim equal to positive_dim"),
         ({"reference_dtype": "float64"}, "reference_dtype"),
     ],

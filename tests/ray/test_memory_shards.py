@@ -216,3 +216,29 @@ def test_client_answers_in_order_and_says_what_is_wrong(ray_cluster: Any, tmp_pa
     assert before == after
     for actor in (client.index, *client.stores):
         ray_cluster.kill(actor)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_labels_and_centroids_by_the_loops_client(ray_cluster: Any, shards: int) -> None:
+    """The client of one actor or of several, as a rank has it; both are those of the memory in a process."""
+    from rayssl.runtime.memory.client import connect
+
+    sizes = {**SETTINGS, "positive_dim": 1, "queue": 1, "neighbours": 0, "sampling": "label"}
+    settings = MemorySettings(**{name: value for name, value in sizes.items() if name not in ("skip_empty", "whiten")})
+    memory, client = UtteranceMemory(settings), connect(settings, MemoryConfig(threads=1, shards=shards), "labels")
+    everyone = np.arange(settings.utterances)
+    rows = np.random.default_rng(0).standard_normal((len(everyone), 6)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    try:
+        what = RememberArrays(everyone, rows)
+        memory.remember(what)
+        assert client.exchange([what], None, 0).result(60) is None
+        memory.refresh(0)
+        client.refresh(0)
+        found = client.exchange([], everyone, 0).result(60)
+        assert found is not None and found.found.all()
+        np.testing.assert_array_equal(found.rows, memory.recall(everyone, epoch=0).rows)
+        np.testing.assert_array_equal(client.centroids(), memory.centroids())
+    finally:
+        for actor in client.actors:  # type: ignore[attr-defined]
+            ray_cluster.kill(actor)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rayssl.errors import ConfigError
 from rayssl.experiment.config import Experiment
+from rayssl.training.filling import fill
 from rayssl.training.passes import InParts
 from rayssl.training.state import TrainingConfig
 from tests.night_runs import ANCHORED_SLEEP, night_experiment, write_night_corpus
@@ -20,6 +21,8 @@ from tests.runs import (
     DINO_METHOD,
     FEW,
     MOCO_METHOD,
+    PSEUDO_METHOD,
+    SDPN_METHOD,
     SPLITS,
     SSPS_METHOD,
     SWAV_METHOD,
@@ -40,9 +43,11 @@ METHODS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "dino": (DINO_METHOD, ()),
     "swav": (SWAV_METHOD, ()),
     "vicreg": (VICREG_METHOD, ()),
+    "sdpn": (SDPN_METHOD, ()),
     "ssps": (SSPS_METHOD, ()),
     "clar": ({"name": "clar", "labels": "cross_entropy", "projector": {"sizes": [12, 8]}}, LABELS),
     "supervised": ({"name": "supervised", "scale": 5.0}, ()),
+    "pseudo_speakers": (PSEUDO_METHOD, ()),
     "usadtm": (USADTM_METHOD, FEW),
     "daso": (DASO_METHOD, FEW),
 }
@@ -76,7 +81,12 @@ def trained(settings: Experiment, steps: int = 2) -> tuple[list[float], dict[str
     loop.optimiser.register_step_pre_hook(seen)
     rows = batches(settings, loop)
     for _ in range(steps):
-        loop._train_step(next(rows), rows)
+        raw = loop._next(rows)
+        assert raw is not None
+        if raw["fill"]:
+            raw = fill(loop, raw, rows)
+            loop._begin_epoch()
+        loop._train_step(raw, rows)
         losses.append(loop._epoch.terms["loss"].item())
     return losses, gradients
 

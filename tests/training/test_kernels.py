@@ -18,6 +18,8 @@ from tests.runs import (
     DINO_METHOD,
     FEW,
     MOCO_METHOD,
+    PSEUDO_METHOD,
+    SDPN_METHOD,
     SPLITS,
     SSPS_METHOD,
     SWAV_METHOD,
@@ -38,8 +40,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "moco": MOCO_METHOD,
     "swav": SWAV_METHOD,
     "vicreg": VICREG_METHOD,
+    "sdpn": SDPN_METHOD,
     "usadtm": USADTM_METHOD,
     "supervised": {"name": "supervised"},
+    "pseudo_speakers": PSEUDO_METHOD,
     "ssps-dino": {**SSPS_METHOD, "over": DINO_METHOD},
 }
 LONG, CUDA, CPU = 3, torch.device("cuda"), torch.device("cpu")

@@ -17,6 +17,8 @@ from tests.runs import (
     DINO_METHOD,
     FEW,
     MOCO_METHOD,
+    PSEUDO_METHOD,
+    SDPN_METHOD,
     SPLITS,
     SSPS_METHOD,
     SWAV_METHOD,
@@ -38,14 +40,16 @@ METHODS: dict[str, dict[str, Any]] = {
     "ssps_moco": {**SSPS_METHOD, "over": MOCO_METHOD},
     "swav": SWAV_METHOD,
     "ssps_swav": {**SSPS_METHOD, "over": SWAV_METHOD},
+    "ssps_sdpn": {**SSPS_METHOD, "over": SDPN_METHOD},
+    "pseudo_speakers": PSEUDO_METHOD,
     "daso": DASO_METHOD,
     "usadtm": USADTM_METHOD,
     "anchored": ANCHORED_METHOD,
     "classifier": {"name": "classifier", "ema": 0.8, "recipe": "strong"},
     "clar": {"name": "clar", "projector": {"sizes": [12, 8]}, "labels": "cross_entropy"},
 }
-# of the default layer: a teacher, a queue under SSPS, a memory of classes, and one that hands out rows
-QUICK = ("dino", "ssps_moco", "daso", "anchored")
+# of the default layer: a teacher, a queue under SSPS, labels of clusters, a memory of classes, and one that gives rows
+QUICK = ("dino", "ssps_moco", "pseudo_speakers", "daso", "anchored")
 LEARNERS = ("daso", "usadtm", "anchored", "classifier", "clar")  # from the labels of a split
 # What a resumed run would lack if it were not saved, by method
 STATE = {
@@ -54,11 +58,13 @@ STATE = {
     "moco": ("queue.rows", "queue.pushed", "key_encoder.backbone.project.weight"),
     "ssps_moco": ("base.queue.rows", "base.queue.pushed", "base.key_encoder.backbone.project.weight"),
     "swav": ("queue.rows", "queue.pushed", "prototypes.weight"),
+    "ssps_sdpn": ("base.prototypes.weight", "base.teacher.head.layers.0.weight"),
     "ssps_swav": ("base.queue.rows", "base.queue.pushed", "base.prototypes.weight"),
     **dict.fromkeys(
         ("daso", "usadtm", "anchored", "classifier"),
         ("average.classifier.linear.weight", "average.encoder.backbone.project.weight", "model.classifier.linear.bias"),
     ),
+    "pseudo_speakers": ("losses", "head.weight"),
     "clar": ("classifier.linear.weight", "encoder.backbone.project.weight"),
 }
 
@@ -75,13 +81,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def life(settings: Experiment, steps: int | None = None) -> Loop:
-    """A run from its last checkpoint on, to its end or for so many steps."""
+    """A run from its last checkpoint on, to its end or for so many steps, and the pass that fills a memory before."""
     loop = build(settings)
 
     def cut_off() -> Any:
-        for count, row in enumerate(batches(settings, loop)):
-            if count == steps:
+        done = 0
+        for row in batches(settings, loop):
+            if done == steps:
                 raise Interrupted
+            done += not row["fill"]
             yield row
 
     try:

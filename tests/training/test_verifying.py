@@ -15,6 +15,7 @@ from tests.runs import (
     DINO_METHOD,
     FEW,
     MOCO_METHOD,
+    SDPN_METHOD,
     SPLITS,
     SSPS_METHOD,
     SWAV_METHOD,
@@ -31,6 +32,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "dino": {**SSPS_METHOD, "over": DINO_METHOD},
     "moco": {**SSPS_METHOD, "over": MOCO_METHOD},
     "swav": {**SSPS_METHOD, "over": SWAV_METHOD},
+    "sdpn": {**SSPS_METHOD, "over": SDPN_METHOD},
     "daso": DASO_METHOD,
 }
 

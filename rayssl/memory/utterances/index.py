@@ -48,7 +48,7 @@ class WriteRequest:
 @dataclass(frozen=True)
 class Draw:
     """The utterances sampled for B anchors: ``found [B]`` bool, ``ids [B]`` int64, and ``slots [B]`` int64 of their
-    rows, -1 for none. Where centroids are sampled there are ``rows [B, D]`` float32 instead of ids and slots.
+    rows, -1 for none. For centroids and labels there are ``rows [B, D]`` float32 instead of ids and slots.
     """
 
     found: np.ndarray
@@ -127,8 +127,8 @@ class Index:
         none = np.full(len(ids), -1, dtype=np.int64)
         if not self.version:
             sample = SampledPositives(none, np.zeros(len(ids), dtype=np.int64))
-        elif self.settings.sampling == "centroid":
-            return self._draw_centroids(ids, epoch)
+        elif self.settings.sampling in ("centroid", "label"):
+            return self._draw_clusters(ids, epoch)
         else:
             sample = self._sample(ids, self._keys(ids, epoch), near)
         found = sample.ids >= 0
@@ -148,11 +148,12 @@ class Index:
             return sample_speaker(ids, self._speakers, self.utterances.recordings, self.queue, keys)
         return sample_cluster(ids, self._layout, self._neighbours(), self.queue, keys, skip_empty=settings.skip_empty)
 
-    def _draw_centroids(self, ids: np.ndarray, epoch: int) -> Draw:
+    def _draw_clusters(self, ids: np.ndarray, epoch: int) -> Draw:
+        """A cluster for each anchor: its centroid, or its number."""
         own, none = self._layout.assignment[ids], np.full(len(ids), -1, dtype=np.int64)
         found, rows = own >= 0, np.zeros((len(ids), self.settings.positive_dim), dtype=np.float32)
         chosen = choose_cluster(own[found], self._neighbours(), self._keys(ids, epoch)[found])
-        rows[found] = self._clustering.centroids[chosen]
+        rows[found] = chosen[:, None] if self.settings.sampling == "label" else self._clustering.centroids[chosen]
         self._count(ids, SampledPositives(none, found.astype(np.int64)), found)
         return Draw(found, none, none, rows)
 
@@ -247,7 +248,9 @@ class Index:
             self._counters[_COUNTERS.index(name)] += count
 
     def _clusters_used(self) -> float:
-        clusters, present = self.settings.clusters, self._layout.assignment[self.queue.ids[: self.queue.size]]
+        clusters, present = self.settings.clusters, self._layout.assignment
+        if self.settings.sampling != "label":  # labels are of all utterances, not of those in the queue
+            present = present[self.queue.ids[: self.queue.size]]
         return float(np.count_nonzero(np.bincount(present[present >= 0], minlength=clusters)) / clusters)
 
     # ---- state

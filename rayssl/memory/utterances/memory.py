@@ -66,6 +66,10 @@ class UtteranceMemory:
         """
         return self._clusterer.refresh(epoch)
 
+    def centroids(self) -> np.ndarray:
+        """Those of the clustering in use, float32 ``[K, Dr]`` of norm 1, in the axes that were clustered."""
+        return self.index.clustering.centroids
+
     def metrics(self, reset: bool = True) -> dict[str, float]:
         """Rates over the anchors recalled since the last reset; a rate over nothing (no labels) is left out.
 

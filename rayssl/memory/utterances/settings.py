@@ -10,6 +10,7 @@ import numpy as np
 from rayssl.clustering.result import Mode
 
 Sampling = Literal["cluster", "nn", "centroid", "speaker"]
+_MOST_LABELS = 2**24  # whole numbers that float32 tells apart
 UNCLUSTERED = ("nn", "speaker")
 _DTYPES = ("float16", "float32")
 
@@ -22,7 +23,8 @@ class MemorySettings:
     cluster, else from one of the M nearest others, with ``skip_empty`` one that has members in the queue;
     ``sampling``: "cluster", "nn" (one of the M nearest references in the queue; no clustering), "centroid" (the
     chosen cluster's centroid itself; needs reference_dim == positive_dim), or "speaker" (the true speaker's other
-    recordings, by the labels: the bound that the others are compared with; no clustering). ``whiten``: references are
+    recordings, by the labels: the bound that the others are compared with; no clustering). "label" samples nothing: the
+    row of an anchor is the number of its cluster (positive_dim 1). ``whiten``: references are
     compared and clustered after a whitening fitted to them at each refresh. ``kmeans`` and ``device``: the mode and
     place of `rayssl.clustering.kmeans.cluster`; ``warm_start``: from the last centroids. ``overlapped``: see
     `rayssl.memory.utterances.refresh`. Rows are kept in ``reference_dtype`` and ``positive_dtype``, float16 or float32.
@@ -36,7 +38,7 @@ class MemorySettings:
     queue: int
     clusters: int
     neighbours: int = 0
-    sampling: Sampling = "cluster"
+    sampling: Sampling | Literal["label"] = "cluster"
     iterations: int = 10
     kmeans: Mode = "fast"
     device: str = "cpu"
@@ -56,8 +58,8 @@ class MemorySettings:
         for name in ("reference_dtype", "positive_dtype"):
             if getattr(self, name) not in _DTYPES:
                 raise ValueError(f"{name} must be {' or '.join(_DTYPES)}, got {getattr(self, name)!r}")
-        if self.sampling not in get_args(Sampling):
-            raise ValueError(f"sampling must be one of {', '.join(get_args(Sampling))}, got {self.sampling!r}")
+        if self.sampling not in (*get_args(Sampling), "label"):
+            raise ValueError(f"sampling must be one of {', '.join(get_args(Sampling))} or label, got {self.sampling!r}")
         least = 1 if self.sampling == "nn" else 0
         if self.neighbours < least:
             raise ValueError(f"neighbours must be at least {least} for sampling {self.sampling}, got {self.neighbours}")
@@ -71,6 +73,10 @@ class MemorySettings:
                 "sampling centroid needs reference_dim equal to positive_dim, got "
                 f"{self.reference_dim} and {self.positive_dim}"
             )
+        if self.sampling == "label" and (self.positive_dim, self.neighbours) != (1, 0):
+            raise ValueError("sampling label needs positive_dim 1 and neighbours 0: a row is the number of a cluster")
+        if self.sampling == "label" and self.clusters > _MOST_LABELS:
+            raise ValueError(f"sampling label: at most {_MOST_LABELS} clusters have numbers that float32 tells apart")
         if self.whiten and self.sampling == "centroid":
             raise ValueError("whiten: centroids of whitened references are no positives; use another sampling")
         if self.warm_start and (self.whiten or not self.clustered):

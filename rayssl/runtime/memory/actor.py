@@ -76,6 +76,10 @@ class ActorMemory:
         """See `rayssl.training.context.MemoryClient.refresh`."""
         return answer_on_all_ranks(lambda: self.actor.refresh.remote(epoch))  # type: ignore[no-any-return]
 
+    def centroids(self) -> np.ndarray:
+        """See `rayssl.training.context.MemoryClient.centroids`."""
+        return answer_on_all_ranks(self.actor.centroids.remote)  # type: ignore[no-any-return]
+
     def metrics(self) -> dict[str, float]:
         """See `rayssl.training.context.Checkpointable.metrics`."""
         return in_steps(ray.get(self.actor.metrics.remote()), self._ahead)

@@ -29,7 +29,8 @@ class RelayedMemory:
         self._memory, self._relay = memory, relay
         self._calls = 0
         self.watch = watch
-        self.refresh, self.metrics, self.snapshot = memory.refresh, memory.metrics, memory.snapshot
+        self.refresh, self.centroids = memory.refresh, memory.centroids
+        self.metrics, self.snapshot = memory.metrics, memory.snapshot
 
     def exchange(
         self, remember: Sequence[RememberArrays], ids: np.ndarray | None, epoch: int

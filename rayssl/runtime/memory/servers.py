@@ -153,6 +153,11 @@ class Server(WholeServer):
         async with self.rounds.lock:
             return await asyncio.to_thread(self.memory.refresh, epoch)
 
+    async def centroids(self) -> np.ndarray:
+        """Those of the clustering in use."""
+        async with self.rounds.lock:
+            return self.memory.centroids()
+
     async def metrics(self) -> dict[str, float]:
         """The memory's counts since the last call, and the staleness in steps of its answers."""
         async with self.rounds.lock:
@@ -336,6 +341,11 @@ class IndexServer(SavingServer):
         """One refresh; calls that come meanwhile wait."""
         async with self.rounds.lock:
             return await asyncio.to_thread(self.clusterer.refresh, epoch)
+
+    async def centroids(self) -> np.ndarray:
+        """Those of the clustering in use."""
+        async with self.rounds.lock:
+            return self.index.clustering.centroids
 
     async def metrics(self, lost: int) -> dict[str, float]:
         """The counts since the last call, of which ``lost`` were not found in the stores; the staleness in steps."""

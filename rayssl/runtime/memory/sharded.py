@@ -87,6 +87,10 @@ class ShardedMemory:
         """See `rayssl.training.context.MemoryClient.refresh`."""
         return answer_on_all_ranks(lambda: self.index.refresh.remote(epoch))  # type: ignore[no-any-return]
 
+    def centroids(self) -> np.ndarray:
+        """See `rayssl.training.context.MemoryClient.centroids`."""
+        return answer_on_all_ranks(self.index.centroids.remote)  # type: ignore[no-any-return]
+
     def metrics(self) -> dict[str, float]:
         """See `rayssl.training.context.Checkpointable.metrics`."""
         lost = sum(ray.get([store.lost_rows.remote() for store in self.stores]))
