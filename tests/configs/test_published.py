@@ -222,7 +222,9 @@ def header(name: str) -> str:
 
 
 def test_each_configuration_of_voxceleb2_is_here() -> None:
-    assert {f"{name}.yaml" for name in OFFICIAL} == {name for name in TREES if name.startswith("voxceleb2_")}
+    of_others = {"voxceleb2_sdpn.yaml"}  # 3D-Speaker's; its header says what is other there
+    ours = {name for name in TREES if name.startswith("voxceleb2_")} - of_others
+    assert {f"{name}.yaml" for name in OFFICIAL} == ours
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
