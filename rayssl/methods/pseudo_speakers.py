@@ -257,7 +257,7 @@ class PseudoSpeakers(Method):
         """Of the classifier of the round that begins with ``epoch``; equal on all ranks."""
         if self.config.classifier == "centroids":
             assert centroids is not None
-            return torch.from_numpy(centroids())
+            return torch.tensor(centroids())  # those of an actor cannot be written to
         generator = torch.Generator().manual_seed(fold(self._seed, epoch))
         return nn.init.xavier_normal_(torch.empty(self.head.weight.shape), generator=generator)
 
