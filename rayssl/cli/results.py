@@ -28,6 +28,9 @@ def add(verbs: Verbs) -> None:
     page = declare(verbs, report, "one self-contained HTML page", "runs/a runs/b runs/c --out comparison.html", runs)
     place = "file or URI (default: report.html in the folder; for several runs comparison.html)"
     page.add_argument("--out", metavar="PAGE", help=place)
+    place = "draw the run on this band (default: bands/NAME.json beside its NAME.yaml, if it is there)"
+    page.add_argument("--against", metavar="FILE", help=place)
+    page.add_argument("--band", metavar="FILE", help="write the band of runs of several seeds, and no page")
 
 
 def _add_stage(verbs: Verbs) -> None:
@@ -106,6 +109,8 @@ def export(arguments: argparse.Namespace) -> int:
 
 def report(arguments: argparse.Namespace) -> int:
     """Writes the HTML page of a run or of a sweep, or a page that compares several runs."""
+    if arguments.band is not None:
+        return _write_band(arguments, arguments.runs, arguments.band)
     if len(arguments.runs) > 1:
         from rayssl.reports.comparison.page import write_comparison
 
@@ -126,9 +131,19 @@ def report(arguments: argparse.Namespace) -> int:
         say_next(arguments, "train", f"{run.rstrip('/')}/best.yaml")
         return 0
     with busy("reads the run and draws its pictures"):
-        page = write_report(run, arguments.out)
+        page = write_report(run, arguments.out, against=arguments.against)
     print(page)
     _say_embed(arguments, run, page)
+    return 0
+
+
+def _write_band(arguments: argparse.Namespace, runs: list[str], out: str) -> int:
+    from rayssl.reports.run.expected import write_band
+    from rayssl.reports.run.reading import read_run
+
+    band = write_band([read_run(run, drawn=False) for run in runs], out)
+    print(f"{out}: the least and the most of {len(band.figures)} figures, over the seeds {band.seeds}")
+    say_next(arguments, "report", runs[0], "--against", out)
     return 0
 
 

@@ -22,7 +22,7 @@ from rayssl.reports.content import (
 )
 from rayssl.reports.document import document
 from rayssl.reports.measures import measure
-from rayssl.reports.run import classification, clock, staging, verification
+from rayssl.reports.run import classification, clock, expected, staging, verification
 from rayssl.reports.run.figures import OTHER, pictures
 from rayssl.reports.run.reading import Record, Run, is_number, read_run
 from rayssl.schema import flatten
@@ -52,19 +52,21 @@ _HARDWARE = {
 }
 
 
-def write_report(uri: str, out: str | None = None, *, seed: int = 0) -> str:
+def write_report(uri: str, out: str | None = None, *, seed: int = 0, against: str | None = None) -> str:
     """Writes the page about the run at ``uri`` and returns its path.
 
-    ``out`` is the file or URI (default: ``report.html`` in the run's folder). ``seed`` is that of the t-SNE map. Raises
-    `StorageError` if there is no run, or if the page cannot be written.
+    ``out`` is the file or URI (default: ``report.html`` in the run's folder). ``seed`` is that of the t-SNE map.
+    ``against`` is a band (default: that of the run's configuration, see `rayssl.reports.run.expected`). Raises
+    `StorageError` if there is no run, or if the page cannot be written, and `ConfigError` if ``against`` is no band.
     """
-    page = out or storage.join(uri, "report.html")
-    storage.write_text(page, render(read_run(uri, seed=seed), seed=seed))
+    page, run = out or storage.join(uri, "report.html"), read_run(uri, seed=seed)
+    place = against or expected.beside(run)
+    storage.write_text(page, render(run, seed=seed, band=None if place is None else expected.read_band(place)))
     return page
 
 
-def render(run: Run, *, seed: int = 0) -> str:
-    """The whole page as HTML text. All text that comes from the run is escaped."""
+def render(run: Run, *, seed: int = 0, band: expected.Band | None = None) -> str:
+    """The whole page as HTML text, with the run against ``band``. All text that comes from the run is escaped."""
     drawn = pictures(run, seed) | classification.class_pictures(run)
     of_nights = staging.staging_pictures(run)
     sections = [
@@ -73,6 +75,7 @@ def render(run: Run, *, seed: int = 0) -> str:
         *verification.sections(run, drawn),
         _positives(drawn),
         _training(run, drawn),
+        expected.section(run, band),
         _hardware(run),
         _reproduce(run),
         _configuration(run),
