@@ -9,22 +9,28 @@ from __future__ import annotations
 import json
 import logging
 import math
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from functools import partial
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rayssl import storage
 from rayssl.errors import StorageError
+from rayssl.storage import attempts
 from rayssl.training.trackers.base import Tracker
 
 Record = dict[str, Any]
 
 _log = logging.getLogger(__name__)
+_REOPEN_S = 30.0  # between two tries to write for TensorBoard again
 
 
 def read_metrics(uri: str) -> list[Record]:
@@ -55,7 +61,7 @@ class RunLog(Tracker):
     ``resume_step`` is the step of the checkpoint that the run resumes from: lines of later steps are dropped. None is
     a new run: all lines are dropped. With ``tensorboard`` the numbers are also written as scalars ``<kind>/<name>`` to
     ``<uri>/tensorboard/``. For runs in object storage `flush` uploads. `write` uploads too if the last upload is
-    ``upload_every_s`` seconds ago; it only warns if the store cannot be reached.
+    ``upload_every_s`` seconds ago; it only warns if the store cannot be reached, or if the disk is full.
     """
 
     def __init__(
@@ -75,14 +81,15 @@ class RunLog(Tracker):
         self._lines = self._kept_lines(resume_step)
         storage.write_bytes(self._uri, b"".join(self._lines))
         self._uploaded_at, self._changed = clock(), False
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
+        self._waiting = bytearray()  # lines that a full disk did not take yet
+        self._told = False
         if self._local:
-            self._file = open(Path(path) / "metrics.jsonl", "ab")  # noqa: SIM115 - held until close()
+            self._file = open(Path(path) / "metrics.jsonl", "ab", buffering=0)  # noqa: SIM115 - held until close()
             self._lines = []
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
-        self._events: Any = None
-        if tensorboard:
-            self._events = self._open_events(path, resume_step)
+        self._path, self._tensorboard, self._lost_at = path, tensorboard, clock()
+        self._events: Any = self._open_events(resume_step) if tensorboard else None
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Appends one line. Numbers may be 0-dim tensors: they become Python numbers here, in one transfer.
@@ -93,15 +100,16 @@ class RunLog(Tracker):
         record: Record = {"kind": kind, "step": int(step), "time": round(time.time(), 3), **_plain(values)}
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
         if self._file is not None:
-            self._file.write(line)
-            self._file.flush()
+            self._waiting += line
+            try:
+                self._append()
+            except OSError as error:
+                self._warn(f"{self._uri}: {error.strerror}; the figures wait until there is room")
+                return
         else:
             self._lines.append(line)
         self._changed = True
-        if self._events is not None:
-            for name, value in record.items():
-                if name not in ("step", "time") and isinstance(value, (int, float)) and not isinstance(value, bool):
-                    self._events.add_scalar(f"{kind}/{name}", value, global_step=int(step), walltime=record["time"])
+        self._draw(kind, int(step), record)
         if not self._local and self._clock() - self._uploaded_at >= self._upload_every_s:
             try:
                 self.flush()
@@ -112,8 +120,10 @@ class RunLog(Tracker):
 
     def flush(self) -> None:
         """Puts everything that was written so far at the URI. Raises `StorageError` if that fails."""
+        if self._waiting:
+            attempts.attempt(self._uri, self._append)
         if self._events is not None:
-            self._events.flush()
+            self._try(self._events.flush)
         if self._local or not self._changed:
             return
         storage.write_bytes(self._uri, b"".join(self._lines))
@@ -128,7 +138,7 @@ class RunLog(Tracker):
             self.flush()
         finally:
             if self._events is not None:
-                self._events.close()
+                self._try(self._events.close)
             if self._file is not None and not self._file.closed:
                 self._file.close()
             if self._scratch is not None:
@@ -147,11 +157,46 @@ class RunLog(Tracker):
         kept = [record for record in read_metrics(self._uri) if record.get("step", 0) <= resume_step]
         return [json.dumps(record).encode() + b"\n" for record in kept]
 
-    def _open_events(self, path: str, resume_step: int | None) -> Any:
+    def _append(self) -> None:
+        """Appends the lines that wait to the file. Raises OSError if the disk takes only some of them, or none."""
+        assert self._file is not None
+        while self._waiting:
+            del self._waiting[: self._file.write(self._waiting)]
+
+    def _draw(self, kind: str, step: int, record: Record) -> None:
+        """The numbers for TensorBoard, which needs its files only to draw: training goes on if it cannot write them."""
+        if self._events is None and self._tensorboard and self._clock() - self._lost_at >= _REOPEN_S:
+            self._events = self._open_events(step - 1)  # a new file, after one that could not be written
+        for name, value in record.items():
+            if name not in ("step", "time") and isinstance(value, (int, float)) and not isinstance(value, bool):
+                if self._events is None:
+                    return
+                how = {"global_step": step, "walltime": record["time"]}
+                self._try(partial(self._events.add_scalar, f"{kind}/{name}", value, **how))
+
+    def _try(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception as error:  # whatever has ended the thread of TensorBoard's writer
+            self._lose_events(error)
+
+    def _lose_events(self, error: Exception) -> None:
+        self._events, self._lost_at = None, self._clock()
+        self._warn(f"{self._run}/tensorboard: {error}; figures are missing there, and metrics.jsonl has them")
+
+    def _warn(self, line: str) -> None:
+        if not self._told:
+            sys.stderr.write(f"{line}\n")
+        self._told = True
+
+    def _open_events(self, resume_step: int | None) -> Any:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and needed only here
 
+        _hide_the_end_of_writers()
         if self._local:
-            folder = str(Path(path) / "tensorboard")
+            folder = str(Path(self._path) / "tensorboard")
+        elif self._scratch is not None:
+            folder = self._scratch.name
         else:
             self._scratch = tempfile.TemporaryDirectory(prefix="rayssl-tensorboard-")
             folder = self._scratch.name
@@ -160,7 +205,25 @@ class RunLog(Tracker):
             time.sleep(0.05)
         # earlier event files stay; TensorBoard hides their events from step purge_step on
         first = 0 if resume_step is None else resume_step + 1
-        return SummaryWriter(folder, purge_step=first)
+        try:
+            return SummaryWriter(folder, purge_step=first)
+        except OSError as error:
+            self._lose_events(error)
+            return None
+
+
+def _hide_the_end_of_writers() -> None:
+    """TensorBoard's thread keeps its error for the next call, and raises it: Python would print a traceback, too."""
+    before = threading.excepthook
+    if getattr(before, "hides_writers", False):
+        return
+
+    def hook(ended: threading.ExceptHookArgs) -> None:
+        if type(ended.thread).__name__ != "_AsyncWriterThread":
+            before(ended)
+
+    hook.hides_writers = True  # type: ignore[attr-defined]
+    threading.excepthook = hook
 
 
 def _plain(values: Record) -> Record:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from rayssl import storage
 from rayssl.errors import StorageError
@@ -163,3 +165,55 @@ def test_an_unreachable_store_stops_flush_but_not_write(
             log.flush()
     log.close()
     assert [r["step"] for r in read_metrics(f"{run}/metrics.jsonl")] == [1]
+
+
+def test_lines_wait_while_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    log = RunLog(str(tmp_path), None, tensorboard=False)
+    log.write("step", 1, loss=1.0)
+    real = log._file
+    with open("/dev/full", "ab", buffering=0) as full:
+        log._file = full
+        for step in (2, 3):
+            log.write("step", step, loss=float(step))
+        monkeypatch.setattr("rayssl.storage.attempts.FIRST_WAIT_S", 0.01)
+        with pytest.raises(StorageError, match=r"metrics\.jsonl"):
+            log.flush()
+    assert steps(tmp_path) == [1]
+    log._file = real
+    log.write("step", 4, loss=4.0)
+    log.close()
+    assert steps(tmp_path) == [1, 2, 3, 4]
+    told = capfd.readouterr().err
+    assert told.count("No space left on device; the figures wait until there is room") == 1 and told.count("\n") == 1
+
+
+def test_training_goes_on_where_tensorboard_cannot_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One line, no traceback of TensorBoard's thread, and a new file once there is room again."""
+    now = [0.0]
+    log = RunLog(str(tmp_path), None, clock=lambda: now[0])
+    log.write("step", 1, loss=1.0)
+    log.flush()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(RecordWriter, "write", full)
+        disk.setattr("torch.utils.tensorboard.SummaryWriter", full)
+        for step in (2, 3):
+            now[0] += 40.0
+            log.write("step", step, loss=float(step))
+            log.flush()
+    now[0] += 40.0
+    log.write("step", 4, loss=4.0)
+    log.close()
+    assert steps(tmp_path) == [1, 2, 3, 4]
+    found = scalars(tmp_path)["step/loss"]
+    assert found[1] == 1.0 and found[4] == 4.0
+    told = capfd.readouterr().err
+    assert "tensorboard: [Errno 28] No space left on device; figures are missing there" in told
+    assert told.count("\n") == 1
