@@ -59,6 +59,12 @@ _KNOWN = {
     "effective_rank": Measure(
         "Effective rank", "How many dimensions the embeddings fill (RankMe). A fall to 1 means a collapse."
     ),
+    "eer": Measure("EER", "Equal error rate of the trials, on the ROC convex hull. Lower is better.", "%", 100),
+    "eer_nearest": Measure("EER (nearest)", "The larger of FPR and FNR where they are nearest.", "%", 100),
+    "min_dcf_001": Measure("minDCF, p = 0.01", "Normalised minimum detection cost. Lower is better; 1 is useless."),
+    "min_dcf_005": Measure("minDCF, p = 0.05", "Normalised minimum detection cost. Lower is better; 1 is useless."),
+    "balanced_accuracy": Measure("Balanced accuracy", "Mean recall of the classes. Higher is better.", "%", 100),
+    "macro_f1": Measure("Macro F1", "Mean F1 of the classes. Higher is better.", "%", 100),
     "pseudo_eer": Measure(
         "EER of pseudo-trials", "EER where targets are two parts of one utterance. It needs no labels.", "%", 100
     ),

@@ -31,6 +31,8 @@ _FREE = (  # of these sections: places, and what changes no figure
 _NOT_OF_LEARNING = {"step", "time", "epoch", "seconds", "utterances_per_s", "data_wait", "lr", "n", "share"}
 _NOT_OF_LEARNING |= {"trials", "targets", "speakers", "eer_low", "eer_high", "version"}
 _MOST = 12  # figures that are drawn
+_DIGITS = 1e-5  # of a value, what rounding may have taken from the file
+_FIRST = ("loss", "eer", "balanced_accuracy", "macro_f1", "pseudo_eer", "effective_rank")
 
 
 class Course(Config):
@@ -66,14 +68,14 @@ def band_of(runs: Sequence[Run]) -> Band:
                 f"{run.uri}: differs from {runs[0].uri} in {', '.join(differing[:5])}, not in the seed alone"
             )
     courses = [_courses(run) for run in runs]
-    figures = {}
-    for name in dict.fromkeys(name for each in courses for name in each):
+    figures = dict[str, Course]()
+    for name in sorted({name for each in courses for name in each}, key=_place):
         shared = sorted(set.intersection(*({*each.get(name, {})} for each in courses)))
         if shared:
             values = [[each[name][epoch] for each in courses] for epoch in shared]
-            figures[name] = Course(
-                epoch=shared, low=[min(all_) for all_ in values], high=[max(all_) for all_ in values]
-            )
+            course = Course(epoch=shared, low=[min(each) for each in values], high=[max(each) for each in values])
+            if min(course.low) < max(course.high) and course != figures.get("loss"):  # a term may be the whole loss
+                figures[name] = course
     if not figures:
         raise ConfigError(
             f"{runs[0].uri}: no figure of an epoch is in all runs; train them to the end of an epoch first"
@@ -86,6 +88,7 @@ def band_of(runs: Sequence[Run]) -> Band:
 def write_band(runs: Sequence[Run], out: str) -> Band:
     """Writes the band of ``runs`` to the file or URI ``out``; see `band_of`."""
     found = band_of(runs)
+    # six digits, see `_DIGITS`
     rounded = json.loads(found.model_dump_json(), parse_float=lambda digits: float(f"{float(digits):.6g}"))
     storage.write_text(out, json.dumps(rounded, indent=1) + "\n")
     return found
@@ -141,7 +144,8 @@ def section(run: Run, band: Band | None) -> Section:
 def _row(name: str, course: Course, epoch: float, value: float) -> Row:
     what, at = measure(name), course.epoch.index(epoch)
     low, high = course.low[at], course.high[at]
-    place = "inside" if low <= value <= high else "above" if value > high else "below"
+    slack = _DIGITS * max(abs(low), abs(high))
+    place = "inside" if low - slack <= value <= high + slack else "above" if value > high else "below"
     unit = f" {what.unit}" if what.unit else ""
     shown, least, most = (f"{what.scale * each:.4g}" for each in (value, low, high))
     return Row([what.label, f"{epoch:g}", shown + unit, f"{least} to {most}{unit}", place])
@@ -180,6 +184,11 @@ def _settings(run: Run) -> dict[str, Any]:
     """The values of the configuration, by dotted key, that decide what the figures of the run are."""
     whole = {name: part for name, part in (run.config or {}).items() if name in _DECIDE}
     return {key: value for key, value in flatten(whole).items() if not key.startswith(_FREE)}
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Figures that decide come first, and then the others by name."""
+    return (_FIRST.index(name) if name in _FIRST else len(_FIRST), name)
 
 
 def _differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
