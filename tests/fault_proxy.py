@@ -10,6 +10,8 @@ import threading
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+_CHUNKED = re.compile(rb"(?i)\r\ntransfer-encoding: *chunked")
+
 
 class FaultProxy:
     """Passes HTTP requests on to ``endpoint`` and does harm to the next answers, one for each of `faults`.
@@ -66,6 +68,9 @@ class FaultProxy:
         answer, first = _head(server)
         client.sendall(answer)
         size = 0 if method == b"HEAD" else _length(answer)
+        if size == 0 and method != b"HEAD" and _CHUNKED.search(answer):
+            first = _chunks(server, first)
+            size = len(first)
         sent = 0
         for data in (first, *_pieces(server, size - len(first))) if not fault else [first[: size // 2]]:
             client.sendall(data)
@@ -101,6 +106,14 @@ def _head(connection: socket.socket) -> tuple[bytes, bytes]:
 def _length(head: bytes) -> int:
     found = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
     return int(found[1]) if found else 0
+
+
+def _chunks(connection: socket.socket, first: bytes) -> bytes:
+    """The whole of a body that comes in chunks, as it came: that of a long list of objects."""
+    seen = first
+    while not seen.endswith(b"0\r\n\r\n") and (data := connection.recv(1 << 16)):
+        seen += data
+    return seen
 
 
 def _pieces(connection: socket.socket, size: int) -> Iterator[bytes]:
