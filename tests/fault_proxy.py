@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+_EXPECTS = re.compile(rb"(?i)\r\nexpect: *100-continue")
 _CHUNKED = re.compile(rb"(?i)\r\ntransfer-encoding: *chunked")
 
 
@@ -62,6 +63,9 @@ class FaultProxy:
         if fault.isdigit():
             client.sendall(f"HTTP/1.1 {fault} Fault\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
             return False
+        if _EXPECTS.search(head):  # the client waits for a word before it sends the body
+            head = _EXPECTS.sub(b"", head)
+            client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         server.sendall(head + rest)
         for data in _pieces(client, _length(head) - len(rest)):
             server.sendall(data)
