@@ -109,6 +109,7 @@ TYPED = {
     "train experiment.yaml --local method.clusters=1000000": r"method\.clusters=1000000 must be above .* at most",
     "train experiment.yaml method.clusters=0": r"needs clusters \(K\) of at least 2; set method\.clusters",
     "train experiment.yaml run=s3://": r"s3://: names no bucket; write s3://bucket/key",
+    "report runs/a runs/b --against band.json": r"--against: a band is for one run; name one",
     "train experiment.yaml views.segment_s=0": r"'views\.segment_s': .*greater than 0, got 0",
     "train experiment.yaml --local training.batch=100000": r"training\.batch is 100000: an epoch would be empty; lower",
     "train experiment.yaml training.checkpoints.best=accurracy --local": r"accurracy",

@@ -7,6 +7,7 @@ import sys
 
 from rayssl.cli.advice import say_next
 from rayssl.cli.parser import OVERRIDES, RUN, Argument, Verbs, count, declare
+from rayssl.errors import UserError
 from rayssl.progress import busy
 
 _CHECKPOINT = "last (default), best, epoch-N or step-N"
@@ -111,6 +112,8 @@ def report(arguments: argparse.Namespace) -> int:
     """Writes the HTML page of a run or of a sweep, or a page that compares several runs."""
     if arguments.band is not None:
         return _write_band(arguments, arguments.runs, arguments.band)
+    if arguments.against is not None and len(arguments.runs) > 1:
+        raise UserError("--against: a band is for one run; name one, or leave out --against to compare several")
     if len(arguments.runs) > 1:
         from rayssl.reports.comparison.page import write_comparison
 
@@ -149,7 +152,6 @@ def _write_band(arguments: argparse.Namespace, runs: list[str], out: str) -> int
 
 def _say_embed(arguments: argparse.Namespace, run: str, page: str) -> None:
     """The next step after a report: to use the run, on its test corpus if there is one."""
-    from rayssl.errors import UserError
     from rayssl.runs.reading import read_run
 
     note = f"the page opens in a browser: python -m webbrowser {page}"

@@ -136,7 +136,35 @@ class Branch(nn.Module, Generic[Head]):
         return [rows[number] for number in range(len(views))]
 
 
-class DINO(Method):
+class Distilled(Method, Generic[Head]):
+    """A ``student`` that learns, and a ``teacher`` without gradient that is its moving average."""
+
+    config: Any  # with evaluate and teacher_momentum
+    student: Branch[Head]
+    teacher: Branch[Head]
+
+    def __init__(self, config: Any, student: Branch[Head]) -> None:
+        super().__init__()
+        self.config, self.student, self.teacher = config, student, frozen_copy(student)
+        self.encoder_prefix = f"{config.evaluate}.encoder."
+        self._crops = config.crops
+
+    @property
+    def encoder(self) -> Encoder:  # type: ignore[override]
+        """The encoder that ``evaluate`` chooses."""
+        return self.teacher.encoder if self.config.evaluate == "teacher" else self.student.encoder
+
+    @property
+    def reference_encoder(self) -> Encoder:
+        """The teacher's encoder, independent of ``evaluate``."""
+        return self.teacher.encoder
+
+    def after_step(self, progress: float) -> None:
+        """The teacher follows the student."""
+        average(self.teacher, self.student, momentum_at(progress, self.config.teacher_momentum))
+
+
+class DINO(Distilled[DinoHead]):
     """Cross-entropy (SSPS paper, Eq. 2) of the student's outputs against the teacher's outputs for global crops.
 
     The teacher is a copy of the student at the start, and then its moving average. It has no gradient. It runs in
@@ -151,23 +179,8 @@ class DINO(Method):
     centre: Tensor
 
     def __init__(self, config: DINOConfig, encoder: Encoder, views: ViewsConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.student = Branch(encoder, DinoHead(config.head, encoder.embedding_dim))
-        self.teacher = frozen_copy(self.student)
+        super().__init__(config, Branch(encoder, DinoHead(config.head, encoder.embedding_dim)))
         self.register_buffer("centre", torch.zeros(config.head.prototypes))
-        self.encoder_prefix = f"{config.evaluate}.encoder."
-        self._crops = config.crops
-
-    @property
-    def encoder(self) -> Encoder:  # type: ignore[override]
-        """The encoder that ``evaluate`` chooses."""
-        return self.teacher.encoder if self.config.evaluate == "teacher" else self.student.encoder
-
-    @property
-    def reference_encoder(self) -> Encoder:
-        """The teacher's encoder, independent of ``evaluate``."""
-        return self.teacher.encoder
 
     def forward(self, views: Views) -> Outputs:
         """The student's logits ``[B, K]`` by crop; and ``teacher1``, ``teacher2`` in the form that ``store`` says."""
@@ -216,10 +229,6 @@ class DINO(Method):
         """Freezes the prototypes in the first epochs. Without a gradient they get no weight decay either."""
         if epoch < self.config.freeze_epochs:
             self.student.head.prototypes.weight.grad = None
-
-    def after_step(self, progress: float) -> None:
-        """The teacher follows the student."""
-        average(self.teacher, self.student, momentum_at(progress, self.config.teacher_momentum))
 
     @torch.no_grad()
     def _logits(self, stored: Tensor) -> Tensor:

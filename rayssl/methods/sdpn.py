@@ -16,7 +16,6 @@ from rayssl import collectives
 from rayssl.losses.sdpn import balanced, decorrelation, koleo, prediction, unevenness
 from rayssl.methods.base import (
     Batch,
-    Method,
     MethodConfig,
     Outputs,
     Recall,
@@ -26,10 +25,9 @@ from rayssl.methods.base import (
     embed_together,
     replaced,
 )
-from rayssl.methods.dino import Branch
+from rayssl.methods.dino import Branch, Distilled
 from rayssl.models.encoder import Encoder
 from rayssl.models.heads import DinoBottleneck, DinoHeadConfig, Prototypes
-from rayssl.models.teacher import average, frozen_copy, momentum_at
 from rayssl.views.recipes import Segment, ViewsConfig
 
 
@@ -114,7 +112,7 @@ class SDPNConfig(MethodConfig):
         return self.segments(views, epoch)[:1]
 
 
-class SDPN(Method):
+class SDPN(Distilled[DinoBottleneck]):
     """Cross-entropy of the student's distributions over shared prototypes against balanced codes of the teacher.
 
     The teacher is a copy of the student's encoder and bottleneck at the start, and then their moving average. It has no
@@ -126,23 +124,8 @@ class SDPN(Method):
     reads_statistics = False
 
     def __init__(self, config: SDPNConfig, encoder: Encoder, views: ViewsConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.student = Branch(encoder, DinoBottleneck(config.head, encoder.embedding_dim))
-        self.teacher = frozen_copy(self.student)
+        super().__init__(config, Branch(encoder, DinoBottleneck(config.head, encoder.embedding_dim)))
         self.prototypes = Prototypes(config.head.bottleneck, config.head.prototypes)
-        self.encoder_prefix = f"{config.evaluate}.encoder."
-        self._crops = config.crops
-
-    @property
-    def encoder(self) -> Encoder:  # type: ignore[override]
-        """The encoder that ``evaluate`` chooses."""
-        return self.teacher.encoder if self.config.evaluate == "teacher" else self.student.encoder
-
-    @property
-    def reference_encoder(self) -> Encoder:
-        """The teacher's encoder, independent of ``evaluate``."""
-        return self.teacher.encoder
 
     def forward(self, views: Views) -> Outputs:
         """``teacher [B, bottleneck]`` of unit length; of each local crop the student's cosines to the prototypes
@@ -186,10 +169,6 @@ class SDPN(Method):
             loss = loss + weight * value
             terms[name] = value
         return Step(loss, {name: value.detach() for name, value in terms.items()})
-
-    def after_step(self, progress: float) -> None:
-        """The teacher follows the student."""
-        average(self.teacher, self.student, momentum_at(progress, self.config.teacher_momentum))
 
     def _spread(self, out: Outputs, offset: int) -> list[tuple[str, float, Tensor]]:
         """The terms on the student's embeddings whose weight is not 0: name, weight, and the sum over the crops."""
