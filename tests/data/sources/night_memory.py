@@ -20,13 +20,18 @@ from rayssl.data.sources.nights import Epoch
 def peak():  # ru_maxrss would begin with the peak of the process that started this one
     (line,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
     return int(line.split()[1]) / 1024
-source = NightFilesConfig(uri=sys.argv[1]).build()
-(reference,) = source.list()
-before, count, loud = peak(), 0, 0.0
-for one in source.epochs(reference):
-    assert isinstance(one, Epoch), one
-    assert one.index == count
-    count, loud = count + 1, max(loud, float(abs(one.samples).max()))
+def read(folder):
+    source = NightFilesConfig(uri=folder).build()
+    (reference,) = source.list()
+    count, loud = 0, 0.0
+    for one in source.epochs(reference):
+        assert isinstance(one, Epoch), one
+        assert one.index == count
+        count, loud = count + 1, max(loud, float(abs(one.samples).max()))
+    return count, loud
+read(sys.argv[2])  # the libraries that reading brings, and its buffers, are there before the measure
+before = peak()
+count, loud = read(sys.argv[1])
 print(json.dumps({"epochs": count, "before": before, "peak": peak(), "loud": loud, "torch": "torch" in sys.modules}))
 """
 
@@ -49,8 +54,14 @@ def write_night(folder: Path, parts: int, seconds: int, rate: int = 48000) -> in
 
 
 def read_elsewhere(folder: Path) -> dict[str, float]:
-    """Reads all epochs in a process of its own: their number, and its peak memory before and after, in MB."""
-    command = [sys.executable, "-c", _READER, str(folder)]
+    """Reads all epochs in a process that has read a night of one minute before.
+
+    Returns their number, and the peak of the process's memory after the short night and after this one, in MB: what
+    the libraries take differs by machine and version, and is in both.
+    """
+    short = folder.with_name(folder.name + "-short")
+    write_night(short, parts=1, seconds=60)
+    command = [sys.executable, "-c", _READER, str(folder), str(short)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     result: dict[str, float] = json.loads(done.stdout)
