@@ -17,11 +17,12 @@ def infonce(queries: Tensor, keys: Tensor, queue: Tensor, *, filled: Tensor, tem
         l_i = -log( exp(q_i . k_i / t) / (exp(q_i . k_i / t) + sum over j of exp(q_i . n_j / t)) )
 
     The loss is the mean over the B rows of this rank. ``queries, keys [B, D]`` and ``queue [Q, D]`` may have any norm.
-    ``filled [Q]`` bool says which rows of the queue count; if none is filled, the loss is zero. Keys of other
-    utterances of the batch are not negatives, as published. Gradient flows to all inputs that require it, so the caller
-    must detach the keys. No rank needs the rows of another rank. The mean over ranks is the loss of the global batch if
-    all ranks have the same queue. The arithmetic is float32 (float64 for float64 inputs), even under autocast. Raises
-    `ValueError` if the shapes do not fit each other, ``filled`` is not bool, or the temperature is not positive.
+    ``filled`` bool says which rows of the queue count, ``[Q]`` for all queries or ``[B, Q]`` for each; if none is
+    filled, the loss is zero. Keys of other utterances of the batch are not negatives, as published. Gradient flows to
+    all inputs that require it, so the caller must detach the keys. No rank needs the rows of another rank. The mean
+    over ranks is the loss of the global batch if all ranks have the same queue. The arithmetic is float32 (float64 for
+    float64 inputs), even under autocast. Raises `ValueError` if the shapes do not fit each other, ``filled`` is not
+    bool, or the temperature is not positive.
     """
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
@@ -29,8 +30,9 @@ def infonce(queries: Tensor, keys: Tensor, queue: Tensor, *, filled: Tensor, tem
         raise ValueError(
             f"queries {tuple(queries.shape)}, keys {tuple(keys.shape)} and queue {tuple(queue.shape)} do not fit"
         )
-    if filled.shape != queue.shape[:1] or filled.dtype != torch.bool:
-        raise ValueError(f"filled must be bool {tuple(queue.shape[:1])}, got {filled.dtype} {tuple(filled.shape)}")
+    allowed = ((len(queue),), (len(queries), len(queue)))
+    if tuple(filled.shape) not in allowed or filled.dtype != torch.bool:
+        raise ValueError(f"filled must be bool {allowed[0]} or {allowed[1]}, got {filled.dtype} {tuple(filled.shape)}")
     with torch.autocast(device_type=queries.device.type, enabled=False):
         q, k, negatives = unit(queries), unit(keys), unit(queue)
         own = (q * k).sum(dim=1, keepdim=True)

@@ -86,10 +86,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class Recall:
-    """The memory's answer for a batch: ``rows [B, D]`` of other utterances. A row is valid if ``found [B]`` is true."""
+    """The memory's answer for a batch: ``rows [B, D]`` of other utterances. A row is valid if ``found [B]`` is true.
+
+    ``ids`` int64 ``[B]``: the utterances that the rows are of; -1 where none was found, or the row is a centroid. None
+    is -1 everywhere.
+    """
 
     rows: Tensor
     found: Tensor
+    ids: Tensor | None = None
 
 
 @dataclass(frozen=True)

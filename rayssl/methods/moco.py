@@ -61,6 +61,10 @@ class MoCoConfig(PairConfig):
     """Which keys enter the queue under SSPS: the ``own`` ones of the batch, or the ``recalled`` positives that replaced
     them, as in the public code.
     """
+    negatives: Literal["all", "others"] = "all"
+    """Which keys of the queue are negatives of a query: ``all``, as published, or those of ``others``, without keys of
+    the query's own utterance and, under SSPS, of the utterance that was sampled for it.
+    """
 
     def positive_dim(self, embedding_dim: int) -> int:
         """The width of `MoCo.positives`: that of one key, or with ``symmetric`` of two."""
@@ -80,7 +84,10 @@ class MoCo(PairMethod):
         self.key_projector = frozen_copy(self.projector)
         self.queue = RowQueue(config.queue, self.embedding_dim)
         self.other_queue = RowQueue(config.queue, self.embedding_dim) if config.symmetric else None
+        # the utterance of each key
+        self.ids = RowQueue(config.queue, 1, torch.int64) if config.negatives == "others" else None
         self._keys: Tensor | None = None  # the keys of the last global batch, which are not in the queue yet
+        self._new_ids: Tensor | None = None  # and their utterances
 
     @property
     def reference_encoder(self) -> Encoder:
@@ -128,25 +135,41 @@ class MoCo(PairMethod):
     def with_positives(self, out: Outputs, recall: Recall) -> Outputs:
         """Recalled rows are the keys that queries are compared with. ``enqueue`` says which keys enter the queue."""
         rows = replaced(self.positives(out), recall)
+        if recall.ids is not None:
+            out = {**out, "sampled": recall.ids}
         if not self.config.symmetric:
             return {**out, "positive": rows}
         positive, other = rows.chunk(2, dim=1)
         return {**out, "positive": positive, "other_positive": other}
 
+    def _negatives(self, queue: RowQueue, ids: Tensor, sampled: Tensor) -> Tensor:
+        """Which keys of ``queue`` are negatives: bool ``[Q]``, or ``[B, Q]`` if the utterances of keys are known.
+
+        ``ids [B]`` are the queries' utterances, ``sampled [B]`` those of their positives.
+        """
+        if self.ids is None:
+            return queue.filled
+        keys = self.ids.rows[:, 0]
+        return queue.filled & (keys != ids[:, None]) & (keys != sampled[:, None])
+
     def step(self, out: Outputs, batch: Batch, recall: Recalled | None) -> Step:
         """The negatives are the keys of past global batches. The keys of this batch enter the queue in `after_step`."""
         config = self.config
         positive = out.get("positive", out["key"])
-        queue, filled = self.queue.rows, self.queue.filled
+        sampled = out.get("sampled", torch.full_like(batch.ids, -1))
+        queue, filled = self.queue.rows, self._negatives(self.queue, batch.ids, sampled)
         loss = infonce(out["query"], positive, queue, filled=filled, temperature=config.temperature)
         kept = [positive if config.enqueue == "recalled" else out["key"]]
         if self.other_queue is not None:
             other = out.get("other_positive", out["other_key"])
-            queue, filled = self.other_queue.rows, self.other_queue.filled
+            queue, filled = self.other_queue.rows, self._negatives(self.other_queue, batch.ids, sampled)
             back = infonce(out["other_query"], other, queue, filled=filled, temperature=config.temperature)
             loss = (loss + back) / 2
             kept.append(other if config.enqueue == "recalled" else out["other_key"])
         self._keys = collectives.gather(torch.cat(kept, dim=1).detach())
+        if self.ids is not None:
+            recalled = (sampled >= 0) if config.enqueue == "recalled" else torch.zeros_like(sampled, dtype=torch.bool)
+            self._new_ids = collectives.gather(torch.where(recalled, sampled, batch.ids)[:, None])
         return Step(loss, {"infonce": loss.detach()})
 
     def after_step(self, progress: float) -> None:
@@ -158,4 +181,6 @@ class MoCo(PairMethod):
             self.queue.push(own)
             if self.other_queue is not None:
                 self.other_queue.push(*other)
-            self._keys = None
+            if self.ids is not None and self._new_ids is not None:
+                self.ids.push(self._new_ids)
+            self._keys = self._new_ids = None

@@ -9,17 +9,17 @@ from torch import Tensor, nn
 class RowQueue(nn.Module):
     """``length`` rows of ``dim`` values in saved buffers. If all ranks push the same rows, the queue is equal on them.
 
-    ``rows`` is float32 ``[length, dim]``, with zeros where it is not filled yet. ``pushed``, int64 ``[]``, counts all
-    rows that were ever pushed. Both stay on the device, and no function here waits for the device.
+    ``rows`` is ``[length, dim]`` of ``dtype``, with zeros where it is not filled yet. ``pushed``, int64 ``[]``, counts
+    all rows that were ever pushed. Both stay on the device, and no function here waits for the device.
     """
 
     equal_on_ranks = ("rows", "pushed")
     rows: Tensor
     pushed: Tensor
 
-    def __init__(self, length: int, dim: int) -> None:
+    def __init__(self, length: int, dim: int, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.register_buffer("rows", torch.zeros(length, dim))
+        self.register_buffer("rows", torch.zeros(length, dim, dtype=dtype))
         self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
 
     @property

@@ -43,7 +43,7 @@ class Recaller:
     def __init__(self, memory: MemoryClient, ahead: int, epoch_steps: int) -> None:
         self._memory, self._ahead, self._epoch_steps = memory, ahead, epoch_steps
         self._asked: Future[RecallArrays | None] | None = None  # for the group that begins next
-        self._recalls: deque[tuple[np.ndarray, np.ndarray]] = deque()  # of the steps left of this group
+        self._recalls: deque[tuple[np.ndarray, np.ndarray, np.ndarray]] = deque()  # of the steps left of this group
         self._written: list[Later[RememberArrays]] = []
         self._filling: deque[Answer] = deque()  # requests of the pass that fills the memory, not yet answered
 
@@ -65,9 +65,11 @@ class Recaller:
                 return None
             size = len(raw["id"])
             parts = range(0, len(answer.found), size)
-            self._recalls.extend((answer.rows[at : at + size], answer.found[at : at + size]) for at in parts)
-        rows, found = self._recalls.popleft()
-        return Recall(transfer.send(rows, device), transfer.send(found, device))
+            arrays = (answer.rows, answer.found, answer.ids)
+            for at in parts:
+                rows, found, ids = (each[at : at + size] for each in arrays)
+                self._recalls.append((rows, found, ids))
+        return Recall(*(transfer.send(each, device) for each in self._recalls.popleft()))
 
     def remember(self, epoch: int, step: int, what: Later[RememberArrays] | None, peek: Peek | None) -> None:
         """Takes what is remembered of ``step``, which is on its way. After the last step of a group it sends the

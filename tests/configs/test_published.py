@@ -112,6 +112,7 @@ MOCO = NO_PROJECTOR | {
     "symmetric": True,
     "shuffle": True,
     "enqueue": "recalled",
+    "negatives": "all",
 }
 SWAV = PROJECTOR | {
     "name": "swav",

@@ -125,6 +125,18 @@ def test_precision_under_autocast_and_of_half_inputs() -> None:
     torch.testing.assert_close(_loss(*half), _loss(*(x.float() for x in half)), rtol=0, atol=0)
 
 
+def test_each_query_may_have_negatives_of_its_own() -> None:
+    """The mean of each query alone, with the rows of the queue that count for it."""
+    queries, keys, queue = _problem()
+    counted = torch.rand(5, 8, generator=torch.Generator().manual_seed(3)) < 0.6
+    ours = infonce(queries, keys, queue, filled=counted, temperature=0.1)
+    alone = [_transcription(queries[i : i + 1], keys[i : i + 1], queue[counted[i]], 0.1) for i in range(5)]
+    theirs = torch.stack(alone).mean()
+    torch.testing.assert_close(ours, theirs)
+    inputs = [queries, keys, queue]
+    torch.testing.assert_close(_gradients(ours, inputs), _gradients(theirs, inputs))
+
+
 def test_inputs_stay_as_they_are() -> None:
     inputs = _problem()
     before = [x.detach().clone() for x in inputs]
@@ -140,7 +152,7 @@ def test_impossible_arguments() -> None:
         _loss(queries, keys[:4], queue)
     with pytest.raises(ValueError, match=r"queue \(8, 3\)"):
         _loss(queries, keys, queue[:, :3])
-    with pytest.raises(ValueError, match=r"filled must be bool \(8,\), got torch.bool \(7,\)"):
+    with pytest.raises(ValueError, match=r"filled must be bool \(8,\) or \(5, 8\), got torch.bool \(7,\)"):
         infonce(queries, keys, queue, filled=torch.ones(7, dtype=torch.bool), temperature=0.1)
     with pytest.raises(ValueError, match=r"got torch\.int64"):
         infonce(queries, keys, queue, filled=torch.ones(8, dtype=torch.int64), temperature=0.1)

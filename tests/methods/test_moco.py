@@ -252,6 +252,44 @@ def test_ssps_replaces_the_keys_of_both_directions(enqueue: str) -> None:
     assert torch.equal(method.other_queue.rows[7:13], kept[1])
 
 
+@pytest.mark.parametrize("enqueue", ["own", "recalled"])
+def test_keys_of_the_own_and_of_the_sampled_utterance_are_no_negatives(enqueue: str) -> None:
+    """The queue holds keys of utterances 0, 1, 2 and 7; 7 was sampled for the utterance 2, 1 for the utterance 3."""
+    method = moco(negatives="others", enqueue=enqueue)
+    assert method.ids is not None
+    with_queue(method, 4)
+    method.ids.push(torch.tensor([[0], [1], [2], [7]]))
+    over = SSPS(SSPSConfig(name="ssps", start_epoch=1, clusters=4), method)
+    given = Recall(recall().rows, FOUND, torch.tensor([5, -1, 7, 1, -1, -1]))
+    out = forward(over)
+    step = over.step(out, batch_of(), given)
+    apart = torch.ones(6, 20, dtype=torch.bool)
+    apart[:, 4:] = False
+    apart[[0, 1, 2, 2, 3], [0, 1, 2, 3, 1]] = False
+    rows = torch.stack([given.rows[i].detach() if FOUND[i] else out["key"][i] for i in range(6)])
+    expected = infonce(out["query"], rows, method.queue.rows.clone(), filled=apart, temperature=0.2)
+    torch.testing.assert_close(step.loss, expected)
+    over.after_step(0.1)
+    new = [5, 1, 7, 1, 4, 5] if enqueue == "recalled" else list(range(6))
+    assert method.ids.rows[:, 0].tolist() == [0, 1, 2, 7, *new, *[0] * 10]
+    assert int(method.ids.pushed) == int(method.queue.pushed) == 10
+    assert "ids.rows" in method.state_dict() and "ids.rows" not in moco().state_dict()
+
+
+def test_without_a_memory_the_own_utterance_is_no_negative() -> None:
+    method = both_ways(negatives="others")
+    assert method.ids is not None and method.other_queue is not None
+    method.ids.push(torch.arange(9)[:, None])
+    out = forward(method)
+    step = method.step(out, batch_of(), None)
+    apart = ~torch.eye(6, 20, dtype=torch.bool)
+    losses = [
+        infonce(out[query], out[key], queue.rows.clone(), filled=apart & queue.filled, temperature=0.2)
+        for query, key, queue in (("query", "key", method.queue), ("other_query", "other_key", method.other_queue))
+    ]
+    torch.testing.assert_close(step.loss, sum(losses) / 2)
+
+
 def test_on_one_rank_shuffling_changes_nothing() -> None:
     out, plain = forward(moco(shuffle=True)), forward(moco())
     assert all(torch.equal(out[name], plain[name]) for name in plain)

@@ -62,7 +62,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...], dict[str, int]]] = {
     "ssps": (SSPS_METHOD, (), {}),
     "ssps over moco": (over(MOCO_METHOD), (), {}),
     "moco both ways": (
-        over({**MOCO_METHOD, "symmetric": True, "enqueue": "recalled"}),
+        over({**MOCO_METHOD, "symmetric": True, "enqueue": "recalled", "negatives": "others"}),
         ("training.optimiser.clip_each=1", "encoder.frontend.normalise=mean_variance", LEVELS),
         {},
     ),
