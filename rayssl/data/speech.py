@@ -5,7 +5,8 @@ tract that moves through vowels and fricatives. A speaker has a pitch and its mo
 factors on the resonances, a glottal slope, breathiness and a speaking rate. A recording has one condition of
 `rayssl.data.conditions`, drawn for this recording only. So the recording is a confound, as in real data: utterances of
 one recording share a channel, and other recordings of the same speaker have other channels. The utterances of a speaker
-differ in the sounds spoken, as real ones do.
+differ in the sounds spoken, as real ones do: in free speech they are drawn for each utterance. A word fixes its sounds
+for all speakers; how much they differ between words can be set.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from scipy import fft
 from rayssl.data import conditions
 from rayssl.data.decode import RATE
 
-_SPEAKER, _UTTERANCE, _CHANNEL, _NOISE = 1, 2, 3, 4  # purposes of the seeds
+_SPEAKER, _UTTERANCE, _CHANNEL, _NOISE, _WORD = 1, 2, 3, 4, 5  # purposes of the seeds
 _HOP, _FFT = 160, 640
 # Resonances of ten vowels in Hz: averages of published measurements of adults, rounded.
 _VOWELS = np.array(
@@ -32,6 +33,8 @@ _VOWELS = np.array(
 )  # fmt: skip
 _FRICTION = 0.25  # level of fricatives relative to vowels
 _FRICATIVES = np.array([[5500, 900], [3200, 800], [4500, 2500], [2200, 1200]], dtype=float)  # centre and width in Hz
+_VOWEL, _FRICATIVE, _PAUSE = 0, 1, 2
+_WORD_KINDS = np.array([_VOWEL, _FRICATIVE, _VOWEL, _VOWEL, _FRICATIVE, _VOWEL])
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,45 @@ class Voice:
     hiss: float  # factor on the centres of fricatives
 
 
-def speak(seed: int, speaker: int, recording: int, utterance: int, *, seconds: float, channel: float) -> np.ndarray:
+@dataclass(frozen=True)
+class Word:
+    """The sounds of a word: ``kinds [n]``, and in Hz the resonances of a vowel, ``vowels [n, 4]``, and centre and width
+    of a fricative, ``places [n, 2]``, before a speaker's own factors. ``lengths [n]`` are relative.
+    """
+
+    kinds: np.ndarray
+    vowels: np.ndarray
+    places: np.ndarray
+    lengths: np.ndarray
+
+
+def draw_word(seed: int, number: int, likeness: float) -> Word:
+    """The word ``number``. All words have the same kinds of sounds, in the same order.
+
+    ``likeness``, from 0 to 1: how near the sounds are to those that all words of the seed have in common, on a
+    logarithmic scale; with 1 all words are the same.
+    """
+    common, own = (_word_sounds(np.random.default_rng([seed, _WORD, which])) for which in (0, 1 + number))
+    sounds = (one**likeness * other ** (1 - likeness) for one, other in zip(common, own, strict=True))
+    return Word(_WORD_KINDS, *sounds)
+
+
+def _word_sounds(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    count = len(_WORD_KINDS)
+    vowels, places = (all_of[rng.integers(len(all_of), size=count)] for all_of in (_VOWELS, _FRICATIVES))
+    return vowels, places, rng.uniform(0.6, 1.6, count)
+
+
+def speak(
+    seed: int, speaker: int, recording: int, utterance: int, *, seconds: float, channel: float, word: Word | None = None
+) -> np.ndarray:
     """One utterance as float32 ``[seconds * 16000]`` in [-1, 1], heard through the channel of its recording.
 
-    ``channel`` is the strength of the channel (0: none), like `conditions.strength`.
+    ``channel`` is the strength of the channel (0: none), like `conditions.strength`. ``word`` is what is said, once;
+    None is free speech.
     """
     rng = np.random.default_rng([seed, _UTTERANCE, speaker, recording, utterance])
-    clean = synthesise(draw_voice(seed, speaker), rng, round(seconds * RATE))
+    clean = synthesise(draw_voice(seed, speaker), rng, round(seconds * RATE), word)
     heard = _channel(seed, speaker, recording, channel)
     return conditions.render(clean, heard, [seed, _NOISE, speaker, recording, utterance])
 
@@ -87,10 +122,11 @@ def draw_voice(seed: int, speaker: int) -> Voice:
     )
 
 
-def synthesise(voice: Voice, rng: np.random.Generator, samples: int) -> np.ndarray:
+def synthesise(voice: Voice, rng: np.random.Generator, samples: int, word: Word | None = None) -> np.ndarray:
     """Speech by ``voice``, float32 ``[samples]`` with an RMS of 0.06. ``rng`` draws the sounds and the melody."""
     frames = samples // _HOP + 2
-    resonances, voicing, fricative, loudness = _articulation(voice, rng, frames)
+    spoken_sounds = _free_sounds(voice, rng, frames) if word is None else _word_said(word, rng, frames)
+    resonances, voicing, fricative, loudness = _articulation(voice, rng, frames, spoken_sounds)
     source = _glottis(voice, rng, frames, samples) * np.repeat(voicing, _HOP)[:samples]
     noise = rng.standard_normal(samples)
     breath = noise * np.repeat(voicing, _HOP)[:samples] * voice.breath
@@ -102,25 +138,47 @@ def synthesise(voice: Voice, rng: np.random.Generator, samples: int) -> np.ndarr
     return np.asarray(spoken * (0.06 / max(float(np.sqrt(np.mean(spoken**2))), 1e-9)), dtype=np.float32).clip(-1, 1)
 
 
-def _articulation(
-    voice: Voice, rng: np.random.Generator, frames: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Per frame: resonances [frames, 4] in Hz, voicing in 0..1, fricative [frames, 2] in Hz, loudness in 0..1."""
+def _free_sounds(voice: Voice, rng: np.random.Generator, frames: int) -> Word:
+    """Sounds for all ``frames``, drawn one by one, with lengths in frames."""
     sounds = max(2, int(np.ceil(frames * _HOP / RATE * voice.rate * 1.6)))
     lengths = rng.lognormal(0, 0.35, sounds) * RATE / _HOP / voice.rate
-    ends = np.cumsum(lengths)
-    centres = ends - lengths / 2
-    kind = rng.choice(3, sounds, p=[0.66, 0.24, 0.10])  # vowel, fricative, pause
-    kind[0] = 0
-    vowels = _VOWELS[rng.integers(len(_VOWELS), size=sounds)] * 2 ** rng.normal(0, 0.03, (sounds, 4))
-    vowels = vowels * voice.tract * voice.resonances
-    place = _FRICATIVES[rng.integers(len(_FRICATIVES), size=sounds)] * voice.hiss
-    stress = np.where(kind == 2, 0.0, rng.uniform(0.45, 1.0, sounds))
+    kinds = rng.choice(3, sounds, p=[0.66, 0.24, 0.10])  # vowel, fricative, pause
+    kinds[0] = _VOWEL
+    vowels = _said_freely(_VOWELS[rng.integers(len(_VOWELS), size=sounds)], rng)
+    return Word(kinds, vowels, _FRICATIVES[rng.integers(len(_FRICATIVES), size=sounds)], lengths)
+
+
+def _said_freely(vowels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Nobody says a vowel twice alike."""
+    return np.asarray(vowels * 2 ** rng.normal(0, 0.03, vowels.shape))
+
+
+def _word_said(word: Word, rng: np.random.Generator, frames: int) -> Word:
+    """The word with pauses around it, in lengths of frames: it takes 60 to 90 % of them, and begins anywhere."""
+    lengths = word.lengths * rng.lognormal(0, 0.15, len(word.lengths))
+    taken = rng.uniform(0.6, 0.9)
+    before = (1 - taken) * rng.uniform()
+    lengths = np.concatenate([[before], taken * lengths / lengths.sum(), [1 - taken - before]]) * frames
+    kinds = np.concatenate([[_PAUSE], word.kinds, [_PAUSE]])
+    vowels, places = (np.concatenate([x[:1], x, x[-1:]]) for x in (word.vowels, word.places))
+    return Word(kinds, _said_freely(vowels, rng), places, lengths)
+
+
+def _articulation(
+    voice: Voice, rng: np.random.Generator, frames: int, said: Word
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Per frame: resonances [frames, 4] in Hz, voicing in 0..1, fricative [frames, 2] in Hz, loudness in 0..1."""
+    kind, sounds = said.kinds, len(said.kinds)
+    ends = np.cumsum(said.lengths)
+    centres = ends - said.lengths / 2
+    vowels = said.vowels * voice.tract * voice.resonances
+    place = said.places * voice.hiss
+    stress = np.where(kind == _PAUSE, 0.0, rng.uniform(0.45, 1.0, sounds))
     frame = np.arange(frames)
     sound = np.minimum(np.searchsorted(ends, frame), sounds - 1)
     smooth = np.hanning(7) / np.hanning(7).sum()
     moving = np.stack([np.interp(frame, centres, vowels[:, k]) for k in range(4)], axis=1)
-    voicing = np.convolve((kind == 0)[sound], smooth, mode="same")
+    voicing = np.convolve((kind == _VOWEL)[sound], smooth, mode="same")
     loudness = np.convolve(stress[sound], smooth, mode="same")
     return moving, voicing, place[sound], loudness
 

@@ -91,3 +91,28 @@ def test_generation_is_fifty_times_faster_than_speech() -> None:
     for speaker in range(10):
         speak(speaker, 0, 0)
     assert 10 * 3.0 / (time.process_time() - started) > 50
+
+
+def spectra(word: speech.Word, speakers: int = 8) -> np.ndarray:
+    """The mean log-spectrum over time of a word, by some speakers: ``[speakers, bands]`` of 250 Hz."""
+    spoken = [speech.speak(3, s, 0, 0, seconds=1.0, channel=0, word=word) for s in range(speakers)]
+    power = [(np.abs(np.fft.rfft(one)) ** 2)[:-1].reshape(32, -1).mean(axis=1) for one in spoken]
+    return np.log(np.stack(power) + 1e-6)
+
+
+def test_words_differ_less_the_more_alike_they_are() -> None:
+    """Between two words, said by the same speakers; with likeness 1 they are the same sounds."""
+    gaps = []
+    for likeness in (0.0, 0.5, 1.0):
+        first, second = (speech.draw_word(3, number, likeness) for number in (0, 1))
+        gaps.append(float(np.abs(spectra(first) - spectra(second)).mean()))
+    assert gaps[0] > 1.3 * gaps[1] > 0 and gaps[2] == 0, gaps
+
+
+def test_a_word_has_pauses_around_it_and_is_said_differently_each_time() -> None:
+    word = speech.draw_word(3, 4, 0.0)
+    spoken = [speech.speak(3, 1, 0, u, seconds=1.0, channel=0, word=word) for u in range(20)]
+    loud = np.stack([(one**2).reshape(100, -1).mean(axis=1) for one in spoken]) > 1e-5
+    assert 0.5 < loud.mean() < 0.9
+    assert len({int(row.argmax()) for row in loud}) > 5, "it begins anywhere"
+    assert not any(np.array_equal(spoken[0], other) for other in spoken[1:])

@@ -33,6 +33,13 @@ class SyntheticConfig(SourceConfig):
     """
     channel: float = Field(default=0.6, ge=0, le=2)
     """How much recordings differ in their channel, from 0 (not at all) to 2, as ``conditions.strength`` does."""
+    words: int = Field(default=0, ge=0, le=1000)
+    """The number of different words, which are the labels ``w000``, ``w001`` and so on. The utterances of a recording
+    say them in turn, so take a multiple of this number as ``utterances``. With 0 speech is free, without labels.
+    """
+    likeness: float = Field(default=0.0, ge=0, le=1)
+    """How alike the ``words`` are, from 0 to 1: the higher, the harder they are to tell apart. With 1 all are the same.
+    """
 
     def describe(self) -> str:
         """Always the same text: there is no URI to name."""
@@ -51,9 +58,14 @@ class Synthetic(Source):
         for s in range(config.first_speaker, config.first_speaker + config.speakers):
             for r in range(config.recordings):
                 for u in range(config.utterances):
-                    yield Reference(f"s{s:05d}/r{r:02d}/u{u:03d}", f"s{s:05d}", f"r{r:02d}", None, (s, r, u))
+                    label = f"w{u % config.words:03d}" if config.words else None
+                    yield Reference(f"s{s:05d}/r{r:02d}/u{u:03d}", f"s{s:05d}", f"r{r:02d}", label, (s, r, u))
 
     def read(self, reference: Reference) -> np.ndarray:
         """float32 ``[seconds * 16000]``."""
         config, (speaker, recording, utterance) = self.config, map(int, reference.locator)
-        return speech.speak(config.seed, speaker, recording, utterance, seconds=config.seconds, channel=config.channel)
+        number = utterance % config.words if config.words else None
+        word = None if number is None else speech.draw_word(config.seed, number, config.likeness)
+        return speech.speak(
+            config.seed, speaker, recording, utterance, seconds=config.seconds, channel=config.channel, word=word
+        )

@@ -25,3 +25,13 @@ def test_a_reference_is_spoken_as_its_numbers_say() -> None:
     assert np.array_equal(read(config, [one])[one.name], spoken)
     assert CheckedSource(config).place(one) == config.describe() == "the synthetic source"
     assert config.located() == config
+
+
+def test_words_are_said_in_turn_and_are_the_labels() -> None:
+    config = SyntheticConfig(speakers=1, recordings=1, utterances=5, seconds=0.5, words=3, likeness=0.2, channel=0)
+    found = listed(config)
+    assert [one.label for one in found] == ["w000", "w001", "w002", "w000", "w001"]
+    word = speech.draw_word(0, 1, 0.2)
+    assert np.array_equal(
+        read(config, found)[found[4].name], speech.speak(0, 0, 0, 4, seconds=0.5, channel=0, word=word)
+    )
