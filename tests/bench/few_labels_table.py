@@ -34,7 +34,7 @@ FEW = 3  # classes of the tail
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table. ``config``: a file of `configs`; in the imbalance table, the part after the corpus's name."""
+    """One line of a table. ``config``: a file of `configs`; in the imbalance table, what follows the corpus's name."""
 
     title: str
     config: str
