@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -13,43 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from rayssl import storage
-from rayssl.training import checkpoint
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def result(
-    run: str,
-    config: str,
-    seed: int,
-    overrides: Sequence[str] = (),
-    which: str = "last",
-    *,
-    here: bool = False,
-    begins: tuple[str, str] | None = None,
+    run: str, config: str, seed: int, overrides: Sequence[str] = (), which: str = "last", *, here: bool = False
 ) -> Any:
     """What `rayssl evaluate` wrote of the checkpoint ``which``; a run that was interrupted resumes.
 
-    ``here``: with ``--local``, in one process of one thread without Ray. ``begins``: another run and one of its
-    checkpoints, up to which both are the same; a new run resumes from a copy of it.
+    ``here``: with ``--local``, in one process of one thread without Ray.
     """
     place = storage.join(run, "evaluation", *([] if which == "last" else [which]), "result.json")
     if not storage.exists(place):
         say, how = str(Path(sys.executable).with_name("rayssl")), ["--local"] if here else []
         env = {**os.environ, "OMP_NUM_THREADS": "1"} if here else None
-        if begins is not None and not checkpoint.steps(run):
-            _copy_beginning(*begins, run)
         train = ["train", str(CONFIGS / config), f"run={run}", f"seed={seed}", *overrides]
         for verb in (train, ["evaluate", run, "--checkpoint", which]):
             subprocess.run([say, *verb, *how], check=True, env=env)
     return json.loads(storage.read_text(place))
-
-
-def _copy_beginning(other: str, which: str, run: str) -> None:
-    """The checkpoint ``which`` of the run ``other``, with the figures of its steps, as the beginning of ``run``."""
-    at = checkpoint.locate(other, which)
-    shutil.copytree(at, Path(run) / "checkpoints" / Path(at).name)
-    shutil.copy(Path(other) / "metrics.jsonl", run)
 
 
 def cell(values: Iterable[float | None], scale: float = 1.0, digits: int = 0) -> str:

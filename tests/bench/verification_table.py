@@ -1,10 +1,11 @@
-"""The verification tables of configs/README.md, over seeds: SimCLR, SSPS in three ways, its bound, supervised training;
-other bases with SSPS.
+"""The verification tables of configs/README.md, over seeds: SimCLR, SSPS in several ways, its bound, supervised
+training, the second stage; other bases with SSPS.
 
-    python -m tests.bench.verification_table [--seeds 0 1 2] [--rows simclr ssps supervised dino ssps_dino ...]
+    python -m tests.bench.verification_table [--here] [--seeds 0 1 2] [--rows simclr ssps supervised dino ssps_dino ...]
 
 Trains and evaluates what is missing, by the commands a user would type, and prints one Markdown row for each; a run
-that was interrupted resumes. Needs the corpora of `configs/gsc_prepare.yaml`.
+that was interrupted resumes. Needs the corpora of `configs/gsc_prepare.yaml`. ``--here`` trains without Ray, in one
+process of one thread, so that two of these commands may run side by side on two cores.
 """
 
 from __future__ import annotations
@@ -19,27 +20,40 @@ from tests.bench.table_runs import cell, result
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a checkpoint of the run that ``config`` with ``overrides`` makes."""
+    """One line of the table: a checkpoint of the run that ``config`` with ``overrides`` makes.
+
+    ``after``: the run whose encoder it begins with, of the same seed.
+    """
 
     title: str
     run: str
     config: str
     overrides: tuple[str, ...] = ()
     which: str = "last"
+    after: str | None = None
 
 
 PLAIN = ("method.whiten=false", "method.references=rolling", "method.kmeans=exact")
 NEAREST = ("method.sampling=nn", "method.neighbours=3")
 BOUND = (*PLAIN, "method.sampling=speaker")
 BASES = {"dino": "DINO", "moco": "MoCo", "swav": "SwAV", "vicreg": "VICReg", "sdpn": "SDPN"}
+
+
+def published(clusters: int, neighbours: int) -> tuple[str, ...]:
+    """SSPS with the published settings around K and M: rolling references, exact k-means, a queue of K utterances."""
+    return (*PLAIN, f"method.clusters={clusters}", f"method.queue={clusters}", f"method.neighbours={neighbours}")
+
+
 ROWS = (
     Row("SimCLR, half of the epochs", "simclr", "gsc_simclr.yaml", which="epoch-12"),
     Row("SimCLR, as many epochs more", "simclr", "gsc_simclr.yaml"),
     Row("SimCLR + SSPS", "ssps", "gsc_ssps_simclr.yaml"),
     Row("SimCLR + SSPS-NN, M = 3", "nn", "gsc_ssps_simclr.yaml", NEAREST),
-    Row("SimCLR + SSPS without the three settings", "kmeans", "gsc_ssps_simclr.yaml", (*PLAIN, "method.clusters=800")),
+    Row("SimCLR + SSPS as published, K = 320, M = 0", "k320", "gsc_ssps_simclr.yaml", published(320, 0)),
+    Row("SimCLR + SSPS as published, K = 1340, M = 1", "k1340", "gsc_ssps_simclr.yaml", published(1340, 1)),
     Row("SimCLR + positives of true speakers (bound)", "bound", "gsc_ssps_simclr.yaml", BOUND),
     Row("supervised (AAM-softmax)", "supervised", "gsc_supervised.yaml"),
+    Row("SimCLR + SSPS, then the second stage", "second", "gsc_pseudo_speakers.yaml", after="ssps"),
     *(
         row
         for name, title in BASES.items()
@@ -51,10 +65,11 @@ ROWS = (
 )
 
 
-def measure(row: Row, seed: int, into: str) -> dict[str, float]:
+def measure(row: Row, seed: int, into: str, *, here: bool) -> dict[str, float]:
     """The row's figures for one seed, trained and evaluated where that has not been done."""
     run = storage.join(into, f"{row.run}-seed{seed}")
-    figures = result(run, row.config, seed, row.overrides, row.which)
+    begins = () if row.after is None else (f"encoder.start_from={storage.join(into, f'{row.after}-seed{seed}')}",)
+    figures = result(run, row.config, seed, (*row.overrides, *begins), row.which, here=here)
     return {**checkpoint.read_meta(checkpoint.locate(run, row.which)).metrics, **figures}
 
 
@@ -72,12 +87,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", default=sorted({row.run for row in ROWS}))
     parser.add_argument("--into", default="runs/gsc/table")
+    parser.add_argument("--here", action="store_true")
     arguments = parser.parse_args()
     rows = [row for row in ROWS if row.run in arguments.rows]
     measured: dict[Row, list[dict[str, float]]] = {row: [] for row in rows}
     for seed in arguments.seeds:
         for row in rows:
-            measured[row].append(measure(row, seed, arguments.into))
+            measured[row].append(measure(row, seed, arguments.into, here=arguments.here))
             print(f"seed {seed}: {line(row, measured[row][-1:])}", flush=True)
     print("| run | EER % | minDCF(0.01) | minDCF(0.05) | coverage % | right speaker % | same recording % |")
     print("|---|---|---|---|---|---|---|")
