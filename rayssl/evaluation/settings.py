@@ -46,6 +46,10 @@ class VerificationConfig(Config):
     """File or URI of the list of trials in VoxCeleb's format, a line ``label enrol test`` each, with utterance names of
     the corpus. ``rayssl prepare`` makes such lists (``trials``).
     """
+    embedding: Literal["encoder", "projection"] = "encoder"
+    """What is compared: the embedding of the ``encoder``, or the ``projection`` that the method's loss compares, after
+    the layers of ``method.projector`` or ``method.head``.
+    """
     as_norm: AsNormConfig | None = None
     """Score normalisation with a cohort (adaptive s-norm); null reports plain cosines."""
     centre: CentreConfig | None = None

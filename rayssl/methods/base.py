@@ -240,6 +240,14 @@ class MethodConfig(ComponentConfig):
             "Config.positive_dim, positives and with_positives; choose another method"
         )
 
+    def projection(self, embedding_dim: int) -> tuple[str, nn.Module] | None:
+        """The layers between an embedding and what the loss compares, with the prefix of their weights' names.
+
+        The layers are new ones, for embeddings ``[B, embedding_dim]``; the names are those of `Method.state_dict`. None
+        if there are none.
+        """
+        return None
+
     def positive_segments(self, views: ViewsConfig, epoch: int) -> tuple[Segment, ...]:
         """The segments that `Method.positives_of` needs; a part of `segments`."""
         return self.segments(views, epoch)

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from rayssl import collectives
@@ -74,6 +74,10 @@ class CLARConfig(PairConfig):
     def learns_labels(self) -> bool:
         """True unless ``labels`` is ``none``."""
         return self.labels != "none"
+
+    def projection(self, embedding_dim: int) -> tuple[str, nn.Module] | None:
+        """The projector; None for ``cross``, whose two encoders have one each."""
+        return None if self.cross else super().projection(embedding_dim)
 
     def check(self, facts: JobFacts) -> None:
         """Raises `ConfigError` if ``cross`` lacks a second encoder, or ``labels`` lacks a split with two classes."""

@@ -113,6 +113,10 @@ class DINOConfig(MethodConfig):
         """The width of `DINO.positives`."""
         return self.head.bottleneck if self.store == "bottleneck" else self.head.prototypes
 
+    def projection(self, embedding_dim: int) -> tuple[str, nn.Module] | None:
+        """The bottleneck of the branch that ``evaluate`` chooses, of unit length."""
+        return f"{self.evaluate}.head.", DinoBottleneck(self.head, embedding_dim)
+
     def positive_segments(self, views: ViewsConfig, epoch: int) -> tuple[Segment, ...]:
         """The first global crop."""
         return self.segments(views, epoch)[:1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from rayssl.methods.base import Method, MethodConfig, Outputs, Recall, Views, embed_together, replaced
 from rayssl.models.encoder import Encoder
@@ -31,6 +31,10 @@ class PairConfig(MethodConfig):
     def positive_dim(self, embedding_dim: int) -> int:
         """The width of `PairMethod.positives`."""
         return self.projector.outputs(embedding_dim)
+
+    def projection(self, embedding_dim: int) -> tuple[str, nn.Module] | None:
+        """The projector."""
+        return ("projector.", Projector(self.projector, embedding_dim)) if self.projector.sizes else None
 
 
 class SiameseConfig(PairConfig):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from rayssl import collectives
 from rayssl.losses.sdpn import balanced, decorrelation, koleo, prediction, unevenness
@@ -106,6 +106,10 @@ class SDPNConfig(MethodConfig):
     def positive_dim(self, embedding_dim: int) -> int:
         """The width of `SDPN.positives`."""
         return self.head.bottleneck
+
+    def projection(self, embedding_dim: int) -> tuple[str, nn.Module] | None:
+        """The bottleneck of the branch that ``evaluate`` chooses, of unit length."""
+        return f"{self.evaluate}.head.", DinoBottleneck(self.head, embedding_dim)
 
     def positive_segments(self, views: ViewsConfig, epoch: int) -> tuple[Segment, ...]:
         """The global crop."""

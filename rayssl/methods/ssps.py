@@ -190,6 +190,11 @@ class SSPSConfig(MethodConfig):
             return (*self.over.positive_segments(views, epoch), _reference_segment(views))
         return (_reference_segment(views),) if self.recalls(epoch) and self.references == "fill" else ()
 
+    def projection(self, embedding_dim: int) -> tuple[str, nn.Module] | None:
+        """That of the wrapped method."""
+        found = self.over.projection(embedding_dim)
+        return None if found is None else ("base." + found[0], found[1])
+
     @property
     def clusters_references(self) -> bool:
         """True if ``sampling`` uses clusters."""

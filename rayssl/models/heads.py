@@ -120,6 +120,10 @@ class DinoBottleneck(nn.Module):
         y: Tensor = self.layers(x)
         return F.normalize(y if y.dtype == torch.float64 else y.float(), dim=1)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """`bottleneck`."""
+        return self.bottleneck(x)
+
 
 class DinoHead(DinoBottleneck):
     """DINO's head (Caron et al., ICCV 2021) in two parts: `bottleneck`, and `prototypes` applied to its output.

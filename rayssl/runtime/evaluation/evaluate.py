@@ -16,11 +16,12 @@ from rayssl import storage
 from rayssl.data import shards, trials
 from rayssl.errors import ConfigError
 from rayssl.evaluation.imbalance import ClassificationResult
-from rayssl.evaluation.scoring import as_norm, centred, score_trials
+from rayssl.evaluation.scoring import as_norm, centred, score_trials, unit_rows
 from rayssl.evaluation.settings import ClassificationConfig, StagingConfig, VerificationConfig
 from rayssl.evaluation.staging import StagingResult, staging_line
 from rayssl.evaluation.verification import Result, verification_result
 from rayssl.experiment.config import Experiment, located
+from rayssl.inference.encoder import Projection
 from rayssl.runs.reading import read_run
 from rayssl.runtime.embedding.actors import embed, matrix
 from rayssl.runtime.embedding.names import with_names
@@ -134,19 +135,10 @@ def _verify(
 ) -> Result:
     """Scores the trials with the checkpoint at ``uri``, which ``embedded`` uses, and writes to ``folder``."""
     listed = trials.read_for(settings.trials, settings.corpus)
-    table = embedded(settings.corpus)
+    project = Projection(experiment, uri) if settings.embedding == "projection" else None
+    table = _compared(embedded, project, settings.corpus)
     names = table.column("name").to_pylist()
-    rows, others, norms = matrix(table), None, list[str]()
-    if settings.centre is not None:
-        others = matrix(embedded(settings.centre.corpus, limit=settings.centre.utterances))
-        rows = centred(rows, others)
-        norms.append(f"centred({len(others)})")
-    scores = score_trials(listed, names, rows)
-    if settings.as_norm is not None:
-        found = embedded(settings.as_norm.cohort, limit=settings.as_norm.utterances)
-        cohort = matrix(found) if others is None else centred(matrix(found), others)
-        scores = as_norm(scores, listed, names, rows, cohort, top=settings.as_norm.top)
-        norms.append(f"as-norm({len(cohort)}, top {settings.as_norm.top})")
+    scores, norms = _scores(settings, listed, table, partial(_compared, embedded, project))
     speakers = dict(zip(names, table.column("speaker").to_pylist(), strict=True))
     enrol, test = [trial.enrol for trial in listed], [trial.test for trial in listed]
     known = settings.resamples > 0 and all(speakers[name] >= 0 for name in {*enrol, *test})
@@ -157,7 +149,7 @@ def _verify(
         [speakers[name] for name in test] if known else None,
         seed=experiment.seed,
         resamples=max(1, settings.resamples),
-        norm=", ".join(norms) or "none",
+        norm=", ".join((["projection"] if project else []) + norms) or "none",
         checkpoint=uri.rsplit("/", 1)[-1],
     )
     scored = pa.table(
@@ -172,6 +164,37 @@ def _verify(
     _write_table(folder, "scores", scored)
     _write_result(folder, result.model_dump(mode="json"))
     return result
+
+
+def _compared(
+    embedded: Callable[..., pa.Table], project: Projection | None, corpus: str, limit: int | None = None
+) -> pa.Table:
+    """The table of ``embedded``, whose column ``embedding`` has what is compared, of unit length."""
+    table = embedded(corpus, limit=limit, normalise=project is None)
+    if project is None:
+        return table
+    rows = unit_rows(project(matrix(table)), len(table))
+    column = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
+    return table.set_column(table.schema.get_field_index("embedding"), "embedding", column)
+
+
+def _scores(
+    settings: VerificationConfig, listed: list[trials.Trial], table: pa.Table, compared: Callable[..., pa.Table]
+) -> tuple[np.ndarray, list[str]]:
+    """The scores ``[n]`` of the trials, and what was done to them and to the embeddings in ``table``."""
+    names, rows = table.column("name").to_pylist(), matrix(table)
+    others, norms = None, list[str]()
+    if settings.centre is not None:
+        others = matrix(compared(settings.centre.corpus, limit=settings.centre.utterances))
+        rows = centred(rows, others)
+        norms.append(f"centred({len(others)})")
+    scores = score_trials(listed, names, rows)
+    if settings.as_norm is not None:
+        found = matrix(compared(settings.as_norm.cohort, limit=settings.as_norm.utterances))
+        cohort = found if others is None else centred(found, others)
+        scores = as_norm(scores, listed, names, rows, cohort, top=settings.as_norm.top)
+        norms.append(f"as-norm({len(cohort)}, top {settings.as_norm.top})")
+    return scores, norms
 
 
 def _write_table(folder: str, name: str, table: pa.Table) -> None:
