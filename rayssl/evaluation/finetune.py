@@ -225,7 +225,8 @@ def _judged(
 def _folded(probe: LinearProbe, classes: int, device: torch.device) -> nn.Linear:
     """One layer ``[D -> classes]`` on embeddings as they are, with the scores of ``probe`` on standardised ones."""
     weight, bias = probe.weight / probe.deviation, probe.bias - probe.weight @ (probe.mean / probe.deviation)
-    head = nn.utils.skip_init(nn.Linear, weight.shape[1], classes).requires_grad_(False)  # draws no random numbers
+    head: nn.Linear = nn.utils.skip_init(nn.Linear, weight.shape[1], classes)  # draws no random numbers
+    head.requires_grad_(False)
     head.weight.zero_()
     head.bias.fill_(_NEVER)
     head.weight[probe.classes] = torch.from_numpy(weight).float()
