@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import logsumexp
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import ThreadpoolController
@@ -52,15 +53,59 @@ def linear_probe(train_x: Float32, train_y: ArrayLike, test_x: Float32, *, seed:
             finite or do not fit.
     """
     data = _checked(train_x, train_y, test_x, "a linear probe")
-    if not len(l2) or min(l2) <= 0:
-        raise ValueError(f"l2: expected strengths above 0, got {list(l2)}")
-    held = _held_out(data.labels, seed)
-    strength = _L2_UNCHOSEN if len(l2) > 1 else l2[0]
+    chosen, _ = _chosen_fit(data, seed, l2)
     with _few_threads():
-        if held.any() and len(l2) > 1:
-            strength = _best_strength(data, held, sorted(l2, reverse=True))
-        chosen = _fit(data.train, data.labels, strength)
         return data.classes[np.asarray(chosen.predict(data.test), np.int64)]
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """The weights of a linear probe for K classes. All arrays are float64, except int64 ``classes [K]``.
+
+    The score of class ``classes[k]`` for an embedding e is ``weight[k] . (e - mean) / deviation + bias[k]``, with
+    ``weight [K, D]``, ``bias [K]``, ``mean [D]`` and ``deviation [D]``. ``l2`` is the strength that was chosen.
+    """
+
+    weight: NDArray[np.float64]
+    bias: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    deviation: NDArray[np.float64]
+    classes: Ints
+    l2: float
+
+    @property
+    def penalty(self) -> float:
+        """The p of ``p / 2 * |weight|^2``, which was minimised with the mean cross-entropy.
+
+        Of two classes it is twice ``l2``: the regression has a single vector for them, here halved to both rows.
+        """
+        return self.l2 * (2 if len(self.classes) == 2 else 1)
+
+    def surprise(self, x: Float32, y: ArrayLike, temperature: float = 1.0) -> NDArray[np.float64]:
+        """The cross-entropy ``[n]`` of embeddings ``x [n, D]`` of classes ``y [n]``, all of them among ``classes``.
+
+        Scores are divided by ``temperature``, which does not change what is predicted.
+        """
+        scores = (np.asarray(x, np.float64) - self.mean) / self.deviation @ self.weight.T + self.bias
+        scores /= temperature
+        column = np.searchsorted(self.classes, np.ravel(np.asarray(y)))
+        return np.asarray(logsumexp(scores, axis=1) - scores[np.arange(len(scores)), column], np.float64)
+
+
+def fit_linear_probe(train_x: Float32, train_y: ArrayLike, *, seed: int, l2: Sequence[float] = L2) -> LinearProbe:
+    """The weights with which `linear_probe` classifies; arguments and errors as there."""
+    data = _checked(train_x, train_y, train_x, "a linear probe")
+    model, strength = _chosen_fit(data, seed, l2)
+    weight, bias = np.asarray(model.coef_, np.float64), np.asarray(model.intercept_, np.float64)
+    if len(weight) == 1:  # of two classes: the log odds of the second one
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    return LinearProbe(weight, bias, data.mean, data.deviation, data.classes, strength)
+
+
+def held_out(labels: Ints, seed: int) -> NDArray[np.bool_]:
+    """Which rows choose the strength: a fifth of each class, and at least one row of a class with two or more."""
+    place, size = _places(labels, seed, _HELD)
+    return (size > 1) & (place < np.maximum(1, np.floor(size / 5 + 0.5)))
 
 
 def knn(train_x: Float32, train_y: ArrayLike, test_x: Float32, *, k: int = 20, temperature: float = 0.07) -> Ints:
@@ -108,12 +153,17 @@ def label_shares(y: ArrayLike, shares: Sequence[float] = (0.01, 0.1, 0.2, 1.0), 
 
 @dataclass(frozen=True)
 class _Data:
-    """The standardised embeddings ``train [n, D]`` and ``test [m, D]``; ``labels [n]`` index ``classes [K]``."""
+    """The standardised embeddings ``train [n, D]`` and ``test [m, D]``; ``labels [n]`` index ``classes [K]``.
+
+    ``mean [D]`` and ``deviation [D]`` are those of the training embeddings.
+    """
 
     train: Float32
     labels: Ints
     test: Float32
     classes: Ints
+    mean: NDArray[np.float64]
+    deviation: NDArray[np.float64]
 
 
 def _checked(train_x: Float32, train_y: ArrayLike, test_x: Float32, what: str) -> _Data:
@@ -141,7 +191,21 @@ def _checked(train_x: Float32, train_y: ArrayLike, test_x: Float32, what: str) -
         labels,
         ((test - mean) / deviation).astype(np.float32),
         classes,
+        mean,
+        deviation,
     )
+
+
+def _chosen_fit(data: _Data, seed: int, l2: Sequence[float]) -> tuple[LogisticRegression, float]:
+    """The regression of all training rows with the best of the strengths ``l2``, and that strength."""
+    if not len(l2) or min(l2) <= 0:
+        raise ValueError(f"l2: expected strengths above 0, got {list(l2)}")
+    held = held_out(data.labels, seed)
+    strength = _L2_UNCHOSEN if len(l2) > 1 else l2[0]
+    with _few_threads():
+        if held.any() and len(l2) > 1:
+            strength = _best_strength(data, held, sorted(l2, reverse=True))
+        return _fit(data.train, data.labels, strength), strength
 
 
 def _best_strength(data: _Data, held: NDArray[np.bool_], strengths: Sequence[float]) -> float:
@@ -170,12 +234,6 @@ def _fit(x: Float32, y: Ints, strength: float, start: LogisticRegression | None 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # iterations are limited on purpose
         return model.fit(x, y)
-
-
-def _held_out(labels: Ints, seed: int) -> NDArray[np.bool_]:
-    """Which rows choose the strength: a fifth of each class, and at least one row of a class with two or more."""
-    place, size = _places(labels, seed, _HELD)
-    return (size > 1) & (place < np.maximum(1, np.floor(size / 5 + 0.5)))
 
 
 def _places(labels: NDArray[np.generic], seed: int, purpose: int) -> tuple[Ints, Ints]:

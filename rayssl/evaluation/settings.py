@@ -74,19 +74,24 @@ class VerificationConfig(Config):
 
 
 class FinetuneConfig(Config):
-    """Fine-tuning: the whole encoder is trained with a linear head on labelled clips.
+    """Fine-tuning: the whole encoder is trained on labelled clips, with a head that starts as the linear probe.
 
-    Both rates are AdamW's and fall along a cosine over ``epochs``.
+    Both rates are AdamW's and fall along a cosine over all steps. A fifth of the clips judge it first: if their
+    cross-entropy does not fall by more than its standard error, the linear probe is kept.
     """
 
     epochs: int = Field(20, ge=1)
-    """The number of passes over the labelled clips. Raise it if there are few of them."""
+    """The least number of passes over the labelled clips."""
+    steps: int = Field(300, ge=1)
+    """The least number of steps. With few labelled clips there are more passes than ``epochs``, until so many steps are
+    done.
+    """
     batch: int = Field(32, ge=2)
     """The number of clips of a step of the fine-tuning."""
-    lr: float = Field(1e-4, gt=0)
-    """The first learning rate of the encoder; small, so that its features are kept."""
-    head_lr: float = Field(1e-2, gt=0)
-    """The first learning rate of the linear head, which starts at zero."""
+    lr: float = Field(1e-3, gt=0)
+    """The first learning rate of the encoder; lower it if the cross-entropy of held-out clips does not fall."""
+    head_lr: float = Field(1e-3, gt=0)
+    """The first learning rate of the linear head, which starts with the weights of the linear probe."""
 
 
 class ClassificationConfig(Config):

@@ -387,12 +387,13 @@ def replaced(own: Tensor, recall: Recall) -> Tensor:
 
 
 def embed_together(encoder: Encoder, views: list[View]) -> list[Tensor]:
-    """The embeddings of several views, ``[B, D]`` each, in one pass if all are distorted and have the same length.
+    """The embeddings of several views, ``[B_i, D]`` each, in one pass if all are distorted and have the same length.
 
-    In one pass, batch normalisation uses the statistics of all views together, as in the published SimCLR.
+    In one pass, batch normalisation uses the statistics of all views together, as in the published SimCLR. B_i may
+    differ.
     """
     if len({view.wave.shape[1] for view in views}) > 1 or any(view.keys is None for view in views):
         return [encoder(view.wave, view.keys) for view in views]
     waves = torch.cat([view.wave for view in views])
     keys = torch.cat([view.keys for view in views if view.keys is not None])
-    return list(encoder(waves, keys).chunk(len(views)))
+    return list(encoder(waves, keys).split([len(view.wave) for view in views]))

@@ -23,17 +23,20 @@ from rayssl.methods.pair import PairConfig, PairMethod
 from rayssl.methods.semi import global_mean
 from rayssl.models.encoder import Encoder, Joined
 from rayssl.models.heads import Classifier, Projector, ProjectorConfig
-from rayssl.views.recipes import Recipe, ViewsConfig
+from rayssl.views.recipes import Recipe, Segment, ViewsConfig
+
+LABELLED = ("labelled_anchor", "labelled_positive")  # the views of the labelled stream
 
 
 class CLARConfig(PairConfig):
     """``temperature`` of NT-Xent; ``recipe`` of both views.
 
     ``labels: none`` is CLAR's self-supervised form. ``cross_entropy`` is the semi-supervised form: NT-Xent of all rows,
-    plus the cross-entropy of the labelled rows in both views. ``supcon`` (Khosla et al., 2020) replaces both losses;
-    the positives of a labelled row are all rows of its class. The public code has ``cross_entropy_over: sum`` and
-    ``classifier_on: projection``. ``cross``: the anchors go through the first encoder, the
-    positives through the second one, ``encoder.beside``.
+    plus the cross-entropy of the labelled rows in both views. ``labels_from`` says whether these are the labelled ones
+    among the rows of NT-Xent, as published, or a labelled stream's. ``supcon`` (Khosla et al., 2020) replaces both
+    losses; the positives of a labelled row are all rows of its class. The public code has ``cross_entropy_over: sum``
+    and ``classifier_on: projection``. ``cross``: the anchors go through the first encoder, the positives through the
+    second one, ``encoder.beside``.
     """
 
     name: Literal["clar"] = "clar"
@@ -50,6 +53,11 @@ class CLARConfig(PairConfig):
     """``none`` is the self-supervised form. ``cross_entropy`` adds the cross-entropy of the labelled rows. ``supcon``
     (Khosla et al., 2020) replaces both losses: the positives of a labelled row are all rows of its class. The last two
     need ``labels.split``.
+    """
+    labels_from: Literal["batch", "stream"] = "batch"
+    """Where the labelled clips of ``labels`` ``cross_entropy`` come from. ``batch``, as published: the labelled ones
+    among the ``training.batch`` clips of a step, which are few where few clips are labelled. ``stream``: each step has
+    ``training.batch / labels.ratio`` labelled clips more, in two views, which are classified and not contrasted.
     """
     cross_entropy_over: Literal["mean", "sum"] = "mean"
     """Whether the cross-entropy of the labelled rows is the ``mean`` of the two views, or their ``sum``, as in the
@@ -79,12 +87,31 @@ class CLARConfig(PairConfig):
         """The projector; None for ``cross``, whose two encoders have one each."""
         return None if self.cross else super().projection(embedding_dim)
 
+    @property
+    def streams_labels(self) -> bool:
+        """Whether there is a labelled stream."""
+        return self.labels == "cross_entropy" and self.labels_from == "stream"
+
+    def labelled_segments(self, views: ViewsConfig, epoch: int) -> tuple[Segment, ...]:
+        """The two views of the labelled stream, if there is one; cut and distorted as the others."""
+        if not self.streams_labels:
+            return ()
+        return tuple(
+            segment.model_copy(update={"name": name})
+            for segment, name in zip(self.segments(views, epoch), LABELLED, strict=True)
+        )
+
     def check(self, facts: JobFacts) -> None:
-        """Raises `ConfigError` if ``cross`` lacks a second encoder, or ``labels`` lacks a split with two classes."""
+        """Raises `ConfigError` if ``cross`` lacks a second encoder, or the labels cannot be used as asked."""
         if self.cross != facts.joined:
             raise ConfigError(
                 "method.cross: the cross form needs a second encoder in encoder.beside, and two encoders need the "
                 "cross form; give both or neither"
+            )
+        if self.labels_from == "stream" and self.labels != "cross_entropy":
+            raise ConfigError(
+                f"method.labels_from=stream: its clips are classified, which method.labels={self.labels} does not do; "
+                "set method.labels=cross_entropy, or leave out method.labels_from"
             )
         if self.labels != "none" and (facts.classes is None or len(facts.classes.names) < 2):
             raise ConfigError(
@@ -121,35 +148,48 @@ class CLAR(PairMethod):
     def forward(self, views: Views) -> Outputs:
         """``anchor``, ``positive``: projections ``[B, D_emb]``.
 
-        With a classifier also ``anchor_logits``, ``positive_logits`` ``[B, C]``.
+        With a classifier also ``anchor_logits``, ``positive_logits`` ``[B', C]``, of both views of the rows whose
+        labels are learnt: those of the labelled stream, if there is one, else all.
         """
         pair = [views["anchor"], views["positive"]]
-        if self.other_projector is None:
-            rows = embed_together(self.encoder, pair)
-            anchor, positive = rows
-            out = {"anchor": self.projector(anchor), "positive": self.projector(positive)}
-        else:
-            rows, (anchor, positive) = self._crossed(pair)
-            out = {"anchor": self.projector(anchor), "positive": self.other_projector(positive)}
+        extra = [views[name] for name in LABELLED if name in views]
+        rows, known = self._embedded(pair, extra)
+        out = dict(zip(("anchor", "positive"), self._projected(rows), strict=True))
         if self.classifier is not None:
-            on_encoder = self.config.classifier_on == "encoder"
-            seen = rows if on_encoder else [out["anchor"], out["positive"]]
-            logits = self.classifier(torch.cat(seen)).chunk(2)
+            if self.config.classifier_on == "projection":
+                known = self._projected(known) if extra else list(out.values())
+            logits = self.classifier(torch.cat(known)).chunk(2)
             out |= {"anchor_logits": logits[0], "positive_logits": logits[1]}
         return out
 
-    def _crossed(self, pair: list[View]) -> tuple[list[Tensor], tuple[Tensor, Tensor]]:
-        """The whole embeddings of both views, if a classifier needs them, and the two halves that are contrasted."""
+    def _embedded(self, pair: list[View], extra: list[View]) -> tuple[list[Tensor], list[Tensor]]:
+        """The two embeddings that are contrasted, and the two that a classifier sees, those of ``extra`` if given.
+
+        In the cross form, the contrasted views go through one encoder each. So do those for a classifier that sees
+        projections; one that sees embeddings needs both encoders for both views.
+        """
         encoder = self.encoder
-        assert isinstance(encoder, Joined)
-        if self.classifier is None or self.config.classifier_on == "projection":
-            return [], (encoder.first(pair[0].wave, pair[0].keys), encoder.second(pair[1].wave, pair[1].keys))
-        rows = embed_together(encoder, pair)
-        width = encoder.first.embedding_dim
-        return rows, (rows[0][:, :width], rows[1][:, width:])
+        if not isinstance(encoder, Joined):
+            rows = embed_together(encoder, pair + extra)
+            return rows[:2], rows[-2:]
+        on_encoder = self.classifier is not None and self.config.classifier_on == "encoder"
+        if on_encoder and not extra:
+            whole = embed_together(encoder, pair)
+            width = encoder.first.embedding_dim
+            return [whole[0][:, :width], whole[1][:, width:]], whole
+        apart = [extra if on_encoder else extra[:1], extra if on_encoder else extra[1:]]
+        first, *one = embed_together(encoder.first, [pair[0], *apart[0]])
+        second, *other = embed_together(encoder.second, [pair[1], *apart[1]])
+        known = [torch.cat(both, dim=1) for both in zip(one, other, strict=True)] if on_encoder else [*one, *other]
+        return [first, second], known
+
+    def _projected(self, pair: list[Tensor]) -> list[Tensor]:
+        """The projections of an anchor and a positive; in the cross form each encoder has its own projector."""
+        other = self.projector if self.other_projector is None else self.other_projector
+        return [self.projector(pair[0]), other(pair[1])]
 
     def step(self, out: Outputs, batch: Batch, recall: Recalled | None) -> Step:
-        """The contrastive loss over the global batch, plus the classifier's loss over its labelled rows."""
+        """The contrastive loss over the global batch, plus the classifier's loss over the labelled rows."""
         a, b = out["anchor"], out["positive"]
         keys_a, keys_b = collectives.gather(a), collectives.gather(b)
         offset, temperature = collectives.rank() * len(a), self.config.temperature
@@ -170,7 +210,8 @@ class CLAR(PairMethod):
         terms = {"ntxent": loss.detach()}
         if self.classifier is not None:
             logits = torch.cat([out["anchor_logits"], out["positive_logits"]])
-            supervised, accuracy = self._classified(logits, batch.labels)
+            labels = batch.labels if batch.labelled is None else batch.labelled.labels
+            supervised, accuracy = self._classified(logits, labels)
             if self.config.cross_entropy_over == "sum":
                 supervised = (
                     2 * supervised

@@ -2,18 +2,29 @@
 and recorded ones of `configs/words_prepare.yaml`, and for CLAR spoken digits of `configs/digits_prepare.yaml`.
 
     python -m tests.bench.few_labels_table imbalance [--corpus synthetic_words] [--seeds 0 1 2] [--splits same ...]
-    python -m tests.bench.few_labels_table clar [--seeds 0 1 2]
+    python -m tests.bench.few_labels_table clar [--seeds 0 1 2] [--encoders tf raw cross]
+    python -m tests.bench.few_labels_table clar_time [--seeds 0 1 2] [--encoders tf raw cross]
     python -m tests.bench.few_labels_table augmentations [--seeds 0]
 
 Trains and evaluates what is missing, by the commands a user would type, and prints one Markdown row for each; a run
-that was interrupted resumes. Each seed of the first table has its own draw of the split. ``--here``
-trains without Ray, in one process of one thread, so that two of these commands may run side by side on two cores.
+that was interrupted resumes. Each seed has its own draw of the split. ``--here`` trains without Ray, in one process of
+one thread, so that two of these commands may run side by side on two cores.
+
+Rows of ``clar`` are like with like: each has 600 steps, 64 labelled views in each of them if it learns from labels, the
+same labelled clips (also those of the probes), and no averaged weights. ``clar_time`` gives the balanced accuracy of
+the same runs at their milestones: by their own classifier, and of CLAR without labels by the linear probe.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rayssl import storage
@@ -56,22 +67,51 @@ ENCODERS = {
     "raw": ("waveform", "digits_clar_raw.yaml"),
     "cross": ("cross", "digits_clar_cross.yaml"),
 }
-# as many steps of as many clips as a pass of CLAR makes: 1,000 by 64
-CLASSIFIED = ("method={name: classifier, recipe: strong, ema: 0.99}", "training.epoch_steps=15")
+SHARES = {"hundredth": "1 %", "tenth": "10 %", "fifth": "20 %", "all": "100 %"}  # by split
+# 64 labelled views a step: two each of 64 / ratio clips, or one each of 64
+STREAMED = ("method.labels=cross_entropy", "method.labels_from=stream")
+CLASSIFIED = ("method={name: classifier, recipe: strong, ema: 0, evaluate: online}", "training.epoch_steps=15")
+FROZEN = ("linear", "knn", "finetune")
 
 
-def _clar_rows() -> dict[str, Row]:
-    """CLAR without labels, with a tenth and with all of them, and training on these alone, for each kind of encoder."""
-    rows = {}
-    for name, (title, config) in ENCODERS.items():
-        rows[f"self_{name}"] = Row(f"CLAR, {title}", config)
-        for split, share in (("tenth", "10 %"), ("all", "100 %")):
-            labels = (f"labels={{split: {split}}}", "evaluation.probes=[]")
-            semi = ("method.labels=cross_entropy",)
-            rows[f"semi_{split}_{name}"] = Row(f"CLAR with {share} of the labels, {title}", config, (*labels, *semi))
-            alone = Row(f"supervised, {share}, {title}", config, (*labels, *CLASSIFIED))
-            rows[f"supervised_{split}_{name}"] = alone
-    return rows
+@dataclass(frozen=True)
+class ClarRow:
+    """One line of CLAR's tables: a kind of training with an encoder of `ENCODERS`, judged with the labels of a split.
+
+    ``learns``: the overrides with which it learns from these labels; empty for CLAR without labels, which is one run
+    for all splits, judged by probes.
+    """
+
+    title: str
+    encoder: str
+    split: str
+    learns: tuple[str, ...] = ()
+
+    def run(self, into: str, name: str, seed: int) -> str:
+        return storage.join(into, f"clar_{name if self.learns else f'self_{self.encoder}'}-seed{seed}")
+
+    def labels(self, seed: int) -> str:
+        """The split of ``seed``; all clips are the same ones for every seed."""
+        drawn = f"{self.split}_{seed}" if seed and self.split != "all" else self.split
+        return f"labels={{split: {drawn}, ratio: 2}}"
+
+    def trained(self, run: str, seed: int, arguments: argparse.Namespace) -> Any:
+        """The figures after training, of the own classifier, or of some probe that does not matter."""
+        judged = "evaluation.probes=[]" if self.learns else "evaluation.probes=[knn]"
+        given = (self.labels(seed), *self.learns) if self.learns else ()
+        how = (judged, "evaluation.shares=[1.0]", *given, *arguments.set)
+        return result(run, ENCODERS[self.encoder][1], seed, how, here=arguments.here)
+
+
+def _clar_rows(encoders: Iterable[str] = ENCODERS) -> dict[str, ClarRow]:
+    """CLAR without labels, CLAR with a stream of them, and training on these alone, by encoder and share."""
+    kinds = {"self": ("CLAR", ()), "stream": ("CLAR + labels", STREAMED), "alone": ("supervised", CLASSIFIED)}
+    return {
+        f"{kind}_{split}_{encoder}": ClarRow(title, encoder, split, learns)
+        for encoder in encoders
+        for split in SHARES
+        for kind, (title, learns) in kinds.items()
+    }
 
 
 NOTHING = "none"  # views that differ by their crop alone
@@ -130,28 +170,70 @@ def _tail_recall(run: str, model: dict[str, Any]) -> float | None:
 
 
 def clar(arguments: argparse.Namespace) -> None:
-    """Balanced accuracy of linear probes by share of the labels, and of classifiers that were trained along."""
-    heads = ("run", "linear, 10 % of the labels", "linear, 100 %", "nearest neighbours, 100 %", "own classifier")
+    """Balanced accuracy by encoder, share of the labels and kind of training, of probes and of own classifiers."""
+    heads = ("encoder", "labels", "training", "linear probe", "nearest neighbours", "fine-tuned", "own classifier")
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}", flush=True)
-    rows = _clar_rows()
-    for name in arguments.rows or rows:
-        row = rows[name]
-        found = [
-            {(each["head"], each["share"]): each["balanced_accuracy"] for each in results}
-            for results in (
-                result(
-                    storage.join(arguments.into, f"clar_{name}-seed{seed}"),
-                    row.config,
-                    seed,
-                    row.overrides,
-                    here=arguments.here,
-                )
-                for seed in arguments.seeds
-            )
-        ]
-        keys = [("linear", 0.1), ("linear", 1.0), ("knn", 1.0), ("model", 1.0)]
-        cells = [cell((each.get(key) for each in found), 100, 1) for key in keys]
-        print(f"| {row.title} | {' | '.join(cells)} |", flush=True)
+    for name, row in _chosen(arguments).items():
+        found = [_clar_figures(name, row, seed, arguments) for seed in arguments.seeds]
+        cells = [cell((each.get(key) for each in found), 100, 1) for key in (*FROZEN, "model")]
+        print(f"{_clar_beginning(row)} | {' | '.join(cells)} |", flush=True)
+
+
+def clar_time(arguments: argparse.Namespace) -> None:
+    """Balanced accuracy after so many epochs of 15 steps, and the seconds of training of all of them."""
+    printed = False
+    for name, row in _chosen(arguments).items():
+        found = [_clar_milestones(name, row, seed, arguments) for seed in arguments.seeds]
+        epochs = sorted({line["epoch"] for lines in found for line in lines})
+        if not printed:
+            heads = ("encoder", "labels", "training", *(f"epoch {epoch}" for epoch in epochs), "seconds of training")
+            print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}", flush=True)
+            printed = True
+        by_epoch = [{line["epoch"]: line["balanced_accuracy"] for line in lines} for lines in found]
+        cells = [cell((each.get(epoch) for each in by_epoch), 100, 1) for epoch in epochs]
+        seconds = cell(lines[-1]["seconds"] for lines in found)
+        print(f"{_clar_beginning(row)} | {' | '.join(cells)} | {seconds} |", flush=True)
+
+
+def _chosen(arguments: argparse.Namespace) -> dict[str, ClarRow]:
+    rows = _clar_rows(arguments.encoders)
+    return {name: rows[name] for name in arguments.rows or rows}
+
+
+def _clar_beginning(row: ClarRow) -> str:
+    return f"| {ENCODERS[row.encoder][0]} | {SHARES[row.split]} | {row.title}"
+
+
+def _clar_figures(name: str, row: ClarRow, seed: int, arguments: argparse.Namespace) -> dict[str, float]:
+    """The balanced accuracies of a run by classifier; for one without labels, of the probes with those of the split."""
+    run = row.run(arguments.into, name, seed)
+    results = row.trained(run, seed, arguments)
+    if not row.learns:
+        probes = (f"evaluation.probes=[{', '.join(FROZEN)}]", "evaluation.shares=[1.0]", row.labels(seed))
+        text = _evaluated(run, "last", "result.json", row.split, probes, here=arguments.here)
+        results = json.loads(text)
+    return {each["head"]: each["balanced_accuracy"] for each in results}
+
+
+def _clar_milestones(name: str, row: ClarRow, seed: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """The lines that `rayssl evaluate RUN --checkpoint every` writes, by epoch."""
+    run = row.run(arguments.into, name, seed)
+    row.trained(run, seed, arguments)
+    linear = ("evaluation.probes=[linear]", "evaluation.shares=[1.0]", row.labels(seed))
+    probes = ("evaluation.probes=[]",) if row.learns else linear
+    text = _evaluated(run, "every", "over_time.jsonl", row.split, probes, here=arguments.here)
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _evaluated(run: str, which: str, file: str, split: str, overrides: Sequence[str], *, here: bool) -> str:
+    """What an evaluation writes into ``file`` with these overrides, kept for each split: another one overwrites it."""
+    kept = storage.join(run, "evaluation", f"{split}_{file}")
+    if not storage.exists(kept):
+        say, how = str(Path(sys.executable).with_name("rayssl")), ["--local"] if here else []
+        env = {**os.environ, "OMP_NUM_THREADS": "1"} if here else None
+        subprocess.run([say, "evaluate", run, "--checkpoint", which, *overrides, *how], check=True, env=env)
+        storage.write_text(kept, storage.read_text(storage.join(run, "evaluation", file)))
+    return storage.read_text(kept)
 
 
 def augmentations(arguments: argparse.Namespace) -> None:
@@ -171,14 +253,19 @@ def augmentations(arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Prints the table that is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    tables = {"imbalance": imbalance, "clar": clar, "augmentations": augmentations}
+    tables = {"imbalance": imbalance, "clar": clar, "clar_time": clar_time, "augmentations": augmentations}
     parser.add_argument("table", choices=tables)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--splits", nargs="+", default=["same", "uniform", "reversed"])
     parser.add_argument("--corpus", default="words", choices=["words", "synthetic_words"])
+    parser.add_argument(
+        "--encoders", nargs="+", default=list(ENCODERS), choices=list(ENCODERS), help="of clar's tables"
+    )
     rows = f"of imbalance: {', '.join(IMBALANCE)}; of clar: {', '.join(_clar_rows())}"
     parser.add_argument("--rows", nargs="+", help=rows)
     parser.add_argument("--into", default="runs/few_labels")
+    more = "for each run of clar's tables, for example training.epochs=80; give another --into too"
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help=more)
     parser.add_argument("--here", action="store_true")
     arguments = parser.parse_args()
     tables[arguments.table](arguments)

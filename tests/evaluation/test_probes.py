@@ -79,9 +79,9 @@ def test_linear_probe_says_nothing_about_constant_dimensions_and_bounded_iterati
 
 def test_fifth_is_held_out_by_class_and_single_rows_stay() -> None:
     labels = np.repeat(np.arange(5), [1, 2, 7, 8, 100])
-    held = probes._held_out(labels, seed=0)
+    held = probes.held_out(labels, seed=0)
     assert np.bincount(labels[held], minlength=5).tolist() == [0, 1, 1, 2, 20]
-    assert (held != probes._held_out(labels, seed=1)).any()
+    assert (held != probes.held_out(labels, seed=1)).any()
 
 
 def test_threads_are_bounded_within_and_as_before_afterwards() -> None:

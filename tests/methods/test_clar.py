@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from rayssl.errors import ConfigError
 from rayssl.losses.ntxent import ntxent
 from rayssl.losses.supcon import supcon
-from rayssl.methods.base import Batch, Classes
-from rayssl.methods.clar import CLAR, CLARConfig
+from rayssl.methods.base import Batch, Classes, Views
+from rayssl.methods.clar import CLAR, LABELLED, CLARConfig
 from rayssl.models.encoder import EncoderConfig, Joined, build_encoder
 from tests.runs import facts, random_views, views_config
 
@@ -130,6 +132,75 @@ def test_cross_form_contrasts_two_encoders(labels: str) -> None:
     assert all(p.grad is not None for p in method.parameters())
 
 
+def with_stream() -> Views:
+    """Six clips of the own stream, and four of the labelled one."""
+    return random_views(("anchor", "positive")) | random_views(LABELLED, size=4, seed=1)
+
+
+def streamed(labels: list[int], unlike: list[int]) -> Batch:
+    """A batch whose labelled stream has ``labels``; those of its own rows, ``unlike``, must not matter."""
+    return dataclasses.replace(batch(unlike), labelled=batch(labels))
+
+
+@pytest.mark.parametrize("on", ["encoder", "projection"])
+@pytest.mark.parametrize("over", ["mean", "sum"])
+@pytest.mark.parametrize("encoder", [RESNET, CROSS], ids=["one", "cross"])
+def test_a_labelled_stream_is_classified_and_the_own_one_contrasted(encoder: Any, over: str, on: str) -> None:
+    """The value and the gradient of every parameter, against the definition in plain torch, without batch statistics
+    (in eval mode), so that each view may go through the encoder alone."""
+    how = {"labels": "cross_entropy", "labels_from": "stream", "cross_entropy_over": over, "classifier_on": on}
+    method = clar(encoder, cross="beside" in encoder, **how)
+    method.eval()
+    views, labels = with_stream(), torch.tensor([2, 0, 1, 1])
+    step = method.step(method(views), streamed(labels.tolist(), [0, 1, -1, 2, -1, 0]), None)
+    step.loss.backward()
+    gradients = {name: p.grad.clone() for name, p in method.named_parameters() if p.grad is not None}
+    assert set(gradients) == {name for name, _ in method.named_parameters()}
+    method.zero_grad()
+
+    def projected(name: str) -> Tensor:
+        if not isinstance(method.encoder, Joined):
+            return method.projector(method.encoder(views[name].wave, views[name].keys))
+        second = name.endswith("positive")
+        part = method.encoder.second if second else method.encoder.first
+        head = method.other_projector if second else method.projector
+        assert head is not None
+        return head(part(views[name].wave, views[name].keys))
+
+    def seen(name: str) -> Tensor:
+        return projected(name) if on == "projection" else method.encoder(views[name].wave, views[name].keys)
+
+    assert method.classifier is not None
+    each = [functional.cross_entropy(method.classifier(seen(name)), labels) for name in LABELLED]
+    rows = torch.cat([functional.normalize(projected(name), dim=1) for name in ("anchor", "positive")])
+    scores = (rows @ rows.T / 0.5).masked_fill(torch.eye(12, dtype=torch.bool), float("-inf"))
+    contrast = functional.cross_entropy(scores, torch.arange(12).roll(6))
+    expected = contrast + (sum(each) if over == "sum" else sum(each) / 2)
+    torch.testing.assert_close(step.loss, expected)
+    expected.backward()
+    for name, parameter in method.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_batch_normalisation_sees_both_streams_together() -> None:
+    method = clar(RESNET, labels="cross_entropy", labels_from="stream")
+    sizes: list[int] = []
+    method.encoder.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    out = method(with_stream())
+    assert sizes == [2 * 6 + 2 * 4]
+    assert len(out["anchor"]) == len(out["positive"]) == 6
+    assert len(out["anchor_logits"]) == len(out["positive_logits"]) == 4
+
+
+def test_the_segments_of_a_labelled_stream() -> None:
+    views = views_config()
+    config = CLARConfig.model_validate({"labels": "cross_entropy", "labels_from": "stream"})
+    segments = config.labelled_segments(views, 0)
+    assert [(s.name, s.recipe, s.seconds) for s in segments] == [(n, "strong", views.segment_s) for n in LABELLED]
+    assert config.role == "all", "the own stream passes over all clips, the labelled ones too"
+    assert CLARConfig(labels="cross_entropy").labelled_segments(views, 0) == ()
+
+
 def test_joined_encoders() -> None:
     torch.manual_seed(0)
     encoder = build_encoder(EncoderConfig.model_validate(CROSS)).eval()
@@ -147,6 +218,13 @@ def test_joined_encoders() -> None:
         (CROSS, CLASSES, {}, r"method\.cross: .*encoder\.beside"),
         (RESNET, None, {"labels": "supcon"}, r"method\.labels=supcon: .*labels\.split"),
         (RESNET, Classes(("a",), (1,)), {"labels": "cross_entropy"}, r"two labelled classes"),
+        (RESNET, CLASSES, {"labels_from": "stream"}, r"method\.labels_from=stream: .*labels=none"),
+        (
+            RESNET,
+            CLASSES,
+            {"labels": "supcon", "labels_from": "stream"},
+            r"method\.labels_from=stream: .*labels=supcon",
+        ),
     ],
 )
 def test_what_cannot_be(encoder: Any, classes: Any, changes: Any, message: str) -> None:

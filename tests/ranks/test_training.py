@@ -64,6 +64,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "clar": {"name": "clar", "projector": {"sizes": [12, 8]}, "labels": "cross_entropy"},
     "clar_published": {"name": "clar", "projector": {"sizes": [12, 8]}, "labels": "cross_entropy"}
     | {"cross_entropy_over": "sum", "classifier_on": "projection"},
+    "clar_stream": {
+        "name": "clar",
+        "projector": {"sizes": [12, 8]},
+        "labels": "cross_entropy",
+        "labels_from": "stream",
+    },
     "supcon": {"name": "clar", "projector": {"sizes": [12, 8]}, "labels": "supcon"},
 }
 LEARNERS = (
@@ -73,6 +79,7 @@ LEARNERS = (
     "anchored",
     "clar",
     "clar_published",
+    "clar_stream",
     "supcon",
 )  # from the labels of a split
 # SGD with small steps: larger ones amplify rounding, and Adam makes a whole step of a gradient that is nothing but it

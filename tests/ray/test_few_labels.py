@@ -33,7 +33,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> str:
         "labels={split: few, ratio: 2}",
         *("training.epoch_steps=3", "training.epochs=2", "ray.workers=2"),
         f"evaluation={{task: classification, corpus: {folder}/test, resamples: 20, probes: [linear, knn, finetune]}}",
-        "evaluation.finetune={epochs: 1, batch: 4}",
+        "evaluation.finetune={epochs: 1, steps: 2, batch: 4}",
     )
     settings = experiment(folder / "run", folder / "corpus", *changes, method=DASO_METHOD)
     return write_config(folder / "few.yaml", settings.model_dump(mode="json"))

@@ -46,6 +46,10 @@ METHODS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "sdpn": (SDPN_METHOD, ()),
     "ssps": (SSPS_METHOD, ()),
     "clar": ({"name": "clar", "labels": "cross_entropy", "projector": {"sizes": [12, 8]}}, LABELS),
+    "clar_stream": (
+        {"name": "clar", "labels": "cross_entropy", "labels_from": "stream", "projector": {"sizes": [12, 8]}},
+        FEW,
+    ),
     "supervised": ({"name": "supervised", "scale": 5.0}, ()),
     "pseudo_speakers": (PSEUDO_METHOD, ()),
     "usadtm": (USADTM_METHOD, FEW),

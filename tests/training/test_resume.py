@@ -47,10 +47,16 @@ METHODS: dict[str, dict[str, Any]] = {
     "anchored": ANCHORED_METHOD,
     "classifier": {"name": "classifier", "ema": 0.8, "recipe": "strong"},
     "clar": {"name": "clar", "projector": {"sizes": [12, 8]}, "labels": "cross_entropy"},
+    "clar_stream": {
+        "name": "clar",
+        "projector": {"sizes": [12, 8]},
+        "labels": "cross_entropy",
+        "labels_from": "stream",
+    },
 }
 # of the default layer: a teacher, a queue under SSPS, labels of clusters, a memory of classes, and one that gives rows
 QUICK = ("dino", "ssps_moco", "pseudo_speakers", "daso", "anchored")
-LEARNERS = ("daso", "usadtm", "anchored", "classifier", "clar")  # from the labels of a split
+LEARNERS = ("daso", "usadtm", "anchored", "classifier", "clar", "clar_stream")  # from the labels of a split
 # What a resumed run would lack if it were not saved, by method
 STATE = {
     **dict.fromkeys(("dino",), ("centre", "teacher.head.prototypes.weight", "teacher.encoder.backbone.project.weight")),
@@ -65,7 +71,7 @@ STATE = {
         ("average.classifier.linear.weight", "average.encoder.backbone.project.weight", "model.classifier.linear.bias"),
     ),
     "pseudo_speakers": ("losses", "head.weight"),
-    "clar": ("classifier.linear.weight", "encoder.backbone.project.weight"),
+    **dict.fromkeys(("clar", "clar_stream"), ("classifier.linear.weight", "encoder.backbone.project.weight")),
 }
 
 

@@ -72,6 +72,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...], dict[str, int]]] = {
     "ssps over sdpn": (over(SDPN_METHOD), (), {}),
     "clar": (CLAR, (f"views.weak={EVERY}",), {}),
     "clar with a classifier": ({**CLAR, "labels": "cross_entropy"}, LABELS, {}),
+    "clar with a labelled stream": ({**CLAR, "labels": "cross_entropy", "labels_from": "stream"}, STREAMS, {}),
     "clar by supcon": ({**CLAR, "labels": "supcon"}, LABELS, {}),
     "supervised": ({"name": "supervised"}, (), {}),
     "pseudo_speakers": (PSEUDO_METHOD, (), {}),

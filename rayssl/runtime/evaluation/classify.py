@@ -74,7 +74,7 @@ def classify(
     results = own_classifier(experiment, settings, uri, material)
     for share, chosen in probes.label_shares(labels, tuple(settings.shares), seed=experiment.seed).items():
         for probe in settings.probes:
-            predicted = _probed(experiment, settings, uri, material, probe, chosen, (manifest, test, tested))
+            predicted = _probed(experiment, settings, uri, material, probe, chosen, (manifest, test, tested), say)
             results.append(_result(experiment, settings, uri, material, predicted, head=probe, share=share))
     if not results:
         raise ConfigError(
@@ -104,6 +104,7 @@ def _probed(
     probe: str,
     chosen: np.ndarray,
     corpora: tuple[Manifest, Manifest, np.ndarray],
+    say: Say,
 ) -> np.ndarray:
     """The classes ``[m]`` of the test clips that ``probe`` predicts, trained on the training clips ``chosen``."""
     labels = material.train[chosen]
@@ -115,12 +116,13 @@ def _probed(
     heard = waves(experiment.corpus.uri, manifest, material.train_ids[chosen])
     device = torch.device("cuda" if torch.cuda.is_available() and experiment.ray.gpu is not False else "cpu")
     how = settings.finetune
-    encoder, head = finetune.finetune(
+    tuned = finetune.finetune(
         load_encoder(experiment, uri, manifest.rate),
         heard,
         labels,
         classes=len(material.names),
         epochs=how.epochs,
+        steps=how.steps,
         batch=how.batch,
         lr=how.lr,
         head_lr=how.head_lr,
@@ -128,7 +130,8 @@ def _probed(
         seed=experiment.seed,
         device=device,
     )
-    return finetune.predict(encoder, head, waves(settings.corpus, test, tested), device, settings.batch)
+    say(f"fine-tuning with {len(chosen)} labelled clips: {tuned.told}")
+    return finetune.predict(tuned.encoder, tuned.head, waves(settings.corpus, test, tested), device, settings.batch)
 
 
 def _result(
