@@ -8,6 +8,7 @@ DLG-LC: Han et al., Interspeech 2022, arXiv 2208.01928).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -72,6 +73,10 @@ class PseudoSpeakersConfig(MethodConfig):
     """
     gate_loss: float = Field(1.0, gt=0)
     """The loss above which a label is left out, for ``gate: threshold`` alone."""
+    gate_keeps: float = Field(0.5, ge=0, le=1)
+    """The least share of the labels that ``gate: mixture`` keeps. While the classifier is poor, most losses are high,
+    and the mixture would leave out nearly all labels.
+    """
     gate_after: int = Field(4, ge=1)
     """The number of epochs at the beginning of a round in which all labels are kept, because the loss says nothing
     before the classifier is trained.
@@ -267,5 +272,10 @@ class PseudoSpeakers(Method):
             return float("inf")
         if self.config.gate == "threshold":
             return self.config.gate_loss
-        found = threshold(self.losses.cpu().numpy()) if collectives.rank() == 0 else 0.0
+        found = 0.0
+        if collectives.rank() == 0:
+            losses = self.losses.cpu().numpy()
+            known = np.sort(losses[losses >= 0])
+            least = math.ceil(self.config.gate_keeps * len(known))
+            found = max(threshold(losses), float(known[least - 1]) if least else 0.0)
         return float(collectives.broadcast_object(found))

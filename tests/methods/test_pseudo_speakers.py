@@ -93,6 +93,10 @@ def test_the_limit_is_of_the_losses_of_the_epoch_before() -> None:
     many.losses.copy_(losses.repeat(3))
     many.begin_epoch(1, None)
     assert many.limit == pytest.approx(threshold(losses.repeat(3).numpy())) and 0.12 < many.limit < 5.0
+    mostly = PseudoSpeakers(config(gate_keeps=0.8), many.encoder, facts(utterances=27))
+    mostly.losses.copy_(losses.repeat(3))
+    mostly.begin_epoch(1, None)
+    assert mostly.limit == pytest.approx(5.5), "20 of 24 known losses: 15 low ones, and 5.0 and 5.5"
     fixed = method(gate="threshold", gate_loss=0.7)
     fixed.begin_epoch(0, centroids)
     assert fixed.limit == math.inf
