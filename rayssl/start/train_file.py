@@ -114,6 +114,15 @@ def _validate(made: YamlText, plan: Plan, by_classes: bool) -> None:
             indent=2,
         )
         made.key("validate", {"metric": "effective_rank", "utterances": 500, "every_epochs": every}, indent=2)
+    elif not by_classes and size.clusters:
+        made.say(
+            "While it trains, the run is judged without labels: how many dimensions are used (effective_rank, high is "
+            "good). Whether two noisy segments of an utterance are told from those of others (pseudo_eer) gets worse "
+            "under SSPS while voices are told apart better, so --checkpoint best does not go by it.",
+            indent=2,
+        )
+        judged = {"metric": "effective_rank", "also": ["pseudo_eer"], "segment_s": size.segment_s}
+        made.key("validate", {**judged, "utterances": 500, "every_epochs": every}, indent=2)
     elif not by_classes:
         made.say(
             "While it trains, the run is judged without labels: whether two noisy segments of an utterance are told "

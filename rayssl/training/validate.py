@@ -68,7 +68,8 @@ class ValidateConfig(Config):
     ``balanced_accuracy``, ``geometric_mean`` and ``macro_f1`` need a ``corpus`` with labels. The others need no labels:
     ``pseudo_eer`` (EER between two distorted segments of an utterance and those of other utterances),
     ``effective_rank`` (RankMe), and of SSPS's clusters ``objective``, ``stability``, ``empty_clusters`` and
-    ``cluster_largest``.
+    ``cluster_largest``. Under SSPS, ``pseudo_eer`` gets worse while the true error rate falls, because both segments of
+    a pseudo-trial are of one recording.
     """
     mode: Mode | None = None
     """Whether the lowest (``min``) or the highest (``max``) value is best; null takes what fits the metric."""
