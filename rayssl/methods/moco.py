@@ -1,8 +1,11 @@
 """MoCo v2 (Chen et al., 2020) for utterances: a query is compared with its key and with a queue of past keys.
 
 A slowly moving average of the encoder makes the keys. As in MoCo's own paper, there is one direction: the anchor is the
-query, the positive is the key. ``symmetric`` adds the other one. With several ranks, set ``training.sync_batchnorm`` or
-``shuffle``. Otherwise a query can detect from the statistics of batch normalisation which keys are on its rank.
+query, the positive is the key. ``symmetric`` adds the other one.
+
+A query and its key must not share statistics of batch normalisation: keys of the queue are of other batches, and a
+query can tell by the statistics which key is its own. With several ranks ``shuffle`` helps, as published; on any number
+of ranks ``key_statistics: average`` does.
 """
 
 from __future__ import annotations
@@ -61,6 +64,10 @@ class MoCoConfig(PairConfig):
     """Which keys enter the queue under SSPS: the ``own`` ones of the batch, or the ``recalled`` positives that replaced
     them, as in the public code.
     """
+    key_statistics: Literal["batch", "average"] = "batch"
+    """Which statistics batch normalisation takes for keys: those of their ``batch``, as published, or the ``average``
+    of the query encoder's running ones (EMAN: Cai et al., CVPR 2021). With ``average`` no key shares them with a query.
+    """
     negatives: Literal["all", "others"] = "all"
     """Which keys of the queue are negatives of a query: ``all``, as published, or those of ``others``, without keys of
     the query's own utterance and, under SSPS, of the utterance that was sampled for it.
@@ -86,6 +93,7 @@ class MoCo(PairMethod):
         self.other_queue = RowQueue(config.queue, self.embedding_dim) if config.symmetric else None
         # the utterance of each key
         self.ids = RowQueue(config.queue, 1, torch.int64) if config.negatives == "others" else None
+        self.reads_statistics = config.key_statistics == "average"
         self._keys: Tensor | None = None  # the keys of the last global batch, which are not in the queue yet
         self._new_ids: Tensor | None = None  # and their utterances
 
@@ -123,6 +131,14 @@ class MoCo(PairMethod):
         own = slice(collectives.rank() * len(view.wave), (collectives.rank() + 1) * len(view.wave))
         rows = collectives.gather(self._computed(View(waves[order[own]], keys[order[own]])))
         return rows[order.argsort()[own]]
+
+    def train(self, mode: bool = True) -> MoCo:
+        """Sets the mode of all parts; the makers of keys stay in eval mode if they use averaged statistics."""
+        super().train(mode)
+        if self.config.key_statistics == "average":
+            self.key_encoder.eval()
+            self.key_projector.eval()
+        return self
 
     def _computed(self, view: View) -> Tensor:
         key: Tensor = self.key_projector(self.key_encoder(view.wave, view.keys))
@@ -174,8 +190,9 @@ class MoCo(PairMethod):
 
     def after_step(self, progress: float) -> None:
         """Moves the key encoder and pushes the batch's keys; not earlier, because the backward pass reads the queue."""
-        average(self.key_encoder, self.encoder, self.config.momentum)
-        average(self.key_projector, self.projector, self.config.momentum)
+        statistics = self.config.key_statistics == "average"
+        average(self.key_encoder, self.encoder, self.config.momentum, statistics=statistics)
+        average(self.key_projector, self.projector, self.config.momentum, statistics=statistics)
         if self._keys is not None:
             own, *other = self._keys.split(self.embedding_dim, dim=1)
             self.queue.push(own)

@@ -113,6 +113,7 @@ MOCO = NO_PROJECTOR | {
     "shuffle": True,
     "enqueue": "recalled",
     "negatives": "all",
+    "key_statistics": "batch",
 }
 SWAV = PROJECTOR | {
     "name": "swav",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rayssl.losses.infonce import infonce
-from rayssl.methods.base import Outputs, Recall
+from rayssl.methods.base import Outputs, Recall, View
 from rayssl.methods.moco import MoCo, MoCoConfig
 from rayssl.methods.ssps import SSPS, SSPSConfig
 from rayssl.models.encoder import EncoderConfig, build_encoder
@@ -274,6 +274,24 @@ def test_keys_of_the_own_and_of_the_sampled_utterance_are_no_negatives(enqueue: 
     assert method.ids.rows[:, 0].tolist() == [0, 1, 2, 7, *new, *[0] * 10]
     assert int(method.ids.pushed) == int(method.queue.pushed) == 10
     assert "ids.rows" in method.state_dict() and "ids.rows" not in moco().state_dict()
+
+
+def test_averaged_statistics_of_keys() -> None:
+    """EMAN: keys do not depend on their batch, and the statistics follow those of the query encoder."""
+    method = with_queue(moco(key_statistics="average", projector={"sizes": [12, 7]})).train()
+    assert method.encoder.training and method.projector.training
+    assert not method.key_encoder.training and not method.key_projector.training
+    views = random_views(("anchor", "positive"))
+    keys = method(views)["key"]
+    fewer = {name: View(view.wave[:3], view.keys[:3]) for name, view in views.items()}
+    torch.testing.assert_close(method(fewer)["key"], keys[:3])
+    before = {n: b.clone() for n, b in method.key_encoder.named_buffers() if "running" in n}
+    method.after_step(0.5)
+    leading = dict(method.encoder.named_buffers())
+    moved = dict(method.key_encoder.named_buffers())
+    assert before
+    for name, old in before.items():
+        torch.testing.assert_close(moved[name], 0.9 * old + 0.1 * leading[name])
 
 
 def test_without_a_memory_the_own_utterance_is_no_negative() -> None:

@@ -45,7 +45,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "dino": DINO_METHOD,
     "ssps_dino": {**SSPS_METHOD, "over": DINO_METHOD},
     "moco": {**MOCO_METHOD, "projector": {"sizes": [12, 8]}},
-    "ssps_moco": {**SSPS_METHOD, "over": {**MOCO_METHOD, "negatives": "others"}},
+    "ssps_moco": {**SSPS_METHOD, "over": {**MOCO_METHOD, "negatives": "others", "key_statistics": "average"}},
     "ssps_moco_published": {
         **SSPS_METHOD,
         "over": {**MOCO_METHOD, "symmetric": True, "shuffle": True, "enqueue": "recalled"},

@@ -37,7 +37,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ssps_dino": {**SSPS_METHOD, "over": DINO_METHOD},
     "ssps_dino_output": {**SSPS_METHOD, "over": {**DINO_METHOD, "store": "output"}},
     "moco": MOCO_METHOD,
-    "ssps_moco": {**SSPS_METHOD, "over": {**MOCO_METHOD, "negatives": "others"}},
+    "ssps_moco": {**SSPS_METHOD, "over": {**MOCO_METHOD, "negatives": "others", "key_statistics": "average"}},
     "swav": SWAV_METHOD,
     "ssps_swav": {**SSPS_METHOD, "over": SWAV_METHOD},
     "ssps_sdpn": {**SSPS_METHOD, "over": SDPN_METHOD},
