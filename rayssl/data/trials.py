@@ -42,8 +42,8 @@ class TrialsConfig(Config):
     one between renderings of the two. Null generates trials from the corpus.
     """
     across: Literal["condition", "same", "any"] = "condition"
-    """With ``source`` and ``conditions``: whether the two renderings of a trial have different conditions
-    (``condition``), the ``same`` one, or ``any``. Without ``source``, ``any`` also takes target trials from one
+    """With ``conditions``: whether the two renderings of a trial have different conditions (``condition``), the
+    ``same`` one (with a ``source`` alone), or ``any``. Without ``source``, ``any`` also takes target trials from one
     recording, or from recordings that are not known: the error rate is then lower than across recordings.
     """
     pairs: int = Field(default=2000, ge=1)
@@ -129,7 +129,8 @@ def make(config: TrialsConfig, corpus: str) -> Made:
     names, speakers, recordings = _columns(corpus)
     if config.source is None:
         apart = _clips(names) if config.across == "any" else recordings
-        base = trials = generate(names, speakers, apart, config.pairs, config.seed, corpus)
+        heard = _conditions(names) if config.across == "condition" else None
+        base = trials = generate(names, speakers, apart, config.pairs, config.seed, corpus, conditions=heard)
     else:
         base = read(config.source)
         renderings: dict[str, list[int]] = {}
@@ -181,17 +182,27 @@ def expand(trials: Sequence[Trial], renderings: Mapping[str, Sequence[int]], acr
 
 
 def generate(
-    names: Sequence[str], speakers: np.ndarray, recordings: np.ndarray, pairs: int, seed: int, where: str
+    names: Sequence[str],
+    speakers: np.ndarray,
+    recordings: np.ndarray,
+    pairs: int,
+    seed: int,
+    where: str,
+    *,
+    conditions: np.ndarray | None = None,
 ) -> list[Trial]:
     """At most ``pairs`` target and ``pairs`` non-target trials, without repetition, in random order.
 
-    ``speakers [N]`` and ``recordings [N]`` are indices, -1 if unknown. A target trial has one speaker and two different
-    recordings. Raises `CorpusError`, which names ``where``, if the corpus has no target or no non-target pair.
+    ``speakers [N]`` and ``recordings [N]`` are indices, -1 if unknown. A target trial has one speaker, two different
+    recordings and, of renderings, two different clips. ``conditions [N]``, -1 if there is none: a non-target trial has
+    two different ones; otherwise a condition in common would tell it from target trials, which have none. Raises
+    `CorpusError`, which names ``where``, if the corpus has no target or no non-target pair.
     """
     rng = np.random.default_rng([seed, _GENERATE])
     known = np.flatnonzero(speakers >= 0)
     members = [known[speakers[known] == speaker] for speaker in np.unique(speakers[known])]
     several = [rows for rows in members if len(np.unique(recordings[rows])) > 1]
+    clips = _clips(names)
     if len(members) < 2 or not several:
         raise CorpusError(
             f"{where}: trials need two speakers, one of them with two recordings; give trials a source, or across: any"
@@ -201,12 +212,13 @@ def generate(
     for _ in range(_DRAWS_A_PAIR * pairs):
         if len(targets) < pairs:
             first, second = (int(k) for k in rng.choice(several[rng.integers(len(several))], 2, replace=False))
-            if recordings[first] != recordings[second]:
+            if recordings[first] != recordings[second] and clips[first] != clips[second]:
                 targets.add((min(first, second), max(first, second)))
         if len(others) < pairs:
             one, other = rng.choice(len(members), 2, replace=False)
             first, second = int(rng.choice(members[one])), int(rng.choice(members[other]))
-            others.add((min(first, second), max(first, second)))
+            if conditions is None or conditions[first] != conditions[second] or conditions[first] < 0:
+                others.add((min(first, second), max(first, second)))
         if len(targets) == len(others) == pairs:
             break
     trials = [Trial(1, names[a], names[b]) for a, b in sorted(targets)]
@@ -217,6 +229,13 @@ def generate(
 def _clips(names: Sequence[str]) -> np.ndarray:
     """The index of each utterance's clip, int64 ``[N]``; renderings of one clip have the same."""
     return np.unique([name.rpartition("#c")[0] or name for name in names], return_inverse=True)[1]
+
+
+def _conditions(names: Sequence[str]) -> np.ndarray:
+    """The condition of each rendering ``name#c<k>``, int64 ``[N]``; -1 for other names, or if all have the same one."""
+    marks = [name.rpartition("#c") for name in names]
+    found = np.array([int(end) if mark and end.isdigit() else -1 for _, mark, end in marks], np.int64)
+    return found if len(np.unique(found)) > 1 else np.full(len(names), -1, np.int64)  # a single one tells nothing
 
 
 def _columns(corpus: str) -> tuple[list[str], np.ndarray, np.ndarray]:

@@ -100,6 +100,21 @@ def test_generated_trials_cross_recordings_without_repetition() -> None:
         assert recordings[enrol] != recordings[test]
 
 
+def test_generated_trials_of_renderings_are_of_two_clips_and_two_conditions() -> None:
+    """Two renderings of one clip would be an easy target trial, and a condition in common an easy hint."""
+    names = [f"s{s}/clip{c}.wav#c{k}" for s in range(4) for c in range(3) for k in range(3)]
+    speakers = np.repeat(np.arange(4), 9)
+    recordings = np.array([3 * s + k for s in range(4) for _ in range(3) for k in range(3)])
+    conditions = trials._conditions(names)
+    assert conditions.tolist() == [0, 1, 2] * 12
+    assert (trials._conditions(["a#c3", "b#c3"]) == -1).all() and (trials._conditions(["a", "b#cx"]) == -1).all()
+    made = trials.generate(names, speakers, recordings, 60, 0, "corpus", conditions=conditions)
+    assert len(made) == 120 and sum(trial.label for trial in made) == 60
+    for trial in made:
+        (one, first), (other, second) = (name.rsplit("#", 1) for name in (trial.enrol, trial.test))
+        assert first != second and one != other
+
+
 def test_generated_trials_without_known_recordings(tmp_path: Path) -> None:
     """With ``across: any`` two utterances of a speaker are a pair, but not two renderings of one clip."""
     uri, out = corpora.write_folder(tmp_path / "in", corpora.clips()), str(tmp_path / "t.txt")
