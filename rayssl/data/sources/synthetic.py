@@ -33,11 +33,11 @@ class SyntheticConfig(SourceConfig):
     """
     channel: float = Field(default=0.6, ge=0, le=2)
     """How much recordings differ in their channel, from 0 (not at all) to 2, as ``conditions.strength`` does."""
-    words: int = Field(default=0, ge=0, le=1000)
+    words: int = Field(default=0, ge=0, le=1000, exclude_if=lambda value: not value)
     """The number of different words, which are the labels ``w000``, ``w001`` and so on. The utterances of a recording
     say them in turn, so take a multiple of this number as ``utterances``. With 0 speech is free, without labels.
     """
-    likeness: float = Field(default=0.0, ge=0, le=1)
+    likeness: float = Field(default=0.0, ge=0, le=1, exclude_if=lambda value: not value)
     """How alike the ``words`` are, from 0 to 1: the higher, the harder they are to tell apart. With 1 all are the same.
     """
 
