@@ -184,8 +184,8 @@ class MoCo(PairMethod):
             kept.append(other if config.enqueue == "recalled" else out["other_key"])
         self._keys = collectives.gather(torch.cat(kept, dim=1).detach())
         if self.ids is not None:
-            recalled = (sampled >= 0) if config.enqueue == "recalled" else torch.zeros_like(sampled, dtype=torch.bool)
-            self._new_ids = collectives.gather(torch.where(recalled, sampled, batch.ids)[:, None])
+            ids = torch.where(sampled >= 0, sampled, batch.ids) if config.enqueue == "recalled" else batch.ids
+            self._new_ids = collectives.gather(ids[:, None])
         return Step(loss, {"infonce": loss.detach()})
 
     def after_step(self, progress: float) -> None:

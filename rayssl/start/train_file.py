@@ -114,23 +114,17 @@ def _validate(made: YamlText, plan: Plan, by_classes: bool) -> None:
             indent=2,
         )
         made.key("validate", {"metric": "effective_rank", "utterances": 500, "every_epochs": every}, indent=2)
-    elif not by_classes and size.clusters:
-        made.say(
-            "While it trains, the run is judged without labels: how many dimensions are used (effective_rank, high is "
-            "good). Whether two noisy segments of an utterance are told from those of others (pseudo_eer) gets worse "
-            "under SSPS while voices are told apart better, so --checkpoint best does not go by it.",
-            indent=2,
-        )
-        judged = {"metric": "effective_rank", "also": ["pseudo_eer"], "segment_s": size.segment_s}
-        made.key("validate", {**judged, "utterances": 500, "every_epochs": every}, indent=2)
     elif not by_classes:
+        metric, also = ("effective_rank", "pseudo_eer") if size.clusters else ("pseudo_eer", "effective_rank")
+        best = "highest effective_rank" if size.clusters else "lowest pseudo_eer"
+        why = ": pseudo_eer rises under SSPS while voices are told apart better" if size.clusters else ""
         made.say(
             "While it trains, the run is judged without labels: whether two noisy segments of an utterance are told "
             "from those of others (pseudo_eer, low is good), and how many dimensions are used (effective_rank, high is "
-            "good). --checkpoint best takes the checkpoint with the lowest pseudo_eer.",
+            f"good). --checkpoint best takes the checkpoint with the {best}{why}.",
             indent=2,
         )
-        judged = {"metric": "pseudo_eer", "also": ["effective_rank"], "segment_s": size.segment_s}
+        judged = {"metric": metric, "also": [also], "segment_s": size.segment_s}
         made.key("validate", {**judged, "utterances": 500, "every_epochs": every}, indent=2)
     elif plan.held.take is not None:
         made.say(
