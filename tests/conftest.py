@@ -170,6 +170,7 @@ def ray_cluster(request: pytest.FixtureRequest) -> Iterator[Any]:
         _temp_dir=folder,
         log_to_driver=False,
         configure_logging=False,
+        _system_config={"metrics_report_interval_ms": 5_000},  # not 10 s: tests of figures wait for several of these
     )
     try:
         yield ray

@@ -54,7 +54,7 @@ def run(place: Path) -> Iterator[str]:
     settings["training"] |= {"epochs": 100_000, "checkpoints": {"keep": 1}, "log_every": 2}
     config = write_config(place / "experiment.yaml", settings)
     environment = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAYSSL_KEEP_RAY")}
-    environment |= {"RAY_TMPDIR": str(place), "PYTHONPATH": str(ROOT)}
+    environment |= {"RAY_TMPDIR": str(place), "PYTHONPATH": str(ROOT), "RAY_metrics_report_interval_ms": "5000"}
     with open(place / "train.log", "wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "rayssl.cli", "train", config],

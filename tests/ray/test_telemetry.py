@@ -82,7 +82,7 @@ def test_figures_of_two_ranks(ray_cluster: Any, scrape: Callable[..., dict[str, 
     actors = [ray_cluster.remote(Rank).options(num_cpus=0.1).remote(rank) for rank in (0, 1)]
     ray_cluster.get([actor.write.remote() for actor in actors])
     until(lambda: len(scrape().get("rayssl_step_seconds_count", {})) == 2, 60)
-    time.sleep(40)  # Ray forgets a gauge that was not set for two of its intervals, of 10 s
+    time.sleep(20)  # Ray forgets a gauge that was not set for two of its intervals, of 5 s here
     found = scrape()
     both = {labels(rank="0"), labels(rank="1")}
     assert found["rayssl_utterances_per_second"] == dict.fromkeys(both, 100.0)
