@@ -108,6 +108,20 @@ def test_relative_paths_become_absolute_and_uris_stay() -> None:
     assert storage.absolute("s3://bucket/x") == "s3://bucket/x"
 
 
+@pytest.mark.parametrize("uri", ["s3://", "s3:///", "gs://"])
+def test_nothing_is_joined_to_a_uri_without_a_bucket(uri: str) -> None:
+    with pytest.raises(StorageError, match=f"{uri}: names no bucket; write "):
+        storage.join(uri, "runs", "a")
+
+
+def test_joined_to_a_root() -> None:
+    assert [storage.join(root, "a/", "/b") for root in ("/", "file:///", "s3://c/")] == [
+        "/a/b",
+        "file:///a/b",
+        "s3://c/a/b",
+    ]
+
+
 def test_a_failed_write_leaves_the_old_content_and_no_rest(local: str, monkeypatch: pytest.MonkeyPatch) -> None:
     place = storage.join(local, "file")
     storage.write_text(place, "old")

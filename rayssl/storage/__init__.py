@@ -52,8 +52,16 @@ def absolute(uri: str) -> str:
 
 
 def join(uri: str, *parts: str) -> str:
-    """``uri`` with ``parts`` appended, with one slash between them."""
-    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+    """``uri`` with ``parts`` appended, with one slash between them.
+
+    Raises:
+        StorageError: ``uri`` is an object store's, and names no bucket: the first of the parts would be taken for one.
+    """
+    kept = uri.rstrip("/")
+    if kept.endswith(":") and "://" in uri:
+        stores.bucket_of(uri)
+        kept = "file://"  # the root of the disk
+    return "/".join([kept, *(part.strip("/") for part in parts)])
 
 
 def is_remote(uri: str) -> bool:

@@ -42,7 +42,7 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if kind == "file":
         return fsspec.filesystem("file"), local_path(uri)
     if kind == "s3":
-        _bucket(uri)
+        bucket_of(uri)
         return _s3(), rest.rstrip("/")
     found = arrow_filesystem(uri)
     if found is not None:
@@ -73,7 +73,7 @@ def arrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str] | None:
     kind, path = scheme(uri), uri.partition("://")[2].rstrip("/")
     if kind not in ("s3", *GOOGLE, *AZURE):
         return None
-    bucket = _bucket(uri)
+    bucket = bucket_of(uri)
     try:
         if kind == "s3":
             return _s3_arrow(uri, bucket), path
@@ -89,9 +89,10 @@ def arrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str] | None:
         raise StorageError(f"{uri}: this pyarrow was built without '{kind}://'; install pyarrow's wheel") from None
 
 
-def _bucket(uri: str) -> str:
+def bucket_of(uri: str) -> str:
+    """The bucket or container that ``uri`` names; "" if it is a file's. Raises `StorageError` if it names none."""
     bucket, _, _ = uri.partition("://")[2].partition("/")
-    if not bucket:
+    if not bucket and scheme(uri) != "file":
         raise StorageError(f"{uri}: names no bucket; write {scheme(uri)}://bucket/key")
     return bucket
 
