@@ -199,13 +199,15 @@ def kmeans(arguments: argparse.Namespace) -> int:
 def memory(arguments: argparse.Namespace) -> int:
     """Fills a memory of SSPS on the Ray cluster (or a local one), calls it as training does, and saves it."""
     from rayssl.bench.kmeans import table
-    from rayssl.runtime.cluster import connect
+    from rayssl.runtime.cluster import connect, prepare
 
-    connect(2 + arguments.ranks / 10)  # a rank of the measurement takes a tenth of a CPU
+    prepare()  # the next line imports ray
     from rayssl.runtime.bench.memory import MemoryCase, measure
 
     given = {name: value for name, value in vars(arguments).items() if name in MemoryCase.__dataclass_fields__}
-    figures = measure(MemoryCase(**given), lambda line: print(line, file=sys.stderr, flush=True))
+    case = MemoryCase(**given)
+    connect(2 + arguments.ranks / 10)  # a rank of the measurement takes a tenth of a CPU
+    figures = measure(case, lambda line: print(line, file=sys.stderr, flush=True))
     print(table(figures))
     say_next(arguments, "bench", "ingest", "--batch", str(arguments.batch), "--ranks", str(arguments.ranks))
     if arguments.json:

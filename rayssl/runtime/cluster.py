@@ -44,17 +44,7 @@ def connect(cpus: float = 0.0, *, logs: bool = True) -> None:
     """
     joined = joins()
     check()
-    if not joined and "RAY_AUTH_MODE" not in os.environ:  # ray reads both when it is first imported
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    # `rayssl.runtime.signals` watches for nodes that are taken away: also for those of the memory's actors
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it prints every line of progress twice
-    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "WARNING")
-    # Ray Data cancels tasks that nobody waits for any more, and how they ended is of no use to a person
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    prepare()
     import ray
 
     logging.getLogger("ray.data").setLevel(logging.WARNING)
@@ -74,6 +64,21 @@ def connect(cpus: float = 0.0, *, logs: bool = True) -> None:
         return
     _start((os.cpu_count() or 1) + int(-(-cpus // 1)), logs)
     _leave_by_sigterm()
+
+
+def prepare() -> None:
+    """Sets what Ray reads from the environment when it is first imported. `connect` does it, too."""
+    if not joins() and "RAY_AUTH_MODE" not in os.environ:  # ray reads both when it is first imported
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    # `rayssl.runtime.signals` watches for nodes that are taken away: also for those of the memory's actors
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it prints every line of progress twice
+    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "WARNING")
+    # Ray Data cancels tasks that nobody waits for any more, and how they ended is of no use to a person
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
 def _start(cpus: int, logs: bool) -> None:

@@ -46,7 +46,7 @@ class MemoryCase:
     ``rows``: N utterances, all of them in the queue. ``dim``: of references and of positives. ``batch``: of all ranks
     together. ``clusters``: K (0: N/40). ``calls``: exchanges of each rank, of ``ahead`` steps each. ``into``: a folder
     for the saved state (empty: a temporary one). ``relays``: as if the ranks were on so many nodes, each of which makes
-    one call of those of its ranks (0: each rank makes its own).
+    one call of those of its ranks (0: each rank makes its own). Raises `UserError` for a job that is not possible.
     """
 
     rows: int
@@ -62,6 +62,19 @@ class MemoryCase:
     relays: int = 0
     seed: int = 0
     into: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "dim", "batch", "ranks", "shards", "calls", "ahead", "iterations"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        if self.batch % self.ranks or self.batch > self.rows:
+            raise UserError(
+                f"--batch {self.batch} must be a multiple of --ranks {self.ranks} and at most --rows {self.rows}"
+            )
+        if not 0 <= self.clusters <= self.rows or self.clusters == 1:
+            raise UserError(
+                f"--clusters {self.clusters} must lie in 2..{self.rows}, the number of --rows, or be 0 (rows/40)"
+            )
 
     @property
     def settings(self) -> MemorySettings:
@@ -97,10 +110,7 @@ def measure(job: MemoryCase, say: Callable[[str], None] = lambda _: None) -> Fig
     - save_exchanges, save_exchange_ms_max: of the exchanges beside the save. save_peak_ratio: the most resident bytes
       of an actor while it saves, over those before.
     - restored_equal: whether the restored memory gave the same rows.
-
-    Raises `UserError` for a job that is not possible.
     """
-    _check(job)
     settings = job.settings
     index, store = bytes_needed(settings, job.shards)
     figures: Figures = {**asdict(job), "clusters": settings.clusters, "index_bytes": index, "store_bytes": store}
@@ -134,16 +144,6 @@ def measure(job: MemoryCase, say: Callable[[str], None] = lambda _: None) -> Fig
     finally:
         memory.end()
     return figures
-
-
-def _check(job: MemoryCase) -> None:
-    for name in ("rows", "dim", "batch", "ranks", "shards", "calls", "ahead", "iterations"):
-        if getattr(job, name) < 1:
-            raise UserError(f"--{name} must be at least 1, got {getattr(job, name)}")
-    if job.batch % job.ranks or job.batch > job.rows:
-        raise UserError(f"--batch {job.batch} must be a multiple of --ranks {job.ranks} and at most --rows {job.rows}")
-    if not 0 <= job.clusters <= job.rows or job.clusters == 1:
-        raise UserError(f"--clusters {job.clusters} must lie in 2..{job.rows}, the number of --rows, or be 0 (rows/40)")
 
 
 class _Memory:
