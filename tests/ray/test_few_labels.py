@@ -71,7 +71,7 @@ def test_interrupted_between_epochs_and_with_other_shards(
     evaluated(str(whole))
     write_corpus(tmp_path / "unlabelled", (9,))
     capsys.readouterr()
-    assert main(["evaluate", str(whole), f"evaluation.corpus={tmp_path}/unlabelled"]) == 2
+    assert main(["evaluate", str(whole), "--local", f"evaluation.corpus={tmp_path}/unlabelled"]) == 2
     assert "unlabelled: no clip has one of the labels s0, s1, s2, s3" in capsys.readouterr().err
 
 
@@ -82,7 +82,7 @@ def evaluated(run: str) -> None:
     assert [result["head"] for result in results] == ["model", "linear", "knn", "finetune"]
     assert all(result["n"] == 21 and 0 <= result["balanced_accuracy"] <= 1 for result in results)
     assert [c["train_count"] for c in results[0]["per_class"]] == [2, 2, 2, 2]
-    assert main(["evaluate", run, "--checkpoint", "every", "evaluation.probes=[]"]) == 0
+    assert main(["evaluate", run, "--local", "--checkpoint", "every", "evaluation.probes=[]"]) == 0
     lines = [json.loads(line) for line in (Path(run) / "evaluation" / "over_time.jsonl").read_text().splitlines()]
     assert [(line["epoch"], line["head"]) for line in lines] == [(1, "model"), (2, "model")]
     assert 0 < lines[0]["seconds"] < lines[1]["seconds"]
