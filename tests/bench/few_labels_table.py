@@ -32,8 +32,8 @@ from rayssl.training.metrics import read_metrics
 from tests.bench.table_runs import cell, result
 
 ADJUSTED = "method.adjust=1.0"
-# DASO's settings for 250,000 steps, of which 5,000 are the warm-up: about the same share of ours. The average stays that
-# of all rows: with the published 0.999 it would be the plain mean of the weights of all steps, the first ones included
+# DASO's settings for 250,000 steps, of which 5,000 are the warm-up: about the same share of ours. The average stays
+# that of all rows: with the published 0.999 it would be the plain mean of the weights of all steps, the first included
 PUBLISHED = (
     *("method.threshold=0.95", "method.queue=256", "method.window=100"),
     *("method.prototype_temperature=0.05", "method.align=1.0", "method.warmup_steps=20"),
