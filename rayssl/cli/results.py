@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from rayssl.cli.advice import say_next
@@ -11,6 +12,7 @@ from rayssl.errors import UserError
 from rayssl.progress import busy
 
 _CHECKPOINT = "last (default), best, epoch-N or step-N"
+_FEW = 3000  # utterances that one process embeds in less than about a minute
 
 
 def add(verbs: Verbs) -> None:
@@ -164,4 +166,15 @@ def _say_embed(arguments: argparse.Namespace, run: str, page: str) -> None:
         say_next(arguments, "stage", run, "NIGHT.edf", "--out", "hypnograms", note=note)
         return
     corpus = experiment.corpus.uri if experiment.evaluation is None else experiment.evaluation.corpus
-    say_next(arguments, "embed", run, corpus, f"{run.rstrip('/')}/embeddings", note=note)
+    how = ["--local"] if _few(corpus) else []
+    say_next(arguments, "embed", run, corpus, f"{run.rstrip('/')}/embeddings", *how, note=note)
+
+
+def _few(corpus: str) -> bool:
+    """Whether one process embeds the prepared ``corpus`` before Ray has started, or soon after."""
+    from rayssl.data.shards import read_manifest
+
+    try:
+        return not os.environ.get("RAY_ADDRESS") and read_manifest(corpus).rows <= _FEW
+    except UserError:  # it is somewhere else now
+        return False

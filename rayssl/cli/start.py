@@ -33,7 +33,9 @@ def init(arguments: argparse.Namespace) -> int:
     made = plan(arguments.recordings, arguments.out or default_out(arguments.recordings), arguments.purpose, here())
     write(made, overwrite=arguments.overwrite)
     print(summary(made))
-    say_next(arguments, "prepare", paths(made)["prepare.yaml"])
+    how = ["--local"] if made.local else []
+    note = "--local: without Ray, which takes longer to start than it saves here" if how else ""
+    say_next(arguments, "prepare", paths(made)["prepare.yaml"], *how, note=note)
     return 0
 
 

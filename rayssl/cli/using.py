@@ -46,6 +46,7 @@ def _add_embed(verbs: Verbs) -> None:
     embedded.add_argument("--actors", type=count, default=0, metavar="N", help=actors)
     precision = "of a corpus: of the encoder; bf16 has three digits (default: the run's evaluation.precision, or fp32)"
     embedded.add_argument("--precision", choices=("fp32", "bf16"), help=precision)
+    embedded.add_argument("--local", action="store_true", help="of a corpus: in this process alone, without Ray")
     embedded.set_defaults(overrides=[])
 
 
@@ -64,8 +65,8 @@ def _add_score(verbs: Verbs) -> None:
 
 def embed(arguments: argparse.Namespace) -> int:
     """Embeds audio files, as they are, into one Parquet or .npz file with a row for each; or a prepared corpus into a
-    folder of Parquet files, on Ray. A file that cannot be used gets one line, and the status becomes 2; the others are
-    embedded all the same. An interrupted corpus resumes with the same command.
+    folder of Parquet files, on Ray or with --local. A file that cannot be used gets one line, and the status becomes
+    2; the others are embedded all the same. An interrupted corpus resumes with the same command.
     """
     from rayssl import storage
     from rayssl.data.shards import MANIFEST
@@ -89,8 +90,11 @@ def embed(arguments: argparse.Namespace) -> int:
 def _embed_corpus(arguments: argparse.Namespace, corpus: str, out: str, overrides: list[str]) -> int:
     from rayssl.runtime.embedding.files import embed_corpus
 
+    if arguments.local and arguments.actors:
+        raise ConfigError("--local embeds in this process and --actors on Ray: leave one out")
     given = (arguments.run, corpus, out, arguments.checkpoint, overrides)
-    done = embed_corpus(*given, actors=arguments.actors, precision=arguments.precision, say=_say)
+    how = {"actors": arguments.actors, "precision": arguments.precision, "local": arguments.local}
+    done = embed_corpus(*given, **how, say=_say)
     record = done.record
     made = f"{done.made} made now in {done.wall_s:.1f} s" if done.made else "all were there before"
     print(

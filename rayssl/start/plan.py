@@ -29,6 +29,7 @@ from rayssl.start.testing import HeldOut
 
 _UNLABELLED = 0.2  # from this share on, unlabelled clips are worth a method that uses them
 _EPOCHS = 120  # of a night without a label file that are looked at
+_ALONE_H, _ALONE_NIGHTS = 5.0, 20  # one process prepares so much in some minutes
 _SHORTEST_S = 3.0  # about a quarter of the segments of a long recording are shorter
 
 
@@ -101,6 +102,14 @@ class Plan:
         spoken = self.utterances / self.speakers if self.speakers else 0.0
         ratio = 2 if sounds and self.semi else 1
         return sizes.sizes(self.for_training, short_s, self.machine, per_speaker=spoken, ratio=ratio, sounds=sounds)
+
+    @property
+    def local(self) -> bool:
+        """Whether all of it is best done in one process, without Ray."""
+        if self.purpose == "sleep":
+            few = self.found.utterances <= _ALONE_NIGHTS
+            return few and self.machine.cores <= 2 and not (self.machine.gpus or self.machine.cluster)
+        return self.hours <= _ALONE_H and self.sizes.alone(self.machine)
 
     @property
     def too_small(self) -> bool:

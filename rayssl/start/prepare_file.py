@@ -22,7 +22,7 @@ def text(plan: Plan) -> str:
     place = paths(plan)
     made.say(
         f"Shows: from {plan.uri} to corpora. rayssl init wrote this file for {described(plan)}.",
-        f"Command: rayssl prepare {shlex.quote(place['prepare.yaml'])}",
+        f"Command: rayssl prepare {shlex.quote(place['prepare.yaml'])}{alone(plan)}",
         "Paths are relative to the folder in which you call rayssl. A comment says what was guessed, why, and when to "
         "change it.",
     )
@@ -53,6 +53,11 @@ def text(plan: Plan) -> str:
         made.key("splits", {"all": {**split, "unknown": True} if plan.semi else split}, indent=4)
     _test(made, plan)
     return made.text()
+
+
+def alone(plan: Plan) -> str:
+    """`` --local`` for the commands of a plan that is best done without Ray."""
+    return " --local" if plan.local else ""
 
 
 def described(plan: Plan) -> str:

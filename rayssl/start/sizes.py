@@ -1,7 +1,7 @@
 """Settings for a corpus of a size on a machine: pure arithmetic, from the settings that were measured.
 
 `configs/README.md` has the figures: on two CPU cores about 900 steps of 64 utterances, with an ECAPA of 64 channels,
-take six minutes. Nothing was measured on a GPU; the settings there are the published ones of encoder and batch.
+take five to six minutes. Nothing was measured on a GPU; the settings there are the published ones of encoder and batch.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ MANY_FOR_SSPS = 2000  # measured: 640 utterances are too few for clusters, 2,551
 LONG_S = 30.0  # recordings that are longer are divided
 SEGMENT_S = 8.0  # about how long a segment of a long recording is
 _CPU_STEPS, _GPU_STEPS = 900, 100_000
+_ONE_RANK_CORES = 2  # measured: two ranks are slower there than one, because readers and Ray need a core
+_ALONE_S = 15_000.0  # of segments in all: about a minute for one core (measured: 228 a second)
 _LEAST_STEPS, _MOST_PASSES = 200, 40  # a small corpus is not heard for ever
 _LEAST_EPOCH, _LONG_EPOCH = 20, 200  # steps of an epoch: each ends with a checkpoint. On CPUs a longer one is cut
 
@@ -40,6 +42,12 @@ class Sizes(NamedTuple):
     clusters: int
     width: int
     shard_utterances: int
+
+    def alone(self, machine: Machine) -> bool:
+        """Whether one process without Ray is the quickest: no rank would help it, or its work is short."""
+        if machine.gpus or machine.cluster:
+            return False
+        return machine.cores <= _ONE_RANK_CORES or self.steps * self.batch * self.segment_s <= _ALONE_S
 
 
 def sizes(
@@ -91,10 +99,10 @@ def sizes(
 
 
 def _workers(machine: Machine) -> int:
-    """A rank for each GPU, else a rank for each two cores, and two on two cores; a power of two, at most eight."""
+    """A rank for each GPU, else a rank for each two cores; a power of two, at most eight on CPUs."""
     if machine.gpus:
         return 1 << int(math.log2(machine.gpus))
-    return min(machine.cores, 2) if machine.cores < 8 else min(8, 1 << int(math.log2(machine.cores // 2)))
+    return min(8, 1 << int(math.log2(max(1, machine.cores // 2))))
 
 
 def _clusters(utterances: int, per_speaker: float) -> int:

@@ -7,12 +7,16 @@ from typing import Any
 
 from rayssl.start import sizes, testing
 from rayssl.start.plan import Plan, paths
-from rayssl.start.prepare_file import HELD_OUT_NIGHTS, MEL, described, too_small
+from rayssl.start.prepare_file import HELD_OUT_NIGHTS, MEL, alone, described, too_small
 from rayssl.start.yaml_text import YamlText
 
 _SMALL = "On CPUs: the small encoder of configs/gsc_simclr.yaml. On a GPU channels of 512 or 1024 are usual."
 _VALIDATIONS = 10  # in a training
 _PAIRED_S = 1.0  # utterances that are mostly shorter have no two segments that say something
+_WITHOUT_RAY = (
+    "--local: one process, which starts in seconds. Ray takes about half a minute to start on two cores; leave --local "
+    "out for more cores, for GPUs and for a cluster."
+)
 _WORDS = {"time_shift": {"p": 0.5, "most": 0.1}}
 
 
@@ -20,11 +24,13 @@ def text(plan: Plan) -> str:
     """The experiment of ``plan``, with a comment at each guess."""
     made, place = YamlText(), paths(plan)
     run = shlex.quote(place["run"])
-    then = f" && rayssl evaluate {run}" if evaluated(plan) else ""
+    how = alone(plan)
+    then = f" && rayssl evaluate {run}{how}" if evaluated(plan) else ""
     made.say(
         f"Shows: {_goal(plan)}. rayssl init wrote this file for {described(plan)}, and {plan.machine.text}.",
-        f"Command: rayssl train {shlex.quote(place['train.yaml'])}{then} && rayssl report {run}",
-        f"After: rayssl prepare {shlex.quote(place['prepare.yaml'])}",
+        f"Command: rayssl train {shlex.quote(place['train.yaml'])}{how}{then} && rayssl report {run}",
+        f"After: rayssl prepare {shlex.quote(place['prepare.yaml'])}{how}",
+        *([_WITHOUT_RAY] if how else []),
         _measured(plan),
         "Every key can also be given behind the command, for example training.epochs=40. rayssl show lists all keys.",
     )
@@ -138,7 +144,7 @@ def _validate(made: YamlText, plan: Plan, by_classes: bool) -> None:
 
 def _workers(made: YamlText, plan: Plan) -> None:
     size = plan.sizes
-    how = "one on each GPU" if plan.machine.gpus else "as many as half of the cores, two on two; the other cores read"
+    how = "one on each GPU" if plan.machine.gpus else "one for each two cores, since the other cores read"
     made.gap()
     made.say(f"Data-parallel workers on {plan.machine.text}: {how}. They must divide the batch.")
     made.key("ray", {"workers": size.workers})
@@ -300,7 +306,7 @@ def _sleep(made: YamlText, plan: Plan) -> None:
     made.key("checkpoints", {"keep": 1}, indent=2)
     made.gap()
     made.say(f"Data-parallel workers on {plan.machine.text}. They must divide the batch.")
-    made.key("ray", {"workers": min(2, plan.machine.gpus or plan.machine.cores)})
+    made.key("ray", {"workers": min(2, plan.machine.gpus or max(1, plan.machine.cores // 2))})
     made.gap()
     if not evaluated(plan):
         made.say("There is no evaluation: too few subjects to hold some out.")

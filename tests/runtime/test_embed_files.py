@@ -19,7 +19,7 @@ from rayssl.data import decode, shards
 from rayssl.inference import export as exporting
 from rayssl.runs.reading import find
 from rayssl.runtime.embedding import files
-from rayssl.runtime.embedding.actors import Embedder, EmbeddingTask, decode_shard, read_corpus
+from rayssl.runtime.embedding.actors import Embedder, EmbeddingTask, decode_shard, over_shards, read_corpus
 from tests.runs import experiment, write_corpus, write_run
 
 SIZES = (9, 14, 4)
@@ -213,6 +213,18 @@ def test_a_number_of_actors(folder: Path, tmp_path: Path, capsys: pytest.Capture
     with pytest.raises(SystemExit, match="2"):
         embed(folder, tmp_path, "--actors", "0")
     assert "must be an integer of at least 1, got '0'" in capsys.readouterr().err
+
+
+def test_in_this_process_without_ray(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert embed(folder, tmp_path / "out") == 0
+    monkeypatch.setattr(files, "over_shards", over_shards)
+    assert embed(folder, tmp_path / "local", "--local") == 0
+    assert content(tmp_path / "local") == content(tmp_path / "out")
+
+
+def test_actors_need_ray(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = refused(capsys, folder / "run", folder / "corpus", tmp_path, "--local", "--actors", "2")
+    assert told == "--local embeds in this process and --actors on Ray: leave one out"
 
 
 def test_decoded_elsewhere_is_embedded_the_same(folder: Path, tmp_path: Path) -> None:

@@ -289,9 +289,11 @@ def test_the_command_and_what_it_prepares(
 ) -> None:
     """The first two commands, as the lines `next:` name them; the folder's name has a space."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     noise(tmp_path / "my voices", *names("", *[f"spk{k}" for k in range(6)], files=6), seconds=1.0)
     assert main(["init", "my voices"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "next: rayssl prepare 'runs/my voices/prepare.yaml'"
+    following = capsys.readouterr().out.splitlines()[-1]
+    assert following.startswith("next: rayssl prepare 'runs/my voices/prepare.yaml' --local    (")
     assert main(["init", "my voices"]) == 2
     error = capsys.readouterr().err
     assert "exists; give another --out, or --overwrite" in error and error.count("\n") == 1
@@ -301,3 +303,12 @@ def test_the_command_and_what_it_prepares(
     assert printed.splitlines()[-1] == "next: rayssl train 'runs/my voices/train.yaml' --local"
     assert main(["prepare", "runs/my voices/prepare.yaml", "--local", "--quiet"]) == 0
     assert "next:" not in capsys.readouterr().out
+
+
+def test_ray_is_proposed_where_it_pays(tmp_path: Path) -> None:
+    folder = noise(tmp_path / "in", *names("", *[f"spk{k}" for k in range(6)], files=6))
+    here, joined = planned(folder, tmp_path), planned(folder, tmp_path, machine=Machine(2, cluster=True))
+    assert here.local and not joined.local
+    assert "/prepare.yaml --local\n" in prepare_file.text(here)
+    assert "/train.yaml --local && rayssl evaluate " in train_file.text(here)
+    assert "--local" not in prepare_file.text(joined) + train_file.text(joined)

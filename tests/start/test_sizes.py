@@ -15,7 +15,7 @@ TWO = Machine(2)
 def test_the_measured_corpus_gets_the_measured_settings() -> None:
     """configs/gsc_ssps_simclr.yaml: 2,551 utterances of 4 s, 320 speakers."""
     found = sizes(2551, 4.0, TWO, per_speaker=2551 / 320)
-    assert (found.batch, found.workers, found.segment_s, found.reference_s, found.disjoint) == (64, 2, 1.0, 4.0, True)
+    assert (found.batch, found.workers, found.segment_s, found.reference_s, found.disjoint) == (64, 1, 1.0, 4.0, True)
     assert found.clusters == pytest.approx(500, rel=0.02) and found.width == 64
     assert 22 <= found.epochs <= 24 and found.epoch_steps == 0 and found.steps == pytest.approx(900, rel=0.05)
 
@@ -46,3 +46,24 @@ def test_clusters_are_smaller_than_speakers() -> None:
     few = sizes(4000, 4.0, TWO, per_speaker=4.0)
     many = sizes(4000, 4.0, TWO, per_speaker=400.0)
     assert 4000 / few.clusters < 4 <= 4000 / many.clusters
+
+
+@pytest.mark.parametrize(
+    ("machine", "small", "large"),
+    [
+        (Machine(1), True, True),
+        (TWO, True, True),
+        (Machine(16), True, False),
+        (Machine(16, 1, 80.0), False, False),
+        (Machine(2, cluster=True), False, False),
+    ],
+)
+def test_where_one_process_is_the_quickest(machine: Machine, small: bool, large: bool) -> None:
+    """On two cores for all that they are asked to do; on many for what is done before Ray has started."""
+    assert sizes(40, 4.0, machine).alone(machine) is small
+    assert sizes(50_000, 4.0, machine).alone(machine) is large
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (2, 1), (3, 1), (4, 2), (7, 2), (8, 4), (64, 8)])
+def test_a_rank_for_each_two_cores(cores: int, workers: int) -> None:
+    assert sizes(50_000, 4.0, Machine(cores)).workers == workers

@@ -98,22 +98,23 @@ def embed_corpus(
     *,
     actors: int = 0,
     precision: EmbeddingPrecision | None = None,
+    local: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Embedded:
     """Embeds the prepared corpus at ``corpus`` into the folder ``out`` with a checkpoint of ``run``; all may be URIs.
 
-    ``actors`` is the number of actors, and ``precision`` that of the encoder (0 and None: see `EmbeddingTask`). ``say``
-    receives a line of progress now and then. Existing files do not change. Raises `UserError` if the run, the
-    checkpoint or the corpus cannot be used, or if ``out`` holds something else.
+    ``actors`` is the number of actors, and ``precision`` that of the encoder (0 and None: see `EmbeddingTask`).
+    ``local``: in this process, without Ray. ``say`` receives a line of progress now and then. Existing files do not
+    change. Raises `UserError` if the run, the checkpoint or the corpus cannot be used, or if ``out`` holds something
+    else.
     """
     started = time.monotonic()
     source = find(run, which, overrides)
     corpus, out = storage.absolute(corpus), storage.absolute(out)
     manifest = read_corpus(corpus)
     check_pictures(source.experiment, corpus, manifest)
-    job = EmbeddingTask(
-        source.experiment, source.uri, corpus, manifest, normalise=False, actors=actors, asked_precision=precision
-    )
+    how: Any = {"actors": actors, "local": local, "asked_precision": precision}
+    job = EmbeddingTask(source.experiment, source.uri, corpus, manifest, normalise=False, **how)
     record = _record(source, job)
     _check_out(out, record)
     missing = _missing(out, record, manifest)
