@@ -7,6 +7,7 @@ import os
 
 from rayssl.cli.advice import say_next
 from rayssl.cli.parser import Argument, Verbs, declare
+from rayssl.progress import busy
 
 
 def add(verbs: Verbs) -> None:
@@ -26,15 +27,16 @@ def init(arguments: argparse.Namespace) -> int:
     """Guesses layout, speakers or classes, lengths and rates of recordings, and writes prepare.yaml and train.yaml for
     them and for this machine. Each guess has a comment in the files. The recordings are only read.
     """
-    from rayssl.start.machine import here
-    from rayssl.start.plan import paths, plan
-    from rayssl.start.writing import summary, write
+    with busy(f"looks at {arguments.recordings}"):
+        from rayssl.start.machine import here
+        from rayssl.start.plan import paths, plan
+        from rayssl.start.writing import summary, write
 
-    made = plan(arguments.recordings, arguments.out or default_out(arguments.recordings), arguments.purpose, here())
-    write(made, overwrite=arguments.overwrite)
+        made = plan(arguments.recordings, arguments.out or default_out(arguments.recordings), arguments.purpose, here())
+        write(made, overwrite=arguments.overwrite)
     print(summary(made))
     how = ["--local"] if made.local else []
-    note = "--local: without Ray, which takes longer to start than it saves here" if how else ""
+    note = "without Ray, which takes longer to start than it saves here" if how else ""
     say_next(arguments, "prepare", paths(made)["prepare.yaml"], *how, note=note)
     return 0
 
