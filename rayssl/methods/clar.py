@@ -7,6 +7,7 @@ time-frequency plane by another encoder.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -35,8 +36,8 @@ class CLARConfig(PairConfig):
     plus the cross-entropy of the labelled rows in both views. ``labels_from`` says whether these are the labelled ones
     among the rows of NT-Xent, as published, or a labelled stream's. ``supcon`` (Khosla et al., 2020) replaces both
     losses; the positives of a labelled row are all rows of its class. The public code has ``cross_entropy_over: sum``
-    and ``classifier_on: projection``. ``cross``: the anchors go through the first encoder, the positives through the
-    second one, ``encoder.beside``.
+    and ``classifier_on: projection``. ``negatives: other_classes`` is ours. ``cross``: the anchors go through the first
+    encoder, the positives through the second one, ``encoder.beside``.
     """
 
     name: Literal["clar"] = "clar"
@@ -67,6 +68,12 @@ class CLARConfig(PairConfig):
     """What the classifier sees: the embedding of the ``encoder``, or the ``projection`` that the contrastive loss
     compares, as in the public code. With ``projection``, ``rayssl evaluate`` has no classifier of the method, only
     probes.
+    """
+    negatives: Literal["all", "other_classes"] = "all"
+    """Which clips repel a clip in the contrastive loss: ``all`` others, as published, also those of its class; or
+    those of ``other_classes``: each other clip counts by the probability that its class is another one, by its label
+    or by what the classifier predicts so far. Not published. For ``labels`` ``cross_entropy``. Set it where few clips
+    are labelled and there are few classes: then many of the others are of the clip's own class.
     """
     cross: bool = False
     """Whether the first segment goes through the encoder and the second one through ``encoder.beside``, for example one
@@ -113,6 +120,11 @@ class CLARConfig(PairConfig):
                 f"method.labels_from=stream: its clips are classified, which method.labels={self.labels} does not do; "
                 "set method.labels=cross_entropy, or leave out method.labels_from"
             )
+        if self.negatives == "other_classes" and self.labels != "cross_entropy":
+            raise ConfigError(
+                f"method.negatives=other_classes: asks a classifier, and method.labels={self.labels} has none; set "
+                "method.labels=cross_entropy, or leave out method.negatives"
+            )
         if self.labels != "none" and (facts.classes is None or len(facts.classes.names) < 2):
             raise ConfigError(
                 f"method.labels={self.labels}: needs a split with at least two labelled classes in labels.split; "
@@ -149,7 +161,8 @@ class CLAR(PairMethod):
         """``anchor``, ``positive``: projections ``[B, D_emb]``.
 
         With a classifier also ``anchor_logits``, ``positive_logits`` ``[B', C]``, of both views of the rows whose
-        labels are learnt: those of the labelled stream, if there is one, else all.
+        labels are learnt: those of the labelled stream, if there is one, else all. With ``negatives: other_classes``
+        also ``predicted [B, C]``, the probabilities of the classes, without gradient.
         """
         pair = [views["anchor"], views["positive"]]
         extra = [views[name] for name in LABELLED if name in views]
@@ -160,7 +173,24 @@ class CLAR(PairMethod):
                 known = self._projected(known) if extra else list(out.values())
             logits = self.classifier(torch.cat(known)).chunk(2)
             out |= {"anchor_logits": logits[0], "positive_logits": logits[1]}
+            if self.config.negatives == "other_classes":
+                out["predicted"] = self._predicted(rows, out, logits if not extra else None)
         return out
+
+    @torch.no_grad()
+    def _predicted(self, rows: list[Tensor], out: Outputs, logits: Sequence[Tensor] | None) -> Tensor:
+        """The probabilities ``[B, C]`` of the contrasted rows, the mean of both views; of ``logits`` if there are any.
+
+        In the cross form a classifier of embeddings sees those of both encoders, one of each view.
+        """
+        assert self.classifier is not None
+        if logits is None:
+            on_encoder = self.config.classifier_on == "encoder"
+            seen = rows if on_encoder else [out["anchor"], out["positive"]]
+            if on_encoder and self.other_projector is not None:
+                seen = [torch.cat(rows, dim=1)]
+            logits = [self.classifier(view) for view in seen]
+        return torch.stack([each.float().softmax(dim=1) for each in logits]).mean(dim=0)
 
     def _embedded(self, pair: list[View], extra: list[View]) -> tuple[list[Tensor], list[Tensor]]:
         """The two embeddings that are contrasted, and the two that a classifier sees, those of ``extra`` if given.
@@ -206,7 +236,8 @@ class CLAR(PairMethod):
                 temperature=temperature,
             )
             return Step(loss, {"supcon": loss.detach()})
-        loss = ntxent(a, b, keys_a=keys_a, keys_b=keys_b, offset=offset, temperature=temperature)
+        weights = self._unlike(out["predicted"], batch.labels) if "predicted" in out else None
+        loss = ntxent(a, b, keys_a=keys_a, keys_b=keys_b, offset=offset, temperature=temperature, weights=weights)
         terms = {"ntxent": loss.detach()}
         if self.classifier is not None:
             logits = torch.cat([out["anchor_logits"], out["positive_logits"]])
@@ -219,6 +250,16 @@ class CLAR(PairMethod):
             loss = loss + supervised
             terms |= {"supervised": supervised.detach(), "train_accuracy": accuracy}
         return Step(loss, terms)
+
+    @staticmethod
+    def _unlike(predicted: Tensor, labels: Tensor) -> Tensor:
+        """The probability ``[B, W*B]`` that two clips are of different classes: 1 - sum over c of p_i(c) p_k(c).
+
+        ``p`` is ``predicted [B, C]``, and certain where one of ``labels [B]`` is known (not -1).
+        """
+        certain = torch.zeros_like(predicted).scatter(1, labels.clamp_min(0)[:, None], 1.0)
+        p = torch.where((labels >= 0)[:, None], certain, predicted)
+        return (1 - p @ collectives.gather(p).T).clamp(0, 1)
 
     def _classified(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The mean cross-entropy over the labelled rows of all ranks in both views, and the accuracy."""

@@ -182,6 +182,46 @@ def test_a_labelled_stream_is_classified_and_the_own_one_contrasted(encoder: Any
         torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("on", ["encoder", "projection"])
+@pytest.mark.parametrize("encoder", [RESNET, CROSS], ids=["one", "cross"])
+@pytest.mark.parametrize("stream", [False, True], ids=["batch", "stream"])
+def test_clips_of_probably_the_same_class_repel_less(encoder: Any, stream: bool, on: str) -> None:
+    """The contrast against the definition: w_ik = 1 - p_i . p_k, with p of the classifier, certain for known labels."""
+    how = {"labels": "cross_entropy", "labels_from": "stream" if stream else "batch", "classifier_on": on}
+    method = clar(encoder, cross="beside" in encoder, negatives="other_classes", **how)
+    method.eval()
+    labels = [0, 1, -1, 2, -1, -1]
+    given = streamed([2, 0, 1, 1], labels) if stream else batch(labels)
+    out = method(with_stream() if stream else random_views(("anchor", "positive")))
+    step = method.step(out, given, None)
+    assert not out["predicted"].requires_grad and out["predicted"].shape == (6, 3)
+    if not stream:
+        both = (out["anchor_logits"].softmax(1) + out["positive_logits"].softmax(1)) / 2
+        torch.testing.assert_close(out["predicted"], both.detach())
+    p = out["predicted"].clone()
+    for row, label in enumerate(labels):
+        if label >= 0:
+            p[row] = functional.one_hot(torch.tensor(label), 3).float()
+    unlike = torch.tensor([[1 - float(p[i] @ p[k]) for k in range(6)] for i in range(6)])
+    assert unlike[0, 1] == 1 and 0 < unlike[2, 4] < 1
+    rows = torch.cat([functional.normalize(out[name], dim=1) for name in ("anchor", "positive")])
+    similar = (rows @ rows.T / 0.5).exp()
+    counted = similar * unlike.fill_diagonal_(1).repeat(2, 2) * (1 - torch.eye(12))
+    expected = -(similar.diagonal(6).repeat(2) / counted.sum(1)).log().mean()
+    torch.testing.assert_close(step.terms["ntxent"], expected.detach())
+    method.train()
+    views = with_stream() if stream else random_views(("anchor", "positive"))
+    method.step(method(views), given, None).loss.backward()
+    assert all(q.grad is not None and q.grad.isfinite().all() for q in method.parameters())
+
+
+def test_two_clips_of_one_label_do_not_repel() -> None:
+    method = clar(RESNET, labels="cross_entropy", negatives="other_classes")
+    out = method(random_views(("anchor", "positive")))
+    step = method.step(out, batch([1] * 6), None)
+    assert float(step.terms["ntxent"]) == 0
+
+
 def test_batch_normalisation_sees_both_streams_together() -> None:
     method = clar(RESNET, labels="cross_entropy", labels_from="stream")
     sizes: list[int] = []
@@ -218,6 +258,7 @@ def test_joined_encoders() -> None:
         (CROSS, CLASSES, {}, r"method\.cross: .*encoder\.beside"),
         (RESNET, None, {"labels": "supcon"}, r"method\.labels=supcon: .*labels\.split"),
         (RESNET, Classes(("a",), (1,)), {"labels": "cross_entropy"}, r"two labelled classes"),
+        (RESNET, CLASSES, {"negatives": "other_classes"}, r"method\.negatives=other_classes: .*labels=none has none"),
         (RESNET, CLASSES, {"labels_from": "stream"}, r"method\.labels_from=stream: .*labels=none"),
         (
             RESNET,

@@ -70,6 +70,12 @@ METHODS: dict[str, dict[str, Any]] = {
         "labels": "cross_entropy",
         "labels_from": "stream",
     },
+    "clar_other_classes": {
+        "name": "clar",
+        "projector": {"sizes": [12, 8]},
+        "labels": "cross_entropy",
+        "negatives": "other_classes",
+    },
     "supcon": {"name": "clar", "projector": {"sizes": [12, 8]}, "labels": "supcon"},
 }
 LEARNERS = (
@@ -80,6 +86,7 @@ LEARNERS = (
     "clar",
     "clar_published",
     "clar_stream",
+    "clar_other_classes",
     "supcon",
 )  # from the labels of a split
 # SGD with small steps: larger ones amplify rounding, and Adam makes a whole step of a gradient that is nothing but it

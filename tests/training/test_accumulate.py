@@ -50,6 +50,10 @@ METHODS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"name": "clar", "labels": "cross_entropy", "labels_from": "stream", "projector": {"sizes": [12, 8]}},
         FEW,
     ),
+    "clar_other_classes": (
+        {"name": "clar", "labels": "cross_entropy", "negatives": "other_classes", "projector": {"sizes": [12, 8]}},
+        LABELS,
+    ),
     "supervised": ({"name": "supervised", "scale": 5.0}, ()),
     "pseudo_speakers": (PSEUDO_METHOD, ()),
     "usadtm": (USADTM_METHOD, FEW),

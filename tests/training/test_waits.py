@@ -73,6 +73,11 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...], dict[str, int]]] = {
     "clar": (CLAR, (f"views.weak={EVERY}",), {}),
     "clar with a classifier": ({**CLAR, "labels": "cross_entropy"}, LABELS, {}),
     "clar with a labelled stream": ({**CLAR, "labels": "cross_entropy", "labels_from": "stream"}, STREAMS, {}),
+    "clar with negatives of other classes": (
+        {**CLAR, "labels": "cross_entropy", "labels_from": "stream", "negatives": "other_classes"},
+        STREAMS,
+        {},
+    ),
     "clar by supcon": ({**CLAR, "labels": "supcon"}, LABELS, {}),
     "supervised": ({"name": "supervised"}, (), {}),
     "pseudo_speakers": (PSEUDO_METHOD, (), {}),
