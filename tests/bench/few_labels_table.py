@@ -112,8 +112,15 @@ class ClarRow:
 
 
 def _clar_rows(encoders: Iterable[str] = ENCODERS) -> dict[str, ClarRow]:
-    """CLAR without labels, CLAR with a stream of them, and training on these alone, by encoder and share."""
-    kinds = {"self": ("CLAR", ()), "stream": ("CLAR + labels", STREAMED), "alone": ("supervised", CLASSIFIED)}
+    """CLAR without labels, with a stream of them, the same with negatives of other classes, and training on the
+    labelled clips alone; by encoder and share.
+    """
+    kinds = {
+        "self": ("CLAR", ()),
+        "stream": ("CLAR + labels", STREAMED),
+        "others": ("CLAR + labels, negatives of other classes", (*STREAMED, "method.negatives=other_classes")),
+        "alone": ("supervised", CLASSIFIED),
+    }
     return {
         f"{kind}_{split}_{encoder}": ClarRow(title, encoder, split, learns)
         for encoder in encoders
