@@ -71,9 +71,13 @@ class CLARConfig(PairConfig):
     """
     negatives: Literal["all", "other_classes"] = "all"
     """Which clips repel a clip in the contrastive loss: ``all`` others, as published, also those of its class; or
-    those of ``other_classes``: each other clip counts by the probability that its class is another one, by its label
-    or by what the classifier predicts so far. Not published. For ``labels`` ``cross_entropy``. Set it where few clips
-    are labelled and there are few classes: then many of the others are of the clip's own class.
+    those of ``other_classes``: without the others that are surely of its class, by their labels or by what the
+    classifier predicts so far (see ``certainty``). Not published. For ``labels`` ``cross_entropy``. Try it where there
+    are few classes, so that many of the others are of the clip's own class.
+    """
+    certainty: float = Field(0.7, gt=0, le=1)
+    """For ``negatives`` ``other_classes``: the least probability, above 0 and at most 1, of a prediction that counts.
+    A negative is left out if both clips are predicted to be of one class with so much certainty. A label is certain.
     """
     cross: bool = False
     """Whether the first segment goes through the encoder and the second one through ``encoder.beside``, for example one
@@ -236,7 +240,7 @@ class CLAR(PairMethod):
                 temperature=temperature,
             )
             return Step(loss, {"supcon": loss.detach()})
-        weights = self._unlike(out["predicted"], batch.labels) if "predicted" in out else None
+        weights = self._repelling(out["predicted"], batch.labels) if "predicted" in out else None
         loss = ntxent(a, b, keys_a=keys_a, keys_b=keys_b, offset=offset, temperature=temperature, weights=weights)
         terms = {"ntxent": loss.detach()}
         if self.classifier is not None:
@@ -251,15 +255,15 @@ class CLAR(PairMethod):
             terms |= {"supervised": supervised.detach(), "train_accuracy": accuracy}
         return Step(loss, terms)
 
-    @staticmethod
-    def _unlike(predicted: Tensor, labels: Tensor) -> Tensor:
-        """The probability ``[B, W*B]`` that two clips are of different classes: 1 - sum over c of p_i(c) p_k(c).
+    def _repelling(self, predicted: Tensor, labels: Tensor) -> Tensor:
+        """The weight ``[B, W*B]`` of each clip as a negative: 0 where both are surely of one class, else 1.
 
-        ``p`` is ``predicted [B, C]``, and certain where one of ``labels [B]`` is known (not -1).
+        ``predicted [B, C]`` are probabilities. A label (not -1 in ``labels [B]``) takes their place.
         """
-        certain = torch.zeros_like(predicted).scatter(1, labels.clamp_min(0)[:, None], 1.0)
-        p = torch.where((labels >= 0)[:, None], certain, predicted)
-        return (1 - p @ collectives.gather(p).T).clamp(0, 1)
+        probability, predicted_class = predicted.max(dim=1)
+        surely = torch.where(probability >= self.config.certainty, predicted_class, -1)
+        own = torch.where(labels >= 0, labels, surely)[:, None]
+        return ((own < 0) | (own != collectives.gather(own).T)).to(predicted.dtype)
 
     def _classified(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The mean cross-entropy over the labelled rows of all ranks in both views, and the accuracy."""
