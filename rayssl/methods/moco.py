@@ -62,8 +62,8 @@ class MoCoConfig(PairConfig):
     """
     enqueue: Literal["own", "recalled"] = "own"
     """Which keys enter the queue under SSPS: the ``own`` ones of the batch, or the ``recalled`` positives that replaced
-    them, as in the public code. Recalled keys are up to an epoch old. With ``own`` ones, those of a queue shorter than
-    an epoch are younger, and a query can tell them from its positive by that.
+    them, as in the public code. Recalled keys are up to an epoch old, and ``own`` ones in a shorter queue are younger:
+    positives and negatives then also differ by age.
     """
     key_statistics: Literal["batch", "average"] = "batch"
     """Which statistics batch normalisation takes for keys: those of their ``batch``, as published, or the ``average``
