@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
 from rayssl.cli.advice import say_next
@@ -173,8 +172,9 @@ def _say_embed(arguments: argparse.Namespace, run: str, page: str) -> None:
 def _few(corpus: str) -> bool:
     """Whether one process embeds the prepared ``corpus`` before Ray has started, or soon after."""
     from rayssl.data.shards import read_manifest
+    from rayssl.runtime import cluster
 
     try:
-        return not os.environ.get("RAY_ADDRESS") and read_manifest(corpus).rows <= _FEW
+        return not cluster.joins() and read_manifest(corpus).rows <= _FEW
     except UserError:  # it is somewhere else now
         return False

@@ -17,7 +17,7 @@ def ntxent(
     keys_b: Tensor,
     offset: int,
     temperature: float,
-    weights: Tensor | None = None,
+    left_out: Tensor | None = None,
 ) -> Tensor:
     """Normalised temperature-scaled cross-entropy, mean over this rank's 2B anchors; a scalar >= 0, float32.
 
@@ -31,18 +31,17 @@ def ntxent(
     rank the keys are ``a, b`` themselves. Every row of both views is an anchor. The mean over ranks is the loss of the
     global batch.
 
-    ``weights [B, W*B]`` in [0, 1], without gradient: the weight ``w`` of each utterance as a negative of each of this
-    rank's, in both views, which multiplies its terms of the sum; 0 leaves it out. The weight of the own utterance does
-    not count. None: all are 1.
+    ``left_out``, bool ``[B, W*B]``: which utterances are no negatives of each of this rank's, in both views. The own
+    utterance's does not count. None: all others are negatives.
 
-    The arithmetic is float32 (float64 for float64 inputs), even under autocast: at t = 0.03 logits reach
-    33, where neighbouring bfloat16 numbers differ by 0.25. Raises `ValueError` if the shapes do not fit each other or
+    The arithmetic is float32 (float64 for float64 inputs), even under autocast: at t = 0.03 logits reach 33, where
+    neighbouring bfloat16 numbers differ by 0.25. Raises `ValueError` if the shapes do not fit each other or
     the temperature is not positive.
     """
     rows, total = a.shape[0], keys_a.shape[0]
     check_views(a, b, keys_a, keys_b, offset=offset, temperature=temperature)
-    if weights is not None and weights.shape != (rows, total):
-        raise ValueError(f"weights {tuple(weights.shape)} are not [{rows}, {total}]")
+    if left_out is not None and left_out.shape != (rows, total):
+        raise ValueError(f"left_out {tuple(left_out.shape)} is not [{rows}, {total}]")
     with torch.autocast(device_type=a.device.type, enabled=False):
         anchors = unit(torch.cat([a, b]))
         keys = unit(torch.cat([keys_a, keys_b]))
@@ -50,12 +49,6 @@ def ntxent(
         itself = torch.cat([own, own + total])
         positive = torch.cat([own + total, own])
         logits = (anchors @ keys.T / temperature).scatter(1, itself[:, None], float("-inf"))
-        if weights is not None:
-            logits = logits + _logarithm(weights.detach().to(logits.dtype), own)
+        if left_out is not None:
+            logits = logits.masked_fill(left_out.scatter(1, own[:, None], False).repeat(2, 2), float("-inf"))
         return functional.cross_entropy(logits, positive)
-
-
-def _logarithm(weights: Tensor, own: Tensor) -> Tensor:
-    """The logarithm of ``weights [B, N]`` for both views of anchors and keys, ``[2B, 2N]``; 0 for the ``own [B]``."""
-    found = weights.log().scatter(1, own[:, None], 0.0)
-    return found.repeat(2, 2)

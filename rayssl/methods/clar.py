@@ -240,8 +240,8 @@ class CLAR(PairMethod):
                 temperature=temperature,
             )
             return Step(loss, {"supcon": loss.detach()})
-        weights = self._repelling(out["predicted"], batch.labels) if "predicted" in out else None
-        loss = ntxent(a, b, keys_a=keys_a, keys_b=keys_b, offset=offset, temperature=temperature, weights=weights)
+        alike = self._alike(out["predicted"], batch.labels) if "predicted" in out else None
+        loss = ntxent(a, b, keys_a=keys_a, keys_b=keys_b, offset=offset, temperature=temperature, left_out=alike)
         terms = {"ntxent": loss.detach()}
         if self.classifier is not None:
             logits = torch.cat([out["anchor_logits"], out["positive_logits"]])
@@ -255,15 +255,15 @@ class CLAR(PairMethod):
             terms |= {"supervised": supervised.detach(), "train_accuracy": accuracy}
         return Step(loss, terms)
 
-    def _repelling(self, predicted: Tensor, labels: Tensor) -> Tensor:
-        """The weight ``[B, W*B]`` of each clip as a negative: 0 where both are surely of one class, else 1.
+    def _alike(self, predicted: Tensor, labels: Tensor) -> Tensor:
+        """Whether two clips are surely of one class, bool ``[B, W*B]``: this rank's and those of all ranks.
 
         ``predicted [B, C]`` are probabilities. A label (not -1 in ``labels [B]``) takes their place.
         """
         probability, predicted_class = predicted.max(dim=1)
         surely = torch.where(probability >= self.config.certainty, predicted_class, -1)
         own = torch.where(labels >= 0, labels, surely)[:, None]
-        return ((own < 0) | (own != collectives.gather(own).T)).to(predicted.dtype)
+        return (own >= 0) & (own == collectives.gather(own).T)
 
     def _classified(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The mean cross-entropy over the labelled rows of all ranks in both views, and the accuracy."""

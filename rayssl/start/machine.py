@@ -20,6 +20,11 @@ class Machine(NamedTuple):
     cluster: bool = False
 
     @property
+    def bare(self) -> bool:
+        """Whether there are only these cores: no GPU, no cluster."""
+        return not (self.gpus or self.cluster)
+
+    @property
     def text(self) -> str:
         """The machine in a few words."""
         cores = f"{self.cores} CPU core{'s' * (self.cores > 1)}"

@@ -108,7 +108,7 @@ class Plan:
         """Whether all of it is best done in one process, without Ray."""
         if self.purpose == "sleep":
             few = self.found.utterances <= _ALONE_NIGHTS
-            return few and self.machine.cores <= 2 and not (self.machine.gpus or self.machine.cluster)
+            return few and self.machine.bare and self.machine.cores <= sizes.ONE_RANK_CORES
         return self.hours <= _ALONE_H and self.sizes.alone(self.machine)
 
     @property

@@ -17,7 +17,7 @@ MANY_FOR_SSPS = 2000  # measured: 640 utterances are too few for clusters, 2,551
 LONG_S = 30.0  # recordings that are longer are divided
 SEGMENT_S = 8.0  # about how long a segment of a long recording is
 _CPU_STEPS, _GPU_STEPS = 900, 100_000
-_ONE_RANK_CORES = 2  # measured: two ranks are slower there than one, because readers and Ray need a core
+ONE_RANK_CORES = 2  # measured: two ranks are slower there than one, because readers and Ray need a core
 _ALONE_S = 15_000.0  # of segments in all: about a minute for one core (measured: 228 a second)
 _LEAST_STEPS, _MOST_PASSES = 200, 40  # a small corpus is not heard for ever
 _LEAST_EPOCH, _LONG_EPOCH = 20, 200  # steps of an epoch: each ends with a checkpoint. On CPUs a longer one is cut
@@ -45,9 +45,8 @@ class Sizes(NamedTuple):
 
     def alone(self, machine: Machine) -> bool:
         """Whether one process without Ray is the quickest: no rank would help it, or its work is short."""
-        if machine.gpus or machine.cluster:
-            return False
-        return machine.cores <= _ONE_RANK_CORES or self.steps * self.batch * self.segment_s <= _ALONE_S
+        short = self.steps * self.batch * self.segment_s <= _ALONE_S
+        return machine.bare and (short or machine.cores <= ONE_RANK_CORES)
 
 
 def sizes(
@@ -63,7 +62,7 @@ def sizes(
         ratio: the batch must be divisible by this times the workers (``labels.ratio``).
         sounds: classes of sounds: segments are longer, and there are no clusters.
     """
-    workers = _workers(machine)
+    workers = ranks(machine)
     most = 128 * workers if machine.gpus else 64
     batch = most
     while batch > 4 and batch * 2 > utterances:  # a pass has at least two steps
@@ -98,7 +97,7 @@ def sizes(
     )
 
 
-def _workers(machine: Machine) -> int:
+def ranks(machine: Machine) -> int:
     """A rank for each GPU, else a rank for each two cores; a power of two, at most eight on CPUs."""
     if machine.gpus:
         return 1 << int(math.log2(machine.gpus))

@@ -306,7 +306,7 @@ def _sleep(made: YamlText, plan: Plan) -> None:
     made.key("checkpoints", {"keep": 1}, indent=2)
     made.gap()
     made.say(f"Data-parallel workers on {plan.machine.text}. They must divide the batch.")
-    made.key("ray", {"workers": min(2, plan.machine.gpus or max(1, plan.machine.cores // 2))})
+    made.key("ray", {"workers": min(2, sizes.ranks(plan.machine))})
     made.gap()
     if not evaluated(plan):
         made.say("There is no evaluation: too few subjects to hold some out.")

@@ -107,26 +107,24 @@ def test_precision_under_autocast_and_of_half_inputs() -> None:
     torch.testing.assert_close(half, _alone(a.half().float(), b.half().float(), 0.03), rtol=0, atol=0)
 
 
-def test_weights_of_negatives_in_value_and_gradient() -> None:
-    """In loops: the terms of utterance k in the sum of utterance i, in both views, times w_ik; its own ones times 1."""
+def test_negatives_that_are_left_out_in_value_and_gradient() -> None:
+    """In loops: utterance k is in the sum of utterance i, in both views, unless it is left out."""
     a, b = _views(rows=6)
-    weights = torch.rand(6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    weights[0, 3] = 0
+    left_out = torch.rand(6, 6, generator=torch.Generator().manual_seed(1)) < 0.4
+    assert left_out.any() and left_out.diagonal().any() and not left_out.all(dim=1).any()
     z, total = [*a, *b], torch.zeros((), dtype=torch.float64)
     for i in range(12):
         similar = [torch.exp(z[i] @ z[k] / z[i].norm() / z[k].norm() / 0.3) for k in range(12)]
-        counted = [(1.0 if k % 6 == i % 6 else weights[i % 6, k % 6]) * similar[k] for k in range(12) if k != i]
+        counted = [similar[k] for k in range(12) if k != i and (k % 6 == i % 6 or not left_out[i % 6, k % 6])]
         total = total - torch.log(similar[(i + 6) % 12] / torch.stack(counted).sum())
-    ours = ntxent(a, b, keys_a=a, keys_b=b, offset=0, temperature=0.3, weights=weights)
+    ours = ntxent(a, b, keys_a=a, keys_b=b, offset=0, temperature=0.3, left_out=left_out)
     torch.testing.assert_close(ours, total / 12)
     torch.testing.assert_close(_gradients(ours, a, b), _gradients(total / 12, a, b))
-    ones = ntxent(a, b, keys_a=a, keys_b=b, offset=0, temperature=0.3, weights=torch.ones(6, 6))
-    torch.testing.assert_close(ones, _alone(a, b, 0.3))
 
 
 def test_without_any_negative_it_costs_nothing() -> None:
     a, b = _views()
-    loss = ntxent(a, b, keys_a=a, keys_b=b, offset=0, temperature=0.3, weights=torch.zeros(5, 5))
+    loss = ntxent(a, b, keys_a=a, keys_b=b, offset=0, temperature=0.3, left_out=torch.ones(5, 5, dtype=torch.bool))
     assert loss.item() == 0
     assert all(not g.any() for g in _gradients(loss, a, b))
 
@@ -144,7 +142,7 @@ def test_impossible_arguments() -> None:
         _alone(a, b, 0.0)
     with pytest.raises(ValueError, match=r"rows 1\.\.6 of keys"):
         ntxent(a, b, keys_a=a, keys_b=b, offset=1, temperature=0.1)
-    with pytest.raises(ValueError, match=r"weights \(5, 4\) are not \[5, 5\]"):
-        ntxent(a, b, keys_a=a, keys_b=b, offset=0, temperature=0.1, weights=torch.ones(5, 4))
+    with pytest.raises(ValueError, match=r"left_out \(5, 4\) is not \[5, 5\]"):
+        ntxent(a, b, keys_a=a, keys_b=b, offset=0, temperature=0.1, left_out=torch.ones(5, 4))
     with pytest.raises(ValueError, match=r"b \(4, 4\)"):
         ntxent(a, b[:4], keys_a=a, keys_b=b, offset=0, temperature=0.1)

@@ -221,8 +221,8 @@ def test_which_negatives_are_left_out() -> None:
     predicted = torch.tensor([[0.9, 0.1, 0], [0.7, 0.3, 0], [0.6, 0.4, 0], [0.1, 0.9, 0], [0.1, 0.9, 0], [0, 0.1, 0.9]])
     labels = torch.tensor([-1, -1, -1, -1, 0, -1])
     alike = {0: {0, 1, 4}, 1: {0, 1, 4}, 2: set(), 3: {3}, 4: {0, 1, 4}, 5: {5}}
-    expected = torch.tensor([[float(k not in alike[i]) for k in range(6)] for i in range(6)])
-    assert torch.equal(method._repelling(predicted, labels), expected)
+    expected = torch.tensor([[k in alike[i] for k in range(6)] for i in range(6)])
+    assert torch.equal(method._alike(predicted, labels), expected)
 
 
 def test_two_clips_of_one_label_do_not_repel() -> None:
