@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from io import FileIO
 from pathlib import Path
@@ -30,6 +32,8 @@ from rayssl.training.trackers.base import Tracker
 Record = dict[str, Any]
 
 _log = logging.getLogger(__name__)
+_EVENT_FILE = re.compile(r"events\.out\.tfevents\.(\d+)\.")
+_CLOCKS_DIFFER_S = 5.0  # at most, between the machines that write a run
 _REOPEN_S = 30.0  # between two tries to write for TensorBoard again
 
 
@@ -200,9 +204,7 @@ class RunLog(Tracker):
         else:
             self._scratch = tempfile.TemporaryDirectory(prefix="rayssl-tensorboard-")
             folder = self._scratch.name
-        # TensorBoard reads files in the order of their names, which within one second is not the order of their making
-        while any(Path(folder).glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
-            time.sleep(0.05)
+        self._wait_for_a_later_name(Path(folder))
         # earlier event files stay; TensorBoard hides their events from step purge_step on
         first = 0 if resume_step is None else resume_step + 1
         try:
@@ -210,6 +212,21 @@ class RunLog(Tracker):
         except OSError as error:
             self._lose_events(error)
             return None
+
+    def _wait_for_a_later_name(self, folder: Path) -> None:
+        """TensorBoard reads files in the order of their names: the second, the host, the process and a number.
+
+        Within one second that is not the order of their making, also of files that an earlier process has put into an
+        object store. It waits for the next second, or some seconds for a clock that is behind.
+        """
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        if not self._local:
+            with suppress(StorageError):  # the names serve to draw, and training goes on without
+                names += [uri.rpartition("/")[2] for uri in storage.list_files(storage.join(self._run, "tensorboard"))]
+        last = max((int(found[1]) for name in names if (found := _EVENT_FILE.match(name))), default=0)
+        until = time.monotonic() + _CLOCKS_DIFFER_S
+        while int(time.time()) <= last and time.monotonic() < until:
+            time.sleep(0.05)
 
 
 def _hide_the_end_of_writers() -> None:
