@@ -133,8 +133,9 @@ def test_rows_are_independent_in_evaluation(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in ALONE else pytest.mark.long) for name in NETWORKS]
-)
+    "name",
+    [pytest.param(name, marks=pytest.mark.long if name == "soundsleepnet" else pytest.mark.slow) for name in NETWORKS],
+)  # sleepformer's is in tests/runtime/test_embed_nights.py, too
 def test_export_takes_any_number_of_epochs(name: str) -> None:
     encoder = night_encoder(name, sequence=3)
     exported = unpacked(packed(trace(encoder, RATE), {}))

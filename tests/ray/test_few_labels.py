@@ -1,8 +1,9 @@
-"""DASO through the verbs, on two workers: resumed, with other shards, and judged by its classifier and by probes."""
+"""DASO through the verbs: resumed with and without Ray, with other shards, judged by its classifier and by probes."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> str:
     write_corpus(folder / "test", (12, 9), splits=SPLITS)
     changes = (
         "labels={split: few, ratio: 2}",
-        *("training.epoch_steps=3", "training.epochs=2", "ray.workers=2"),
+        *("training.epoch_steps=3", "training.epochs=2", "ray.workers=1"),
         f"evaluation={{task: classification, corpus: {folder}/test, resamples: 20, probes: [linear, knn, finetune]}}",
         "evaluation.finetune={epochs: 1, steps: 2, batch: 4}",
     )
@@ -50,22 +51,27 @@ def weights(run: Path) -> dict[str, Any]:
     return loaded.state["method"] | arrays
 
 
+def lines(run: Path, kind: str) -> list[dict[str, Any]]:
+    """The lines of one kind in the metrics of ``run``, without what differs in time."""
+    timed = {"time", "utterances_per_s", "data_wait"}
+    found = [line for line in read_metrics(f"{run}/metrics.jsonl") if line["kind"] == kind]
+    return [{key: value for key, value in line.items() if key not in timed} for line in found]
+
+
 def test_interrupted_between_epochs_and_with_other_shards(
     ray_cluster: Any, config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert main(["train", config, f"run={whole}"]) == 0
+    """Ends on Ray with two shards, or in one process, after an epoch on Ray: as one process from the start."""
+    whole, parts, back = tmp_path / "whole", tmp_path / "parts", tmp_path / "back"
+    assert main(["train", config, f"run={whole}", "--local"]) == 0
     assert main(["train", config, f"run={parts}", "training.epochs=1"]) == 0
+    shutil.copytree(parts, back)
+    assert main(["train", config, f"run={back}", "--local"]) == 0
     assert main(["train", config, f"run={parts}", "memory.shards=2"]) == 0
-    torch.testing.assert_close(weights(parts), weights(whole), rtol=0, atol=0)
-    for kind in ("classes", "step"):
-        mine, theirs = (
-            [line for line in read_metrics(f"{run}/metrics.jsonl") if line["kind"] == kind] for run in (parts, whole)
-        )
-        timed = {"time", "utterances_per_s", "data_wait"}
-        assert [{k: v for k, v in line.items() if k not in timed} for line in mine] == [
-            {k: v for k, v in line.items() if k not in timed} for line in theirs
-        ]
+    for ended in (parts, back):
+        torch.testing.assert_close(weights(ended), weights(whole), rtol=0, atol=0)
+        for kind in ("classes", "step"):
+            assert lines(ended, kind) == lines(whole, kind)
     epochs = [line for line in read_metrics(f"{parts}/metrics.jsonl") if line["kind"] == "epoch"]
     assert epochs[-1]["prototypes_filled"] == 1
     evaluated(str(whole))
@@ -83,10 +89,10 @@ def evaluated(run: str) -> None:
     assert all(result["n"] == 21 and 0 <= result["balanced_accuracy"] <= 1 for result in results)
     assert [c["train_count"] for c in results[0]["per_class"]] == [2, 2, 2, 2]
     assert main(["evaluate", run, "--local", "--checkpoint", "every", "evaluation.probes=[]"]) == 0
-    lines = [json.loads(line) for line in (Path(run) / "evaluation" / "over_time.jsonl").read_text().splitlines()]
-    assert [(line["epoch"], line["head"]) for line in lines] == [(1, "model"), (2, "model")]
-    assert 0 < lines[0]["seconds"] < lines[1]["seconds"]
-    assert lines[1]["balanced_accuracy"] == pytest.approx(results[0]["balanced_accuracy"])
+    over = [json.loads(line) for line in (Path(run) / "evaluation" / "over_time.jsonl").read_text().splitlines()]
+    assert [(line["epoch"], line["head"]) for line in over] == [(1, "model"), (2, "model")]
+    assert 0 < over[0]["seconds"] < over[1]["seconds"]
+    assert over[1]["balanced_accuracy"] == pytest.approx(results[0]["balanced_accuracy"])
     assert main(["report", run]) == 0
     page = (Path(run) / "report.html").read_text()
     assert "Classification" in page and "Pseudo-labels" in page

@@ -51,16 +51,16 @@ def trained(config: str, run: Path, *how: str) -> tuple[dict[str, Any], list[dic
     return {"method": loaded.state["method"], "optimiser": loaded.state["optimiser"], "queues": arrays}, figures
 
 
+@pytest.mark.slow
 def test_two_workers_and_an_actor_twice(ray_cluster: Any, config: str, tmp_path: Path) -> None:
     one, two = (trained(config, tmp_path / name) for name in ("one", "two"))
     torch.testing.assert_close(one[0], two[0], rtol=0, atol=0)
     assert one[1] == two[1] and len(one[1]) >= 6
-    assert one[0]["queues"] and all(float(line["ssc"]) > 0 for line in one[1] if line["kind"] == "step")
 
 
-@pytest.mark.slow
 def test_one_worker_is_local(ray_cluster: Any, config: str, tmp_path: Path) -> None:
     on_ray = trained(config, tmp_path / "ray", "ray.workers=1")
     here = trained(config, tmp_path / "local", "ray.workers=1", "--local")
     torch.testing.assert_close(on_ray[0], here[0], rtol=0, atol=0)
     assert on_ray[1] == here[1]
+    assert on_ray[0]["queues"] and all(float(line["ssc"]) > 0 for line in on_ray[1] if line["kind"] == "step")

@@ -91,19 +91,19 @@ def test_evaluated_embedded_exported_and_loaded(
 def test_one_process_has_the_bits_of_one_worker(
     folder: Path, ray_cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`--local` against a worker of Ray, memory included; stopped and resumed by the other of the two."""
+    """`--local` against a worker of Ray, memory included: a run that begins here and ends on Ray.
+
+    The other way round, it is DASO's in tests/ray/test_few_labels.py.
+    """
     monkeypatch.setenv("RAYSSL_KEEP_RAY", "1")
     config = [str(folder / "experiment.yaml"), "ray.workers=1"]
-    runs = {name: str(folder / name) for name in ("ray", "local", "both")}
-    assert main(["train", *config, f"run={runs['ray']}"]) == 0
-    assert main(["train", "--local", *config, f"run={runs['local']}"]) == 0
-    # the first epochs on Ray, the last one here; no schedule ends with them
-    assert main(["train", *config, f"run={runs['both']}", "training.epochs=2"]) == 0
-    assert main(["train", "--local", *config, f"run={runs['both']}"]) == 0
-    loaded = {name: checkpoint.load(checkpoint.locate(run, "last")) for name, run in runs.items()}
-    mine = loaded["ray"]
-    for other in (loaded["local"], loaded["both"]):
-        for name, value in mine.state["method"].items():
-            assert torch.equal(value, other.state["method"][name]), name
-        for name, array in memory_of(mine).items():
-            assert np.array_equal(array, memory_of(other)[name]), name
+    local, both = (str(folder / name) for name in ("local", "both"))
+    assert main(["train", "--local", *config, f"run={local}"]) == 0
+    # the first epochs here, the last one on Ray; no schedule ends with them
+    assert main(["train", "--local", *config, f"run={both}", "training.epochs=2"]) == 0
+    assert main(["train", *config, f"run={both}"]) == 0
+    mine, other = (checkpoint.load(checkpoint.locate(run, "last")) for run in (local, both))
+    for name, value in mine.state["method"].items():
+        assert torch.equal(value, other.state["method"][name]), name
+    for name, array in memory_of(mine).items():
+        assert np.array_equal(array, memory_of(other)[name]), name

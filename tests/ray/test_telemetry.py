@@ -78,11 +78,43 @@ def until(condition: Callable[[], bool], seconds: float) -> None:
         time.sleep(1)
 
 
-def test_figures_of_two_ranks(ray_cluster: Any, scrape: Callable[..., dict[str, Series]]) -> None:
+@pytest.fixture(scope="module")
+def ranks(ray_cluster: Any) -> list[Any]:
+    """Two workers that have written everything once, before the first test, and hold their telemetry."""
     actors = [ray_cluster.remote(Rank).options(num_cpus=0.1).remote(rank) for rank in (0, 1)]
     ray_cluster.get([actor.write.remote() for actor in actors])
+    return actors
+
+
+@pytest.fixture(scope="module")
+def written(ranks: list[Any]) -> float:
+    return time.monotonic()
+
+
+def test_a_run_that_diverges_is_counted(
+    written: float,
+    scrape: Callable[..., dict[str, Series]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its workers end at once, and their last figures are exported all the same."""
+    monkeypatch.setenv("RAYSSL_KEEP_RAY", "1")
+    write_corpus(str(tmp_path / "corpus"))
+    config = write_config(tmp_path / "x.yaml", tree(str(tmp_path)))
+    assert main(["train", config, "training.optimiser.lr=1e30", "training.log_every=1"]) == 2
+    assert "training has diverged" in capsys.readouterr().err
+    run = str(tmp_path / "run")
+    until(lambda: "rayssl_diverged_total" in scrape(run), 30)
+    assert scrape(run)["rayssl_diverged_total"] == {frozenset({("method", "ssps/simclr")}): 1.0}
+
+
+def test_figures_of_two_ranks(
+    ray_cluster: Any, ranks: list[Any], written: float, scrape: Callable[..., dict[str, Series]]
+) -> None:
     until(lambda: len(scrape().get("rayssl_step_seconds_count", {})) == 2, 60)
-    time.sleep(20)  # Ray forgets a gauge that was not set for two of its intervals, of 5 s here
+    # Ray forgets a gauge that was not set for two of its intervals, of 5 s here; the training above took as long
+    time.sleep(max(0.0, written + 20 - time.monotonic()))
     found = scrape()
     both = {labels(rank="0"), labels(rank="1")}
     assert found["rayssl_utterances_per_second"] == dict.fromkeys(both, 100.0)
@@ -109,24 +141,7 @@ def test_figures_of_two_ranks(ray_cluster: Any, scrape: Callable[..., dict[str, 
     assert classes[labels(**{"class": "c199", "count": "right"})] == 199
     assert classes[labels(**{"class": "others", "count": "right"})] == sum(range(200, 250))
     assert abs(found["rayssl_last_step_timestamp_seconds"][labels()] - time.time()) < 300
-    for actor in actors:
+    for actor in ranks:
         ray_cluster.kill(actor)
     until(lambda: "rayssl_loss" not in scrape(), 60)
     assert scrape()["rayssl_diverged_total"] == {labels(): 1.0}
-
-
-def test_a_run_that_diverges_is_counted(
-    scrape: Callable[..., dict[str, Series]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """Its workers end at once, and their last figures are exported all the same."""
-    monkeypatch.setenv("RAYSSL_KEEP_RAY", "1")
-    write_corpus(str(tmp_path / "corpus"))
-    config = write_config(tmp_path / "x.yaml", tree(str(tmp_path)))
-    assert main(["train", config, "training.optimiser.lr=1e30", "training.log_every=1"]) == 2
-    assert "training has diverged" in capsys.readouterr().err
-    run = str(tmp_path / "run")
-    until(lambda: "rayssl_diverged_total" in scrape(run), 30)
-    assert scrape(run)["rayssl_diverged_total"] == {frozenset({("method", "ssps/simclr")}): 1.0}

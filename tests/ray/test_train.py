@@ -165,19 +165,31 @@ def test_a_killed_worker_changes_nothing(uninterrupted: str, folder: Path, capsy
     assert [record["step"] for record in records if record["kind"] == "epoch"] == [6, 12, 18]
 
 
+PROGRESS = re.compile(
+    r"\S+/terminated: ssps over ecapa|data: 96 utterances, 0\.0 h, 8 speakers; 3 epochs of 6 steps of 16 utterances$|"
+    r"joined Ray's cluster in |started 2 workers in |built \d+\.\d+ M parameters on 2 x CPU, 1 threads in |"
+    r"memory: \d+\.\d MB in one actor$|resumed from |first step \d+ s after the start$|"
+    r"epoch \d+(/\d+  loss \d+\.\d{4}  .*\d s$|: clustered the memory in |: positives come from other utterances )"
+)
+
+
+def told(out: str) -> list[str]:
+    """The lines that were printed, without the time of day."""
+    return [re.sub(r"^\d\d:\d\d:\d\d ", "", line) for line in out.splitlines()]
+
+
 @pytest.mark.timeout(400)
 def test_terminated_it_saves_and_goes_on(ray_cluster: Any, uninterrupted: str, folder: Path) -> None:
-    """SIGTERM to the driver alone: all ranks save at the same step; status 143 and one line; then to the same end."""
+    """SIGTERM to the driver alone: all ranks save at the same step; status 143 and one line; then to the same end.
+
+    `rayssl train` joins the cluster of RAY_ADDRESS; what a person sees is progress and the result, nothing else.
+    """
     uri = str(folder / "terminated")
     command = [sys.executable, "-m", "rayssl.cli", "train", str(folder / "experiment.yaml"), f"run={uri}"]
     before = set(train_workers())
-    driver = subprocess.Popen(
-        command,
-        env={**os.environ, "RAY_ADDRESS": ray_cluster.get_runtime_context().gcs_address},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    environment = {**os.environ, "RAY_ADDRESS": ray_cluster.get_runtime_context().gcs_address}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    driver = subprocess.Popen(command, env=environment, **pipes)
     try:
         while driver.poll() is None and not set(train_workers()) - before:
             time.sleep(0.1)
@@ -189,7 +201,18 @@ def test_terminated_it_saves_and_goes_on(ray_cluster: Any, uninterrupted: str, f
     assert driver.returncode == 143 and 0 < step < STEPS, err
     assert f"rayssl train: {uri}: stopped at step {step}; the same command resumes" in err.splitlines()
     assert "SIGTERM: saves after the current step and then stops; a second signal stops at once" in told(out)
-    train(folder, "terminated")
+    done = subprocess.run(command, env=environment, **pipes, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    # this cluster has seen many runs: its raylet may find its number of processes remarkable
+    *progress, result, following = told(done.stdout)
+    assert re.fullmatch(rf"{uri}: trained to epoch 3, loss [\d.]+", result)
+    assert following == f"next: rayssl evaluate {uri}"
+    assert [line for line in progress if not PROGRESS.match(line)] == []
+    assert len([line for line in progress if re.match(r"epoch \d/3  loss", line)]) >= 2
+    assert "\x1b" not in done.stdout
+    # it has no State API either, which Ray Train's cleaner misses, and preemption is watched where others own the nodes
+    known = ("(PlacementGroupCleaner", "'PreemptionWatcher'")
+    assert [line for line in done.stderr.splitlines() if not any(part in line for part in known)] == []
     assert differences(last(uri), last(uninterrupted)) == []
 
 
@@ -206,42 +229,3 @@ def test_epochs_added_later_equal_one_run(uninterrupted: str, folder: Path) -> N
     assert [{k: v for k, v in r.items() if k not in timed} for r in parts] == [
         {k: v for k, v in r.items() if k not in timed} for r in whole
     ]
-
-
-PROGRESS = re.compile(
-    r"\S+/alone: ssps over ecapa|data: 96 utterances, 0\.0 h, 8 speakers; 2 epochs of 6 steps of 16 utterances$|"
-    r"joined Ray's cluster in |started 1 workers in |built \d+\.\d+ M parameters on 1 x CPU, 1 threads in |"
-    r"memory: \d+\.\d MB in one actor$|first step \d+ s after the start$|"
-    r"epoch \d+(/\d+  loss \d+\.\d{4}  .*\d s$|: clustered the memory in |: positives come from other utterances )"
-)
-
-
-def told(out: str) -> list[str]:
-    """The lines that were printed, without the time of day."""
-    return [re.sub(r"^\d\d:\d\d:\d\d ", "", line) for line in out.splitlines()]
-
-
-def test_one_worker_from_another_process_shows_progress_only(ray_cluster: Any, folder: Path) -> None:
-    """`rayssl train` joins the cluster of RAY_ADDRESS; what a person sees is progress and the result, nothing else."""
-    uri = str(folder / "alone")
-    command = [sys.executable, "-m", "rayssl.cli", "train", str(folder / "experiment.yaml"), f"run={uri}"]
-    done = subprocess.run(
-        [*command, "ray.workers=1", "training.epochs=2"],
-        env={**os.environ, "RAY_ADDRESS": ray_cluster.get_runtime_context().gcs_address},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    # this cluster has seen many runs: its raylet may find its number of processes remarkable
-    *progress, result, following = told(done.stdout)
-    assert re.fullmatch(rf"{uri}: trained to epoch 2, loss [\d.]+", result)
-    assert following == f"next: rayssl evaluate {uri}"
-    assert [line for line in progress if not PROGRESS.match(line)] == []
-    assert len([line for line in progress if re.match(r"epoch \d/2  loss", line)]) == 2
-    assert "\x1b" not in done.stdout
-    # it has no State API either, which Ray Train's cleaner misses, and preemption is watched where others own the nodes
-    known = ("(PlacementGroupCleaner", "'PreemptionWatcher'")
-    assert [line for line in done.stderr.splitlines() if not any(part in line for part in known)] == []
-    assert last(uri).meta.step == 12
