@@ -36,6 +36,7 @@ class Row:
 PLAIN = ("method.whiten=false", "method.references=rolling", "method.kmeans=exact")
 NEAREST = ("method.sampling=nn", "method.neighbours=3")
 BOUND = (*PLAIN, "method.sampling=speaker")
+LONG = ("training.epochs=48", "training.optimiser.schedule.every_epochs=16", "training.checkpoints.milestones=[]")
 BASES = {"dino": "DINO", "moco": "MoCo", "swav": "SwAV", "vicreg": "VICReg", "sdpn": "SDPN"}
 
 
@@ -48,6 +49,8 @@ ROWS = (
     Row("SimCLR, half of the epochs", "simclr", "gsc_simclr.yaml", which="epoch-12"),
     Row("SimCLR, as many epochs more", "simclr", "gsc_simclr.yaml"),
     Row("SimCLR + SSPS", "ssps", "gsc_ssps_simclr.yaml"),
+    Row("SimCLR, 48 epochs", "simclr48", "gsc_simclr.yaml", LONG),
+    Row("SimCLR 12 + SSPS 36", "ssps48", "gsc_ssps_simclr.yaml", LONG),
     Row("SimCLR + SSPS-NN, M = 3", "nn", "gsc_ssps_simclr.yaml", NEAREST),
     Row("SimCLR + SSPS as published, K = 320, M = 0", "k320", "gsc_ssps_simclr.yaml", published(320, 0)),
     Row("SimCLR + SSPS as published, K = 1340, M = 1", "k1340", "gsc_ssps_simclr.yaml", published(1340, 1)),
