@@ -24,15 +24,16 @@ def test_the_command_can_be_copied(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_experiment_beside_a_preparation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     corpora = {"train": "runs/synthetic/train", "test": "runs/synthetic/test"}
-    assert trains_on("configs/synthetic_prepare.yaml", corpora) == "configs/synthetic_ssps.yaml"
-    assert trains_on("configs/words_prepare.yaml", {"train": "runs/words/train"}) == "configs/words_classifier.yaml"
-    assert trains_on("configs/synthetic_prepare.yaml", {"train": "elsewhere"}) is None
-    assert trains_on("s3://bucket/prepare.yaml", corpora) is None
+    assert trains_on("configs/synthetic_prepare.yaml", corpora) == ["configs/synthetic_ssps.yaml"]
+    words = trains_on("configs/words_prepare.yaml", {"train": "runs/words/train"})
+    assert words[0] == "configs/words_classifier.yaml" and "configs/words_daso.yaml" in words
+    assert trains_on("configs/synthetic_prepare.yaml", {"train": "elsewhere"}) == []
+    assert trains_on("s3://bucket/prepare.yaml", corpora) == []
     (tmp_path / "broken.yaml").write_text("a: [")
     (tmp_path / "other.yaml").write_text("corpus: {uri: x}\nencoder: {}\n")
     (tmp_path / "list.yaml").write_text("- 1\n")
     monkeypatch.chdir(tmp_path)
-    assert trains_on("prepare.yaml", {"train": "x"}) == "other.yaml"
+    assert trains_on("prepare.yaml", {"train": "x"}) == ["other.yaml"]
 
 
 @pytest.mark.parametrize(

@@ -24,15 +24,15 @@ def local(arguments: argparse.Namespace) -> list[str]:
     return ["--local"] if getattr(arguments, "local", False) else []
 
 
-def trains_on(config: str, corpora: Mapping[str, str]) -> str | None:
-    """The experiment beside the preparation ``config`` that trains on one of its ``corpora`` (names to URIs).
+def trains_on(config: str, corpora: Mapping[str, str]) -> list[str]:
+    """The experiments beside the preparation ``config`` that train on one of its ``corpora`` (names to URIs).
 
-    None if ``config`` is not on a disk, or no file beside it does. With several, one whose name begins with the
-    same word as that of ``config``, then the first by name.
+    Those whose name begins with the same word as that of ``config`` come first, then by name. Empty if ``config`` is
+    not on a disk.
     """
     folder = os.path.dirname(os.path.abspath(config))
     if "://" in config or not os.path.isdir(folder):
-        return None
+        return []
     found = []
     names = sorted(name for name in os.listdir(folder) if name.endswith((".yaml", ".yml")))
     for name in names[:_MOST]:
@@ -40,7 +40,7 @@ def trains_on(config: str, corpora: Mapping[str, str]) -> str | None:
         uri = _corpus(place)
         if uri is not None and uri in corpora.values():
             found.append((name.split("_")[0] != os.path.basename(config).split("_")[0], name))
-    return None if not found else os.path.join(os.path.dirname(config), min(found)[1])
+    return [os.path.join(os.path.dirname(config), name) for _, name in sorted(found)]
 
 
 def _corpus(place: str) -> str | None:

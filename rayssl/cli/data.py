@@ -58,11 +58,13 @@ def prepare(arguments: argparse.Namespace) -> int:
 
 
 def _say_next(arguments: argparse.Namespace, config: PrepareConfig) -> None:
-    """The experiment beside the file that trains on one of its corpora, or how to write one."""
+    """An experiment beside the file that trains on one of its corpora, or how to write one."""
     corpora = {name: settings.out for name, settings in config.corpora.items()}
-    experiment = trains_on(arguments.config, corpora)
-    if experiment is None:
+    experiments = trains_on(arguments.config, corpora)
+    if not experiments:
         uri = corpora.get("train", next(iter(corpora.values())))
         say_next(arguments, "train", "EXPERIMENT.yaml", f"corpus.uri={uri}", note="with an experiment of yours")
         return
-    say_next(arguments, "train", experiment, *local(arguments))
+    several = len(experiments) > 1
+    note = f"or another of the {len(experiments)} experiments beside it: rayssl list configs" if several else ""
+    say_next(arguments, "train", experiments[0], *local(arguments), note=note)
