@@ -57,6 +57,7 @@ ROWS = (
     Row("SimCLR + positives of true speakers (bound)", "bound", "gsc_ssps_simclr.yaml", BOUND),
     Row("supervised (AAM-softmax)", "supervised", "gsc_supervised.yaml"),
     Row("SimCLR + SSPS, then the second stage", "second", "gsc_pseudo_speakers.yaml", after="ssps"),
+    Row("SimCLR 12 + SSPS 36, then the second stage", "second48", "gsc_pseudo_speakers.yaml", after="ssps48"),
     *(
         row
         for name, title in BASES.items()
