@@ -54,7 +54,7 @@ class SSPSConfig(MethodConfig):
     - ``clusters``: K. Choose it so that utterances per recording < N/K < utterances per speaker.
     - ``queue``: |Q'|; 0 means all utterances. With less than 4 K about a third of the anchors find no positive.
     - ``skip_empty``: draws only among clusters that have an utterance in the queue.
-    - ``whiten``: references are clustered and compared after whitening (not in the paper; helps with a poor encoder).
+    - ``whiten``: references are clustered and compared after whitening (not in the paper; a poor encoder needs it).
     - ``iterations``: of k-means in each epoch. ``kmeans``: ``exact`` is Lloyd's; ``fast`` compares with fewer centroids
       and relocates clusters to regions that lack one (up to 256 clusters both are the same).
     - ``warm_start``: each clustering starts from the last centroids.
@@ -106,8 +106,8 @@ class SSPSConfig(MethodConfig):
     positive.
     """
     whiten: bool = False
-    """Whether references are whitened before they are clustered and compared. Not in the paper; it helps with a poor
-    encoder.
+    """Whether references are whitened before they are clustered and compared. Not in the paper; with a poor encoder
+    SSPS gains only with it (`configs/README.md`).
     """
     iterations: int = Field(10, ge=1)
     """The most iterations of k-means in each epoch; the fast mode stops earlier when little is gained."""
