@@ -195,18 +195,22 @@ def clar(arguments: argparse.Namespace) -> None:
 
 
 def clar_time(arguments: argparse.Namespace) -> None:
-    """Balanced accuracy after so many epochs of 15 steps, and the seconds of training of all of them."""
-    printed = False
-    for name, row in _chosen(arguments).items():
-        found = [_clar_milestones(name, row, seed, arguments) for seed in arguments.seeds]
-        epochs = sorted({line["epoch"] for lines in found for line in lines})
-        if not printed:
-            heads = ("encoder", "labels", "training", *(f"epoch {epoch}" for epoch in epochs), "seconds of training")
-            print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}", flush=True)
-            printed = True
-        by_epoch = [{line["epoch"]: line["balanced_accuracy"] for line in lines} for lines in found]
-        cells = [cell((each.get(epoch) for each in by_epoch), 100, 1) for epoch in epochs]
-        seconds = cell(lines[-1]["seconds"] for lines in found)
+    """Balanced accuracy after so many epochs of 15 steps, and the seconds of training of all of them.
+
+    The epochs are those that every run keeps: a best checkpoint may lie between two milestones.
+    """
+    rows = _chosen(arguments)
+    found = {
+        name: [_clar_milestones(name, row, seed, arguments) for seed in arguments.seeds] for name, row in rows.items()
+    }
+    kept = [{line["epoch"] for line in lines} for each in found.values() for lines in each]
+    epochs = sorted(set.intersection(*kept))
+    heads = ("encoder", "labels", "training", *(f"epoch {epoch}" for epoch in epochs), "seconds of training")
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}", flush=True)
+    for name, row in rows.items():
+        by_epoch = [{line["epoch"]: line["balanced_accuracy"] for line in lines} for lines in found[name]]
+        cells = [cell((each[epoch] for each in by_epoch), 100, 1) for epoch in epochs]
+        seconds = cell(lines[-1]["seconds"] for lines in found[name])
         print(f"{_clar_beginning(row)} | {' | '.join(cells)} | {seconds} |", flush=True)
 
 
