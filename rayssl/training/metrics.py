@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from io import FileIO
@@ -197,6 +197,7 @@ class RunLog(Tracker):
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and needed only here
 
         _hide_the_end_of_writers()
+        before: list[str] = []
         if self._local:
             folder = str(Path(self._path) / "tensorboard")
         elif self._scratch is not None:
@@ -204,7 +205,9 @@ class RunLog(Tracker):
         else:
             self._scratch = tempfile.TemporaryDirectory(prefix="rayssl-tensorboard-")
             folder = self._scratch.name
-        self._wait_for_a_later_name(Path(folder))
+            with suppress(StorageError):  # the names serve to draw, and training goes on without
+                before = storage.list_files(storage.join(self._run, "tensorboard"))
+        _wait_for_a_later_name([*before, *(str(path) for path in Path(folder).glob("*"))])
         # earlier event files stay; TensorBoard hides their events from step purge_step on
         first = 0 if resume_step is None else resume_step + 1
         try:
@@ -213,20 +216,18 @@ class RunLog(Tracker):
             self._lose_events(error)
             return None
 
-    def _wait_for_a_later_name(self, folder: Path) -> None:
-        """TensorBoard reads files in the order of their names: the second, the host, the process and a number.
 
-        Within one second that is not the order of their making, also of files that an earlier process has put into an
-        object store. It waits for the next second, or some seconds for a clock that is behind.
-        """
-        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-        if not self._local:
-            with suppress(StorageError):  # the names serve to draw, and training goes on without
-                names += [uri.rpartition("/")[2] for uri in storage.list_files(storage.join(self._run, "tensorboard"))]
-        last = max((int(found[1]) for name in names if (found := _EVENT_FILE.match(name))), default=0)
-        until = time.monotonic() + _CLOCKS_DIFFER_S
-        while int(time.time()) <= last and time.monotonic() < until:
-            time.sleep(0.05)
+def _wait_for_a_later_name(files: Iterable[str]) -> None:
+    """TensorBoard reads files in the order of their names: the second, the host, the process and a number.
+
+    Within one second that is not the order of their making, also of files that an earlier process has put into an
+    object store. It waits for the next second, or some seconds for a clock that is behind.
+    """
+    names = (file.rpartition("/")[2] for file in files)
+    last = max((int(found[1]) for name in names if (found := _EVENT_FILE.match(name))), default=0)
+    until = time.monotonic() + _CLOCKS_DIFFER_S
+    while int(time.time()) <= last and time.monotonic() < until:
+        time.sleep(0.05)
 
 
 def _hide_the_end_of_writers() -> None:
