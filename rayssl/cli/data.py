@@ -65,6 +65,5 @@ def _say_next(arguments: argparse.Namespace, config: PrepareConfig) -> None:
         uri = corpora.get("train", next(iter(corpora.values())))
         say_next(arguments, "train", "EXPERIMENT.yaml", f"corpus.uri={uri}", note="with an experiment of yours")
         return
-    several = len(experiments) > 1
-    note = f"or another of the {len(experiments)} experiments beside it: rayssl list configs" if several else ""
+    note = f"or another of the {len(experiments)} experiments beside it" if len(experiments) > 1 else ""
     say_next(arguments, "train", experiments[0], *local(arguments), note=note)
