@@ -55,6 +55,7 @@ ROWS = (
     Row("SimCLR + SSPS as published, K = 320, M = 0", "k320", "gsc_ssps_simclr.yaml", published(320, 0)),
     Row("SimCLR + SSPS as published, K = 1340, M = 1", "k1340", "gsc_ssps_simclr.yaml", published(1340, 1)),
     Row("SimCLR + positives of true speakers (bound)", "bound", "gsc_ssps_simclr.yaml", BOUND),
+    Row("SimCLR 12 + positives of true speakers 36 (bound)", "bound48", "gsc_ssps_simclr.yaml", (*BOUND, *LONG)),
     Row("supervised (AAM-softmax)", "supervised", "gsc_supervised.yaml"),
     Row("SimCLR + SSPS, then the second stage", "second", "gsc_pseudo_speakers.yaml", after="ssps"),
     Row("SimCLR 12 + SSPS 36, then the second stage", "second48", "gsc_pseudo_speakers.yaml", after="ssps48"),
