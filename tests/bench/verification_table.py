@@ -2,15 +2,20 @@
 training, the second stage; other bases with SSPS.
 
     python -m tests.bench.verification_table [--here] [--seeds 0 1 2] [--rows simclr ssps supervised dino ssps_dino ...]
+    python -m tests.bench.verification_table --dev --seeds 0 --rows ssps --set method.clusters=400 --into runs/gsc/dev/k400
 
 Trains and evaluates what is missing, by the commands a user would type, and prints one Markdown row for each; a run
 that was interrupted resumes. Needs the corpora of `configs/gsc_prepare.yaml`. ``--here`` trains without Ray, in one
 process of one thread, so that two of these commands may run side by side on two cores.
+
+``--dev`` takes the development part of `configs/gsc_dev_prepare.yaml` in place of the test: settings are chosen on it.
+Name the settings behind ``--set``, and another folder behind ``--into`` for each of them.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rayssl import storage
@@ -37,6 +42,10 @@ PLAIN = ("method.whiten=false", "method.references=rolling", "method.kmeans=exac
 NEAREST = ("method.sampling=nn", "method.neighbours=3")
 BOUND = (*PLAIN, "method.sampling=speaker")
 LONG = ("training.epochs=48", "training.optimiser.schedule.every_epochs=16", "training.checkpoints.milestones=[]")
+DEV = (
+    *("corpus.uri=runs/gsc/dev/train", "evaluation.corpus=runs/gsc/dev/test"),
+    "evaluation.trials=runs/gsc/dev/trials.txt",
+)
 BASES = {"dino": "DINO", "moco": "MoCo", "swav": "SwAV", "vicreg": "VICReg", "sdpn": "SDPN"}
 
 
@@ -70,11 +79,11 @@ ROWS = (
 )
 
 
-def measure(row: Row, seed: int, into: str, *, here: bool) -> dict[str, float]:
-    """The row's figures for one seed, trained and evaluated where that has not been done."""
+def measure(row: Row, seed: int, into: str, more: Sequence[str] = (), *, here: bool) -> dict[str, float]:
+    """The row's figures for one seed, trained and evaluated where that has not been done; ``more`` overrides come last."""
     run = storage.join(into, f"{row.run}-seed{seed}")
     begins = () if row.after is None else (f"encoder.start_from={storage.join(into, f'{row.after}-seed{seed}')}",)
-    figures = result(run, row.config, seed, (*row.overrides, *begins), row.which, here=here)
+    figures = result(run, row.config, seed, (*row.overrides, *begins, *more), row.which, here=here)
     return {**checkpoint.read_meta(checkpoint.locate(run, row.which)).metrics, **figures}
 
 
@@ -91,14 +100,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", default=sorted({row.run for row in ROWS}))
-    parser.add_argument("--into", default="runs/gsc/table")
+    parser.add_argument("--into", help="default: runs/gsc/table, with --dev runs/gsc/dev/table")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="more overrides, for every run")
+    parser.add_argument("--dev", action="store_true", help="the development part in place of the test")
     parser.add_argument("--here", action="store_true")
     arguments = parser.parse_args()
+    into = arguments.into or ("runs/gsc/dev/table" if arguments.dev else "runs/gsc/table")
+    more = (*(DEV if arguments.dev else ()), *arguments.set)
     rows = [row for row in ROWS if row.run in arguments.rows]
     measured: dict[Row, list[dict[str, float]]] = {row: [] for row in rows}
     for seed in arguments.seeds:
         for row in rows:
-            measured[row].append(measure(row, seed, arguments.into, here=arguments.here))
+            measured[row].append(measure(row, seed, into, more, here=arguments.here))
             print(f"seed {seed}: {line(row, measured[row][-1:])}", flush=True)
     print("| run | EER % | minDCF(0.01) | minDCF(0.05) | coverage % | right speaker % | same recording % |")
     print("|---|---|---|---|---|---|---|")
