@@ -2,7 +2,7 @@
 training, the second stage; other bases with SSPS.
 
     python -m tests.bench.verification_table [--here] [--seeds 0 1 2] [--rows simclr ssps supervised dino ssps_dino ...]
-    python -m tests.bench.verification_table --dev --seeds 0 --rows ssps --set method.clusters=400 --into runs/gsc/dev/k400
+    python -m tests.bench.verification_table --dev --seeds 0 --rows ssps --set method.clusters=640 --into runs/gsc/k640
 
 Trains and evaluates what is missing, by the commands a user would type, and prints one Markdown row for each; a run
 that was interrupted resumes. Needs the corpora of `configs/gsc_prepare.yaml`. ``--here`` trains without Ray, in one
@@ -80,7 +80,7 @@ ROWS = (
 
 
 def measure(row: Row, seed: int, into: str, more: Sequence[str] = (), *, here: bool) -> dict[str, float]:
-    """The row's figures for one seed, trained and evaluated where that has not been done; ``more`` overrides come last."""
+    """The row's figures for one seed, with ``more`` overrides; trained and evaluated where that has not been done."""
     run = storage.join(into, f"{row.run}-seed{seed}")
     begins = () if row.after is None else (f"encoder.start_from={storage.join(into, f'{row.after}-seed{seed}')}",)
     figures = result(run, row.config, seed, (*row.overrides, *begins, *more), row.which, here=here)
