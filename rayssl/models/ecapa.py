@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rayssl.models.base import Backbone, BackboneConfig
+from rayssl.models.neighbours import neighbours
 from rayssl.models.norm import BatchNorm1d, over_last
 from rayssl.models.statistics import attended_moments, moments
 
@@ -123,12 +124,12 @@ class Tdnn(nn.Module):
 
     def forward(self, x: Tensor, time: int = 2) -> Tensor:
         if self.conv.kernel_size == (1,):
-            x = _pointwise(x, self.conv.weight[:, :, 0], self.conv.bias, time)
+            x = _pointwise(x, self.conv.weight.squeeze(2), self.conv.bias, time)
         elif time == 1:
             x = _convolved(x, self.conv.weight, self.conv.bias, self.conv.dilation[0], self.mode)
         else:
             x = self.conv(F.pad(x, (self.reach, self.reach), mode=self.mode))
-        x = F.relu(x, inplace=True)
+        x = F.relu(x, inplace=time == 2)  # a product over the last axis is a view: its gradient would be copied twice
         y: Tensor = self.norm(x) if time == 2 else over_last(self.norm, x)
         return y
 
@@ -176,8 +177,8 @@ class AttentiveStatistics(nn.Module):
     def forward(self, x: Tensor, time: int = 2) -> Tensor:
         mean, variance = moments(x, time)
         # A convolution over cat(x, mean, deviation) is the sum of three convolutions; two of these are constant in time
-        weight = self.context.weight[:, :, 0]
-        of_frame, of_utterance = weight[:, : self.channels], weight[:, self.channels :]
+        weight = self.context.weight.squeeze(2)
+        of_frame, of_utterance = weight.split((self.channels, 2 * self.channels), dim=1)
         if self.plain:
             frames = x.shape[time]
             torch._check(frames > 1, lambda: "one frame has no deviation")
@@ -187,10 +188,10 @@ class AttentiveStatistics(nn.Module):
         constant = F.linear(torch.cat((mean, spread), dim=1), of_utterance, self.context.bias)
         hidden = _pointwise(x, of_frame, None, time) + constant.unsqueeze(time)
         if not self.plain:
-            hidden = F.relu(hidden, inplace=True)
+            hidden = F.relu(hidden, inplace=True)  # a sum, and no view
             hidden = self.norm(hidden) if time == 2 else over_last(self.norm, hidden)
         hidden = torch.tanh(hidden)
-        scores = _pointwise(hidden, self.score.weight[:, :, 0], self.score.bias, time)
+        scores = _pointwise(hidden, self.score.weight.squeeze(2), self.score.bias, time)
         mean, variance = attended_moments(x, scores, time)
         return torch.cat((mean, _deviation(variance, _LEAST_PLAIN if self.plain else _LEAST)), dim=1)
 
@@ -204,7 +205,7 @@ def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, time: int) -> Ten
         return F.linear(x, weight, bias)
     # An exported file accepts any batch size, so the choice must not depend on the batch size there
     if torch.compiler.is_exporting() or x.device.type != "cpu" or len(x) * weight.numel() > _LARGEST_REPEATED:
-        return F.conv1d(x, weight[:, :, None], bias)
+        return F.conv1d(x, weight.unsqueeze(2), bias)
     repeated = weight.expand(len(x), -1, -1)
     return torch.bmm(repeated, x) if bias is None else torch.baddbmm(bias[:, None], repeated, x)
 
@@ -216,13 +217,7 @@ def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, mo
     ``[B, C, T]``.
     """
     outputs, inputs, kernel = weight.shape
-    frames, reach = x.shape[1], dilation * (kernel - 1) // 2
-    if reach and mode == "constant":
-        x = F.pad(x, (0, 0, reach, reach))
-    elif reach:
-        # slices, and not an index: their gradients are sums in a fixed order, and a compiler can fuse them
-        x = torch.cat((x[:, 1 : reach + 1].flip(1), x, x[:, -reach - 1 : -1].flip(1)), dim=1)
-    seen = torch.cat([x[:, place * dilation : place * dilation + frames] for place in range(kernel)], dim=2)
+    seen = neighbours(x, kernel, dilation, mode)
     return F.linear(seen, weight.transpose(1, 2).reshape(outputs, kernel * inputs), bias)
 
 

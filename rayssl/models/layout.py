@@ -46,7 +46,9 @@ def as_plane(features: Tensor, channels_last: bool) -> Tensor:
 
 
 def placed(module: Module, device: torch.device) -> Module:
-    """``module`` on ``device``. On a GPU, the kernels of its 2-d convolutions have their channels last in memory.
+    """``module`` on ``device``. On a GPU, the kernels of its convolutions have their channels last in memory.
+
+    These are the 2-d ones and those of `TimeConv`.
 
     Otherwise each pass would convert them. The gradient of a kernel has its layout. Kernels with one input channel or
     one position have only one layout.
@@ -58,7 +60,11 @@ def placed(module: Module, device: torch.device) -> Module:
 
 
 def lay_kernels(module: nn.Module) -> None:
-    """Gives the kernels of 2-d convolutions channels last in memory, see `placed`."""
+    """Gives the kernels of convolutions channels last in memory, see `placed`."""
     for part in module.modules():
-        if isinstance(part, nn.Conv2d) and part.weight.shape[1] > 1 and part.weight[0, 0].numel() > 1:
-            part.weight.data = part.weight.data.contiguous(memory_format=torch.channels_last)
+        if not isinstance(part, nn.Conv2d | TimeConv) or part.weight.shape[1] == 1 or part.weight[0, 0].numel() == 1:
+            continue
+        kernel = part.weight.data
+        plane = kernel if kernel.dim() == 4 else kernel.unsqueeze(2)
+        laid = plane.contiguous(memory_format=torch.channels_last)
+        part.weight.data = laid if kernel.dim() == 4 else laid.squeeze(2)

@@ -64,8 +64,9 @@ def over_last(norm: nn.Module, x: Tensor) -> Tensor:
 
     As rows ``[B * T, C]`` it would be in cuDNN's mode for linear layers, not in the one for convolutions.
     """
-    normalised: Tensor = norm(x[:, None].permute(0, 3, 1, 2))
-    return normalised.permute(0, 2, 3, 1)[:, 0]
+    normalised: Tensor = norm(x.unsqueeze(1).permute(0, 3, 1, 2))
+    # no index: its gradient would be a copy into zeros
+    return normalised.permute(0, 2, 3, 1).squeeze(1)
 
 
 def _over_ranks(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rayssl.training.scaling import scale_each_
+
 
 class Lars(torch.optim.Optimizer):
     """SGD with momentum m and layer-wise rates (You, Gitman and Ginsburg, 2017, Algorithm 1).
@@ -47,7 +49,7 @@ class Lars(torch.optim.Optimizer):
             directions = torch._foreach_add(gradients, weights, alpha=decay)
             if trust is not None:
                 length = _lengths(weights)
-                torch._foreach_mul_(directions, _ratios(trust * length, _lengths(gradients) + decay * length))
+                scale_each_(directions, _ratios(trust * length, _lengths(gradients) + decay * length))
             for p in weights:
                 if not self.state[p]:
                     self.state[p]["velocity"] = torch.zeros_like(p)
@@ -94,7 +96,7 @@ class AdamLars(torch.optim.Optimizer):
             directions = self._adam(weights, gradients, group)
             torch._foreach_add_(directions, weights, alpha=group["weight_decay"])
             if group["trust"] is not None:
-                torch._foreach_mul_(directions, _ratios(group["trust"] * _lengths(weights), _lengths(directions)))
+                scale_each_(directions, _ratios(group["trust"] * _lengths(weights), _lengths(directions)))
             torch._foreach_sub_(weights, directions, alpha=group["lr"])
         return loss
 
@@ -136,6 +138,6 @@ def _lengths(tensors: list[Tensor]) -> Tensor:
     return torch.stack(list(torch._foreach_norm(tensors)))
 
 
-def _ratios(of: Tensor, to: Tensor) -> list[Tensor]:
-    """``of / to [n]``, and 1 where either is 0, as n scalars. They stay on the device, so that no step waits."""
-    return list(torch.where((of > 0) & (to > 0), of / to, 1.0).unbind())
+def _ratios(of: Tensor, to: Tensor) -> Tensor:
+    """``of / to [n]``, and 1 where either is 0. They stay on the device, so that no step waits."""
+    return torch.where((of > 0) & (to > 0), of / to, 1.0)

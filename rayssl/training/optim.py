@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rayssl.schema import Config
 from rayssl.training.lars import AdamLars, Lars
+from rayssl.training.scaling import scale_each_
 from rayssl.training.schedules import ScheduleConfig
 
 
@@ -90,8 +91,8 @@ def clip_gradients(config: OptimiserConfig, model: nn.Module) -> None:
     if config.clip_each is not None:
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         if gradients:
-            lengths = torch._foreach_norm(gradients)
-            torch._foreach_mul_(gradients, [(config.clip_each / (length + 1e-6)).clamp(max=1.0) for length in lengths])
+            lengths = torch.stack(list(torch._foreach_norm(gradients)))
+            scale_each_(gradients, (config.clip_each / (lengths + 1e-6)).clamp(max=1.0))
     if config.clip_norm is not None:
         nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
 

@@ -7,15 +7,19 @@ there are few channels (torch 2.11, a convolution 1x1 with stride 2).
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rayssl.models.base import Backbone
+from rayssl.models.ecapa import Ecapa, EcapaConfig
 from rayssl.models.encoder import EncoderConfig, build_encoder
 from rayssl.models.fast_resnet34 import FastResnet34
 from rayssl.models.layout import TimeConv, lay_kernels, placed
+from rayssl.models.neighbours import _sliced, neighbours
 from rayssl.schema import parse
 from tests.models.test_encoder import ECAPA, FITTING
 
@@ -96,6 +100,56 @@ def test_convolutions_keep_the_channels_last(name: str) -> None:
     assert bool(found) == ("ecapa" not in name)  # in ECAPA each one is a product
     for key, value in found:
         assert value.is_contiguous(memory_format=torch.channels_last), key
+    for key, part in last.named_modules():
+        if isinstance(part, TimeConv) and part.weight.shape[1] > 1:
+            assert part.weight.unsqueeze(2).is_contiguous(memory_format=torch.channels_last), key
+
+
+class Called(TorchDispatchMode):
+    """Counts the operators that are called, and notes the sizes of what they make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: dict[str, list[int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor):
+            self.made.setdefault(str(func).removesuffix(".default"), []).append(made.numel())
+        return made
+
+
+@pytest.mark.parametrize("variant", ["speechbrain", "wespeaker"])
+def test_ecapa_copies_nothing_backward_but_its_neighbours(variant: str) -> None:
+    """Without a compiler each index would be a copy into zeros, and each operation in place on a view two copies."""
+    features = network("ecapa", last=True)[1]
+    settings = parse(EcapaConfig, {**ECAPA, "scale": 4, "variant": variant}, "test")
+    last = Ecapa(settings, features.shape[1]).double()
+    last.channels_last = True
+    out = last(features)
+    with Called() as called:
+        out.sum().backward()
+    assert not [name for name in called.made if name.endswith(("slice_backward", "select_backward"))]
+    activation = features.shape[0] * features.shape[2] * settings.channels // settings.scale
+    weights = {weight.numel() for weight in last.parameters()}
+    sizes = [*called.made.get("aten.copy_", []), *called.made.get("aten.clone", [])]
+    copies = [size for size in sizes if size >= activation and size not in weights]
+    assert copies == [activation] * 3 * (settings.scale - 1), "one for each convolution over neighbours"
+
+
+@pytest.mark.parametrize("mode", ["reflect", "constant"])
+@pytest.mark.parametrize(("kernel", "dilation", "frames"), [(3, 1, 9), (3, 4, 5), (5, 1, 7), (1, 1, 3), (5, 2, 30)])
+def test_neighbours_are_those_of_slices(kernel: int, dilation: int, frames: int, mode: str) -> None:
+    x = torch.randn(2, frames, 3, dtype=torch.float64)
+    given = torch.randn(2, frames, 3 * kernel, dtype=torch.float64)
+    results = []
+    for function in (neighbours, _sliced):
+        leaf = x.clone().requires_grad_()
+        seen = function(leaf, kernel, dilation, mode)
+        seen.backward(given)
+        results.append((seen.detach(), leaf.grad))
+    assert torch.equal(results[0][0], results[1][0])
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-12, atol=1e-12)
 
 
 def test_a_cpu_keeps_its_layout() -> None:

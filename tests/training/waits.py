@@ -74,7 +74,8 @@ class _Operations(TorchDispatchMode):
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = func._schema.name.removeprefix("aten::")
-        if name in _NUMBERS or name in _SHAPES or (name in _INDEXING and _depends_on_values(name, args)):
+        told = (kwargs or {}).get("output_size") is not None  # the shape of repeat_interleave
+        if name in _NUMBERS or (name in _SHAPES and not told) or (name in _INDEXING and _depends_on_values(name, args)):
             self.waits.saw(name)
         return func(*args, **(kwargs or {}))
 

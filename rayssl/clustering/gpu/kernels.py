@@ -9,6 +9,7 @@ Where Triton is missing or cannot compile, `rayssl.clustering.gpu.products` does
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -152,19 +153,20 @@ def nearest(points: Tensor, centroids: Tensor, labels: Tensor, tile: Tile) -> No
     """
     count, dim = points.shape
     options = {} if not points.is_cuda else {"num_warps": tile.warps, "num_stages": tile.stages}
-    _nearest_kernel[(-(-count // tile.rows),)](
-        points,
-        centroids,
-        labels,
-        count,
-        clusters=len(centroids),
-        dim=dim,
-        ROWS=tile.rows,
-        COLUMNS=tile.columns,
-        DIMS=tile.dims,
-        FLAT=tile.flat,
-        **options,
-    )
+    with _current(points):
+        _nearest_kernel[(-(-count // tile.rows),)](
+            points,
+            centroids,
+            labels,
+            count,
+            clusters=len(centroids),
+            dim=dim,
+            ROWS=tile.rows,
+            COLUMNS=tile.columns,
+            DIMS=tile.dims,
+            FLAT=tile.flat,
+            **options,
+        )
 
 
 def sums(points: Tensor, scales: Tensor, order: Tensor, ends: Tensor, first: int, last: int) -> Tensor:
@@ -186,8 +188,14 @@ def sums(points: Tensor, scales: Tensor, order: Tensor, ends: Tensor, first: int
     pieces = torch.empty((count, dim), dtype=torch.float64, device=points.device)
     found = torch.empty((clusters, dim), dtype=torch.float64, device=points.device)
     rows, dims = 16, min(256, triton.next_power_of_2(dim))
-    _piece_sums_kernel[(count, -(-dim // dims))](
-        points, scales, order, starts, stops, pieces, dim=dim, PIECE=_PIECE, ROWS=rows, DIMS=dims
-    )
-    _added_pieces_kernel[(clusters, -(-dim // dims))](pieces, bounds, found, dim=dim, DIMS=dims)
+    with _current(points):
+        _piece_sums_kernel[(count, -(-dim // dims))](
+            points, scales, order, starts, stops, pieces, dim=dim, PIECE=_PIECE, ROWS=rows, DIMS=dims
+        )
+        _added_pieces_kernel[(clusters, -(-dim // dims))](pieces, bounds, found, dim=dim, DIMS=dims)
     return found
+
+
+def _current(points: Tensor) -> AbstractContextManager[object]:
+    """Makes the device of ``points`` the current one: Triton launches there, whatever device its arguments are on."""
+    return torch.cuda.device(points.device) if points.is_cuda else nullcontext()

@@ -96,7 +96,10 @@ class TorchPartition(Partition):
     # Lloyd's iterations
 
     def lloyd(self, start: np.ndarray, iterations: int) -> Clusters | None:
-        """`Partition.lloyd`: nothing but K sizes an iteration leaves the device, and the centroids at the end."""
+        """`Partition.lloyd`. K sizes an iteration leave the device, and the centroids at the end.
+
+        Where clusters are empty, a few rows and the sums of the split ones do so too, see `Coordinator.fill_empty`.
+        """
         if start.ndim == 1:
             places = self._to(start)
             first = self._points[places].float() / self._norms[places, None]
