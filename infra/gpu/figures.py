@@ -10,19 +10,22 @@ from typing import Any
 
 
 def last(log: Path) -> dict[str, Any]:
-    """The JSON of the last line; the line itself where it is none."""
-    line = (log.read_text(errors="replace").strip().splitlines() or [""])[-1]
-    try:
-        found: dict[str, Any] = json.loads(line)
-    except ValueError:
-        return {"error": line[:300]}
-    return found
+    """The last line of JSON, from a part that was cut off too; the end of the log where there is none."""
+    lines = log.read_text(errors="replace").strip().splitlines()
+    for line in reversed(lines):
+        if line.startswith("{"):
+            try:
+                found: dict[str, Any] = json.loads(line)
+            except ValueError:
+                continue  # cut off in the middle of the line
+            return found
+    return {"error": "\n".join(lines[-3:])[-400:]}
 
 
 def waiting(metrics: Path) -> list[dict[str, float]]:
     """Of each epoch but the first: utterances/s, and the share of the time that the rank waited for data."""
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    wanted = ("epoch", "utterances_per_s", "data_wait", "memory_wait")
+    wanted = ("epoch", "utterances_per_s", "data_wait")
     return [{k: line[k] for k in wanted if k in line} for line in lines if line.get("kind") == "epoch"][1:]
 
 
@@ -35,7 +38,7 @@ def main(folder: Path) -> None:
     if (folder / "metrics.jsonl").exists():
         found["train"] = waiting(folder / "metrics.jsonl")
     if (folder / "tests.log").exists():
-        found["tests"] = (folder / "tests.log").read_text().strip().splitlines()[-1:]
+        found["tests"] = (folder / "tests.log").read_text(errors="replace").strip().splitlines()[-1:]
     (folder / "figures.json").write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found))
 

@@ -71,7 +71,7 @@ def main() -> None:
             seed=0,
         )
         figures[f"seconds_{turn}"] = time.perf_counter() - began
-        print(turn, figures, flush=True)
+        print(json.dumps({"kmeans": figures}), flush=True)
     figures |= {"objective": found.objective, "repaired": found.repaired}
     figures["nmi"] = normalized_mutual_information(found.assignment, labels)
     if arguments.device == "cuda":
@@ -85,6 +85,7 @@ def main() -> None:
         from rayssl.clustering.gpu import products
 
         figures["given_up"] = sorted(products._given_up)
+    print(json.dumps({"kmeans": figures}), flush=True)
     if arguments.tiles and new:
         figures["tiles"] = tiles(x, arguments.clusters, arguments.device)
     print(json.dumps({"kmeans": figures}))

@@ -1,19 +1,25 @@
 #!/usr/bin/env bash
 # Measures a GPU in one call, on the machine that has it; what `infra/gpu/pack.sh` made is unpacked first.
 #
-#   bash infra/gpu/run.sh PART...       prepare tests step compiled kmeans train
+#   bash infra/gpu/run.sh PART...       prepare step layouts compiled kmeans train tests
 #
 # prepare: a synthetic corpus, beside the next parts, for train.   tests: the layer gpu.
 # step, kmeans: with an older tree in .gpu/before.tar.gz both are measured, before and now, in turn.
-# compiled: the steps of the present tree with training.compile, to see whether it pays.
-# Logs and figures.json lie in OUT (default: a new folder); the last lines are the figures.
+# layouts: the steps of the present tree with the layout of a CPU.   compiled: with training.compile, to see if it pays.
+# train: SSPS from end to end, and the step of the same sizes without stream and memory, to compare.
+#
+# All parts together take at most SECONDS_ALL seconds (default 570). A part that is cut off, or that is left no time,
+# leaves what it has printed. Logs are in OUT/logs.tar.gz (OUT: default a new folder); figures.json there is written
+# after each part, and printed at the end.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 root=$PWD
 work=${WORK:-$(mktemp -d)}
+all=${SECONDS_ALL:-570}
 export OUT=${OUT:-$work/out} PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 RAY_USAGE_STATS_ENABLED=0
-mkdir -p "$OUT" "$work"
-say() { echo "== $(date +%T) $*"; }
+logs=$work/logs
+mkdir -p "$OUT" "$logs"
+say() { echo "== $(date +%T) ${SECONDS}s $*"; }
 if [ -s .gpu/site.tar.xz ] && [ ! -d "$work/site" ]; then
     tar xJf .gpu/site.tar.xz -C "$work"
     mkdir -p "$work/site/ray/dashboard/client/build/static"
@@ -25,46 +31,59 @@ if [ -s .gpu/before.tar.gz ]; then
     trees=(before now)
 fi
 tree() { if [ "$1" = now ]; then echo "$root"; else echo "$work/before"; fi; }
-in_tree() { # in_tree NAME COMMAND...
+limited() { # limited SECONDS COMMAND...: at most so long, and no longer than what is left of all
+    local left=$((all - SECONDS)) limit=$1
+    shift
+    if [ "$left" -lt 15 ]; then
+        echo "no time left"
+        return 1
+    fi
+    timeout -s INT -k 10 "$((limit < left ? limit : left))" "$@"
+}
+in_tree() { # in_tree NAME SECONDS COMMAND...
     local name=$1
     shift
-    PYTHONPATH="$work/site:$(tree "$name")" "$@"
+    PYTHONPATH="$work/site:$(tree "$name")" limited "$@"
 }
-measured() { # measured PART SECONDS ARGUMENTS...
-    local part=$1 limit=$2
-    shift 2
-    for name in "${trees[@]}"; do
-        in_tree "$name" timeout "$limit" python3 "infra/gpu/$part.py" "$@" >"$OUT/$part.$name.log" 2>&1
-        tail -n 30 "$OUT/$part.$name.log"
-    done
+kept() { # the figures so far, and all logs in one file
+    python3 infra/gpu/figures.py "$logs" >"$work/printed" && cp "$logs/figures.json" "$OUT/"
+    tar czf "$OUT/logs.tar.gz" -C "$logs" .
 }
+measured() { # measured NAME TREE SECONDS SCRIPT ARGUMENTS...: the log is SCRIPT.NAME.log
+    local name=$1 where=$2 limit=$3 script=$4
+    shift 4
+    in_tree "$where" "$limit" python3 "infra/gpu/$script.py" "$@" >"$logs/$script.$name.log" 2>&1
+    tail -n 25 "$logs/$script.$name.log"
+}
+trap kept EXIT
 nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader || true
 for part in "$@"; do
     say "$part"
     case $part in
     prepare)
-        (cd "$work" && OMP_NUM_THREADS=1 in_tree now python3 -m rayssl.cli prepare "$root/infra/gpu/prepare.yaml" \
-            >"$OUT/prepare.log" 2>&1) &
+        (cd "$work" && OMP_NUM_THREADS=1 in_tree now 300 python3 -m rayssl.cli prepare "$root/infra/gpu/prepare.yaml" \
+            >"$logs/prepare.log" 2>&1) &
         preparing=$!
         ;;
     tests)
-        in_tree now timeout 240 python3 -m pytest -q -p no:cacheprovider --layers gpu tests/gpu >"$OUT/tests.log" 2>&1
-        tail -n 25 "$OUT/tests.log"
+        in_tree now 200 python3 -m pytest -v -p no:cacheprovider --layers gpu tests/gpu >"$logs/tests.log" 2>&1
+        tail -n 25 "$logs/tests.log"
         ;;
-    step) measured step 240 ;;
-    compiled)
-        in_tree now timeout 300 python3 infra/gpu/step.py training.compile=true >"$OUT/step.compiled.log" 2>&1
-        tail -n 30 "$OUT/step.compiled.log"
-        ;;
-    kmeans) measured kmeans 150 --tiles ;;
+    step) for name in "${trees[@]}"; do measured "$name" "$name" 100 step ${STEP:-}; done ;;
+    layouts) measured plain now 100 step --plain ${STEP:-} ;;
+    compiled) measured compiled now 200 step ${STEP:-} training.compile=true ;;
+    kmeans) for name in "${trees[@]}"; do measured "$name" "$name" 110 kmeans --tiles ${KMEANS:-}; done ;;
     train)
         wait "${preparing:?prepare comes before train}"
-        (cd "$work" && in_tree now timeout 240 python3 -m rayssl.cli train "$root/infra/gpu/train.yaml" \
-            >"$OUT/train.log" 2>&1 && in_tree now timeout 90 python3 -m rayssl.cli evaluate runs/ssps >>"$OUT/train.log" 2>&1)
-        tail -n 25 "$OUT/train.log"
-        cp "$work/runs/ssps/metrics.jsonl" "$OUT/" || true
+        (cd "$work" && in_tree now 200 python3 -m rayssl.cli train "$root/infra/gpu/train.yaml" ${TRAIN:-} \
+            >"$logs/train.log" 2>&1 && in_tree now 60 python3 -m rayssl.cli evaluate runs/ssps >>"$logs/train.log" 2>&1)
+        tail -n 25 "$logs/train.log"
+        cp "$work/runs/ssps/metrics.jsonl" "$logs/" || true
+        measured like_train now 60 step --only ssps ${STEP:-} views.reference_s=3.0
         ;;
     *) say "unknown part $part" ;;
     esac
+    kept
 done
-python3 infra/gpu/figures.py "$OUT"
+say "all"
+cat "$work/printed"
