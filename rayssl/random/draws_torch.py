@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,14 @@ _MIX_2 = 0x94D049BB133111EB
 def keys_torch(key: int, ids: Tensor) -> Tensor:
     """Keys int64 ``[B]`` for the integer tensor ``ids [B]``, on its device; they have the same bits as `keys_np`."""
     return _splitmix_torch(ids.to(torch.int64) ^ _signed(key))
+
+
+def keys_joined(parts: Sequence[tuple[int, Tensor]]) -> Tensor:
+    """What `keys_torch` gives for each ``(key, ids [B_i])``, one after the other: int64 ``[sum of B_i]``.
+
+    Most of it is computed once for all, because on a GPU each operation is a launch.
+    """
+    return _splitmix_torch(torch.cat([ids.to(torch.int64) ^ _signed(key) for key, ids in parts]))
 
 
 def uniform_torch(keys: Tensor, stream: int, count: int | None = None) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,25 @@ T = TypeVar("T")
 Later: TypeAlias = Callable[[], T]  # a value that is on its way to the host; the call waits for it
 Raw: TypeAlias = dict[str, Any]  # see `rayssl.views.reading.read`
 _VIEW = 17  # the purpose of random draws for distorting and augmenting views
+_LABELLED = 100  # number of the first segment of the labelled stream, for its draws
+# Numbers that a call of a recipe takes at most, if it takes several segments: 256 MiB, and some six times that while
+# the recipe works (computed, for the spectra of the longest rooms).
+_AT_ONCE = 1 << 26
+
+
+class _Plain(NamedTuple):
+    """A segment before its recipe, and what makes its keys.
+
+    ``wave``: int16 samples ``[B, T]``, or pictures ``[B, N, F, frames]``. ``ids`` int64 ``[B]``: see `_turns`;
+    ``host_ids``: the same on the host.
+    """
+
+    name: str
+    recipe: str
+    wave: Tensor
+    purpose: int
+    ids: Tensor
+    host_ids: Tensor
 
 
 def make_views(
@@ -32,29 +51,85 @@ def make_views(
     *,
     seed: int,
     device: torch.device,
-    first: int = 0,
+    labelled: Sequence[Segment] = (),
     nights: NightInput | None = None,
+    join: bool | None = None,
 ) -> Views:
     """The segments of a batch on the device, each after its recipe's module, which draws by keys of (seed, epoch, id).
 
     Segments with the recipe ``none`` stay unchanged and have no keys. If an utterance comes several times in an epoch,
-    each turn has keys of its own. Each segment has keys of its own too: they depend on its number, counted from
-    ``first``. ``nights``: makes pictures of the epochs of sequences, whose keys are those of their first epochs.
+    each turn has keys of its own. Each segment has keys of its own too: they depend on its number.
+
+    Args:
+        raw, segments: the batch of the method's own stream, see `rayssl.views.reading.read`, and what to take of it.
+        recipes: by name; each draws for a row by the row's key alone.
+        seed, device: of the run.
+        labelled: segments of ``raw["labelled"]``, the batch of the labelled stream. Their names are other ones.
+        nights: makes pictures of the epochs of sequences, whose keys are those of their first epochs.
+        join: whether segments of one recipe and one length go through it in one call. None: on a GPU only. There a call
+            is some 200 launches, whatever its number of rows; on a CPU there are none to save. Keys are the same either
+            way; values differ by rounding at most.
+    """
+    plain = _plain(raw, segments, 0, seed, device, nights)
+    if labelled:
+        plain += _plain(raw["labelled"], labelled, _LABELLED, seed, device, nights)
+    join = device.type == "cuda" if join is None else join
+    views: Views = {}
+    for call in _calls(plain) if join else [[each] for each in plain]:
+        views |= _after(call, recipes)
+    return {each.name: views[each.name] for each in plain}
+
+
+def _plain(
+    raw: Raw, segments: Sequence[Segment], first: int, seed: int, device: torch.device, nights: NightInput | None
+) -> list[_Plain]:
+    """The ``segments`` of a batch, numbered from ``first``.
+
+    Pictures are made here, for each segment alone: of sound, they are much smaller than what they are made of.
     """
     ids = _turns(raw, nights, device)
     host_ids = _turns({name: raw[name] for name in ("id", "turn")}, nights, torch.device("cpu"))
-    views = {}
+    made = []
     for index, segment in enumerate(segments, start=first):
         given = _tensor(raw, segment.name, device)
-        wave = given.float() / 32768.0 if nights is None else nights(given)
-        keys = None
-        if segment.recipe != "none":
-            purpose, recipe = draws.fold(seed, _VIEW, raw["epoch"], index), recipes[segment.recipe]
-            keys = draws_torch.keys_torch(purpose, ids)
-            also = (draws_torch.keys_torch(purpose, host_ids),) if isinstance(recipe, Augment) else ()
-            wave = recipe(wave, keys, *also)
-        views[segment.name] = View(wave, keys)
-    return views
+        purpose = draws.fold(seed, _VIEW, raw["epoch"], index)
+        wave = given if nights is None else nights(given)
+        made.append(_Plain(segment.name, segment.recipe, wave, purpose, ids, host_ids))
+    return made
+
+
+def _calls(plain: list[_Plain]) -> list[list[_Plain]]:
+    """The segments that share a recipe and the shape of a row, of at most `_AT_ONCE` numbers, for one call each.
+
+    What has no recipe stays alone: to join it would only be a copy more.
+    """
+    calls: list[list[_Plain]] = []
+    last: dict[tuple[str, torch.Size], list[_Plain]] = {}
+    for each in plain:
+        kind = each.recipe, each.wave.shape[1:]
+        call = last.get(kind)
+        if call is None or each.recipe == "none" or sum(e.wave.numel() for e in (*call, each)) > _AT_ONCE:
+            call = last[kind] = []
+            calls.append(call)
+        call.append(each)
+    return calls
+
+
+def _after(call: list[_Plain], recipes: nn.ModuleDict) -> Views:
+    """The views of segments with one recipe, which is called once for all of them. They are parts of one tensor."""
+    wave = call[0].wave if len(call) == 1 else torch.cat([each.wave for each in call])
+    if wave.dtype == torch.int16:
+        wave = wave / 32768.0  # of integers it gives float32, in one launch
+    if call[0].recipe == "none":
+        return {each.name: View(wave, None) for each in call}
+    recipe = recipes[call[0].recipe]
+    keys = draws_torch.keys_joined([(each.purpose, each.ids) for each in call])
+    also: tuple[Tensor, ...] = ()
+    if isinstance(recipe, Augment):
+        also = (draws_torch.keys_joined([(each.purpose, each.host_ids) for each in call]),)
+    sizes = [len(each.ids) for each in call]
+    parts = zip(recipe(wave, keys, *also).split(sizes), keys.split(sizes), strict=True)
+    return {each.name: View(*part) for each, part in zip(call, parts, strict=True)}
 
 
 def _turns(raw: Raw, nights: NightInput | None, device: torch.device) -> Tensor:

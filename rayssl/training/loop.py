@@ -50,8 +50,6 @@ from rayssl.training.validating import Validation
 from rayssl.training.verifying import verify
 from rayssl.views.recipes import Segment
 
-_LABELLED = 100  # number of the first segment of the labelled stream, for its draws
-
 
 class Loop:
     """Trains ``state.method`` over batches. If there is a checkpoint, call `restore` before `fit`."""
@@ -62,6 +60,7 @@ class Loop:
         self._passes: WholeBatch | InParts = WholeBatch(state.wrapped, self.precision)
         if state.config.accumulate > 1:
             self._passes = InParts(state.method, state.config.accumulate, state.context.device, self.precision)
+        self.join_views: bool | None = None  # see `make_views`; tests set it, to compute on a CPU as on a GPU
         self.step = 0  # optimiser steps done
         self.stopped = False  # all ranks have agreed to leave before the last epoch, see `Stopping`
         self.cursor = Cursor()
@@ -160,26 +159,33 @@ class Loop:
         for window in (self._window, self._epoch):
             window.leave_out(seconds)
 
-    def views(self, raw: Raw, segments: tuple[Segment, ...], first: int = 0) -> Views:
-        """The ``segments`` of a batch on the device, see `make_views`."""
+    def views(self, raw: Raw, segments: tuple[Segment, ...], labelled: tuple[Segment, ...] = ()) -> Views:
+        """The ``segments`` of a batch on the device, and those of its ``labelled`` stream; see `make_views`."""
         state = self.state
-        where = {"seed": state.seed, "first": first}
-        return make_views(raw, segments, state.recipes, device=state.context.device, nights=state.nights, **where)
+        return make_views(
+            raw,
+            segments,
+            state.recipes,
+            seed=state.seed,
+            device=state.context.device,
+            labelled=labelled,
+            nights=state.nights,
+            join=self.join_views,
+        )
 
     def _inputs(self, raw: Raw) -> tuple[Views, Batch]:
         """The method's inputs of this step: the views of its own and of the labelled stream, with ids and labels."""
-        state, epoch = self.state, self.cursor.epoch
+        state, few = self.state, self.state.segments.labelled
         self._check_place(raw, state.pass_steps or state.steps_per_epoch)
         state.method.config.check_rows(raw["id"], raw["speaker"])
-        views = self.views(raw, state.segments.own[epoch])
+        if few:
+            assert state.labelled_steps is not None
+            self._check_place(raw["labelled"], state.labelled_steps)
+        views = self.views(raw, state.segments.own[self.cursor.epoch], few)
         batch = batch_of(raw, state.context.device, self.step)
-        few = state.segments.labelled
-        if not few:
-            return views, batch
-        assert state.labelled_steps is not None
-        self._check_place(raw["labelled"], state.labelled_steps)
-        views |= self.views(raw["labelled"], few, _LABELLED)
-        return views, replace(batch, labelled=batch_of(raw["labelled"], state.context.device, self.step))
+        if few:
+            batch = replace(batch, labelled=batch_of(raw["labelled"], state.context.device, self.step))
+        return views, batch
 
     def _check_place(self, raw: Raw, steps: int) -> None:
         """Raises RuntimeError if ``raw`` is not the batch of this step in a stream of ``steps`` steps a pass."""

@@ -7,6 +7,7 @@ in another order, and each step of Adam moves every weight by about the learning
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,9 @@ from rayssl.experiment.build import build_method
 from rayssl.experiment.job import resolve
 from rayssl.methods.base import View
 from rayssl.methods.registry import METHODS
-from tests.runs import batch_of, experiment, random_views, write_corpus
+from rayssl.training.inputs import make_views
+from rayssl.views.modules import build_recipes
+from tests.runs import DINO_METHOD, RATE, SSPS_METHOD, batch_of, experiment, random_views, write_corpus
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 
@@ -82,6 +85,22 @@ def test_resumes(name: str, gpu: str, tmp_path: Path) -> None:
     for key, value in once.memory.items():
         if value.dtype.kind in "iub":
             assert np.array_equal(twice.memory[key], value), key
+
+
+@pytest.mark.parametrize("method", [SSPS_METHOD, DINO_METHOD], ids=["ssps", "dino"])
+def test_views(method: dict[str, Any], gpu: str) -> None:
+    """Joined on the GPU as one by one on the CPU: the same keys, values within 1e-4 of [-1, 1] (another FFT)."""
+    settings = experiment(Path("run"), Path("corpus"), "views.distort.reverb.p=0.5", method=method)
+    segments, draw = settings.method.segments(settings.views, 1), np.random.default_rng(0)
+    cuts = {s.name: draw.normal(0, 2000, (32, s.samples(RATE))).astype(np.int16) for s in segments}
+    raw = {"id": np.arange(32), "turn": np.zeros(32, np.int64), "epoch": 1, **cuts}
+    recipes = build_recipes(settings.views, RATE, 3)
+    cpu = make_views(raw, segments, recipes, seed=3, device=torch.device("cpu"))
+    found = make_views(raw, segments, recipes.to(gpu), seed=3, device=torch.device(gpu))
+    for name, view in cpu.items():
+        assert (view.keys is None) == (found[name].keys is None)
+        assert view.keys is None or torch.equal(found[name].keys.cpu(), view.keys)
+        torch.testing.assert_close(found[name].wave.cpu(), view.wave, rtol=0, atol=1e-4)
 
 
 def test_ddp_over_nccl_with_one_rank(gpu: str, tmp_path: Path) -> None:

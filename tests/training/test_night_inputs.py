@@ -73,9 +73,8 @@ def test_a_sequence_has_one_key_of_its_first_epoch_and_its_turn(corpora: Path) -
     raw, nights = given(corpora, "mel")
     raw["turn"] = raw["turn"] + np.repeat(np.arange(len(raw["turn"]) // SEQUENCE), SEQUENCE).astype(np.int32) % 2
     segments = (Segment(name="weak", seconds=30, recipe="none"), Segment(name="strong", seconds=30, recipe="strong"))
-    views = make_views(
-        raw, segments, nn.ModuleDict({"strong": Told()}), seed=5, device=torch.device("cpu"), first=100, nights=nights
-    )
+    recipes, where = nn.ModuleDict({"strong": Told()}), {"seed": 5, "device": torch.device("cpu")}
+    views = make_views({**raw, "labelled": raw}, (), recipes, labelled=segments, nights=nights, **where)
     assert views["weak"].keys is None
     first = torch.from_numpy(raw["id"][::SEQUENCE] + (raw["turn"][::SEQUENCE].astype(np.int64) << TURN_BIT))
     epoch = raw["epoch"]

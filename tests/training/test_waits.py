@@ -118,8 +118,12 @@ def nights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def census(settings: Experiment) -> list[Waits]:
-    """The waits of each step of a whole run: inputs, forward and backward pass, update, and the words to the memory."""
+    """The waits of each step of a whole run: inputs, forward and backward pass, update, and the words to the memory.
+
+    The views are joined, as on a GPU.
+    """
     loop, found = build(settings), list[Waits]()
+    loop.join_views = True
     step = loop._train_step
 
     def watched(raw: Raw, rows: Iterator[Raw]) -> None:
