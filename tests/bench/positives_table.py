@@ -1,0 +1,87 @@
+"""Which positives SSPS would find among the references of an encoder, plain and whitened: a table of configs/README.md.
+
+    rayssl embed RUN runs/gsc/train embeddings --local
+    python -m tests.bench.positives_table embeddings [--neighbours 1 3 5 7] [--clusters 320 500 800]
+
+Prints how much of the variance lies between speakers and between recording conditions (the part behind ``#`` of a
+recording's name), and how often the speaker of a positive is the anchor's: a positive is one of the M nearest
+references, or another utterance of the same of K clusters.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from rayssl.clustering.kmeans import cluster
+from rayssl.clustering.whitening import Whitening
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+
+def unit(rows: Floats) -> Floats:
+    """``rows [n, D]`` at unit length."""
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def whitened(rows: Floats) -> Floats:
+    """``rows [n, D]`` as the memory compares them with ``method.whiten``."""
+    fitted = Whitening.fit(rows)
+    return unit((rows - fitted.mean) @ fitted.map)
+
+
+def between(rows: Floats, groups: Ints) -> float:
+    """The share of the variance of ``rows [n, D]`` that lies between the means of ``groups [n]``."""
+    centred = rows - rows.mean(axis=0)
+    means = [centred[groups == group] for group in np.unique(groups)]
+    return float(sum(len(each) * (each.mean(axis=0) ** 2).sum() for each in means) / (centred**2).sum())
+
+
+def of_nearest(rows: Floats, speakers: Ints, count: int) -> float:
+    """How many of the ``count`` nearest rows of each row are of its speaker."""
+    cosines = rows @ rows.T
+    np.fill_diagonal(cosines, -2)
+    nearest = np.argpartition(-cosines, count, axis=1)[:, :count]
+    return float((speakers[nearest] == speakers[:, None]).mean())
+
+
+def of_clusters(rows: Floats, speakers: Ints, clusters: int) -> tuple[float, float]:
+    """How many rows have company in their cluster, and how much of that company is of their speaker, in the mean."""
+    found = cluster(rows, clusters, mode="fast", seed=0).assignment
+    others = np.bincount(found)[found] - 1
+    same = np.array([(speakers[found == found[i]] == speakers[i]).sum() - 1 for i in range(len(found))])
+    some = others > 0
+    return float(some.mean()), float((same[some] / others[some]).mean())
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("embeddings")
+    parser.add_argument("--neighbours", type=int, nargs="+", default=[1, 3, 5, 7])
+    parser.add_argument("--clusters", type=int, nargs="+", default=[320, 500, 800])
+    arguments = parser.parse_args()
+    table = pq.read_table(arguments.embeddings)
+    plain = unit(np.stack(table["embedding"].to_numpy(zero_copy_only=False)))
+    speakers = np.unique(table["speaker_name"].to_pylist(), return_inverse=True)[1]
+    named = [name.split("#")[-1] for name in table["recording_name"].to_pylist()]
+    conditions = np.unique(named, return_inverse=True)[1]
+    print("| | plain | whitened |\n|---|---|---|")
+    both = (plain, whitened(plain))
+    for title, groups in (("speakers", speakers), ("conditions", conditions)):
+        cells = [f"{100 * between(rows, groups):.1f}" for rows in both]
+        print(f"| variance between {title} % | {' | '.join(cells)} |")
+    for count in arguments.neighbours:
+        cells = [f"{100 * of_nearest(rows, speakers, count):.0f}" for rows in both]
+        print(f"| right speaker among the {count} nearest % | {' | '.join(cells)} |")
+    for clusters in arguments.clusters:
+        cells = ["{1:.0f} ({0:.0f})".format(*(100 * x for x in of_clusters(rows, speakers, clusters))) for rows in both]
+        print(f"| right speaker in {clusters} clusters (coverage) % | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
