@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rayssl import transfer
 from rayssl.evaluation.embeddings import embed_utterances
 
 
@@ -103,3 +104,25 @@ def test_bf16_is_close_and_only_when_asked() -> None:
     assert half.dtype == np.float32 and not np.array_equal(full, half)
     assert (full * half).sum(axis=1).min() > 0.999
     assert np.abs(full @ full.T - half @ half.T).max() < 0.01
+
+
+class Awaited(transfer.Fetched):
+    """Notes when the host waits for a result."""
+
+    def __init__(self, done: list[str], tensors: tuple[Tensor | None, ...]) -> None:
+        super().__init__(tensors, None)
+        self.done = done
+
+    def arrays(self) -> tuple[np.ndarray | None, ...]:
+        self.done.append("await")
+        return super().arrays()
+
+
+def test_a_batch_is_launched_before_the_one_before_is_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a GPU has work while the host waits; and the results stay in their order."""
+    encoder, audio, done = Small(), waves(LENGTHS), list[str]()
+    expected = embed_utterances(encoder, audio, "cpu", batch=2)
+    encoder.register_forward_pre_hook(lambda *_: done.append("launch"))
+    monkeypatch.setattr(transfer, "fetch", lambda *tensors: Awaited(done, tensors))
+    np.testing.assert_array_equal(embed_utterances(encoder, audio, "cpu", batch=2), expected)
+    assert done == ["launch", *(["launch", "await"] * 4), "await"]
