@@ -49,16 +49,15 @@ def placed(module: Module, device: torch.device) -> Module:
     """``module`` on ``device``. On a GPU, the kernels of its 2-d convolutions have their channels last in memory.
 
     Otherwise each pass would convert them. The gradient of a kernel has its layout. Kernels with one input channel or
-    one position have only one layout.
+    one position have only one layout. On a CPU kernels have torch's usual layout, also of a module that was on a GPU.
     """
     module.to(device)
-    if device.type != "cpu":
-        lay_kernels(module)
+    lay_kernels(module, torch.contiguous_format if device.type == "cpu" else torch.channels_last)
     return module
 
 
-def lay_kernels(module: nn.Module) -> None:
-    """Gives the kernels of 2-d convolutions channels last in memory, see `placed`."""
+def lay_kernels(module: nn.Module, layout: torch.memory_format = torch.channels_last) -> None:
+    """Gives the kernels of 2-d convolutions a layout in memory, by default channels last; see `placed`."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d) and part.weight.shape[1] > 1 and part.weight[0, 0].numel() > 1:
-            part.weight.data = part.weight.data.contiguous(memory_format=torch.channels_last)
+            part.weight.data = part.weight.data.contiguous(memory_format=layout)
