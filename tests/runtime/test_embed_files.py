@@ -233,14 +233,14 @@ def test_decoded_elsewhere_is_embedded_the_same(folder: Path, tmp_path: Path) ->
     actor = Embedder(job)
     for index in range(len(SIZES)):
         items = {"shard": np.array([index])}
-        sent = decode_shard(items, job)
+        sent = decode_shard(items, job, Embedder)
         assert actor({name: np.array(values, dtype=object) for name, values in sent.items()}) == actor(items)
 
 
 def test_damage_found_by_a_decoding_task_is_told(folder: Path, tmp_path: Path) -> None:
     job = task(folder)
     job = replace(job, corpus=str(tmp_path / "gone"))
-    sent = decode_shard({"shard": np.array([0])}, job)
+    sent = decode_shard({"shard": np.array([0])}, job, Embedder)
     assert sent["error"] == ["StorageError"] and "gone" in sent["message"][0]
     answer = Embedder(task(folder))({name: np.array(values, dtype=object) for name, values in sent.items()})
     assert answer == {"answer": [b""], "error": sent["error"], "message": sent["message"]}
