@@ -6,6 +6,7 @@ around it, and on nothing else.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,7 +35,8 @@ def embed_utterances(
     """Embeds each utterance as a whole.
 
     Only utterances of equal length share a batch. Padding would change means, statistics pooling and
-    squeeze-excitation, and an embedding would then depend on its neighbours.
+    squeeze-excitation, and an embedding would then depend on its neighbours. `kept_samples` gives utterances of
+    similar length the same one.
 
     A batch is launched before the result of the one before is awaited, so that a GPU does not wait for the host.
 
@@ -84,6 +86,20 @@ def _parts(by_length: dict[int, list[int]], batch: int) -> Iterator[list[int]]:
     for length in sorted(by_length, reverse=True):
         members = by_length[length]
         yield from (members[start : start + batch] for start in range(0, len(members), batch))
+
+
+def kept_samples(samples: int, crop_share: float, least: int = 1) -> int:
+    """How many of the first samples of an utterance are embedded, if up to ``crop_share`` of them may be cut.
+
+    It is the largest step of a geometric grid that is not above ``samples``; each step is ``1 / (1 - crop_share)`` of
+    the one before. So it depends on this utterance alone, and utterances of similar length share a batch. Nothing is
+    cut if less than ``least`` would be left, or if ``crop_share`` is 0.
+    """
+    if not crop_share:
+        return samples
+    ratio = -math.log1p(-crop_share)
+    step = math.ceil(math.exp(math.floor(math.log(samples) / ratio) * ratio))
+    return min(step, samples) if step >= least else samples
 
 
 def embed_epochs(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rayssl import transfer
-from rayssl.evaluation.embeddings import embed_utterances
+from rayssl.evaluation.embeddings import embed_utterances, kept_samples
 
 
 class Small(nn.Module):
@@ -126,3 +126,20 @@ def test_a_batch_is_launched_before_the_one_before_is_awaited(monkeypatch: pytes
     monkeypatch.setattr(transfer, "fetch", lambda *tensors: Awaited(done, tensors))
     np.testing.assert_array_equal(embed_utterances(encoder, audio, "cpu", batch=2), expected)
     assert done == ["launch", *(["launch", "await"] * 4), "await"]
+
+
+def test_a_cut_is_bounded_and_that_of_an_utterance_alone() -> None:
+    assert [kept_samples(samples, 0.0) for samples in (1, 777, 16001)] == [1, 777, 16001]
+    for share in (0.01, 0.05, 0.5):
+        kept = [kept_samples(samples, share) for samples in range(1, 3000)]
+        assert all((1 - share) * samples <= left + 1e-6 <= samples + 1 for samples, left in enumerate(kept, 1))
+        assert kept == sorted(kept) and [kept_samples(left, share) for left in kept] == kept
+    assert len({kept_samples(samples, 0.05) for samples in range(64_000, 320_000)}) == 33  # of speech of 4 to 20 s
+    assert kept_samples(1000, 0.05) == 967 and kept_samples(1000, 0.05, least=968) == 1000
+
+
+def test_cut_utterances_share_batches() -> None:
+    encoder, audio = Small(), waves([400, 399, 398, 397, 300])
+    cut = [wave[: kept_samples(len(wave), 0.05)] for wave in audio]
+    embed_utterances(encoder, cut, "cpu")
+    assert encoder.batches == [(4, 384), (1, 297)]

@@ -23,7 +23,7 @@ from rayssl import errors, storage
 from rayssl.data import decode, shards
 from rayssl.data.shards import Manifest, Shard
 from rayssl.errors import CorpusError
-from rayssl.evaluation.embeddings import embed_epochs, embed_utterances
+from rayssl.evaluation.embeddings import embed_epochs, embed_utterances, kept_samples
 from rayssl.evaluation.settings import EmbeddingPrecision
 from rayssl.experiment.config import Experiment
 from rayssl.inference.encoder import load_encoder
@@ -62,6 +62,12 @@ class EmbeddingTask:
         """That of embedding utterances; nights are always embedded in fp32."""
         found: EmbeddingPrecision = getattr(self.experiment.evaluation, "precision", "fp32")
         return self.asked_precision or found
+
+    @property
+    def crop_share(self) -> float:
+        """The run's ``evaluation.crop_share``; 0 if it has no such key."""
+        found: float = getattr(self.experiment.evaluation, "crop_share", 0.0)
+        return found
 
     @property
     def by_night(self) -> bool:
@@ -239,6 +245,7 @@ class Embedder:
                 f"{place}: utterance '{table['name'][short]}': {len(waves[short])} samples, but this run's encoder "
                 f"needs at least {least}; prepare the corpus again with min_s={least / job.manifest.rate:g} or more"
             )
+        waves = [wave[: kept_samples(len(wave), job.crop_share, least)] for wave in waves]
         options: Any = {"normalise": job.normalise, "precision": job.precision}
         made = partial(embed_utterances, self.encoder, waves, self.device, job.batch, **options)
         return table.drop_columns(["audio"]), made
