@@ -5,6 +5,7 @@ On the CPU there is nothing to copy. The same calls return at once then, so that
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from functools import cache
 
 import numpy as np
@@ -36,8 +37,10 @@ def fetch(*tensors: Tensor | None) -> Fetched:
     """
     given = [None if tensor is None else tensor.detach() for tensor in tensors]
     device = next((tensor.device for tensor in given if tensor is not None), torch.device("cpu"))
-    if device.type != "cuda":
+    if device.type == "cpu":
         return Fetched(tuple(given), None)
+    if device.type != "cuda":
+        return Fetched(tuple(None if tensor is None else tensor.cpu() for tensor in given), None)
     given = [None if tensor is None else tensor.contiguous() for tensor in given]
     stream, copied = _stream(device, "to the host"), torch.cuda.Event()
     stream.wait_stream(torch.cuda.current_stream(device))
@@ -45,6 +48,27 @@ def fetch(*tensors: Tensor | None) -> Fetched:
         hosts = tuple(None if tensor is None else _copied(tensor, stream) for tensor in given)
         copied.record(stream)
     return Fetched(hosts, copied)
+
+
+def fetch_each(results: Iterable[Tensor]) -> Iterator[np.ndarray]:
+    """The values of ``results``, in their order; each is given once the next one has been launched.
+
+    So a GPU computes the next result while the host waits for this one, and while the host prepares the one after it.
+    """
+    before: Fetched | None = None
+    for result in results:
+        launched = fetch(result)
+        if before is not None:
+            yield _only(before)
+        before = launched
+    if before is not None:
+        yield _only(before)
+
+
+def _only(fetched: Fetched) -> np.ndarray:
+    (values,) = fetched.arrays()
+    assert values is not None
+    return values
 
 
 def _copied(tensor: Tensor, stream: torch.cuda.Stream) -> Tensor:

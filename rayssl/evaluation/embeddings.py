@@ -6,6 +6,7 @@ around it, and on nothing else.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rayssl import transfer
 from rayssl.evaluation.settings import EmbeddingPrecision
 from rayssl.evaluation.windows import averaged, night_windows
 from rayssl.models.encoder import NightEncoder
@@ -33,7 +35,10 @@ def embed_utterances(
     """Embeds each utterance as a whole.
 
     Only utterances of equal length share a batch. Padding would change means, statistics pooling and
-    squeeze-excitation, and an embedding would then depend on its neighbours.
+    squeeze-excitation, and an embedding would then depend on its neighbours. `kept_samples` gives utterances of
+    similar length the same one.
+
+    A batch is launched before the result of the one before is awaited, so that a GPU does not wait for the host.
 
     Args:
         encoder: ``encoder(wave [B, T] in [-1, 1], None) -> [B, D]``. It runs in eval mode and without gradient.
@@ -57,23 +62,44 @@ def embed_utterances(
         if wave.ndim != 1 or wave.dtype != np.int16 or not len(wave):
             raise ValueError(f"utterance {index}: expected int16 [T] with T > 0, got {wave.dtype} {list(wave.shape)}")
         by_length[len(wave)].append(index)
-    rows: dict[int, Tensor] = {}
-    with frozen(encoder), _autocast(torch.device(device), precision):
-        # the longest first, so that too little memory shows at once
-        for length in sorted(by_length, reverse=True):
-            members = by_length[length]
-            for start in range(0, len(members), batch):
-                part = members[start : start + batch]
-                stacked = torch.from_numpy(np.stack([waves[index] for index in part])).to(device)
-                found = encoder(stacked.to(torch.float32) / 32768.0, None).to(torch.float32)
-                rows.update(zip(part, found.cpu(), strict=True))
-    if not rows:
+    if not by_length:
         return np.zeros((0, int(getattr(encoder, "embedding_dim", 0))), np.float32)
-    result = torch.stack([rows[index] for index in range(len(waves))])
+    place, rows = torch.device(device), dict[int, NDArray[np.float32]]()
+    parts = list(_parts(by_length, batch))
+
+    def launched(part: list[int]) -> Tensor:
+        stacked = transfer.send(torch.from_numpy(np.stack([waves[index] for index in part])), place)
+        return encoder(stacked.to(torch.float32) / 32768.0, None).to(torch.float32)  # type: ignore[no-any-return]
+
+    with frozen(encoder), _autocast(place, precision):
+        for part, found in zip(parts, transfer.fetch_each(map(launched, parts)), strict=True):
+            rows.update(zip(part, found, strict=True))
+    result = torch.from_numpy(np.stack([rows[index] for index in range(len(waves))]))
     bad = (~torch.isfinite(result).all(dim=1)).nonzero()[:, 0].tolist()
     if bad:
         raise ValueError(f"{len(bad)} of {len(waves)} embeddings are NaN or infinite, first of utterance {bad[0]}")
     return (nn.functional.normalize(result, dim=1) if normalise else result).numpy()
+
+
+def _parts(by_length: dict[int, list[int]], batch: int) -> Iterator[list[int]]:
+    """The utterances of each batch; the longest come first, so that too little memory shows at once."""
+    for length in sorted(by_length, reverse=True):
+        members = by_length[length]
+        yield from (members[start : start + batch] for start in range(0, len(members), batch))
+
+
+def kept_samples(samples: int, crop_share: float, least: int = 1) -> int:
+    """How many of the first samples of an utterance are embedded, if up to ``crop_share`` of them may be cut.
+
+    It is the largest step of a geometric grid that is not above ``samples``; each step is ``1 / (1 - crop_share)`` of
+    the one before. So it depends on this utterance alone, and utterances of similar length share a batch. Nothing is
+    cut if less than ``least`` would be left, or if ``crop_share`` is 0.
+    """
+    if not crop_share:
+        return samples
+    ratio = -math.log1p(-crop_share)
+    step = math.ceil(math.exp(math.floor(math.log(samples) / ratio) * ratio))
+    return min(step, samples) if step >= least else samples
 
 
 def embed_epochs(
@@ -108,7 +134,7 @@ def encode_epochs(
         part = torch.from_numpy(np.stack(some))
         if encoder.apart:
             with frozen(encoder):
-                part = encoder.alone(part.to(device).float())
+                part = encoder.alone(transfer.send(part, torch.device(device)).float())
         found.append(part)
     return torch.cat(found)
 
@@ -142,12 +168,17 @@ def embed_windows(
     """
     scored = encoder.scored
     windows = night_windows(index, sequence=encoder.window, stride=stride, scored=(scored.start, scored.stop))
-    found = []
+    place = torch.device(device)
+
+    def launched(rows: NDArray[np.int64]) -> Tensor:
+        given = encoded[transfer.send(torch.from_numpy(rows), encoded.device)]
+        if encoder.apart:
+            return head(encoder.among(given))
+        return head(encoder.sequence(transfer.send(given, place).float(), None)[0])
+
     with frozen(encoder):
-        for rows in np.split(windows.source, range(batch, len(windows.source), batch)):
-            given = encoded[torch.from_numpy(rows).to(encoded.device)]
-            z = encoder.among(given) if encoder.apart else encoder.sequence(given.to(device).float(), None)[0]
-            found.append(head(z).cpu().numpy())
+        parts = np.split(windows.source, range(batch, len(windows.source), batch))
+        found = list(transfer.fetch_each(map(launched, parts)))
     return averaged(windows, np.concatenate(found), len(index))
 
 

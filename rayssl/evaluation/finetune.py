@@ -27,6 +27,7 @@ from torch import nn
 from rayssl.evaluation import probes
 from rayssl.evaluation.embeddings import embed_utterances
 from rayssl.evaluation.probes import LinearProbe
+from rayssl.models.layout import placed
 from rayssl.random.draws import fold, keys_np, uniform_np
 from rayssl.views.crops import cut
 
@@ -121,7 +122,7 @@ def finetune(
     """
     truth = _checked(waves, labels, classes, epochs=epochs, steps=steps, batch=batch, segment=segment)
     how = _Training(epochs, steps, batch, lr, head_lr, segment, seed, torch.device(device))
-    start = copy.deepcopy(encoder).to(device).eval()
+    start = placed(copy.deepcopy(encoder), how.device).eval()
     everything = _Material(waves, embed_utterances(start, waves, device, batch, normalise=False), truth)
     probe = probes.fit_linear_probe(everything.rows, truth, seed=seed)
     held = probes.held_out(truth, seed)

@@ -64,6 +64,13 @@ class VerificationConfig(Config):
     """The number of utterances of one forward pass. It changes speed and memory, not the figures."""
     precision: EmbeddingPrecision = "fp32"
     """Of embedding: ``bf16`` is quicker on a GPU and has three digits, so that cosines differ by some thousandths."""
+    crop_share: float = Field(0.0, ge=0, le=0.5)
+    """How much of an utterance may be cut from its end, as a share of it, so that utterances of similar length share a
+    batch. It is for a GPU; it moves the figures. 0 cuts nothing: only equal lengths share a batch, and most utterances
+    of natural speech are embedded alone. With 0.05 the lengths have 5 % between them, and 2.5 % is lost in the mean.
+    That moved cosines by .013 in the mean for 72 clips of 2 to 4 s, and by .020 for 1,054 clips of 0.6 to 1 s, whose
+    EER rose from 18.3 to 18.9 %.
+    """
 
     def located(self) -> VerificationConfig:
         """The same settings with absolute paths."""
@@ -123,6 +130,10 @@ class ClassificationConfig(Config):
     """The number of clips of one forward pass. It changes speed and memory, not the figures."""
     precision: EmbeddingPrecision = "fp32"
     """Of embedding: ``bf16`` is quicker on a GPU and has three digits, so that cosines differ by some thousandths."""
+    crop_share: float = Field(0.0, ge=0, le=0.5)
+    """How much of a clip may be cut from its end, as a share of it, so that clips of similar length share a batch: see
+    the verification's key. It is for a GPU; it moves the figures. 0 cuts nothing. The probe ``finetune`` never cuts.
+    """
 
     def located(self) -> ClassificationConfig:
         """The same settings with absolute paths."""

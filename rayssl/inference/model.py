@@ -19,6 +19,7 @@ from rayssl.evaluation.embeddings import frozen
 from rayssl.inference.encoder import encoder_of
 from rayssl.inference.staging import StagedNight, Stager, stage_nights, staging_parts
 from rayssl.models.encoder import Encoder
+from rayssl.models.layout import placed
 from rayssl.runs.reading import RunCheckpoint, find
 from rayssl.training import weights
 
@@ -47,7 +48,7 @@ class Model:
         head: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self._head = head
-        self.encoder, self.source, self.rate, self.device = encoder.to(device), source, rate, device
+        self.encoder, self.source, self.rate, self.device = placed(encoder, device), source, rate, device
         self.dim, self.minimum_samples = int(encoder.embedding_dim), int(encoder.minimum_samples)
 
     def __repr__(self) -> str:
@@ -65,7 +66,7 @@ class Model:
     def to(self, device: str | torch.device) -> Model:
         """Moves the encoder to ``device`` and returns this model. Embeddings are still returned on the CPU."""
         chosen = torch.device(device)
-        self.encoder, self.device = self.encoder.to(chosen), chosen
+        self.encoder, self.device = placed(self.encoder, chosen), chosen
         return self
 
     def embed(self, waveform: Waveform, rate: int = decode.RATE) -> Tensor:

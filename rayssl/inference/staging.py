@@ -29,6 +29,7 @@ from rayssl.evaluation.hypnogram import sleep_variables
 from rayssl.experiment.config import Experiment
 from rayssl.inference.encoder import encoder_of
 from rayssl.models.encoder import Encoder, NightEncoder
+from rayssl.models.layout import placed
 from rayssl.models.nightmel import NightMel
 from rayssl.training import weights
 
@@ -54,7 +55,8 @@ class Stager:
         batch: int = 0,
     ) -> None:
         assert isinstance(encoder.frontend, NightMel)
-        self.encoder, self.device = encoder.to(device), torch.device(device)
+        self.device = torch.device(device)
+        self.encoder = placed(encoder, self.device)
         self._weight, self._bias = (each.to(device) for each in head)
         self.names, self.stride = STAGES, stride
         self.batch = batch or (1 if self.device.type == "cpu" else 8)

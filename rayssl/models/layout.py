@@ -51,20 +51,19 @@ def placed(module: Module, device: torch.device) -> Module:
     These are the 2-d ones and those of `TimeConv`.
 
     Otherwise each pass would convert them. The gradient of a kernel has its layout. Kernels with one input channel or
-    one position have only one layout.
+    one position have only one layout. On a CPU kernels have torch's usual layout, also of a module that was on a GPU.
     """
     module.to(device)
-    if device.type != "cpu":
-        lay_kernels(module)
+    lay_kernels(module, torch.contiguous_format if device.type == "cpu" else torch.channels_last)
     return module
 
 
-def lay_kernels(module: nn.Module) -> None:
-    """Gives the kernels of convolutions channels last in memory, see `placed`."""
+def lay_kernels(module: nn.Module, layout: torch.memory_format = torch.channels_last) -> None:
+    """Gives the kernels of convolutions a ``layout`` in memory, see `placed`."""
     for part in module.modules():
         if not isinstance(part, nn.Conv2d | TimeConv) or part.weight.shape[1] == 1 or part.weight[0, 0].numel() == 1:
             continue
         kernel = part.weight.data
         plane = kernel if kernel.dim() == 4 else kernel.unsqueeze(2)
-        laid = plane.contiguous(memory_format=torch.channels_last)
+        laid = plane.contiguous(memory_format=layout)
         part.weight.data = laid if kernel.dim() == 4 else laid.squeeze(2)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rayssl.evaluation.embeddings import embed_utterances
+from rayssl import transfer
+from rayssl.evaluation.embeddings import embed_utterances, kept_samples
 
 
 class Small(nn.Module):
@@ -103,3 +104,42 @@ def test_bf16_is_close_and_only_when_asked() -> None:
     assert half.dtype == np.float32 and not np.array_equal(full, half)
     assert (full * half).sum(axis=1).min() > 0.999
     assert np.abs(full @ full.T - half @ half.T).max() < 0.01
+
+
+class Awaited(transfer.Fetched):
+    """Notes when the host waits for a result."""
+
+    def __init__(self, done: list[str], tensors: tuple[Tensor | None, ...]) -> None:
+        super().__init__(tensors, None)
+        self.done = done
+
+    def arrays(self) -> tuple[np.ndarray | None, ...]:
+        self.done.append("await")
+        return super().arrays()
+
+
+def test_a_batch_is_launched_before_the_one_before_is_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a GPU has work while the host waits; and the results stay in their order."""
+    encoder, audio, done = Small(), waves(LENGTHS), list[str]()
+    expected = embed_utterances(encoder, audio, "cpu", batch=2)
+    encoder.register_forward_pre_hook(lambda *_: done.append("launch"))
+    monkeypatch.setattr(transfer, "fetch", lambda *tensors: Awaited(done, tensors))
+    np.testing.assert_array_equal(embed_utterances(encoder, audio, "cpu", batch=2), expected)
+    assert done == ["launch", *(["launch", "await"] * 4), "await"]
+
+
+def test_a_cut_is_bounded_and_that_of_an_utterance_alone() -> None:
+    assert [kept_samples(samples, 0.0) for samples in (1, 777, 16001)] == [1, 777, 16001]
+    for share in (0.01, 0.05, 0.5):
+        kept = [kept_samples(samples, share) for samples in range(1, 3000)]
+        assert all((1 - share) * samples <= left + 1e-6 <= samples + 1 for samples, left in enumerate(kept, 1))
+        assert kept == sorted(kept) and [kept_samples(left, share) for left in kept] == kept
+    assert len({kept_samples(samples, 0.05) for samples in range(64_000, 320_000)}) == 33  # of speech of 4 to 20 s
+    assert kept_samples(1000, 0.05) == 967 and kept_samples(1000, 0.05, least=968) == 1000
+
+
+def test_cut_utterances_share_batches() -> None:
+    encoder, audio = Small(), waves([400, 399, 398, 397, 300])
+    cut = [wave[: kept_samples(len(wave), 0.05)] for wave in audio]
+    embed_utterances(encoder, cut, "cpu")
+    assert encoder.batches == [(4, 384), (1, 297)]

@@ -15,6 +15,8 @@ import rayssl
 from rayssl.data.decode import quantise, resample
 from rayssl.errors import AudioError, CheckpointError, ConfigError, StorageError
 from rayssl.evaluation.embeddings import embed_utterances
+from rayssl.models.encoder import EncoderConfig, build_encoder
+from rayssl.schema import parse
 from tests.runs import experiment, tone, write_corpus, write_run
 
 ROOT = Path(__file__).parents[2]
@@ -147,3 +149,13 @@ def test_neither_ray_nor_at_first_torch(run: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "16\n", "")
+
+
+def test_kernels_have_the_layout_of_the_training(model: rayssl.Model) -> None:
+    """Channels last on any device but a CPU, where the matrix units read them so."""
+    config = parse(EncoderConfig, {"backbone": {"name": "fast_resnet34", "embedding_dim": 8}}, "test")
+    other = rayssl.Model(build_encoder(config), model.source, 16000, torch.device("cpu"))
+    kernel = other.encoder.get_parameter("backbone.blocks.0.conv1.weight")
+    assert kernel.is_contiguous()
+    kernel = other.to("meta").encoder.get_parameter("backbone.blocks.0.conv1.weight")
+    assert kernel.is_contiguous(memory_format=torch.channels_last) and not kernel.is_contiguous()

@@ -171,3 +171,16 @@ def test_kernels_are_laid_out_where_there_are_two_layouts() -> None:
     kernel = backbone.blocks[0].conv1.weight
     assert kernel.is_contiguous(memory_format=torch.channels_last) and not kernel.is_contiguous()
     torch.testing.assert_close(backbone.state_dict(), before, rtol=0, atol=0)
+
+
+def test_a_device_decides_the_layout() -> None:
+    """Channels last anywhere but on a CPU; and a module that comes back has the layout that it had."""
+    backbone = network("fast_resnet34", last=None)[0]
+    assert isinstance(backbone, FastResnet34)
+    expected = copy.deepcopy(backbone.state_dict())
+    lay_kernels(backbone)
+    kernel = placed(backbone, torch.device("cpu")).blocks[0].conv1.weight
+    assert kernel.is_contiguous()
+    torch.testing.assert_close(backbone.state_dict(), expected, rtol=0, atol=0)
+    kernel = placed(backbone, torch.device("meta")).blocks[0].conv1.weight
+    assert kernel.is_contiguous(memory_format=torch.channels_last) and not kernel.is_contiguous()

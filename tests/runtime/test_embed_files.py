@@ -16,6 +16,7 @@ import torch
 import rayssl
 from rayssl.cli import main
 from rayssl.data import decode, shards
+from rayssl.evaluation.embeddings import kept_samples
 from rayssl.inference import export as exporting
 from rayssl.runs.reading import find
 from rayssl.runtime.embedding import files
@@ -233,14 +234,14 @@ def test_decoded_elsewhere_is_embedded_the_same(folder: Path, tmp_path: Path) ->
     actor = Embedder(job)
     for index in range(len(SIZES)):
         items = {"shard": np.array([index])}
-        sent = decode_shard(items, job)
+        sent = decode_shard(items, job, Embedder)
         assert actor({name: np.array(values, dtype=object) for name, values in sent.items()}) == actor(items)
 
 
 def test_damage_found_by_a_decoding_task_is_told(folder: Path, tmp_path: Path) -> None:
     job = task(folder)
     job = replace(job, corpus=str(tmp_path / "gone"))
-    sent = decode_shard({"shard": np.array([0])}, job)
+    sent = decode_shard({"shard": np.array([0])}, job, Embedder)
     assert sent["error"] == ["StorageError"] and "gone" in sent["message"][0]
     answer = Embedder(task(folder))({name: np.array(values, dtype=object) for name, values in sent.items()})
     assert answer == {"answer": [b""], "error": sent["error"], "message": sent["message"]}
@@ -250,6 +251,28 @@ def test_precisions_are_never_in_one_folder(folder: Path, tmp_path: Path, capsys
     assert embed(folder, tmp_path / "out", "--precision", "bf16") == 0
     assert embed(folder, tmp_path / "out") == 2
     assert "with another precision" in capsys.readouterr().err
+
+
+def test_a_cut_is_asked_for_and_never_in_one_folder_with_another(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run's ``evaluation.crop_share`` embeds the beginning of each utterance; without it there is nothing cut."""
+    more = [f"evaluation={{corpus: {folder}/corpus, trials: {folder}/trials.txt, crop_share: 0.3}}"]
+    assert embed(folder, tmp_path / "whole") == 0 and embed(folder, tmp_path / "cut", *more) == 0
+    assert json.loads((tmp_path / "cut/_embeddings.json").read_text())["crop_share"] == 0.3
+    whole, cut = (np.stack(pq.read_table(tmp_path / name)["embedding"].to_pylist()) for name in ("whole", "cut"))
+    model, job = rayssl.load(str(folder / "run"), device="cpu"), task(folder)
+    audio = shards.read_shard(job.corpus, job.manifest.shards[0], ["audio"])["audio"].to_pylist()
+    for row, one in enumerate(audio):
+        wave = decode.pcm(one, "flac")
+        kept = wave[: kept_samples(len(wave), 0.3)]
+        assert len(kept) < len(wave)
+        np.testing.assert_allclose(cut[row], model.embed(kept).numpy(), rtol=0, atol=1e-5)
+        assert not np.allclose(cut[row], whole[row], atol=1e-4)
+    told = refused(capsys, folder / "run", folder / "corpus", tmp_path / "whole", *more)
+    assert told.endswith("with another evaluation.crop_share; give another folder, or delete this one")
+    told = refused(capsys, folder / "run", folder / "corpus", tmp_path / "x", more[0].replace("0.3", "0.6"))
+    assert "evaluation.crop_share" in told and "0.5" in told
 
 
 def task(folder: Path) -> EmbeddingTask:

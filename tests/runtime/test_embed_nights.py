@@ -18,13 +18,15 @@ from rayssl.cli import main
 from rayssl.data import mel, shards
 from rayssl.data.decode import pcm
 from rayssl.errors import AudioError
+from rayssl.evaluation.settings import StagingConfig
 from rayssl.inference import export as exporting
 from rayssl.inference.encoder import load_encoder
 from rayssl.models.encoder import NightEncoder
 from rayssl.models.nightmel import NightMel
 from rayssl.runs.reading import find
 from rayssl.runtime.embedding import files
-from rayssl.runtime.embedding.actors import Embedder, EmbeddingTask, embed, matrix, unit_rows
+from rayssl.runtime.embedding.actors import Embedder, EmbeddingTask, decode_shard, embed, matrix, unit_rows
+from rayssl.runtime.evaluation.staging import NightStager
 from tests.runs import experiment, write_corpus, write_run
 from tests.small_nights import EPOCHS, NIGHTS
 
@@ -90,6 +92,26 @@ def test_an_embedding_for_each_epoch_among_its_neighbours(night_folder: Path, co
         np.testing.assert_allclose(mine / scale, wanted / scale, rtol=0, atol=5e-5)
     record = json.loads((tmp_path / "_embeddings.json").read_text())
     assert record["stride"] == 2 and record["complete"]
+
+
+@pytest.mark.parametrize("corpus", ["mel", "flac"])
+def test_pictures_made_elsewhere_are_embedded_and_staged_the_same(night_folder: Path, corpus: str) -> None:
+    """What tasks read for actors with GPUs, and what an actor reads itself: a shard, and a night of three shards."""
+    source = find(f"{night_folder}/run")
+    uri = f"{night_folder}/{corpus}"
+    manifest = shards.read_manifest(uri)
+    job = EmbeddingTask(source.experiment, source.uri, uri, manifest)
+    settings = StagingConfig(task="staging", corpus=uri, stride=2)
+    nights = [[0, 1, 2], [3]]
+    cases: list[tuple[type[Embedder], tuple[Any, ...]]] = [(Embedder, ()), (NightStager, (settings, nights))]
+    for kind, extra in cases:
+        actor = kind(job, *extra)
+        for index in range(2):
+            items = {"shard": np.array([index])}
+            sent = decode_shard(items, job, kind, *extra)
+            assert sent["error"] == [""] and len(sent["decoded"][0]) > 1000
+            found = actor({name: np.array(values, dtype=object) for name, values in sent.items()})
+            assert found == actor(items) and found["error"] == [""]
 
 
 def test_neighbours_matter(night_folder: Path) -> None:

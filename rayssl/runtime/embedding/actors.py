@@ -1,7 +1,8 @@
 """Embeds a corpus with Ray Data: each actor holds the frozen encoder and embeds one shard after another.
 
 Where actors have GPUs, shards are read and decoded in tasks of their own, ahead of the actors, so that no GPU waits for
-a decoder. An actor without a GPU decodes by itself: its core has nothing better to do.
+a decoder; epochs of nights become pictures there. An actor without a GPU decodes by itself: its core has nothing better
+to do.
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ from rayssl import errors, storage
 from rayssl.data import decode, shards
 from rayssl.data.shards import Manifest, Shard
 from rayssl.errors import CorpusError
-from rayssl.evaluation.embeddings import embed_epochs, embed_utterances
+from rayssl.evaluation.embeddings import embed_epochs, embed_utterances, kept_samples
 from rayssl.evaluation.settings import EmbeddingPrecision
 from rayssl.experiment.config import Experiment
 from rayssl.inference.encoder import load_encoder
 from rayssl.models.encoder import NightEncoder
-from rayssl.models.nightmel import NightMel
+from rayssl.models.layout import placed
+from rayssl.models.nightmel import NightMelConfig
 from rayssl.runtime import cluster
-from rayssl.runtime.embedding.nights import check_pictures, night_windows_of, read_epochs
+from rayssl.runtime.embedding.nights import ShardEpochs, check_pictures, night_windows_of, read_epochs
 from rayssl.runtime.embedding.progress import Progress, Say, silent
 
 _Rows: TypeAlias = tuple[pa.Table, Callable[[], NDArray[np.float32]]]  # a shard without audio; makes its embeddings
@@ -60,6 +62,12 @@ class EmbeddingTask:
         """That of embedding utterances; nights are always embedded in fp32."""
         found: EmbeddingPrecision = getattr(self.experiment.evaluation, "precision", "fp32")
         return self.asked_precision or found
+
+    @property
+    def crop_share(self) -> float:
+        """The run's ``evaluation.crop_share``; 0 if it has no such key."""
+        found: float = getattr(self.experiment.evaluation, "crop_share", 0.0)
+        return found
 
     @property
     def by_night(self) -> bool:
@@ -136,8 +144,8 @@ def over_shards(job: EmbeddingTask, which: Sequence[int], embedder: type[Embedde
     context.enable_progress_bars, context.use_ray_tqdm = True, False
     source = ray.data.from_items([{"shard": k} for k in which], override_num_blocks=len(which))
     gpus = int(ray.cluster_resources().get("GPU", 0)) if job.experiment.ray.gpu is not False else 0
-    if gpus and not job.by_night:
-        source = source.map_batches(decode_shard, fn_args=(job,), batch_size=1, num_cpus=1)
+    if gpus:
+        source = source.map_batches(decode_shard, fn_args=(job, embedder, *extra), batch_size=1, num_cpus=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # about how max_restarts is given; there is no other way
         answers = source.map_batches(
@@ -157,11 +165,13 @@ def over_shards(job: EmbeddingTask, which: Sequence[int], embedder: type[Embedde
             yield row["answer"]
 
 
-def decode_shard(items: dict[str, np.ndarray], job: EmbeddingTask) -> dict[str, list[Any]]:
-    """What a Ray Data task does to the number of a shard: adds the shard, read and decoded, as an Arrow stream."""
+def decode_shard(
+    items: dict[str, np.ndarray], job: EmbeddingTask, embedder: type[Embedder], *extra: Any
+) -> dict[str, list[Any]]:
+    """What a Ray Data task does to the number of a shard: adds what ``embedder`` reads of it, as an Arrow stream."""
     index = int(items["shard"][0])
     try:
-        table = decoded(job, job.manifest.shards[index])
+        table = embedder.read(job, index, *extra)
         return {"shard": [index], "decoded": [_stream(table)], "error": [""], "message": [""]}
     except errors.UserError as error:  # sent as a row: an exception would print the traceback of every process
         return {"shard": [index], "decoded": [b""], "error": [type(error).__name__], "message": [str(error)]}
@@ -182,12 +192,13 @@ def decoded(job: EmbeddingTask, shard: Shard) -> pa.Table:
 class Embedder:
     """A Ray Data actor. It loads the encoder once and then embeds one shard after another."""
 
+    _decoded: pa.Table | None = None  # what is embedded next, where another task has read it
+
     def __init__(self, job: EmbeddingTask) -> None:
         self.job = job
         torch.set_num_threads(1)
-        self._decoded: pa.Table | None = None  # the shard that is embedded next, where another task has decoded it
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.encoder = load_encoder(job.experiment, job.checkpoint_uri, job.manifest.rate).to(self.device)
+        self.encoder = placed(load_encoder(job.experiment, job.checkpoint_uri, job.manifest.rate), self.device)
 
     def __call__(self, items: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         if "error" in items and items["error"][0]:
@@ -197,6 +208,12 @@ class Embedder:
             return {"answer": [self.answer(int(items["shard"][0]))], "error": [""], "message": [""]}
         except errors.UserError as error:  # sent as a row: an exception would print the traceback of every process
             return {"answer": [b""], "error": [type(error).__name__], "message": [str(error)]}
+
+    @classmethod
+    def read(cls, job: EmbeddingTask, index: int, *_extra: Any) -> pa.Table:
+        """What a task of its own reads for `table`: a shard, decoded. ``_extra``: see `over_shards`."""
+        shard = job.manifest.shards[index]
+        return _epochs_of(job, shard).packed() if job.by_night else decoded(job, shard)
 
     def answer(self, index: int) -> bytes:
         """The answer for shard ``index``: its `table` as an Arrow stream."""
@@ -228,17 +245,24 @@ class Embedder:
                 f"{place}: utterance '{table['name'][short]}': {len(waves[short])} samples, but this run's encoder "
                 f"needs at least {least}; prepare the corpus again with min_s={least / job.manifest.rate:g} or more"
             )
+        waves = [wave[: kept_samples(len(wave), job.crop_share, least)] for wave in waves]
         options: Any = {"normalise": job.normalise, "precision": job.precision}
         made = partial(embed_utterances, self.encoder, waves, self.device, job.batch, **options)
         return table.drop_columns(["audio"]), made
 
     def _epochs(self, shard: Shard) -> _Rows:
         job, encoder = self.job, self.encoder
-        assert isinstance(encoder, NightEncoder) and isinstance(encoder.frontend, NightMel)
-        read = read_epochs(job.corpus, job.manifest, shard, encoder.frontend.config.mel)
+        assert isinstance(encoder, NightEncoder)
+        read = _epochs_of(job, shard) if self._decoded is None else ShardEpochs.unpacked(self._decoded)
         stride, batch = night_windows_of(job.experiment)
         found = partial(embed_epochs, encoder, read.places, read.pictures, self.device, stride=stride, batch=batch)
         return read.table, (lambda: unit_rows(found())) if job.normalise else found
+
+
+def _epochs_of(job: EmbeddingTask, shard: Shard) -> ShardEpochs:
+    frontend = job.experiment.encoder.frontend
+    assert isinstance(frontend, NightMelConfig)
+    return read_epochs(job.corpus, job.manifest, shard, frontend.mel)
 
 
 def _stream(table: pa.Table) -> bytes:

@@ -51,7 +51,7 @@ class EmbeddingRecord(Config):
     ``digest`` is the SHA-256 of the checkpoint's weights, ``fingerprint`` that of the corpus's content. Embeddings may
     be in one folder only if these two, ``encoder`` and ``stride`` are equal. ``files`` are in the order of the corpus.
     ``stride``: for epochs of nights, how many epochs a window of the encoder begins after the one before.
-    ``precision``: that of the encoder; embeddings of both are never in one folder.
+    ``precision`` and ``crop_share``: of the evaluation; embeddings of two of them are never in one folder.
     """
 
     version: int = _VERSION
@@ -69,6 +69,7 @@ class EmbeddingRecord(Config):
     files: list[str]
     stride: int | None = None
     precision: EmbeddingPrecision = "fp32"
+    crop_share: float = 0.0
     complete: bool = False
 
     @property
@@ -77,6 +78,7 @@ class EmbeddingRecord(Config):
         parts = [self.version, self.digest, self.fingerprint, self.encoder.model_dump(mode="json")]
         parts += [] if self.stride is None else [self.stride]
         parts += [] if self.precision == "fp32" else [self.precision]
+        parts += [] if not self.crop_share else [f"crop_share={self.crop_share}"]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -169,6 +171,7 @@ def _record(source: RunCheckpoint, job: EmbeddingTask) -> EmbeddingRecord:
         files=[_file(index) for index in range(len(manifest.shards))],
         stride=night_windows_of(experiment)[0] if job.by_night else None,
         precision="fp32" if job.by_night else job.precision,
+        crop_share=0.0 if job.by_night else job.crop_share,
     )
 
 
@@ -193,7 +196,8 @@ def _check_out(out: str, record: EmbeddingRecord) -> None:
     if there.version != record.version:
         raise ConfigError(f"{out}: an earlier rayssl wrote it, without the names of speakers and labels; {way_out}")
     if there.made_from != record.made_from:
-        what = "evaluation.stride" if there.stride != record.stride else "precision"
+        what = "evaluation.crop_share" if there.crop_share != record.crop_share else "precision"
+        what = "evaluation.stride" if there.stride != record.stride else what
         what = "'encoder' section" if there.encoder != record.encoder else what
         raise ConfigError(f"{out}: holds embeddings by {there.checkpoint} with another {what}; {way_out}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,17 +19,43 @@ from rayssl.evaluation.settings import StagingConfig
 from rayssl.experiment.config import Experiment
 from rayssl.models.nightmel import NightMelConfig
 
+_PICTURE, _BANDS = "picture", b"bands"
+
 
 class ShardEpochs(NamedTuple):
-    """The n epochs of a shard, all of one night: ``table`` without audio, and the name of the ``night``.
-
-    ``places`` int64 ``[n]``: the positions of the epochs in the night, rising. ``pictures``: ``[F, frames]`` each.
-    """
+    """n epochs of one night: their ``table`` without audio, and their ``pictures``, ``[F, frames]`` each."""
 
     table: pa.Table
-    night: str
-    places: NDArray[np.int64]
     pictures: list[NDArray[np.float16]]
+
+    @property
+    def night(self) -> str:
+        """The name of the night."""
+        return str(self.table["name"][0].as_py().rpartition("/")[0])
+
+    @property
+    def places(self) -> NDArray[np.int64]:
+        """The positions of the epochs in the night, rising: int64 ``[n]``."""
+        return np.array([int(name.rpartition("/")[2]) for name in self.table["name"].to_pylist()], np.int64)
+
+    def packed(self) -> pa.Table:
+        """``table`` with a column of the pictures, to send it to another process."""
+        cells = pa.array([picture.tobytes() for picture in self.pictures], pa.large_binary())
+        shape = {_BANDS: str(len(self.pictures[0])).encode()}
+        return self.table.append_column(pa.field(_PICTURE, cells.type, metadata=shape), cells)
+
+    @classmethod
+    def unpacked(cls, table: pa.Table) -> ShardEpochs:
+        """The epochs of a `packed` table."""
+        bands = int(table.schema.field(_PICTURE).metadata[_BANDS])
+        pictures = [np.frombuffer(cell.as_buffer(), np.float16).reshape(bands, -1) for cell in table[_PICTURE]]
+        return cls(table.drop_columns([_PICTURE]), pictures)
+
+    @classmethod
+    def joined(cls, parts: Sequence[ShardEpochs]) -> ShardEpochs:
+        """The epochs of all ``parts``, in their order."""
+        tables = [part.table for part in parts]
+        return cls(pa.concat_tables(tables), [picture for part in parts for picture in part.pictures])
 
 
 def night_windows_of(experiment: Experiment) -> tuple[int, int]:
@@ -64,7 +91,6 @@ def read_epochs(corpus: str, manifest: Manifest, shard: Shard, config: MelConfig
     """
     table = shards.read_shard(corpus, shard, ["name", "audio", *shards.KINDS])
     names = table["name"].to_pylist()
-    index = np.array([int(name.rpartition("/")[2]) for name in names], np.int64)
     pictures = []
     for name, audio in zip(names, table["audio"], strict=True):
         try:
@@ -75,4 +101,4 @@ def read_epochs(corpus: str, manifest: Manifest, shard: Shard, config: MelConfig
             pictures.append(mel.picture(values * np.float32(1 / 32768), config, manifest.rate))
         else:
             pictures.append(values.view(np.float16).reshape(manifest.epoch_shape))
-    return ShardEpochs(table.drop_columns(["audio"]), names[0].rpartition("/")[0], index, pictures)
+    return ShardEpochs(table.drop_columns(["audio"]), pictures)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import torch
@@ -20,7 +22,7 @@ from rayssl.experiment.config import Experiment
 from rayssl.inference.staging import Stager
 from rayssl.models.nightmel import NightMelConfig
 from rayssl.runtime.embedding.actors import Embedder, EmbeddingTask, over_shards, read_corpus
-from rayssl.runtime.embedding.nights import check_pictures, read_epochs
+from rayssl.runtime.embedding.nights import ShardEpochs, check_pictures, read_epochs
 from rayssl.runtime.embedding.progress import Progress, Say, silent
 
 
@@ -64,19 +66,31 @@ class NightStager(Embedder):
         )
         self.subjects = shards.read_labels(job.corpus)["speaker"]
 
+    @classmethod
+    def read(cls, job: EmbeddingTask, index: int, *extra: Any) -> pa.Table:
+        """What a task of its own reads for `table`: all epochs of a night, as pictures."""
+        _settings, nights = extra
+        return _epochs(job, nights[index]).packed()
+
     def table(self, index: int) -> pa.Table:
         """The stages of one night."""
         job, stager = self.job, self.stager
-        chosen = (job.manifest.shards[number] for number in self.nights[index])
-        parts = [read_epochs(job.corpus, job.manifest, shard, stager.mel) for shard in chosen]
-        place = np.concatenate([part.places for part in parts])
+        read = _epochs(job, self.nights[index]) if self._decoded is None else ShardEpochs.unpacked(self._decoded)
         try:
-            found = stager.probabilities(place, stager.encode(picture for part in parts for picture in part.pictures))
+            found = stager.probabilities(read.places, stager.encode(read.pictures))
         except AudioError as error:
-            raise CorpusError(f"{job.corpus}: night '{parts[0].night}': {error}") from None
-        truth = np.concatenate([part.table["label"].to_numpy() for part in parts]).astype(np.int64)
-        subject = self.subjects[parts[0].table["speaker"][0].as_py()]
-        return write_stages([NightScores(parts[0].night, subject, place, truth, found)])
+            raise CorpusError(f"{job.corpus}: night '{read.night}': {error}") from None
+        truth = read.table["label"].to_numpy().astype(np.int64)
+        subject = self.subjects[read.table["speaker"][0].as_py()]
+        return write_stages([NightScores(read.night, subject, read.places, truth, found)])
+
+
+def _epochs(job: EmbeddingTask, numbers: list[int]) -> ShardEpochs:
+    """The epochs of a night, whose shards are ``numbers``."""
+    frontend = job.experiment.encoder.frontend
+    assert isinstance(frontend, NightMelConfig)
+    chosen = (job.manifest.shards[number] for number in numbers)
+    return ShardEpochs.joined([read_epochs(job.corpus, job.manifest, shard, frontend.mel) for shard in chosen])
 
 
 def _nights(settings: StagingConfig, manifest: Manifest) -> list[list[int]]:
