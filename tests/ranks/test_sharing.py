@@ -49,7 +49,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def step(rank: int, world: int, corpus: str, method: dict[str, Any], overrides: tuple[str, ...]) -> Result:
-    """The bytes sent in the third step, those of the gradients and of each storage of them, and the buffers after it."""
+    """The bytes sent in the third step, those of the gradients and of each of their storages, and the buffers then."""
     with tempfile.TemporaryDirectory(prefix="rank-") as folder:
         given = (f"ray.workers={world}", "training.log_every=1000", *overrides)
         settings = experiment(Path(folder), Path(corpus), *given, method=method)

@@ -89,7 +89,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...], dict[str, int]]] = {
     "usadtm by cosine": ({**USADTM_METHOD, "rule": "cosine", "features": "current"}, STREAMS, {}),
     "daso": (DASO_METHOD, STREAMS, {}),
     # the ways of a step
-    "ssps in parts": (SSPS_METHOD, (PARTS, BF16, LARS), {}),
+    "ssps in parts": (SSPS_METHOD, (PARTS, LARS), {}),
     "ssps over dino in parts": (over(DINO_METHOD), (PARTS, BF16, "training.optimiser.clip_each=3"), {}),
     "moco in parts": (MOCO_METHOD, (PARTS, "training.optimiser.name=adam_lars"), {}),
     "swav in parts": (SWAV_METHOD, (PARTS, BF16), {}),
