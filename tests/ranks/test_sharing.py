@@ -49,7 +49,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def step(rank: int, world: int, corpus: str, method: dict[str, Any], overrides: tuple[str, ...]) -> Result:
-    """The bytes sent in the third step, those of the gradients, and the buffers after it."""
+    """The bytes sent in the third step, those of the gradients and of each of their storages, and the buffers then."""
     with tempfile.TemporaryDirectory(prefix="rank-") as folder:
         given = (f"ray.workers={world}", "training.log_every=1000", *overrides)
         settings = experiment(Path(folder), Path(corpus), *given, method=method)
@@ -60,9 +60,11 @@ def step(rank: int, world: int, corpus: str, method: dict[str, Any], overrides: 
             loop._train_step(next(rows), rows)
         with Sent() as sent:
             loop._train_step(next(rows), rows)
-        gradients = sum(p.grad.nbytes for p in loop.state.method.parameters() if p.grad is not None)
+        gradients = [p.grad for p in loop.state.method.parameters() if p.grad is not None]
+        stores = {grad.untyped_storage().data_ptr(): grad.untyped_storage().nbytes() for grad in gradients}
         buffers = {name: value.numpy().copy() for name, value in loop.state.method.named_buffers()}
-    return {"sent": sent.bytes, "gradients": gradients, "buffers": buffers}
+    sizes = {"gradients": sum(grad.nbytes for grad in gradients), "tensors": len(gradients)}
+    return {"sent": sent.bytes, "stores": list(stores.values()), "buffers": buffers, **sizes}
 
 
 def equal(results: list[Result], names: Callable[[str], bool]) -> list[bool]:
@@ -83,16 +85,30 @@ def test_no_buffer_is_sent_where_none_is_read(
     assert not all(equal(two, lambda buffer: "running" in buffer))
 
 
-def test_ssps_sends_statistics_and_no_queue(ranks: Callable[..., list[Result]], corpus: str) -> None:
-    """Its references read them, so that they are rank 0's before each step, as under DDP's own broadcast."""
-    method = {**SSPS_METHOD, "over": QUEUE}
+@pytest.mark.parametrize("over", [QUEUE, DINO_METHOD], ids=["moco", "dino"])
+def test_ssps_sends_statistics_and_nothing_else(
+    ranks: Callable[..., list[Result]], corpus: str, over: dict[str, Any]
+) -> None:
+    """Its references read them, so that they are rank 0's before each step, as under DDP's own broadcast.
+
+    No queue and no centre is sent.
+    """
+    method = {**SSPS_METHOD, "over": over}
     two = ranks(step, corpus, method, (), world=2, timeout=300)
     statistics = sum(value.nbytes for name, value in two[0]["buffers"].items() if "running" in name)
     assert 0 < statistics < 2**16
     assert [result["sent"]["broadcast_"] for result in two] == [statistics] * 2
+    assert all(equal(two, lambda buffer: "running" not in buffer))
     synchronised = ranks(step, corpus, method, ("training.sync_batchnorm=true",), world=2, timeout=300)
     assert all(result["sent"]["broadcast_"] == 0 for result in synchronised)
     assert all(equal(synchronised, lambda _: True))
+
+
+def test_gradients_are_views_of_what_is_sent(ranks: Callable[..., list[Result]], corpus: str) -> None:
+    """So they take memory once, and nobody copies them. DDP joins small ones in a bucket or two."""
+    for result in ranks(step, corpus, {"name": "simclr"}, (), world=2, timeout=300):
+        assert len(result["stores"]) <= 2 < result["tensors"]
+        assert sum(result["stores"]) == result["gradients"]
 
 
 class Odd(nn.Module):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rayssl.errors import ConfigError
 from rayssl.experiment.config import Experiment
+from rayssl.methods.registry import METHODS as REGISTRY
 from rayssl.training.filling import fill
 from rayssl.training.passes import InParts
 from rayssl.training.state import TrainingConfig
@@ -56,6 +57,8 @@ METHODS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
     "supervised": ({"name": "supervised", "scale": 5.0}, ()),
     "pseudo_speakers": (PSEUDO_METHOD, ()),
+    "classifier": ({"name": "classifier"}, (*LABELS, "training.batch=6")),
+    "fixmatch": ({"name": "fixmatch", "threshold": 0.3}, FEW),
     "usadtm": (USADTM_METHOD, FEW),
     "daso": (DASO_METHOD, FEW),
 }
@@ -115,6 +118,11 @@ def test_parts_are_the_whole_batch(corpus: Path, tmp_path: Path, name: str) -> N
     whole = trained(experiment(tmp_path / "whole", corpus, *plain, method=method))
     parts = trained(experiment(tmp_path / "parts", corpus, *plain, "training.accumulate=3", method=method))
     same(parts, whole)
+
+
+def test_no_method_is_left_out() -> None:
+    """`sleep` has a test of its own."""
+    assert {method["name"] for method, _ in METHODS.values()} == set(REGISTRY.names()) - {"sleep"}
 
 
 @pytest.mark.long

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import Future
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +12,14 @@ import numpy as np
 import pytest
 import torch
 
+from rayssl.batches.plan import Cursor
 from rayssl.errors import CheckpointError
 from rayssl.experiment.config import Experiment
+from rayssl.memory.utterances.exchange import RecallArrays, RememberArrays
+from rayssl.methods.base import Remember, Views
 from rayssl.training import checkpoint
-from rayssl.training.context import InProcessMemory
+from rayssl.training.context import Answer, InProcessMemory
+from rayssl.training.filling import fill
 from tests.runs import SSPS_METHOD, batches, build, content, experiment, fit, records, write_corpus
 
 FILL: dict[str, Any] = {**SSPS_METHOD, "references": "fill"}
@@ -108,6 +115,67 @@ def test_what_cannot_be_begun_with(corpus: Path, tmp_path: Path, source: Experim
         CheckpointError, match=r"step-0000000009: the checkpoint is of another architecture, simclr over"
     ):
         build(other)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_the_pass_has_the_precision_of_the_run(corpus: Path, tmp_path: Path, precision: str) -> None:
+    """In bf16 the encoder computes in it, and the memory gets float32."""
+    settings = experiment(tmp_path, corpus, "training.epochs=2", f"training.precision={precision}", method=FILL)
+    loop, seen = build(settings), set[tuple[bool, torch.dtype]]()
+    assert isinstance(loop.state.memory, InProcessMemory)
+    memory, types = loop.state.memory, set[np.dtype[Any]]()
+    convolution = next(part for part in loop.state.method.encoder.modules() if isinstance(part, torch.nn.Conv1d))
+    convolution.register_forward_hook(lambda part, _, out: seen.add((part.training, out.dtype)))
+    exchange = memory.exchange
+
+    def watched(remember: Sequence[RememberArrays], ids: np.ndarray | None, epoch: int) -> Answer:
+        types.update(part.references.dtype for part in remember if part.references is not None)
+        return exchange(remember, ids, epoch)
+
+    memory.exchange = watched  # type: ignore[method-assign]
+    loop.fit(batches(settings, loop))
+    expected = torch.bfloat16 if precision == "bf16" else torch.float32
+    assert seen == {(True, expected), (False, expected)}, "in training, and in the pass"
+    assert types == {np.dtype(np.float32)}
+
+
+class Awaited(Future[RecallArrays | None]):
+    """Notes when somebody takes its result."""
+
+    def __init__(self, number: int, events: list[str]) -> None:
+        super().__init__()
+        self.set_result(None)
+        self._number, self._events = number, events
+
+    def result(self, timeout: float | None = None) -> RecallArrays | None:
+        self._events.append(f"waits for {self._number}")
+        return super().result(timeout)
+
+
+def test_the_device_has_its_next_batch_before_anybody_waits(corpus: Path, tmp_path: Path) -> None:
+    """For the copies of a batch, or for the memory, which may be two requests behind. In the end all are waited for."""
+    settings = experiment(tmp_path, corpus, "training.epochs=2", method=FILL)
+    loop, events = build(settings), list[str]()
+    memory, compute = loop.state.memory, loop.state.method.fill
+    assert isinstance(memory, InProcessMemory)
+    launched, given = count(), count()
+
+    def launch(views: Views) -> Remember:
+        events.append(f"computes {next(launched)}")
+        return compute(views)
+
+    def exchange(remember: Sequence[RememberArrays], ids: np.ndarray | None, epoch: int) -> Answer:
+        number = next(given)
+        events.append(f"gives {number}")
+        return Awaited(number, events)
+
+    loop.state.method.fill = launch  # type: ignore[method-assign]
+    memory.exchange = exchange  # type: ignore[method-assign]
+    stream = (row for row in batches(settings, loop) if row["fill"])
+    loop.cursor = Cursor(1, 0)
+    fill(loop, next(stream), chain(stream, [{"fill": False}]))
+    begins = ["computes 0", "computes 1", "gives 0", "computes 2", "gives 1", "computes 3", "gives 2"]
+    assert events == [*begins, "waits for 0", "gives 3", "waits for 1", "waits for 2", "waits for 3"]
 
 
 def test_a_pass_belongs_before_its_epoch(corpus: Path, tmp_path: Path) -> None:

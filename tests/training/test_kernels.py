@@ -31,6 +31,7 @@ from tests.runs import (
     records,
     write_corpus,
 )
+from tests.training.waits import of_graph
 
 METHODS: dict[str, dict[str, Any]] = {
     "dino": DINO_METHOD,
@@ -55,7 +56,10 @@ CASES = [
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_method_trains_as_without_a_compiler(name: str, tmp_path: Path) -> None:
-    """Each encoder is one graph for each length and mode, and the losses of four steps are the same."""
+    """Each encoder is one graph for each length and mode, and the losses of four steps are the same.
+
+    In the graphs nothing waits for the device. `tests.training.test_waits` counts what is not compiled.
+    """
     few = name in ("daso", "usadtm")
     write_corpus(tmp_path / "corpus", (9, 8), splits=SPLITS if few else None)
     changes = ("training.epochs=2", *(FEW if few else ()))
@@ -63,28 +67,50 @@ def test_a_method_trains_as_without_a_compiler(name: str, tmp_path: Path) -> Non
     for run in ("plain", "compiled"):
         settings = experiment(tmp_path / run, tmp_path / "corpus", *changes, method=METHODS[name])
         loop = build(settings)
-        graphs: list[int] = []
+        graphs, waits = list[int](), list[str]()
         if run == "compiled":
             torch._dynamo.reset()
-            compile_each(loop.state.method, fullgraph=True, backend=_counted(graphs))
+            compile_each(loop.state.method, fullgraph=True, backend=_counted(graphs, waits))
         try:
             loop.fit(batches(settings, loop))
         finally:
             torch._dynamo.reset()
         found.append([line["loss"] for line in records(settings.run, "step")])
-    assert graphs and len(found[0]) >= 4
+    assert graphs and not waits and len(found[0]) >= 4
     assert found[1] == pytest.approx(found[0], rel=1e-4)
 
 
-def _counted(graphs: list[int]) -> Any:
-    """A backend that makes the graphs of the backward passes too, runs them eagerly, and counts those it is given."""
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [(lambda x: x * x.long().sum().item(), "_local_scalar_dense"), (lambda x: x[x > 2].sum(), "index")],
+)
+def test_a_wait_in_a_graph_would_be_seen(line: Any, expected: str) -> None:
+    waits: list[str] = []
+    torch._dynamo.reset()
+    try:
+        torch.compile(line, fullgraph=True, backend=_counted([], waits))(torch.arange(6.0, requires_grad=True))
+    finally:
+        torch._dynamo.reset()
+    assert expected in waits
+
+
+def _counted(graphs: list[int], waits: list[str]) -> Any:
+    """A backend that makes the graphs of the backward passes too and runs them eagerly.
+
+    It counts the graphs that it is given, and notes what in them would wait.
+    """
     from torch._dynamo.backends.common import aot_autograd
 
-    made = aot_autograd(fw_compiler=lambda graph, _: graph.forward)
+    def made(graph: Any, _: object) -> Any:
+        waits.extend(of_graph(graph))
+        return graph.forward
+
+    making = aot_autograd(fw_compiler=made)
 
     def backend(graph: Any, examples: Any) -> Any:
         graphs.append(len(graph.graph.nodes))
-        return made(graph, examples)
+        return making(graph, examples)
 
     return backend
 
