@@ -26,7 +26,8 @@ def tensors(dtype: torch.dtype) -> list[Tensor]:
 def test_the_way_of_a_gpu_is_the_plain_one(dtype: torch.dtype) -> None:
     plain, repeated, factors = tensors(dtype), tensors(dtype), torch.rand(6).to(dtype)
     scale_each_(plain, factors)
-    scale_repeated_(tensors(dtype), factors)  # the counts are on the device from now on
+    with counted():
+        scale_repeated_(tensors(dtype), factors)  # the counts are on the device from now on
     with counted() as waits:
         scale_repeated_(repeated, factors)
     assert not waits
