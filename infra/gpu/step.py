@@ -102,6 +102,7 @@ def experiment(name: str, arguments: argparse.Namespace, run: str) -> Experiment
     base = CONFIGS / ("voxceleb2_dino.yaml" if name == "dino" else "gsc_ssps_simclr.yaml")
     if name == "dino":
         own += ["training.sync_batchnorm=false", f"training.batch={max(1, arguments.batch // 4)}", *GENERATED]
+        own += [f"method.head.hidden=[{2 * c}, {2 * c}]", f"method.head.prototypes={64 * c}"]  # published for 1,024
     else:
         ssps = f"{{name: ssps, over: {SIMCLR}, queue: {UTTERANCES}, clusters: 25000, start_epoch: 1}}"
         own += ["training.precision=bf16", f"method={SIMCLR if name == 'simclr' else ssps}"]

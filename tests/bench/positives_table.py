@@ -41,6 +41,13 @@ def between(rows: Floats, groups: Ints) -> float:
     return float(sum(len(each) * (each.mean(axis=0) ** 2).sum() for each in means) / (centred**2).sum())
 
 
+def of_components(rows: Floats, groups: Ints, count: int) -> list[float]:
+    """`between` of each of the first ``count`` principal components of ``rows [n, D]``."""
+    centred = rows - rows.mean(axis=0)
+    axes = np.linalg.svd(centred, full_matrices=False)[2]
+    return [between(centred @ axes[k][:, None], groups) for k in range(count)]
+
+
 def of_nearest(rows: Floats, speakers: Ints, count: int) -> float:
     """How many of the ``count`` nearest rows of each row are of its speaker."""
     cosines = rows @ rows.T
@@ -75,6 +82,8 @@ def main() -> None:
     for title, groups in (("speakers", speakers), ("conditions", conditions)):
         cells = [f"{100 * between(rows, groups):.1f}" for rows in both]
         print(f"| variance between {title} % | {' | '.join(cells)} |")
+    parts = ", ".join(f"{100 * share:.0f}" for share in of_components(plain, conditions, 4))
+    print(f"| between conditions, of components 1, 2, 3, 4 % | {parts} | - |")
     for count in arguments.neighbours:
         cells = [f"{100 * of_nearest(rows, speakers, count):.0f}" for rows in both]
         print(f"| right speaker among the {count} nearest % | {' | '.join(cells)} |")
