@@ -77,9 +77,8 @@ class _Neighbours(torch.autograd.Function):
 def _places(frames: int, kernel: int, dilation: int, mode: str, device: torch.device) -> Tensor:
     """Which frames are side by side: int64 ``[frames * kernel]``, of the padded ones if ``mode`` is "constant"."""
     reach = dilation * (kernel - 1) // 2
-    places = torch.arange(frames)[:, None] + torch.arange(kernel) * dilation
+    places = torch.arange(frames, device=device)[:, None] + torch.arange(kernel, device=device) * dilation
     if mode != "constant":
         places = (places - reach).abs()
         places = torch.where(places < frames, places, 2 * (frames - 1) - places)
-    # once for each length: the copy may wait for the device
-    return places.flatten().to(device)
+    return places.flatten()  # made on the device: with each new length, a copy from the host would wait

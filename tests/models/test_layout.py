@@ -19,9 +19,10 @@ from rayssl.models.ecapa import Ecapa, EcapaConfig
 from rayssl.models.encoder import EncoderConfig, build_encoder
 from rayssl.models.fast_resnet34 import FastResnet34
 from rayssl.models.layout import TimeConv, lay_kernels, placed
-from rayssl.models.neighbours import _sliced, neighbours
+from rayssl.models.neighbours import _places, _sliced, neighbours
 from rayssl.schema import parse
 from tests.models.test_encoder import ECAPA, FITTING
+from tests.training.waits import counted
 
 CASES = {**FITTING, "ecapa-scale-4": ({}, {**ECAPA, "scale": 4})}
 
@@ -103,6 +104,17 @@ def test_convolutions_keep_the_channels_last(name: str) -> None:
     for key, part in last.named_modules():
         if isinstance(part, TimeConv) and part.weight.shape[1] > 1:
             assert part.weight.unsqueeze(2).is_contiguous(memory_format=torch.channels_last), key
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_channels_last_let_the_host_wait_for_nothing(name: str) -> None:
+    """The census of whole steps is in the layout of a CPU; this is the other one, also for a length that is new."""
+    last, features = network(name, last=True)
+    lay_kernels(last)
+    _places.cache_clear()
+    with counted() as waits:
+        last(features).sum().backward()
+    assert not waits
 
 
 class Called(TorchDispatchMode):
