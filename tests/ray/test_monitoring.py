@@ -51,7 +51,7 @@ def run(place: Path) -> Iterator[str]:
     """A run of SSPS that trains until the tests are done; its URI, which is also its tag."""
     write_corpus(str(place / "corpus"))
     settings = tree(str(place))
-    settings["training"] |= {"epochs": 100_000, "checkpoints": {"keep": 1}, "log_every": 2}
+    settings["training"] |= {"epochs": 2_000, "checkpoints": {"keep": 1}, "log_every": 2}
     config = write_config(place / "experiment.yaml", settings)
     environment = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAYSSL_KEEP_RAY")}
     environment |= {"RAY_TMPDIR": str(place), "PYTHONPATH": str(ROOT), "RAY_metrics_report_interval_ms": "5000"}
