@@ -303,7 +303,7 @@ def content(loop: Loop) -> dict[str, Any]:
 
 def records(run: str, kind: str) -> list[dict[str, Any]]:
     """The run's metrics of one kind, without what the clock decides."""
-    timed = ("time", "seconds", "utterances_per_s", "data_wait")
+    timed = ("time", "seconds", "utterances_per_s", "data_wait", "memory_wait")
     lines = read_metrics(f"{run}/metrics.jsonl")
     return [{k: v for k, v in line.items() if k not in timed} for line in lines if line["kind"] == kind]
 

@@ -26,6 +26,7 @@ from rayssl import __version__, storage
 from rayssl.data.sources.files import AUDIO_SUFFIXES
 from rayssl.errors import AudioError, ConfigError, StorageError
 from rayssl.inference.model import Model
+from rayssl.training.ahead import made_ahead
 
 SUFFIXES = (".parquet", ".npz")
 _ABOUT = b"rayssl"
@@ -68,14 +69,24 @@ def embed_files(
 ) -> FileEmbeddings:
     """The embeddings of the audio files ``names``, one after another; each is embedded as a whole.
 
+    The next file is read and decoded while one is embedded, so two are in RAM.
+
     ``say`` gets a line of progress now and then. ``refused`` gets a line for each file that cannot be embedded, which
     is left out; without it, such a file raises `AudioError` or `StorageError`.
     """
     kept, seconds, rows = list[str](), list[float](), list[NDArray[np.float32]]()
-    began = said = time.monotonic()
-    for number, name in enumerate(names):
+
+    def read(name: str) -> NDArray[np.float32] | AudioError | StorageError:
         try:
-            samples = model.read_file(name)
+            return model.read_file(name)
+        except (AudioError, StorageError) as error:  # in its turn, see below: the next files are read all the same
+            return error
+
+    began = said = time.monotonic()
+    for number, (name, samples) in enumerate(zip(names, made_ahead(read, names, 1), strict=True)):
+        try:
+            if isinstance(samples, Exception):
+                raise samples
             row = model.embed_samples(samples[None], name)[0].numpy()
         except (AudioError, StorageError) as error:
             if refused is None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import inf
 from typing import Any, Literal, Protocol, TextIO, TypeAlias
 
 from rich.console import Console
@@ -31,8 +32,14 @@ SHOWN = {  # figures of an epoch that a line has, and how
     "confident": "{:.0%}",
     "utterances_per_s": "{:.0f}",
     "data_wait": "{:.0%}",
+    "memory_wait": "{:.0%}",
 }
-_NAMES = {"utterances_per_s": "utterances/s", "data_wait": "waiting for data"}
+_LEAST = {"memory_wait": 0.005}  # it is told of where there is something to tell
+_NAMES = {
+    "utterances_per_s": "utterances/s",
+    "data_wait": "waiting for data",
+    "memory_wait": "waiting for the memory",
+}
 
 
 class Screen(Protocol):
@@ -254,7 +261,7 @@ def _rates(event: Stepped, loss: float | None) -> str:
 
 def figures(values: dict[str, float]) -> str:
     """The figures of an epoch that a line shows."""
-    known = [(name, how) for name, how in SHOWN.items() if name in values]
+    known = [(name, how) for name, how in SHOWN.items() if name in values and values[name] >= _LEAST.get(name, -inf)]
     return "  ".join(_figure(name, how.format(values[name])) for name, how in known)
 
 

@@ -32,6 +32,10 @@ _KNOWN = {
     "data_wait": Measure(
         "Waiting for data", "Share of the time that steps waited for their batch. It should be near 0.", "%", 100
     ),
+    "memory_wait": Measure(
+        "Waiting for the memory", "Share of the time that steps waited for its answers. It should be near 0.",
+        "%", 100,
+    ),
     "coverage": Measure(
         "Coverage", "Share of anchors for which the memory found a positive; the others use their own.", "%", 100
     ),

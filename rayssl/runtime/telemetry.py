@@ -25,6 +25,10 @@ _OTHERS = "others"
 # name: (figure of the record, its meaning)
 RANK_STEP = {  # from every rank, with the tag rank
     "rayssl_data_wait_ratio": ("data_wait", "Share of the time since the last log line spent waiting for data"),
+    "rayssl_memory_wait_ratio": (
+        "memory_wait",
+        "Share of the time since the last log line spent waiting for the memory",
+    ),
     "rayssl_gpu_allocated_bytes": ("gpu_allocated_bytes", "GPU memory in tensors"),
     "rayssl_gpu_peak_bytes": ("gpu_peak_bytes", "GPU memory in tensors, at the most since the last log line"),
     "rayssl_gpu_reserved_bytes": ("gpu_reserved_bytes", "GPU memory that torch holds"),

@@ -1,13 +1,34 @@
-"""A thread that makes items a few in advance, while the caller uses the last one."""
+"""Threads that make items a few in advance, while the caller uses the last one."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Empty, Full, Queue
 from typing import Any, Generic, TypeVar
 
+S = TypeVar("S")
 T = TypeVar("T")
+
+
+def made_ahead(make: Callable[[S], T], items: Iterable[S], threads: int) -> Iterator[T]:
+    """``make(item)`` of each item, in order. While the caller uses one, ``threads`` threads make as many more.
+
+    So ``threads + 1`` are in RAM at most. What ``make`` raises is raised where it is taken; nothing is made after it.
+    """
+    waiting = deque[Future[T]]()
+    pool = ThreadPoolExecutor(threads, "rayssl-ahead")
+    try:
+        for item in items:
+            waiting.append(pool.submit(make, item))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 class ReadAhead(Generic[T]):

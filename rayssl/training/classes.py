@@ -25,7 +25,7 @@ from rayssl.training import pieces
 from rayssl.training.context import ClassClient
 from rayssl.training.inputs import Later, to_classes
 from rayssl.training.pieces import Records
-from rayssl.training.recalling import answer_of
+from rayssl.training.recalling import Answers
 
 
 class ClassQueues:
@@ -106,6 +106,7 @@ class HeldClasses:
 
     def __init__(self, settings: ClassSettings, owner: ClassClient, device: torch.device) -> None:
         self._settings, self._owner = settings, owner
+        self.answers = Answers(owner)
         self._queues = ClassQueues(settings, device)
         self._found = ClassRemember()  # what the step under way gives the memory before it is answered
         self._sent: Future[None] | None = None
@@ -132,10 +133,10 @@ class HeldClasses:
         """Gives the owner what is ``leaving``. Waits until it is applied if it must, for a checkpoint that follows."""
         for each in leaving:
             if self._sent is not None:
-                answer_of(self._owner, self._sent)
+                self.answers.of(self._sent)
             self._sent = self._owner.remember(each())
         if wait and self._sent is not None:
-            answer_of(self._owner, self._sent)
+            self.answers.of(self._sent)
             self._sent = None
 
     def metrics(self) -> dict[str, float]:

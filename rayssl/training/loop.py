@@ -231,9 +231,11 @@ class Loop:
         clip_gradients(state.config.optimiser, state.method)
         self.optimiser.step()
         state.method.after_step((self.step + 1) / (state.config.epochs * state.steps_per_epoch))
-        self._window.add(step)
+        memory = self.recaller or self.classes
+        waited = None if memory is None else memory.answers.waited()
+        self._window.add(step, waited)
         self._window.tick()
-        self._epoch.add(step)
+        self._epoch.add(step, waited)
         if self.step == 0:
             of_memory = UTTERANCE_FIGURES if state.memory is not None else ()
             self._epoch.check(state.best_of_training, of_memory if state.prototypes is None else CLASS_FIGURES)

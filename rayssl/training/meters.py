@@ -32,11 +32,15 @@ class MetricAccumulator:
     steps: int = 0
     restored: int = 0  # how many of these steps an earlier process did, and timed
     waited: float = 0.0
+    asked: float | None = None  # seconds that steps waited for the memory; None without one
     since: float = field(default_factory=time.perf_counter)
     durations: list[float] = field(default_factory=list)  # seconds of each step, from the end of the one before
     _mark: float = field(default_factory=time.perf_counter)
 
-    def add(self, step: Step) -> None:
+    def add(self, step: Step, waited: float | None = None) -> None:
+        """Adds a step, which ``waited`` so many seconds for the memory; None without one."""
+        if waited is not None:
+            self.asked = (self.asked or 0.0) + waited
         for name, value in {"loss": step.loss.detach(), **step.terms}.items():
             self.terms[name] = self.terms[name] + value if name in self.terms else value.clone()
         for name, value in (step.counts or {}).items():
@@ -82,11 +86,13 @@ class MetricAccumulator:
         return {name: (value / self.steps).item() for name, value in sums.items()}
 
     def speed(self, batch: int) -> dict[str, float]:
-        """Utterances per second, and the share of the time that was spent waiting for data."""
+        """Utterances per second, and the shares of the time that were spent waiting for data and for the memory."""
         elapsed = time.perf_counter() - self.since
+        of_memory = {} if self.asked is None else {"memory_wait": self.asked / elapsed}
         return {
             "utterances_per_s": (self.steps - self.restored) * batch / elapsed,
             "data_wait": self.waited / elapsed,
+            **of_memory,
         }
 
 

@@ -8,6 +8,7 @@ for the same groups.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent import futures
@@ -37,11 +38,31 @@ def answer_of(memory: Checkpointable, asked: Future[T]) -> T:
     return asked.result()
 
 
+class Answers:
+    """The answers of ``memory``, and how long steps have waited for them."""
+
+    def __init__(self, memory: Checkpointable) -> None:
+        self._memory, self._waited = memory, 0.0
+
+    def of(self, asked: Future[T]) -> T:
+        """See `answer_of`."""
+        began = time.perf_counter()
+        found = answer_of(self._memory, asked)
+        self._waited += time.perf_counter() - began
+        return found
+
+    def waited(self) -> float:
+        """The seconds since the last call."""
+        waited, self._waited = self._waited, 0.0
+        return waited
+
+
 class Recaller:
     """The requests of one rank to ``memory``, in groups of ``ahead`` steps of an epoch of ``epoch_steps``."""
 
     def __init__(self, memory: MemoryClient, ahead: int, epoch_steps: int) -> None:
         self._memory, self._ahead, self._epoch_steps = memory, ahead, epoch_steps
+        self.answers = Answers(memory)
         self._asked: Future[RecallArrays | None] | None = None  # for the group that begins next
         self._recalls: deque[tuple[np.ndarray, np.ndarray, np.ndarray]] = deque()  # of the steps left of this group
         self._written: list[Later[RememberArrays]] = []
@@ -60,7 +81,7 @@ class Recaller:
                 group = [raw, *peek(self._steps_from(step) - 1)]
                 asked = self._memory.exchange((), _ids(group), epoch)
             self._asked = None
-            answer = answer_of(self._memory, asked)
+            answer = self.answers.of(asked)
             if answer is None:
                 return None
             size = len(raw["id"])
@@ -86,7 +107,7 @@ class Recaller:
         ids = None if peek is None else _ids(peek(self._steps_from(step + 1)))
         asked = self._memory.exchange([each() for each in written], ids, epoch)
         if ids is None:
-            answer_of(self._memory, asked)
+            self.answers.of(asked)
         else:
             self._asked = asked
 

@@ -34,8 +34,8 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 EAGER = "training.compile=false"
 # with a teacher of its own, with references, with two streams, and a night's encoder: a compiler takes seconds a graph
 COMPILED = ("dino", "ssps", "daso", "sleep")
-# with a teacher, a queue, a centre or a memory of either kind
-STATEFUL = ("ssps", "moco", "dino", "swav", "sdpn", "daso", "usadtm", "pseudo_speakers")
+# with a teacher, a queue, a centre, an average or a memory of either kind
+STATEFUL = ("ssps", "moco", "dino", "swav", "sdpn", "daso", "usadtm", "pseudo_speakers", "sleep")
 
 
 @pytest.fixture(autouse=True)

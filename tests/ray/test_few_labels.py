@@ -53,7 +53,7 @@ def weights(run: Path) -> dict[str, Any]:
 
 def lines(run: Path, kind: str) -> list[dict[str, Any]]:
     """The lines of one kind in the metrics of ``run``, without what differs in time."""
-    timed = {"time", "utterances_per_s", "data_wait"}
+    timed = {"time", "utterances_per_s", "data_wait", "memory_wait"}
     found = [line for line in read_metrics(f"{run}/metrics.jsonl") if line["kind"] == kind]
     return [{key: value for key, value in line.items() if key not in timed} for line in found]
 

@@ -45,7 +45,7 @@ def trained(config: str, run: Path, *how: str) -> tuple[dict[str, Any], list[dic
     for name in loaded.memory:
         with np.load(Path(loaded.uri) / name, allow_pickle=False) as stored:
             arrays |= {f"{name}/{key}": torch.from_numpy(stored[key]) for key in stored.files}
-    timed = {"time", "utterances_per_s", "data_wait"}
+    timed = {"time", "utterances_per_s", "data_wait", "memory_wait"}
     lines = [line for line in read_metrics(f"{run}/metrics.jsonl") if line["kind"] in ("step", "classes")]
     figures = [{k: v for k, v in line.items() if k not in timed} for line in lines]
     return {"method": loaded.state["method"], "optimiser": loaded.state["optimiser"], "queues": arrays}, figures

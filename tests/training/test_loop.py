@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ import torch
 from rayssl.errors import CheckpointError, UserError
 from rayssl.experiment.config import Experiment
 from rayssl.training import checkpoint
+from rayssl.training.context import Answer, InProcessMemory
 from rayssl.training.loop import Loop
 from rayssl.training.metrics import read_metrics
+from rayssl.training.recalling import Recaller
 from rayssl.views.recipes import Segment
 from tests.runs import batches, build, content, experiment, fit, records, write_corpus
 
@@ -171,6 +175,32 @@ def test_waiting_for_data_is_a_share_of_the_time(corpus: Path, tmp_path: Path) -
     assert {line["kind"] for line in lines} == {"step", "epoch"}
     assert all(0 <= line["data_wait"] <= 1 for line in lines)
     assert all(line["data_wait"] > 0 for line in lines if line["kind"] == "epoch")
+
+
+class Late(InProcessMemory):
+    """Answers a tenth of a second after it was asked."""
+
+    def exchange(self, remember: Any, ids: Any, epoch: int) -> Answer:
+        found = super().exchange(remember, ids, epoch)
+        later: Answer = Future()
+        threading.Timer(0.1, lambda: later.set_result(found.result())).start()
+        return later
+
+
+@pytest.mark.long
+def test_waiting_for_the_memory_is_a_share_of_the_time(corpus: Path, tmp_path: Path) -> None:
+    shares = []
+    for kind in (Late, InProcessMemory):
+        settings = experiment(tmp_path / kind.__name__, corpus)
+        loop = build(settings)
+        assert isinstance(loop.state.memory, InProcessMemory)
+        loop.state.memory = kind(loop.state.memory.memory)
+        loop.recaller = Recaller(loop.state.memory, loop.state.ahead, loop.state.steps_per_epoch)
+        loop.fit(batches(settings, loop))
+        lines = [line for line in read_metrics(f"{settings.run}/metrics.jsonl") if "data_wait" in line]
+        assert all(0 <= line["memory_wait"] <= 1 for line in lines)
+        shares.append([line["memory_wait"] for line in lines if line["kind"] == "epoch"])
+    assert min(shares[0][1:]) > max(shares[1])  # the first epoch asks for nothing
 
 
 @pytest.mark.parametrize(

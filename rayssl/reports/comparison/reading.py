@@ -34,8 +34,8 @@ CLASSIFICATION = {
 STAGING = {"macro_f1": ("Macro F1 %", 100), "kappa": ("Kappa", 1), "accuracy": ("Accuracy %", 100)}
 _LINES = ("-", "--", ":", "-.")
 _FIRST = ("loss", "utterances_per_s", "coverage", "speaker_accuracy", "useful_rate")
-# not drawn: the schedule is known, data_wait belongs to the throughput, and the others describe refreshes
-_LEFT_OUT = {"lr", "data_wait", "seconds", "version"}
+# not drawn: the schedule is known, the waits belong to the throughput, and the others describe refreshes
+_LEFT_OUT = {"lr", "data_wait", "memory_wait", "seconds", "version"}
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 Where actors have GPUs, shards are read and decoded in tasks of their own, ahead of the actors, so that no GPU waits for
 a decoder; epochs of nights become pictures there. An actor without a GPU decodes by itself: its core has nothing better
-to do.
+to do. Without Ray, threads of the one process decode ahead.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,9 +34,11 @@ from rayssl.models.nightmel import NightMelConfig
 from rayssl.runtime import cluster
 from rayssl.runtime.embedding.nights import ShardEpochs, check_pictures, night_windows_of, read_epochs
 from rayssl.runtime.embedding.progress import Progress, Say, silent
+from rayssl.training.ahead import made_ahead
 
 _Rows: TypeAlias = tuple[pa.Table, Callable[[], NDArray[np.float32]]]  # a shard without audio; makes its embeddings
 _COLUMNS = ("name", "speaker", "recording", "label")
+_THREADS_OF_A_GPU = 4  # decode ahead of it, without Ray; each holds a shard in RAM
 
 
 @dataclass(frozen=True)
@@ -131,8 +134,7 @@ def over_shards(job: EmbeddingTask, which: Sequence[int], embedder: type[Embedde
     ``extra`` are further arguments of its constructor. A `UserError` in an actor is raised here.
     """
     if job.local:
-        alone = embedder(job, *extra)
-        yield from (alone.answer(index) for index in which)
+        yield from _alone(job, which, embedder, *extra)
         return
     asked = job.asked_actors
     cluster.connect(cpus=asked or 1)  # before ray is imported: ray reads the environment then
@@ -165,6 +167,14 @@ def over_shards(job: EmbeddingTask, which: Sequence[int], embedder: type[Embedde
             yield row["answer"]
 
 
+def _alone(job: EmbeddingTask, which: Sequence[int], embedder: type[Embedder], *extra: Any) -> Iterator[bytes]:
+    """`over_shards` in this process, while threads read and decode the next shards."""
+    alone = embedder(job, *extra)
+    threads = min(_THREADS_OF_A_GPU, os.cpu_count() or 1) if alone.device.type == "cuda" else 1
+    for index, table in zip(which, made_ahead(lambda k: embedder.read(job, k, *extra), which, threads), strict=True):
+        yield alone.answer(index, table)
+
+
 def decode_shard(
     items: dict[str, np.ndarray], job: EmbeddingTask, embedder: type[Embedder], *extra: Any
 ) -> dict[str, list[Any]]:
@@ -189,23 +199,26 @@ def decoded(job: EmbeddingTask, shard: Shard) -> pa.Table:
     return table.set_column(table.schema.get_field_index("audio"), "audio", pa.array(samples, pa.large_binary()))
 
 
+def device_of(experiment: Experiment) -> torch.device:
+    """The GPU of this process, if it has one and ``ray.gpu`` does not say false; else its CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() and experiment.ray.gpu is not False else "cpu")
+
+
 class Embedder:
     """A Ray Data actor. It loads the encoder once and then embeds one shard after another."""
-
-    _decoded: pa.Table | None = None  # what is embedded next, where another task has read it
 
     def __init__(self, job: EmbeddingTask) -> None:
         self.job = job
         torch.set_num_threads(1)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device_of(job.experiment)
         self.encoder = placed(load_encoder(job.experiment, job.checkpoint_uri, job.manifest.rate), self.device)
 
     def __call__(self, items: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         if "error" in items and items["error"][0]:
             return {"answer": [b""], "error": [items["error"][0]], "message": [items["message"][0]]}
-        self._decoded = pa.ipc.open_stream(items["decoded"][0]).read_all() if "decoded" in items else None
+        found = pa.ipc.open_stream(items["decoded"][0]).read_all() if "decoded" in items else None
         try:
-            return {"answer": [self.answer(int(items["shard"][0]))], "error": [""], "message": [""]}
+            return {"answer": [self.answer(int(items["shard"][0]), found)], "error": [""], "message": [""]}
         except errors.UserError as error:  # sent as a row: an exception would print the traceback of every process
             return {"answer": [b""], "error": [type(error).__name__], "message": [str(error)]}
 
@@ -215,19 +228,22 @@ class Embedder:
         shard = job.manifest.shards[index]
         return _epochs_of(job, shard).packed() if job.by_night else decoded(job, shard)
 
-    def answer(self, index: int) -> bytes:
-        """The answer for shard ``index``: its `table` as an Arrow stream."""
-        return _stream(self.table(index))
+    def answer(self, index: int, found: pa.Table | None) -> bytes:
+        """The answer for shard ``index``: its `table` as an Arrow stream. ``found``: see `table`."""
+        return _stream(self.table(index, found))
 
-    def table(self, index: int) -> pa.Table:
+    def table(self, index: int, found: pa.Table | None) -> pa.Table:
         """Shard ``index``, with embeddings instead of audio. Raises `CorpusError` naming what cannot be embedded.
+
+        ``found``: what `read` gives of it, where another task or thread has called that; None to read it here.
 
         An encoder of nights embeds each epoch of a night among its neighbours in the shard, in the windows of staging,
         see `rayssl.evaluation.embeddings.embed_epochs`. Any other encoder embeds each utterance alone.
         """
         job, shard = self.job, self.job.manifest.shards[index]
         place = storage.join(job.corpus, shard.path)
-        table, made = self._epochs(shard) if job.by_night else self._utterances(place, shard)
+        found = self.read(job, index) if found is None else found
+        table, made = self._epochs(found) if job.by_night else self._utterances(place, found)
         try:
             rows = made()
         except ValueError as error:
@@ -235,9 +251,8 @@ class Embedder:
         values = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
         return table.add_column(1, "embedding", values)
 
-    def _utterances(self, place: str, shard: Shard) -> _Rows:
+    def _utterances(self, place: str, table: pa.Table) -> _Rows:
         job, least = self.job, self.encoder.minimum_samples
-        table = decoded(job, shard) if self._decoded is None else self._decoded
         waves = [np.frombuffer(audio.as_buffer(), np.int16) for audio in table["audio"]]
         short = next((place for place, wave in enumerate(waves) if len(wave) < least), None)
         if short is not None:
@@ -250,10 +265,10 @@ class Embedder:
         made = partial(embed_utterances, self.encoder, waves, self.device, job.batch, **options)
         return table.drop_columns(["audio"]), made
 
-    def _epochs(self, shard: Shard) -> _Rows:
+    def _epochs(self, table: pa.Table) -> _Rows:
         job, encoder = self.job, self.encoder
         assert isinstance(encoder, NightEncoder)
-        read = _epochs_of(job, shard) if self._decoded is None else ShardEpochs.unpacked(self._decoded)
+        read = ShardEpochs.unpacked(table)
         stride, batch = night_windows_of(job.experiment)
         found = partial(embed_epochs, encoder, read.places, read.pictures, self.device, stride=stride, batch=batch)
         return read.table, (lambda: unit_rows(found())) if job.normalise else found

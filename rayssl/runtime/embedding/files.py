@@ -141,9 +141,9 @@ class FileWriter(Embedder):
         self.out, self.made_from = out, made_from
         self.names = cache(partial(shards.read_labels, job.corpus))
 
-    def answer(self, index: int) -> bytes:
+    def answer(self, index: int, found: pa.Table | None) -> bytes:
         """Writes the file of shard ``index``; the answer is the index."""
-        table, shard = self.table(index), self.job.manifest.shards[index]
+        table, shard = self.table(index, found), self.job.manifest.shards[index]
         ids = pa.array(range(shard.first_id, shard.first_id + shard.rows), pa.int64())
         columns = {"name": table["name"], "id": ids, **{k: table[k] for k in ("speaker", "recording", "label")}}
         wanted = with_names(pa.table({**columns, "embedding": table["embedding"]}), self.names)

@@ -21,7 +21,7 @@ from rayssl.evaluation.staging import StagingResult, staging_result
 from rayssl.experiment.config import Experiment
 from rayssl.inference.staging import Stager
 from rayssl.models.nightmel import NightMelConfig
-from rayssl.runtime.embedding.actors import Embedder, EmbeddingTask, over_shards, read_corpus
+from rayssl.runtime.embedding.actors import Embedder, EmbeddingTask, device_of, over_shards, read_corpus
 from rayssl.runtime.embedding.nights import ShardEpochs, check_pictures, read_epochs
 from rayssl.runtime.embedding.progress import Progress, Say, silent
 
@@ -60,10 +60,8 @@ class NightStager(Embedder):
     def __init__(self, job: EmbeddingTask, settings: StagingConfig, nights: list[list[int]]) -> None:
         self.job, self.nights = job, nights
         torch.set_num_threads(1)
-        device = torch.device("cuda" if torch.cuda.is_available() and job.experiment.ray.gpu is not False else "cpu")
-        self.stager = Stager.load(
-            job.experiment, job.checkpoint_uri, device, stride=settings.stride, batch=settings.batch
-        )
+        self.device, how = device_of(job.experiment), {"stride": settings.stride, "batch": settings.batch}
+        self.stager = Stager.load(job.experiment, job.checkpoint_uri, self.device, **how)
         self.subjects = shards.read_labels(job.corpus)["speaker"]
 
     @classmethod
@@ -72,17 +70,17 @@ class NightStager(Embedder):
         _settings, nights = extra
         return _epochs(job, nights[index]).packed()
 
-    def table(self, index: int) -> pa.Table:
+    def table(self, index: int, found: pa.Table | None) -> pa.Table:
         """The stages of one night."""
         job, stager = self.job, self.stager
-        read = _epochs(job, self.nights[index]) if self._decoded is None else ShardEpochs.unpacked(self._decoded)
+        read = _epochs(job, self.nights[index]) if found is None else ShardEpochs.unpacked(found)
         try:
-            found = stager.probabilities(read.places, stager.encode(read.pictures))
+            scores = stager.probabilities(read.places, stager.encode(read.pictures))
         except AudioError as error:
             raise CorpusError(f"{job.corpus}: night '{read.night}': {error}") from None
         truth = read.table["label"].to_numpy().astype(np.int64)
         subject = self.subjects[read.table["speaker"][0].as_py()]
-        return write_stages([NightScores(read.night, subject, read.places, truth, found)])
+        return write_stages([NightScores(read.night, subject, read.places, truth, scores)])
 
 
 def _epochs(job: EmbeddingTask, numbers: list[int]) -> ShardEpochs:
