@@ -66,7 +66,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     named = [Path(argument.split("::")[0]).resolve() for argument in config.args if ".py" in argument]
     if not config.getoption("-m"):
         kept = [item for item in items if layers_of(item) <= wanted or item.path in named]
-        config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+        chosen = set(kept)
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = kept
     items.sort(key=lambda item: max((LAYERS.index(n) + 1 for n in layers_of(item) if n in LAYERS), default=0))
 

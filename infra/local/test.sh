@@ -67,6 +67,7 @@ install_prometheus
 cd "$root"
 cores=$(nproc) # before the next line: nproc answers with OMP_NUM_THREADS, if that is set
 export OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0
+unset PYTHONDONTWRITEBYTECODE # else each of a thousand processes compiles the project, and pytest all tests twice
 
 check ruff check --output-format concise
 check ruff format --check --quiet
