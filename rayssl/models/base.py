@@ -24,6 +24,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from rayssl.models.exporting import exporting
 from rayssl.registry import ComponentConfig, Configurable
 
 # The shape of features: bands over time [B, F, T], samples [B, 1, T], channels of bands over time [B, C, F, T], or
@@ -99,7 +100,7 @@ class Backbone(nn.Module, Configurable):
         The matrix units of a GPU read this layout. With another one, each convolution stands between two conversions.
         A CPU has no such units. The weights and the function are the same in both layouts.
         """
-        if torch.compiler.is_exporting():
+        if exporting():
             return False
         return features.device.type != "cpu" if self.channels_last is None else self.channels_last
 
@@ -168,7 +169,7 @@ class NightBackbone(Backbone):
         In inference on a CPU it is done for a few pictures at a time: more of them are not faster, and 40 epochs would
         take 300 MB.
         """
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_exporting() or pictures.device.type != "cpu":
+        if self.training or torch.is_grad_enabled() or exporting() or pictures.device.type != "cpu":
             return self.encoded(pictures)
         return torch.cat([self.encoded(part) for part in pictures.split(_PICTURES)])
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rayssl.models.base import Backbone, BackboneConfig
+from rayssl.models.exporting import exporting
 from rayssl.models.neighbours import neighbours
 from rayssl.models.norm import BatchNorm1d, over_last
 from rayssl.models.statistics import attended_moments, moments
@@ -204,7 +205,7 @@ def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, time: int) -> Ten
     if time == 1:
         return F.linear(x, weight, bias)
     # An exported file accepts any batch size, so the choice must not depend on the batch size there
-    if torch.compiler.is_exporting() or x.device.type != "cpu" or len(x) * weight.numel() > _LARGEST_REPEATED:
+    if exporting() or x.device.type != "cpu" or len(x) * weight.numel() > _LARGEST_REPEATED:
         return F.conv1d(x, weight.unsqueeze(2), bias)
     repeated = weight.expand(len(x), -1, -1)
     return torch.bmm(repeated, x) if bias is None else torch.baddbmm(bias[:, None], repeated, x)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rayssl.models.base import NightBackbone, NightBackboneConfig
 from rayssl.models.ecapa import EcapaConfig
+from rayssl.models.exporting import exporting
 from rayssl.models.frontends import FeatureMask, FeatureMaskConfig, LogMelConfig
 from rayssl.models.nightmel import NightMel
 from rayssl.models.norm import set_sync
@@ -156,10 +157,10 @@ class NightEncoder(Encoder):
         """
         epochs = x if x.dim() == 4 else whole_epochs(x, self.minimum_samples)
         rows, count = epochs.shape[:2]
-        if not torch.compiler.is_exporting() and count <= self.window:
+        if not exporting() and count <= self.window:
             return self._windows(epochs, keys)
         # All of this is arithmetic with sizes and no branch: a graph of `torch.export` keeps N free
-        window = torch.sym_min(count, self.window)
+        window = torch.sym_min(count, self.window) if exporting() else self.window
         windows = (count + window - 1) // window
         every = torch.arange(windows, device=x.device)
         starts = torch.clamp_max(every * window, count - window)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from rayssl.data.mel import FLOOR, MelConfig, tables
 from rayssl.errors import ConfigError
 from rayssl.models.base import Frontend, FrontendConfig, Layout
+from rayssl.models.exporting import exporting
 from rayssl.models.frontends import standardised
 
 EPOCH_S = 30
@@ -123,7 +124,7 @@ class NightMel(Frontend):
         with torch.autocast(samples.device.type, enabled=False):
             rows = samples.float().reshape(-1, samples.shape[-1])
             # a graph of `torch.export` has no loop over a free number of rows
-            parts = [rows] if torch.compiler.is_exporting() else rows.split(_TOGETHER)
+            parts = [rows] if exporting() else rows.split(_TOGETHER)
             found = torch.cat([self._power(part) for part in parts])
             return found.reshape(*samples.shape[:-1], *found.shape[1:])
 

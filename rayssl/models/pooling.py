@@ -7,9 +7,10 @@ another formula is used for the export. It has the same values, but needs one mo
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from rayssl.models.exporting import exporting
 
 
 def pool_time(x: Tensor, size: int) -> Tensor:
@@ -19,7 +20,7 @@ def pool_time(x: Tensor, size: int) -> Tensor:
     """
     if x.dim() == 4:
         return F.max_pool2d(x, (1, size), ceil_mode=True)
-    if not torch.compiler.is_exporting():
+    if not exporting():
         return F.max_pool1d(x, size, ceil_mode=True)
     return F.pad(x, (0, size - 1)).unfold(2, size, size).amax(3)  # added zeros do not change a maximum of values >= 0
 
@@ -29,6 +30,6 @@ def pool_plane(x: Tensor) -> Tensor:
 
     ``x`` must be >= 0.
     """
-    if not torch.compiler.is_exporting():
+    if not exporting():
         return F.max_pool2d(x, 3, stride=2, padding=1)
     return F.pad(x, (1, 1, 1, 1)).unfold(2, 3, 2).unfold(3, 3, 2).amax((4, 5))

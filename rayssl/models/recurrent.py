@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from rayssl.models.exporting import exporting
+
 
 class BiLSTM(nn.Module):
     """torch's LSTM, ``layers`` layers in both directions: ``[B, N, inputs]`` to ``[B, N, 2 * hidden]``.
@@ -20,7 +22,7 @@ class BiLSTM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [B, N, inputs]`` to ``[B, N, 2 * hidden]``; in an exported graph N is at most ``longest``."""
-        if torch.compiler.is_exporting():
+        if exporting():
             return self.unrolled(x)
         if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
             found: Tensor = self.lstm(x)[0]

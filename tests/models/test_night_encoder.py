@@ -178,7 +178,12 @@ def test_configuration_is_read_back_equal() -> None:
 @pytest.mark.slow
 @EVERY
 def test_one_graph_without_breaks(name: str) -> None:
+    """But for an LSTM, which TorchDynamo leaves to torch's own kernels if it is not told otherwise."""
+    import torch._dynamo.config as dynamo
+
     encoder = night_encoder(name)
     compiled = torch.compile(copy.deepcopy(encoder), backend="eager", fullgraph=True)
     wave, keys = night(4, rows=2), keys_torch(fold(1), torch.arange(2))
-    torch.testing.assert_close(compiled(wave, keys), encoder(wave, keys), rtol=1e-4, atol=1e-5)
+    with dynamo.patch(allow_rnn=True):
+        found = compiled(wave, keys)
+    torch.testing.assert_close(found, encoder(wave, keys), rtol=1e-4, atol=1e-5)

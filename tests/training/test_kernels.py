@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rayssl.models.encoder import Encoder
 from rayssl.training.kernels import chosen, compile_each, compile_encoders
@@ -116,29 +116,39 @@ def _counted(graphs: list[int], waits: list[str]) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("last", [False, True])
 def test_compiled_kernels_compute_the_same(last: bool) -> None:
-    """With torch's own compiler, in both layouts, in fp32 and bf16."""
+    """With torch's own compiler, in both layouts: in fp32 the same, in bf16 as near to fp32 as without it.
+
+    bf16 has 8 bits, and the gradients of so small a batch are a quarter of their norm away from those of fp32, by
+    whichever kernels.
+    """
     from tests.models.test_encoder import FITTING
     from tests.models.test_encoder import build as build_encoder
 
     frontend, backbone = FITTING["ecapa"]
     wave = 0.1 * torch.randn(4, 8000)
-    for bf16 in (False, True):
-        found = []
-        for compiled in (False, True):
-            encoder = build_encoder(backbone, frontend)
-            encoder.backbone.channels_last = last
-            if compiled:
-                compile_each(encoder, fullgraph=True)
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                out = encoder(wave)
-            out.square().sum().backward()
-            found.append([out.detach(), *(p.grad for p in encoder.parameters() if p.grad is not None)])
+
+    def computed(*, bf16: bool, compiled: bool) -> Tensor:
+        encoder = build_encoder(backbone, frontend)
+        encoder.backbone.channels_last = last
+        if compiled:
+            compile_each(encoder, fullgraph=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            out = encoder(wave)
+        out.square().sum().backward()
         torch._dynamo.reset()
-        largest = max(value.abs().max() for value in found[0])
-        for mine, expected in zip(*found, strict=True):
-            assert ((mine - expected).abs().max() / largest) < (0.05 if bf16 else 1e-4)
+        gradients = (p.grad for p in encoder.parameters() if p.grad is not None)
+        return torch.cat([value.detach().flatten() for value in (out, *gradients)])
+
+    expected = computed(bf16=False, compiled=False)
+
+    def away(*, bf16: bool, compiled: bool) -> float:
+        return float((computed(bf16=bf16, compiled=compiled) - expected).norm() / expected.norm())
+
+    assert away(bf16=False, compiled=True) < 1e-4
+    assert away(bf16=True, compiled=True) < 1.25 * away(bf16=True, compiled=False) < 0.5
 
 
 def model() -> nn.Module:

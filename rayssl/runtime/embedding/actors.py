@@ -228,11 +228,11 @@ class Embedder:
         shard = job.manifest.shards[index]
         return _epochs_of(job, shard).packed() if job.by_night else decoded(job, shard)
 
-    def answer(self, index: int, found: pa.Table | None) -> bytes:
+    def answer(self, index: int, found: pa.Table | None = None) -> bytes:
         """The answer for shard ``index``: its `table` as an Arrow stream. ``found``: see `table`."""
         return _stream(self.table(index, found))
 
-    def table(self, index: int, found: pa.Table | None) -> pa.Table:
+    def table(self, index: int, found: pa.Table | None = None) -> pa.Table:
         """Shard ``index``, with embeddings instead of audio. Raises `CorpusError` naming what cannot be embedded.
 
         ``found``: what `read` gives of it, where another task or thread has called that; None to read it here.

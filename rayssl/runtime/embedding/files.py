@@ -141,7 +141,7 @@ class FileWriter(Embedder):
         self.out, self.made_from = out, made_from
         self.names = cache(partial(shards.read_labels, job.corpus))
 
-    def answer(self, index: int, found: pa.Table | None) -> bytes:
+    def answer(self, index: int, found: pa.Table | None = None) -> bytes:
         """Writes the file of shard ``index``; the answer is the index."""
         table, shard = self.table(index, found), self.job.manifest.shards[index]
         ids = pa.array(range(shard.first_id, shard.first_id + shard.rows), pa.int64())

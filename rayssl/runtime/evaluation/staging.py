@@ -70,7 +70,7 @@ class NightStager(Embedder):
         _settings, nights = extra
         return _epochs(job, nights[index]).packed()
 
-    def table(self, index: int, found: pa.Table | None) -> pa.Table:
+    def table(self, index: int, found: pa.Table | None = None) -> pa.Table:
         """The stages of one night."""
         job, stager = self.job, self.stager
         read = _epochs(job, self.nights[index]) if found is None else ShardEpochs.unpacked(found)
