@@ -23,7 +23,7 @@ def last(log: Path) -> dict[str, Any]:
 
 
 def waiting(metrics: Path) -> list[dict[str, float]]:
-    """Of each epoch but the first: utterances/s, and the share of the time that the rank waited for data."""
+    """Of each epoch but the first: utterances/s, the shares of the time it waited for data and for the memory."""
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     wanted = ("epoch", "utterances_per_s", "data_wait", "memory_wait")
     return [{k: line[k] for k in wanted if k in line} for line in lines if line.get("kind") == "epoch"][1:]

@@ -28,18 +28,8 @@ _FREE = (  # of these sections: places, and what changes no figure
     *("corpus.uri", "corpus.readers", "encoder.start_from", "training.checkpoints", "training.trackers"),
     *("training.log_every", "training.verify_every", "training.validate", "training.compile"),
 )
-_NOT_OF_LEARNING = {
-    "step",
-    "time",
-    "epoch",
-    "seconds",
-    "utterances_per_s",
-    "data_wait",
-    "memory_wait",
-    "lr",
-    "n",
-    "share",
-}
+_OF_SPEED = {"utterances_per_s", "data_wait", "memory_wait"}
+_NOT_OF_LEARNING = {"step", "time", "epoch", "seconds", "lr", "n", "share"} | _OF_SPEED
 _NOT_OF_LEARNING |= {"trials", "targets", "speakers", "eer_low", "eer_high", "version"}
 _MOST = 12  # figures that are drawn
 _DIGITS = 1e-5  # of a value, what rounding may have taken from the file
