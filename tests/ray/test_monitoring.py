@@ -137,25 +137,27 @@ def test_a_live_run_is_seen(ask: Callable[[str], list[Any]], run: str, place: Pa
     coverage = wait_for(ask, f"ray_rayssl_ssps_coverage_ratio{of}", place)
     assert coverage[0]["metric"]["method"] == "ssps/simclr"
     assert 0.5 < value(coverage) <= 1
-    rate = value(wait_for(ask, f"run:rayssl_utterances_per_second:sum{of}", place))
+    ranks = f"ray_rayssl_utterances_per_second{of}"
+    # each process reports on a clock of its own: rank 1 may be seen some seconds after rank 0
+    wait_for(ask, f"count({ranks}) == 2", place)
+    assert {series["metric"]["rank"] for series in ask(ranks)} == {"0", "1"}
+    # a rule sees them at its next turn
+    rate = value(wait_for(ask, f"run:rayssl_utterances_per_second:sum{of} > 0.6 * scalar(sum({ranks}))", place))
     lines = [json.loads(line) for line in (place / "run/metrics.jsonl").read_text().splitlines()]
     rates = [line["utterances_per_s"] for line in lines if line["kind"] == "step"]
     # each rank times its own windows, so their sum is close to what rank 0 wrote
     assert 0.9 * min(rates) <= rate <= 1.1 * max(rates)
-    ranks = ask(f"ray_rayssl_utterances_per_second{of}")
-    assert {series["metric"]["rank"] for series in ranks} == {"0", "1"}
 
 
 def test_everything_but_a_gpus_figures_is_there(ask: Callable[[str], list[Any]], run: str, place: Path) -> None:
     """What SSPS without a GPU has; names that Prometheus knows are names that telemetry says it exports."""
-    wait_for(ask, f'ray_rayssl_clustering_seconds_count{{run="{run}"}}', place)
-    wait_for(ask, f'ray_rayssl_memory_staleness_steps{{run="{run}"}}', place)
-    found = {series["metric"]["__name__"] for series in ask('{__name__=~"ray_rayssl_.*"}')}
     absent = {"rayssl_memory_prototypes_filled_ratio", "rayssl_pseudo_labels", "rayssl_fill_seconds", "rayssl_diverged"}
     absent |= {"rayssl_validation"}
     absent |= {name for name in telemetry.RANK_STEP if "_gpu_" in name}
     expected = {name for name in telemetry.exported() if not any(each in name for each in absent)}
-    assert found == expected
+    # the processes report on clocks of their own: what is missing may come
+    wait_for(ask, f'count(count by (__name__) ({{__name__=~"ray_rayssl_.*"}})) >= {len(expected)}', place)
+    assert {series["metric"]["__name__"] for series in ask('{__name__=~"ray_rayssl_.*"}')} == expected
     assert {series["metric"]["term"] for series in ask("ray_rayssl_term")} == {"ntxent"}
     assert value(ask(f'sum by (run) (ray_rayssl_step_seconds_count{{run="{run}"}})')) > 10
 
