@@ -85,6 +85,13 @@ def main() -> None:
         from rayssl.clustering.gpu import products
 
         figures["given_up"] = sorted(products._given_up)
+    if importlib.util.find_spec("rayssl.clustering.ward") is not None:
+        few, many = arguments.clusters // 4, arguments.clusters
+        began = time.perf_counter()
+        cluster(
+            x, few, merged_from=many, device=arguments.device, iterations=arguments.iterations, seed=0
+        )  # beside seconds_again: what merging adds
+        figures["seconds_merged"] = time.perf_counter() - began
     print(json.dumps({"kmeans": figures}), flush=True)
     if arguments.tiles and new:
         figures["tiles"] = tiles(x, arguments.clusters, arguments.device)

@@ -32,6 +32,7 @@ class KMeansCase:
     rows: int
     dim: int
     clusters: int
+    merged_from: int = 0
     mode: Mode = "exact"
     device: str = "cpu"
     seed: int = 0
@@ -113,6 +114,8 @@ def _readable(name: str, value: int | float | str) -> str:
 def _check(job: KMeansCase) -> None:
     if not 1 <= job.clusters <= job.rows:
         raise UserError(f"--clusters {job.clusters} must lie in 1..{job.rows}, the number of --rows")
+    if job.merged_from and not job.clusters <= job.merged_from <= job.rows:
+        raise UserError(f"--merged-from {job.merged_from} must be 0, or lie in {job.clusters}..{job.rows}")
     if job.dim < 1 or job.iterations < 1 or job.compare < 0 or job.spread < 0:
         raise UserError("--dim and --iterations must be at least 1, --compare and --spread not negative")
     if job.device != "cpu":
@@ -124,7 +127,10 @@ def _check(job: KMeansCase) -> None:
 
 
 def _run(job: KMeansCase, x: np.ndarray, clusters: int, mode: Mode) -> KMeans:
-    return cluster(x, clusters, mode=mode, device=job.device, iterations=job.iterations, seed=job.seed)
+    merged_from = job.merged_from * clusters // job.clusters
+    return cluster(
+        x, clusters, merged_from=merged_from, mode=mode, device=job.device, iterations=job.iterations, seed=job.seed
+    )
 
 
 def _compared(job: KMeansCase, x: np.ndarray, labels: np.ndarray, found: KMeans) -> dict[str, int | float | str]:

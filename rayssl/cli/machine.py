@@ -41,6 +41,7 @@ def _add_kmeans(measured: Verbs) -> None:
         ("rows", 100_000, "points"),
         ("dim", 512, "dimensions of a point"),
         ("clusters", 2_500, "clusters"),
+        ("merged-from", 0, "smaller clusters that are made first and merged by Ward's criterion; 0: none"),
         ("seed", 0, "of the points and of the clustering"),
         ("iterations", 10, "of k-means"),
     )

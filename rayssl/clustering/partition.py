@@ -30,8 +30,10 @@ from rayssl.clustering.points import (
 )
 from rayssl.clustering.result import Clusters
 from rayssl.clustering.similarity import nearest_centroids
+from rayssl.clustering.ward import nearest_merges
 
 _ROWS = 8192  # of one block
+_MERGED = 256  # clusters that are compared with all others in one block
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -119,6 +121,18 @@ class Partition:
     def near_centroids(self, centroids: np.ndarray, count: int, first: int, last: int) -> np.ndarray:
         """`nearest_centroids` for the centroids first..last-1, of all: int32 ``[last - first, count]``."""
         return nearest_centroids(centroids, count, first, last)
+
+    def near_merges(self, means: np.ndarray, sizes: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`nearest_merges` for ``rows [m]`` of all clusters, of any part: int64 ``[m]`` and float32 ``[m]``."""
+
+        def some(part: slice) -> tuple[np.ndarray, np.ndarray]:
+            return nearest_merges(means, sizes, rows[part])
+
+        with self._working() as workers:
+            found = list(workers.map(some, blocks(len(rows), _MERGED)))
+        if not found:
+            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
+        return np.concatenate([each[0] for each in found]), np.concatenate([each[1] for each in found])
 
     def _nearest(self, centroids: np.ndarray) -> np.ndarray:
         with faiss_threads(self._threads):

@@ -155,6 +155,7 @@ SSPS: Values = {
     "references": "rolling",
     "sampling": "cluster",
     "clusters": 25000,
+    "merged_from": 0,
     "neighbours": 1,
     "queue": 25000,
     "skip_empty": False,

@@ -30,10 +30,12 @@ KINDS: dict[str, dict[str, Any]] = {
     "nn": {"sampling": "nn", "neighbours": 4},
     "nn whitened": {"sampling": "nn", "neighbours": 4, "whiten": True},
     "whitened": {"whiten": True},
+    "merged": {"merged_from": 40, "neighbours": 1},
     "warm": {"warm_start": True},
     "overlapped": {"overlapped": True, "neighbours": 1},
     "overlapped, warm": {"overlapped": True, "warm_start": True},
     "overlapped, whitened": {"overlapped": True, "whiten": True},
+    "overlapped, merged": {"overlapped": True, "merged_from": 40},
 }
 
 

@@ -149,8 +149,12 @@ def test_impossible_settings(tmp_path: Path) -> None:
         config(whiten=True)
     with pytest.raises(ValueError, match="correct_after=1 is below gate_after=2"):
         config(gate_after=2, correct_after=1)
-    with pytest.raises(ConfigError, match=r"clusters=10: c has only 9 utterances"):
-        config(clusters=10).memory(facts(utterances=9))
+    with pytest.raises(ValueError, match="merged_from=2 clusters cannot be merged into clusters=3"):
+        config(merged_from=2)
+    for key in ("clusters", "merged_from"):
+        with pytest.raises(ConfigError, match=f"{key}=10: c has only 9 utterances"):
+            config(**{key: 10}).memory(facts(utterances=9))
+    assert config(merged_from=9).memory(facts(utterances=9)).merged_from == 9
     write_corpus(tmp_path / "corpus", (9, 8))
     with pytest.raises(ConfigError, match=r"overlapped: method\.name=pseudo_speakers would learn"):
         resolve(experiment(tmp_path, tmp_path / "corpus", "memory.clustering=overlapped", method=PSEUDO_METHOD))

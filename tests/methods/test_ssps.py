@@ -200,6 +200,8 @@ def test_from_another_run_the_first_pass_has_everything() -> None:
         ({"start_epoch": 1, "sampling": "nn", "neighbours": 0}, "set method.neighbours"),
         ({"start_epoch": 1, "sampling": "speaker", "warm_start": True}, "leave out method.warm_start"),
         ({"start_epoch": 1, "whiten": True, "warm_start": True}, "leave out method.warm_start"),
+        ({"start_epoch": 1, "merged_from": 9, "warm_start": True}, "leave out method.warm_start"),
+        ({"start_epoch": 1, "merged_from": 3}, "merged_from=3 clusters cannot be merged into clusters=4"),
     ],
 )
 def test_impossible_settings(changes: dict[str, Any], message: str) -> None:

@@ -135,6 +135,21 @@ class TorchPartition(Partition):
                 found.append(cosines.topk(count, dim=1).indices.int())
         return np.concatenate([_off(part) for part in found]) if found else np.zeros((0, count), np.int32)
 
+    def near_merges(self, means: np.ndarray, sizes: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`Partition.near_merges`."""
+        there, of = self._to(means), self._to(rows)
+        squares, shares = there.square().sum(dim=1), 1 / self._to(sizes).float()
+        nearest, least = torch.empty_like(of), torch.empty(len(of), device=self._device)
+        with float32_products():
+            for start in range(0, len(of), _NEAR_ROWS):
+                part = slice(start, start + _NEAR_ROWS)
+                own = of[part]
+                costs = torch.addmm(squares, there[own], there.T, alpha=-2).add_(squares[own, None]).clamp_(min=0)
+                costs /= shares + shares[own, None]
+                costs[torch.arange(len(own), device=self._device), own] = torch.inf
+                least[part], nearest[part] = costs.min(dim=1)
+        return _off(nearest), _off(least)
+
     def _assign(self, centroids: Tensor) -> bool:
         if self._products is None:
             self._products = Products(self._points, self._norms, self._precision)

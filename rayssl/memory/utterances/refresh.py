@@ -104,6 +104,7 @@ def _cluster(
         found = cluster_parts(
             stores.partitions,
             settings.clusters,
+            merged_from=settings.merged_from,
             mode=settings.kmeans if settings.device == "cpu" else "exact",
             iterations=settings.iterations,
             seed=[settings.seed, epoch],

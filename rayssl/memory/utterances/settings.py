@@ -24,12 +24,12 @@ class MemorySettings:
     ``sampling``: "cluster", "nn" (one of the M nearest references in the queue; no clustering), "centroid" (the
     chosen cluster's centroid itself; needs reference_dim == positive_dim), or "speaker" (the true speaker's other
     recordings, by the labels: the bound that the others are compared with; no clustering). "label" samples nothing: the
-    row of an anchor is the number of its cluster (positive_dim 1). ``whiten``: references are
-    compared and clustered after a whitening fitted to them at each refresh. ``kmeans`` and ``device``: the mode and
-    place of `rayssl.clustering.kmeans.cluster`; ``warm_start``: from the last centroids. ``overlapped``: see
-    `rayssl.memory.utterances.refresh`. Rows are kept in ``reference_dtype`` and ``positive_dtype``, float16 or float32.
-    Draws depend on (seed, epoch, id) alone: calling twice, or in parts, gives the same. Raises ValueError, naming the
-    setting that cannot be.
+    row of an anchor is the number of its cluster (positive_dim 1). ``whiten``: references are compared and clustered
+    after a whitening fitted to them at each refresh. ``kmeans`` and ``device``: the mode and place of
+    `rayssl.clustering.kmeans.cluster`; ``merged_from``: the smaller clusters that it merges into K (0: none);
+    ``warm_start``: from the last centroids. ``overlapped``: see `rayssl.memory.utterances.refresh`. Rows are kept in
+    ``reference_dtype`` and ``positive_dtype``, float16 or float32. Draws depend on (seed, epoch, id) alone: calling
+    twice, or in parts, gives the same. Raises ValueError, naming the setting that cannot be.
     """
 
     utterances: int
@@ -38,6 +38,7 @@ class MemorySettings:
     queue: int
     clusters: int
     neighbours: int = 0
+    merged_from: int = 0
     sampling: Sampling | Literal["label"] = "cluster"
     iterations: int = 10
     kmeans: Mode = "fast"
@@ -68,6 +69,11 @@ class MemorySettings:
                 f"neighbours < clusters <= utterances must hold, got {self.neighbours}, {self.clusters} and "
                 f"{self.utterances}"
             )
+        if self.clustered and self.merged_from and not self.clusters <= self.merged_from <= self.utterances:
+            raise ValueError(
+                f"merged_from must be 0 or in clusters..utterances, got {self.merged_from}, {self.clusters} and "
+                f"{self.utterances}"
+            )
         if self.sampling == "centroid" and self.reference_dim != self.positive_dim:
             raise ValueError(
                 "sampling centroid needs reference_dim equal to positive_dim, got "
@@ -79,7 +85,7 @@ class MemorySettings:
             raise ValueError(f"sampling label: at most {_MOST_LABELS} clusters have numbers that float32 tells apart")
         if self.whiten and self.sampling == "centroid":
             raise ValueError("whiten: centroids of whitened references are no positives; use another sampling")
-        if self.warm_start and (self.whiten or not self.clustered):
+        if self.warm_start and (self.whiten or self.merged_from or not self.clustered):
             raise ValueError("warm_start: the last centroids are no start where nothing, or other axes, are clustered")
 
     @property
@@ -105,7 +111,8 @@ def bytes_needed(settings: MemorySettings, shards: int) -> tuple[int, int]:
     assignment is sorted) + K (4 D_repr + 4 M), overlapped twice that for K, and 4 N. Store, each figure divided by
     ``shards``: N (h D_repr + 1) + Q' (h D_emb + 4), h = 2 or 4 bytes; once more N h D_repr for the copy of an
     overlapped clustering, or for whitened rows. Blocks of rows and what k-means takes besides its points (about 20
-    bytes for each, 40 K D_repr for the index, and up to 256 MB of answers) are not counted.
+    bytes for each, 40 K D_repr for the index, with ``merged_from`` in place of K if given, and up to 256 MB of answers)
+    are not counted.
     """
     rows, queue = settings.utterances, settings.capacity
     index = 13 * rows + 16 * queue
