@@ -61,6 +61,7 @@ def experiment(arguments: argparse.Namespace, run: str) -> Experiment:
         f"method.queue={arguments.queue}",
         "method.sampling=cluster",
         f"method.clusters={arguments.queue // 10}",
+        "method.merged_from=0",
         "method.references=rolling",
         "method.whiten=false",
         "method.start_epoch=1",

@@ -39,6 +39,7 @@ class Row:
 
 
 PLAIN = ("method.whiten=false", "method.references=rolling", "method.kmeans=exact")
+KMEANS = ("method.clusters=500", "method.merged_from=0")
 NEAREST = ("method.sampling=nn", "method.neighbours=3")
 BOUND = (*PLAIN, "method.sampling=speaker")
 LONG = ("training.epochs=48", "training.optimiser.schedule.every_epochs=16", "training.checkpoints.milestones=[]")
@@ -51,29 +52,40 @@ BASES = {"dino": "DINO", "moco": "MoCo", "swav": "SwAV", "vicreg": "VICReg", "sd
 
 def published(clusters: int, neighbours: int) -> tuple[str, ...]:
     """SSPS with the published settings around K and M: rolling references, exact k-means, a queue of K utterances."""
-    return (*PLAIN, f"method.clusters={clusters}", f"method.queue={clusters}", f"method.neighbours={neighbours}")
+    return (
+        *PLAIN,
+        "method.merged_from=0",
+        f"method.clusters={clusters}",
+        f"method.queue={clusters}",
+        f"method.neighbours={neighbours}",
+    )
 
 
 ROWS = (
     Row("SimCLR, half of the epochs", "simclr", "gsc_simclr.yaml", which="epoch-12"),
     Row("SimCLR, as many epochs more", "simclr", "gsc_simclr.yaml"),
-    Row("SimCLR + SSPS", "ssps", "gsc_ssps_simclr.yaml"),
+    Row("SimCLR + SSPS", "merged", "gsc_ssps_simclr.yaml"),
+    Row("SimCLR + SSPS, k-means alone, K = 500", "ssps", "gsc_ssps_simclr.yaml", KMEANS),
     Row("SimCLR, 48 epochs", "simclr48", "gsc_simclr.yaml", LONG),
-    Row("SimCLR 12 + SSPS 36", "ssps48", "gsc_ssps_simclr.yaml", LONG),
+    Row("SimCLR 12 + SSPS 36", "merged48", "gsc_ssps_simclr.yaml", LONG),
+    Row("SimCLR 12 + SSPS 36, k-means alone, K = 500", "ssps48", "gsc_ssps_simclr.yaml", (*KMEANS, *LONG)),
     Row("SimCLR + SSPS-NN, M = 3", "nn", "gsc_ssps_simclr.yaml", NEAREST),
     Row("SimCLR + SSPS as published, K = 320, M = 0", "k320", "gsc_ssps_simclr.yaml", published(320, 0)),
     Row("SimCLR + SSPS as published, K = 1340, M = 1", "k1340", "gsc_ssps_simclr.yaml", published(1340, 1)),
     Row("SimCLR + positives of true speakers (bound)", "bound", "gsc_ssps_simclr.yaml", BOUND),
     Row("SimCLR 12 + positives of true speakers 36 (bound)", "bound48", "gsc_ssps_simclr.yaml", (*BOUND, *LONG)),
     Row("supervised (AAM-softmax)", "supervised", "gsc_supervised.yaml"),
-    Row("SimCLR + SSPS, then the second stage", "second", "gsc_pseudo_speakers.yaml", after="ssps"),
-    Row("SimCLR 12 + SSPS 36, then the second stage", "second48", "gsc_pseudo_speakers.yaml", after="ssps48"),
+    Row("SimCLR + SSPS, then the second stage", "second_merged", "gsc_pseudo_speakers.yaml", after="merged"),
+    Row("the same, k-means alone", "second", "gsc_pseudo_speakers.yaml", ("method.merged_from=0",), after="ssps"),
+    Row("SimCLR 12 + SSPS 36, then the second stage", "second_merged48", "gsc_pseudo_speakers.yaml", after="merged48"),
+    Row("the same, k-means alone", "second48", "gsc_pseudo_speakers.yaml", ("method.merged_from=0",), after="ssps48"),
     *(
         row
         for name, title in BASES.items()
         for row in (
             Row(title, name, f"gsc_{name}.yaml"),
-            Row(f"{title} + SSPS", f"ssps_{name}", f"gsc_ssps_{name}.yaml"),
+            Row(f"{title} + SSPS", f"merged_{name}", f"gsc_ssps_{name}.yaml"),
+            Row(f"{title} + SSPS, k-means alone", f"ssps_{name}", f"gsc_ssps_{name}.yaml", KMEANS),
         )
     ),
 )
