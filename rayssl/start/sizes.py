@@ -20,12 +20,13 @@ _CPU_STEPS, _GPU_STEPS = 900, 100_000
 ONE_RANK_CORES = 2  # measured: two ranks are slower there than one, because readers and Ray need a core
 _ALONE_S = 15_000.0  # of segments in all: about a minute for one core (measured: 228 a second)
 _LEAST_STEPS, _MOST_PASSES = 200, 40  # a small corpus is not heard for ever
+_MOST_MERGED = 20_000  # clusters: comparing all with all takes a core about a minute (measured)
 _LEAST_EPOCH, _LONG_EPOCH = 20, 200  # steps of an epoch: each ends with a checkpoint. On CPUs a longer one is cut
 
 
 class Sizes(NamedTuple):
     """Keys of an experiment: ``workers``, ``batch``, ``epochs`` and ``epoch_steps`` (0: one pass), lengths in seconds,
-    ``clusters`` (0: without SSPS), ``width`` of the encoder; and ``shard_utterances`` of the preparation.
+    ``clusters`` (0: without SSPS), ``merged_from``, ``width`` of the encoder; ``shard_utterances`` of the preparation.
 
     ``steps`` of the whole training, and ``passes`` over the corpus in them.
     """
@@ -40,6 +41,7 @@ class Sizes(NamedTuple):
     reference_s: float
     disjoint: bool
     clusters: int
+    merged_from: int
     width: int
     shard_utterances: int
 
@@ -80,7 +82,8 @@ def sizes(
     epochs = max(4, round(wanted / a_epoch))
     longest = 2.0 if machine.gpus or sounds else 1.0
     segment_s = _rounded(min(longest, max(0.3, short_s / 2 if not sounds else short_s)))
-    clusters = 0 if sounds or epoch_steps or utterances < MANY_FOR_SSPS else _clusters(utterances, per_speaker)
+    without = sounds or epoch_steps or utterances < MANY_FOR_SSPS
+    clusters, merged_from = (0, 0) if without else _clusters(utterances, per_speaker)
     return Sizes(
         workers=workers,
         batch=batch,
@@ -92,6 +95,7 @@ def sizes(
         reference_s=_rounded(min(4.0, max(segment_s, short_s))),
         disjoint=short_s >= 2 * segment_s,
         clusters=clusters,
+        merged_from=merged_from,
         width=512 if machine.gpus else 64 if machine.cores < 16 else 128,
         shard_utterances=max(8, min(512, utterances // 8)),
     )
@@ -104,17 +108,25 @@ def ranks(machine: Machine) -> int:
     return min(8, 1 << int(math.log2(max(1, machine.cores // 2))))
 
 
-def _clusters(utterances: int, per_speaker: float) -> int:
-    """K between the sizes of cluster that are known: 5 of 2,551 utterances (measured), 44 of 1,092,009 (published).
+def _clusters(utterances: int, per_speaker: float) -> tuple[int, int]:
+    """K, and how many clusters are merged into K, 0 for none.
 
-    It lies on the power law through both. A cluster must be smaller than a speaker, where speakers are known.
+    K lies between the sizes of cluster that are known, on the power law through both: 8 of 2,551 utterances where
+    clusters are merged and 5.1 where not (measured), 44 of 1,092,009 (published). A cluster must not be larger than a
+    speaker, where speakers are known, and smaller where nothing is merged.
     """
+    size = 8.0 * (utterances / 2551) ** 0.281
+    clusters = _even(utterances / (min(size, max(2.0, per_speaker)) if per_speaker else size))
+    if 4 * clusters <= _MOST_MERGED:
+        return clusters, min(4 * clusters, int(0.8 * utterances))
     size = 5.1 * (utterances / 2551) ** 0.355
-    if per_speaker:
-        size = min(size, max(2.0, 0.65 * per_speaker))
-    found = utterances / size
-    digits = int(10 ** max(0, int(math.log10(found)) - 1))
-    return max(2, int(round(found / digits) * digits))
+    return _even(utterances / (min(size, max(2.0, 0.65 * per_speaker)) if per_speaker else size)), 0
+
+
+def _even(number: float) -> int:
+    """About ``number``, with two digits that are not zero; at least 2."""
+    digits = int(10 ** max(0, int(math.log10(number)) - 1))
+    return max(2, int(round(number / digits) * digits))
 
 
 def _rounded(seconds: float) -> float:

@@ -219,16 +219,19 @@ def _ssps(made: YamlText, plan: Plan) -> None:
     made.key("references", "fill", indent=2)
     made.key("whiten", True, indent=2)
     made.say(
-        f"K, so that {each:.0f} utterances form a cluster. Choose more than a recording and fewer than a speaker has"
+        f"K, so that {each:.0f} utterances form a cluster. Choose more than a recording has and no more than a speaker"
         + (
             f" (here about {plan.utterances / plan.speakers:.0f})."
             if plan.speakers
             else "; how many that are is not known here."
         )
-        + " 500 of 2,551 were chosen by the error rate, 25,000 of 1,092,009 are published; try half and twice as many.",
+        + " 320 of 2,551 were chosen by the error rate, 25,000 of 1,092,009 are published; try half and twice as many.",
         indent=2,
     )
     made.key("clusters", size.clusters, indent=2)
+    if size.merged_from:
+        made.say("k-means makes this many clusters, and those that belong together become one.", indent=2)
+        made.key("merged_from", size.merged_from, indent=2)
     made.key("neighbours", 0, indent=2)
 
 

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.ray
 
 KINDS: dict[str, dict[str, Any]] = {
     "cluster": {"overlapped": True, "warm_start": True},
+    "merged": {"overlapped": True, "merged_from": 20},
     "nn": {"sampling": "nn", "neighbours": 3, "whiten": True, "positive_dtype": "float16"},
 }
 
@@ -128,7 +129,7 @@ def jobs(ray_cluster: Any) -> Iterator[Any]:
         job.kill()
 
 
-@pytest.mark.parametrize(("kind", "relayed"), [("cluster", False), ("cluster", True), ("nn", False), ("nn", True)])
+@pytest.mark.parametrize(("kind", "relayed"), [("cluster", False), ("merged", True), ("nn", False), ("nn", True)])
 def test_strict_equals_the_memory_in_process_and_resumes_after_the_actors_died(
     jobs: Any, kind: str, relayed: bool, tmp_path: Path
 ) -> None:

@@ -16,13 +16,14 @@ def test_the_measured_corpus_gets_the_measured_settings() -> None:
     """configs/gsc_ssps_simclr.yaml: 2,551 utterances of 4 s, 320 speakers."""
     found = sizes(2551, 4.0, TWO, per_speaker=2551 / 320)
     assert (found.batch, found.workers, found.segment_s, found.reference_s, found.disjoint) == (64, 1, 1.0, 4.0, True)
-    assert found.clusters == pytest.approx(500, rel=0.02) and found.width == 64
+    assert found.clusters == pytest.approx(320, rel=0.02) and found.width == 64
+    assert found.merged_from == pytest.approx(1260, rel=0.02)
     assert 22 <= found.epochs <= 24 and found.epoch_steps == 0 and found.steps == pytest.approx(900, rel=0.05)
 
 
 def test_the_published_corpus_gets_the_published_clusters() -> None:
     found = sizes(1_092_009, 4.0, Machine(64, 8, 80.0), per_speaker=1_092_009 / 5994)
-    assert found.clusters == pytest.approx(25_000, rel=0.02)
+    assert found.clusters == pytest.approx(25_000, rel=0.02) and found.merged_from == 0
     assert (found.workers, found.batch, found.width, found.segment_s, found.epoch_steps) == (8, 1024, 512, 2.0, 0)
 
 
@@ -40,12 +41,16 @@ def test_everything_fits_together(machine: Machine) -> None:
         assert 8 <= found.shard_utterances <= 512
         assert found.clusters == 0 or (2 < found.clusters < utterances and not sounds and found.epoch_steps == 0)
         assert utterances >= 2000 or found.clusters == 0
+        assert found.merged_from == 0 or found.clusters < found.merged_from <= min(20_000, utterances)
 
 
-def test_clusters_are_smaller_than_speakers() -> None:
+def test_clusters_are_not_larger_than_speakers() -> None:
+    """And smaller where there are so many that they are not merged."""
     few = sizes(4000, 4.0, TWO, per_speaker=4.0)
     many = sizes(4000, 4.0, TWO, per_speaker=400.0)
-    assert 4000 / few.clusters < 4 <= 4000 / many.clusters
+    assert 4000 / few.clusters == 4 < 4000 / many.clusters
+    huge = sizes(3_000_000, 4.0, Machine(64, 8, 80.0), per_speaker=20.0)
+    assert huge.merged_from == 0 and 3_000_000 / huge.clusters < 20
 
 
 @pytest.mark.parametrize(
