@@ -144,8 +144,7 @@ def _merged(coordinator: Coordinator, clusters: int, found: Clusters) -> Cluster
     coordinator.partitions.every(Partition.relabel, table)
     together = np.zeros((clusters, coordinator.dim))
     np.add.at(together, table, sums)
-    largest = found.centroids[np.unique(table, return_index=True)[1]]
-    centroids = directions(together, largest)
+    centroids = directions(together, found.centroids[np.unique(table, return_index=True)[1]])
     objective = float((together * centroids).sum()) / coordinator.rows
     return Clusters(centroids, objective, found.repaired)
 

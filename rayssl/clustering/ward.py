@@ -1,9 +1,8 @@
 """Ward's criterion: which of many small clusters belong together (Ward, 1963).
 
 Merging two clusters adds ``n_a n_b / (n_a + n_b) |m_a - m_b|^2`` to the sum of the squared distances to the means; the
-pair that adds least is merged first. k-means of as many small clusters as are merged afterwards finds far purer
-clusters than k-means of the final number, because a poor start is not mended by Lloyd's iterations where clusters have
-few members.
+pair that adds least is merged first. Where clusters have few members, those merged from the smaller clusters of a
+k-means are purer than those of a k-means with the final number (`configs/README.md`).
 
 Pairs that are nearest to each other are merged at the same time. This gives the same tree as one pair after the other:
 by this criterion a merged cluster is never nearer to a third one than the nearer of its halves was (Murtagh, 1983).
