@@ -1,11 +1,11 @@
 """Which positives SSPS would find among the references of an encoder, plain and whitened: a table of configs/README.md.
 
     rayssl embed RUN runs/gsc/train embeddings --local
-    python -m tests.bench.positives_table embeddings [--neighbours 1 3 5 7] [--clusters 320 500 800]
+    python -m tests.bench.positives_table embeddings [--neighbours M ...] [--clusters K ...] [--merged-from 1260]
 
 Prints how much of the variance lies between speakers and between recording conditions (the part behind ``#`` of a
 recording's name), and how often the speaker of a positive is the anchor's: a positive is one of the M nearest
-references, or another utterance of the same of K clusters.
+references, or another utterance of the same of K clusters, made by k-means alone or merged from smaller ones.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def of_nearest(rows: Floats, speakers: Ints, count: int) -> float:
     return float((speakers[nearest] == speakers[:, None]).mean())
 
 
-def of_clusters(rows: Floats, speakers: Ints, clusters: int) -> tuple[float, float]:
+def of_clusters(rows: Floats, speakers: Ints, clusters: int, merged_from: int = 0) -> tuple[float, float]:
     """How many rows have company in their cluster, and how much of that company is of their speaker, in the mean."""
-    found = cluster(rows, clusters, mode="fast", seed=0).assignment
+    found = cluster(rows, clusters, merged_from=merged_from, mode="fast", seed=0).assignment
     others = np.bincount(found)[found] - 1
     same = np.array([(speakers[found == found[i]] == speakers[i]).sum() - 1 for i in range(len(found))])
     some = others > 0
@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("embeddings")
     parser.add_argument("--neighbours", type=int, nargs="+", default=[1, 3, 5, 7])
     parser.add_argument("--clusters", type=int, nargs="+", default=[320, 500, 800])
+    parser.add_argument("--merged-from", type=int, default=1260)
     arguments = parser.parse_args()
     table = pq.read_table(arguments.embeddings)
     plain = unit(np.stack(table["embedding"].to_numpy(zero_copy_only=False)))
@@ -87,9 +88,11 @@ def main() -> None:
     for count in arguments.neighbours:
         cells = [f"{100 * of_nearest(rows, speakers, count):.0f}" for rows in both]
         print(f"| right speaker among the {count} nearest % | {' | '.join(cells)} |")
-    for clusters in arguments.clusters:
-        cells = ["{1:.0f} ({0:.0f})".format(*(100 * x for x in of_clusters(rows, speakers, clusters))) for rows in both]
-        print(f"| right speaker in {clusters} clusters (coverage) % | {' | '.join(cells)} |", flush=True)
+    for title, merged_from in (("clusters", 0), ("merged clusters", arguments.merged_from)):
+        for clusters in arguments.clusters:
+            found = [of_clusters(rows, speakers, clusters, merged_from) for rows in both]
+            cells = " | ".join(f"{100 * right:.0f} ({100 * some:.0f})" for some, right in found)
+            print(f"| right speaker in {clusters} {title} (coverage) % | {cells} |", flush=True)
 
 
 if __name__ == "__main__":
