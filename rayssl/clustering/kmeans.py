@@ -140,13 +140,13 @@ def _merged(coordinator: Coordinator, clusters: int, found: Clusters) -> Cluster
         return np.concatenate(nearest), np.concatenate(costs)
 
     sums, sizes = coordinator.sums(), coordinator.sizes().sum(axis=0)
-    table = merge_table(sums, sizes, clusters, near)
+    table, suggested = merge_table(sums, sizes, clusters, near)
     coordinator.partitions.every(Partition.relabel, table)
     together = np.zeros((clusters, coordinator.dim))
     np.add.at(together, table, sums)
     centroids = directions(together, found.centroids[np.unique(table, return_index=True)[1]])
     objective = float((together * centroids).sum()) / coordinator.rows
-    return Clusters(centroids, objective, found.repaired)
+    return Clusters(centroids, objective, found.repaired, suggested)
 
 
 def is_exact(clusters: int, dim: int) -> bool:

@@ -12,11 +12,15 @@ Mode = Literal["exact", "fast"]
 
 @dataclass(frozen=True)
 class Clusters:
-    """K clusters: ``centroids [K, D]`` float32 of norm 1; the rest as in `KMeans`."""
+    """K clusters: ``centroids [K, D]`` float32 of norm 1; the rest as in `KMeans`.
+
+    ``suggested``: `rayssl.clustering.ward.suggested_clusters`, where clusters were merged; else 0.
+    """
 
     centroids: np.ndarray
     objective: float
     repaired: int
+    suggested: int = 0
 
 
 @dataclass(frozen=True)

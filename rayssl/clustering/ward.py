@@ -19,36 +19,58 @@ Near = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarr
 """`nearest_merges` by whoever does it: the parts of the points, perhaps on a GPU."""
 
 
-def merge_table(sums: np.ndarray, sizes: np.ndarray, clusters: int, near: Near) -> np.ndarray:
+_FEWEST = 10  # clusters that are suggested: below, a step of one is too coarse for a slope
+_SPAN = 1.2  # from K / 1.2 to 1.2 K the slope at K is measured
+
+
+def merge_table(sums: np.ndarray, sizes: np.ndarray, clusters: int, near: Near) -> tuple[np.ndarray, int]:
     """Merges M clusters into K = ``clusters``: the new number of each, int32 ``[M]``, numbered as they first occur.
 
-    ``sums [M, D]`` float64 of the members, and their numbers ``sizes [M]``, all at least 1. Raises ValueError unless
-    1 <= K <= M. Needs 16 M D bytes besides ``sums``.
+    ``sums [M, D]`` float64 of the members, and their numbers ``sizes [M]``, all at least 1. Also returns
+    `suggested_clusters` of the whole tree. Raises ValueError unless 1 <= K <= M. Needs 16 M D bytes besides ``sums``.
     """
     if not 1 <= clusters <= len(sums):
         raise ValueError(f"clusters must be in 1..{len(sums)}, the number of those that are merged, got {clusters}")
-    merges = len(sums) - clusters
-    costs, kept, gone = _tree(sums.copy(), sizes.astype(np.int64), merges, near)
-    first = np.argsort(costs, kind="stable")[:merges]
+    costs, kept, gone = _tree(sums.copy(), sizes.astype(np.int64), near)
+    first = np.argsort(costs, kind="stable")[: len(sums) - clusters]
     into = np.arange(len(sums))
     into[gone[first]] = kept[first]  # each is merged into a lower one, once at the most
     while not np.array_equal(into, further := into[into]):
         into = further
     table: np.ndarray = np.unique(into, return_inverse=True)[1].astype(np.int32)
-    return table
+    return table, suggested_clusters(costs)
 
 
-def _tree(sums: np.ndarray, sizes: np.ndarray, merges: int, near: Near) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """At least the ``merges`` cheapest merges of the whole tree: costs, and the numbers of both clusters (kept, gone).
+def suggested_clusters(costs: np.ndarray) -> int:
+    """At how many clusters the cost of a merge falls most steeply, on logarithmic scales: in 10..M/2, else 0.
+
+    ``costs [M - 1]`` of all merges. While parts of a group are merged, costs are low; where whole groups are merged,
+    they are high. So this is about the number of groups, if the groups are what differs most.
+    """
+    wanted = np.arange(_FEWEST, (len(costs) + 1) // 2 + 1)
+    highest = float(costs.max(initial=0))
+    if not len(wanted) or highest <= 0:
+        return 0
+    falling = np.log(np.maximum(np.sort(costs)[::-1], 1e-9 * highest))  # entry k - 1: from k + 1 clusters to k
+    fewer = np.round(wanted / _SPAN).astype(np.int64)
+    more = np.minimum(np.round(wanted * _SPAN).astype(np.int64), len(costs))
+    slopes = (falling[fewer - 1] - falling[more - 1]) / np.log(more / fewer)
+    return int(wanted[slopes.argmax()])
+
+
+def _tree(sums: np.ndarray, sizes: np.ndarray, near: Near) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All M - 1 merges, until one cluster is left: costs, and the numbers of both clusters (kept, gone).
 
     ``sums`` and ``sizes`` change in place.
     """
     numbers = np.arange(len(sums))
-    nearest, costs = near(*_means(sums, sizes), numbers)
-    made: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    while len(numbers) > 1 and not _complete(made, merges, costs.min()):
-        low, high = _pairs(nearest, costs)
-        made.append((costs[low], numbers[low], numbers[high]))
+    costs, kept, gone = np.empty(len(sums) - 1, dtype=np.float32), numbers[1:].copy(), numbers[1:].copy()
+    nearest, least = near(*_means(sums, sizes), numbers)
+    made = 0
+    while len(numbers) > 1:
+        low, high = _pairs(nearest, least)
+        now = slice(made, made := made + len(low))
+        costs[now], kept[now], gone[now] = least[low], numbers[low], numbers[high]
         sums[low] += sums[high]
         sizes[low] += sizes[high]
         touched, stays = np.zeros(len(numbers), dtype=bool), np.ones(len(numbers), dtype=bool)
@@ -57,23 +79,11 @@ def _tree(sums: np.ndarray, sizes: np.ndarray, merges: int, near: Near) -> tuple
         stale = (touched | touched[nearest])[stays]
         place = np.cumsum(stays) - 1
         sums, sizes, numbers = sums[stays], sizes[stays], numbers[stays]
-        nearest, costs = place[nearest[stays]], costs[stays]
+        nearest, least = place[nearest[stays]], least[stays]
         if len(numbers) > 1:
             again = np.flatnonzero(stale)
-            nearest[again], costs[again] = near(*_means(sums, sizes), again)
-    if not made:
-        return costs[:0], numbers[:0], numbers[:0]
-    joined = [np.concatenate(each) for each in zip(*made, strict=True)]
-    return joined[0], joined[1], joined[2]
-
-
-def _complete(made: list[tuple[np.ndarray, np.ndarray, np.ndarray]], merges: int, least: float) -> bool:
-    """Whether the ``merges`` cheapest merges are among those ``made``; ``least`` is the cost of the cheapest left.
-
-    Costs only grow towards the root, so nothing cheaper will come.
-    """
-    costs = np.concatenate([np.zeros(0), *(each[0] for each in made)])
-    return len(costs) >= merges and (merges == 0 or least >= np.partition(costs, merges - 1)[merges - 1])
+            nearest[again], least[again] = near(*_means(sums, sizes), again)
+    return costs, kept, gone
 
 
 def _pairs(nearest: np.ndarray, costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -75,6 +75,9 @@ _KNOWN = {
     "clusters_used": Measure(
         "Clusters in use", "Share of clusters of which the queue holds an utterance.", "%", 100
     ),
+    "clusters_suggested": Measure(
+        "Suggested clusters", "Where merging costs most at once: with whitening about as many as there are speakers."
+    ),
     "objective": Measure(
         "Cosine to centroids", "Mean cosine of references to the centroid of their cluster: how tight clusters are."
     ),

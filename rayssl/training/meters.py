@@ -15,7 +15,8 @@ from rayssl.methods.base import Step
 
 # What the epoch lines have of a memory. Some come late (with the first clustering), or only with labels.
 UTTERANCE_FIGURES = (
-    "cluster_largest", "cluster_median", "cluster_smallest", "clusters_used", "coverage", "empty_clusters",
+    "cluster_largest", "cluster_median", "cluster_smallest", "clusters_suggested", "clusters_used",
+    "coverage", "empty_clusters",
     "nmi_recording", "nmi_speaker", "objective", "pool_size", "queue_fill", "recording_accuracy",
     "reference_fill", "rejected", "repaired", "seconds", "speaker_accuracy", "stability", "staleness_steps",
     "useful_rate", "version",

@@ -12,7 +12,7 @@ from rayssl.clustering.partition import Partition
 from rayssl.clustering.partitions import LocalPartitions
 from rayssl.clustering.points import unit_rows
 from rayssl.clustering.similarity import normalized_mutual_information
-from rayssl.clustering.ward import merge_table, nearest_merges
+from rayssl.clustering.ward import merge_table, nearest_merges, suggested_clusters
 
 
 def _speakers(speakers: int, each: int, spread: float, dim: int = 32) -> tuple[np.ndarray, np.ndarray]:
@@ -41,10 +41,10 @@ def test_the_clusters_of_scipy(clusters: int) -> None:
     x, _ = _speakers(75, 8, 0.15)
     tree = linkage(x, "ward")
     expected = fcluster(tree, clusters, "maxclust")
-    assert _same(merge_table(x.astype(np.float64), np.ones(600), clusters, nearest_merges), expected)
+    assert _same(merge_table(x.astype(np.float64), np.ones(600), clusters, nearest_merges)[0], expected)
     if clusters <= 200:
         some = fcluster(tree, 200, "maxclust") - 1
-        table = merge_table(*_sums(x, some), clusters, nearest_merges)
+        table, _ = merge_table(*_sums(x, some), clusters, nearest_merges)
         assert table.dtype == np.int32
         assert _same(table[some], expected)
 
@@ -53,10 +53,10 @@ def test_equal_costs_end_and_are_repeatable() -> None:
     """All points in pairs, on a grid: many merges cost the same."""
     grid = np.stack(np.meshgrid(*[np.arange(4.0)] * 3), axis=-1).reshape(-1, 3).repeat(2, axis=0)
     for clusters in (64, 32, 5):
-        table = merge_table(grid, np.ones(128), clusters, nearest_merges)
+        table, _ = merge_table(grid, np.ones(128), clusters, nearest_merges)
         assert np.array_equal(np.unique(table), np.arange(clusters))
         assert np.array_equal(table[::2], table[1::2])
-        assert np.array_equal(table, merge_table(grid, np.ones(128), clusters, nearest_merges))
+        assert np.array_equal(table, merge_table(grid, np.ones(128), clusters, nearest_merges)[0])
 
 
 def test_no_pair_agrees_where_costs_are_rounded_apart() -> None:
@@ -65,7 +65,23 @@ def test_no_pair_agrees_where_costs_are_rounded_apart() -> None:
     def near(means: np.ndarray, sizes: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return (rows + 1) % len(means), 1 + rows[::-1] / 2**20
 
-    assert len(np.unique(merge_table(np.eye(6), np.ones(6), 2, near))) == 2
+    assert len(np.unique(merge_table(np.eye(6), np.ones(6), 2, near)[0])) == 2
+
+
+@pytest.mark.parametrize("speakers", [40, 300])
+def test_the_number_of_groups_is_suggested(speakers: int) -> None:
+    x, _ = _speakers(speakers, 8, 0.12)
+    for asked in (speakers // 2, speakers):
+        partitions = LocalPartitions([Partition(x, threads=1)])
+        found = cluster_parts(partitions, asked, merged_from=3 * speakers, seed=0)
+        assert found.suggested == pytest.approx(speakers, rel=0.15)
+
+
+def test_nothing_is_suggested_without_a_tree() -> None:
+    assert suggested_clusters(np.zeros(100)) == 0
+    assert suggested_clusters(np.zeros(0)) == 0
+    assert suggested_clusters(np.ones(18)) == 0 < suggested_clusters(np.ones(19))
+    assert cluster_parts(LocalPartitions([Partition(np.eye(20, 16))]), 5, seed=0).suggested == 0
 
 
 def test_small_groups_are_found_where_lloyd_fails() -> None:

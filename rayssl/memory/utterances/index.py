@@ -60,7 +60,8 @@ class Draw:
 @dataclass(frozen=True)
 class Clustering:
     """``assignment [N]`` int32 (-1: has no reference), ``centroids [K, Dr]`` and ``nearest [K, M]`` int32, others near
-    each; ``objective``: mean cosine; ``repaired``: clusters that had been empty.
+    each; ``objective``: mean cosine; ``repaired``: clusters that had been empty; ``suggested``: how many there should
+    be by the tree of those merged, 0 if none were.
     """
 
     assignment: np.ndarray
@@ -68,6 +69,7 @@ class Clustering:
     nearest: np.ndarray
     objective: float
     repaired: int
+    suggested: int = 0
 
 
 class Index:
@@ -178,14 +180,17 @@ class Index:
         self._layout = Layout(clustering.assignment, len(clustering.centroids))
 
     def judged(self) -> dict[str, float]:
-        """The assignment in use: objective, repaired, clusters_used, the sizes of the smallest, the median and the
-        largest cluster, empty_clusters, from the second clustering on stability, and where there are labels nmi_speaker
-        and nmi_recording; see `UtteranceMemory.refresh`. Empty where nothing is clustered.
+        """The assignment in use: objective, repaired, where clusters were merged clusters_suggested, clusters_used, the
+        sizes of the smallest, the median and the largest cluster, empty_clusters, from the second clustering on
+        stability, and where there are labels nmi_speaker and nmi_recording; see `UtteranceMemory.refresh`. Empty where
+        nothing is clustered.
         """
         if not self.settings.clustered:
             return {}
         assignment = self._clustering.assignment
         result = {"objective": self._clustering.objective, "repaired": float(self._clustering.repaired)}
+        if self._clustering.suggested:
+            result["clusters_suggested"] = float(self._clustering.suggested)
         result["clusters_used"] = self._clusters_used()
         sizes = np.bincount(assignment[assignment >= 0], minlength=self.settings.clusters)
         ends = {"smallest": sizes.min(), "median": np.median(sizes), "largest": sizes.max()}
@@ -330,13 +335,15 @@ def _named(prefix: str, clustering: Clustering) -> dict[str, np.ndarray]:
         f"{prefix}.assignment": clustering.assignment,
         f"{prefix}.centroids": clustering.centroids,
         f"{prefix}.nearest": clustering.nearest,
-        f"{prefix}.figures": np.array([clustering.objective, clustering.repaired], dtype=np.float64),
+        f"{prefix}.figures": np.array(
+            [clustering.objective, clustering.repaired, clustering.suggested], dtype=np.float64
+        ),
     }
 
 
 def _clustering(state: Mapping[str, np.ndarray], prefix: str) -> Clustering:
-    objective, repaired = state[f"{prefix}.figures"].tolist()
+    objective, *counts = state[f"{prefix}.figures"].tolist()  # one count in states of before clusters were merged
     assignment, centroids, nearest = (
         state[f"{prefix}.{name}"].copy() for name in ("assignment", "centroids", "nearest")
     )
-    return Clustering(assignment, centroids, nearest, objective, int(repaired))
+    return Clustering(assignment, centroids, nearest, objective, *(int(count) for count in counts))

@@ -58,7 +58,8 @@ class UtteranceMemory:
     def refresh(self, epoch: int) -> dict[str, float]:
         """Brings another clustering into use, see `rayssl.memory.utterances.refresh`, and compares it with the labels.
 
-        Returns version, seconds, objective (mean cosine), repaired, clusters_used; cluster_smallest, cluster_median,
+        Returns version, seconds, objective (mean cosine), repaired, clusters_used; where clusters were merged
+        clusters_suggested (`rayssl.clustering.ward.suggested_clusters`); cluster_smallest, cluster_median,
         cluster_largest (utterances); empty_clusters, the share of clusters without an utterance; from the second
         clustering on stability, the normalised mutual information with the one before (0..1); and where there are
         labels nmi_speaker, nmi_recording. Utterances without a reference belong to no cluster. Raises ValueError when

@@ -121,7 +121,7 @@ def _cluster(
     assignment[filled] = np.concatenate(labels)
     if settings.neighbours and settings.device == "cpu":
         nearest = nearest_centroids(found.centroids, settings.neighbours)
-    return Clustering(assignment, found.centroids, nearest, found.objective, found.repaired)
+    return Clustering(assignment, found.centroids, nearest, found.objective, found.repaired, found.suggested)
 
 
 def _whitening(stores: RowStores) -> Whitening:
