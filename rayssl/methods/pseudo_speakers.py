@@ -98,7 +98,8 @@ class PseudoSpeakersConfig(MethodConfig):
     merged_from: int = Field(0, ge=0)
     """The number of smaller clusters that k-means makes first; Ward's criterion then merges them into ``clusters``. 0
     leaves this out. Two to four times ``clusters`` finds much purer clusters where each has few utterances; the cost
-    grows with the square of this number.
+    grows with the square of this number. With ``whiten``, the clustering then also says how many clusters it suggests,
+    which is about the number of speakers.
     """
     kmeans: Mode = "fast"
     """``exact`` is Lloyd's algorithm. ``fast`` compares with fewer centroids and moves clusters to regions that lack

@@ -97,7 +97,8 @@ class SSPSConfig(MethodConfig):
     merged_from: int = Field(0, ge=0)
     """The number of smaller clusters that k-means makes first; Ward's criterion then merges them into ``clusters``. 0
     leaves this out. Not in the paper. Two to four times ``clusters`` finds much purer clusters where each has few
-    utterances; the cost grows with the square of this number.
+    utterances; the cost grows with the square of this number. With ``whiten``, each clustering then also says how many
+    clusters it suggests, which is about the number of speakers.
     """
     neighbours: int = Field(1, ge=0)
     """The number M of nearest other clusters (or, with ``nn``, of nearest utterances) that a positive is drawn from. 0

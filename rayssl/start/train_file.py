@@ -230,7 +230,11 @@ def _ssps(made: YamlText, plan: Plan) -> None:
     )
     made.key("clusters", size.clusters, indent=2)
     if size.merged_from:
-        made.say("k-means makes this many clusters, and those that belong together become one.", indent=2)
+        made.say(
+            "k-means makes this many clusters, and those that belong together become one. The training then says how "
+            "many clusters it suggests: about as many as there are speakers.",
+            indent=2,
+        )
         made.key("merged_from", size.merged_from, indent=2)
     made.key("neighbours", 0, indent=2)
 

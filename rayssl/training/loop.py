@@ -210,7 +210,9 @@ class Loop:
         if state.log is not None:
             # logged at the next step: a run that resumes from the checkpoint before clusters again and logs it again
             state.log.write("refresh", self.step + 1, epoch=epoch + 1, **metrics)
-        self.teller.phase(epoch, "clustered the memory", time.perf_counter() - began)
+        suggested = metrics.get("clusters_suggested")
+        told = "" if suggested is None else f" ({suggested:.0f} clusters suggested)"
+        self.teller.phase(epoch, "clustered the memory" + told, time.perf_counter() - began)
         self.refreshed = metrics
         self.leave_out(time.perf_counter() - began)
 
