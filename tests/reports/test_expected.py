@@ -60,6 +60,10 @@ def test_a_run_is_drawn_on_its_band() -> None:
     assert "other settings" not in said
     off = str(expected.section(run(2, shift=5.0, temperature=0.2), band))
     assert "1 of 2 figures" in off and "'above'" in off and "method.temperature" in off
+    newer = run(2, merged=0)
+    assert "method.merged" in str(expected.section(newer, band))
+    newer = replace(newer, origin={**newer.origin, "origins": {"method.merged": "default"}})
+    assert "other settings" not in str(expected.section(newer, band))
     page = render(run(2), band=band)
     assert "Against the expected course" in page and "Training loss: the run and the band" in page
     assert "Against the expected course" not in render(run(2))

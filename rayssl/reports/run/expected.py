@@ -134,7 +134,11 @@ def section(run: Run, band: Band | None) -> Section:
     inside = sum(row.cells[-1] == "inside" for row in rows)
     whose = f"{len(band.seeds)} seeds ({band.config}, {band.commit[:9]})"
     said = f"{inside} of {len(rows)} figures lie in the band of {whose}."
-    differing = _differing(band.settings, _settings(run))
+    origins = run.origin.get("origins")
+    defaults = {key for key, origin in origins.items() if origin == "default"} if isinstance(origins, dict) else set()
+    # a key that is younger than the band, and that the run leaves at its default, is as it was then
+    given = {key: value for key, value in _settings(run).items() if key in band.settings or key not in defaults}
+    differing = _differing(band.settings, given)
     blocks: list[Block] = [text(said)]
     if differing:
         blocks.append(text(f"The run has other settings than the band: {', '.join(differing)}.", "problem"))
