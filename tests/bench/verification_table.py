@@ -39,6 +39,7 @@ class Row:
 
 
 PLAIN = ("method.whiten=false", "method.references=rolling", "method.kmeans=exact")
+MERGED = ("method.clusters=320", "method.merged_from=1260")
 KMEANS = ("method.clusters=500", "method.merged_from=0")
 NEAREST = ("method.sampling=nn", "method.neighbours=3")
 BOUND = (*PLAIN, "method.sampling=speaker")
@@ -64,10 +65,10 @@ def published(clusters: int, neighbours: int) -> tuple[str, ...]:
 ROWS = (
     Row("SimCLR, half of the epochs", "simclr", "gsc_simclr.yaml", which="epoch-12"),
     Row("SimCLR, as many epochs more", "simclr", "gsc_simclr.yaml"),
-    Row("SimCLR + SSPS", "merged", "gsc_ssps_simclr.yaml"),
+    Row("SimCLR + SSPS", "merged", "gsc_ssps_simclr.yaml", MERGED),
     Row("SimCLR + SSPS, k-means alone, K = 500", "ssps", "gsc_ssps_simclr.yaml", KMEANS),
     Row("SimCLR, 48 epochs", "simclr48", "gsc_simclr.yaml", LONG),
-    Row("SimCLR 12 + SSPS 36", "merged48", "gsc_ssps_simclr.yaml", LONG),
+    Row("SimCLR 12 + SSPS 36", "merged48", "gsc_ssps_simclr.yaml", (*MERGED, *LONG)),
     Row("SimCLR 12 + SSPS 36, k-means alone, K = 500", "ssps48", "gsc_ssps_simclr.yaml", (*KMEANS, *LONG)),
     Row("SimCLR + SSPS-NN, M = 3", "nn", "gsc_ssps_simclr.yaml", NEAREST),
     Row("SimCLR + SSPS as published, K = 320, M = 0", "k320", "gsc_ssps_simclr.yaml", published(320, 0)),
@@ -84,7 +85,7 @@ ROWS = (
         for name, title in BASES.items()
         for row in (
             Row(title, name, f"gsc_{name}.yaml"),
-            Row(f"{title} + SSPS", f"merged_{name}", f"gsc_ssps_{name}.yaml"),
+            Row(f"{title} + SSPS, merged clusters", f"merged_{name}", f"gsc_ssps_{name}.yaml", MERGED),
             Row(f"{title} + SSPS, k-means alone", f"ssps_{name}", f"gsc_ssps_{name}.yaml", KMEANS),
         )
     ),
