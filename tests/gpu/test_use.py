@@ -16,6 +16,7 @@ from rayssl.clustering.gpu.partition import TorchPartition
 from rayssl.clustering.gpu.rows import DeviceRows
 from rayssl.clustering.kmeans import cluster, cluster_partition, cluster_parts
 from rayssl.clustering.partitions import LocalPartitions
+from rayssl.clustering.similarity import normalized_mutual_information
 from rayssl.clustering.whitening import Moments, Whitening
 from rayssl.evaluation.embeddings import embed_utterances
 from rayssl.memory.utterances.positives import nearest_rows
@@ -51,6 +52,18 @@ def test_kernels_and_torch_find_the_same(gpu: str, monkeypatch: pytest.MonkeyPat
     plain = cluster_partition(TorchPartition(x, device=gpu, precision="float32"), 40, seed=0, iterations=3)
     assert (kernel.assignment == plain.assignment).mean() > 0.999
     np.testing.assert_allclose(kernel.centroids, plain.centroids, atol=2e-3)
+
+
+def test_clusters_are_merged(gpu: str) -> None:
+    """The same groups as on the CPU from the same start, the same bits twice, and in two parts."""
+    x = points(KMeansCase(4000, 64, 400, spread=0.7))[0]
+    cpu = cluster(x, 400, merged_from=1200, seed=0, iterations=5)
+    found, again = (cluster(x, 400, merged_from=1200, seed=0, iterations=5, device=named(gpu)) for _ in range(2))
+    assert np.array_equal(found.assignment, again.assignment)
+    assert normalized_mutual_information(found.assignment, cpu.assignment) > 0.99
+    assert found.objective == pytest.approx(cpu.objective, rel=0.001)
+    parts = LocalPartitions([TorchPartition(half, device=gpu) for half in (x[:1301], x[1301:])])
+    assert cluster_parts(parts, 400, merged_from=1200, seed=0, iterations=5).suggested == pytest.approx(400, rel=0.15)
 
 
 def test_empty_clusters_are_filled(gpu: str) -> None:
