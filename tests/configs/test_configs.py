@@ -70,6 +70,7 @@ def made_small(tree: dict[str, Any]) -> list[str]:
     method: dict[str, Any] = tree["method"]
     over = method.get("over", {}) if method["name"] == "ssps" else method
     changes = [*QUICK, *(QUICK_SSPS if method["name"] == "ssps" else ())]
+    changes += ["method.merged_from=6"] if method.get("merged_from") else []
     encoder, at = tree["encoder"], "encoder"
     if learns_sequences(tree):
         encoder = None
