@@ -27,7 +27,7 @@ def merge_table(sums: np.ndarray, sizes: np.ndarray, clusters: int, near: Near) 
     """Merges M clusters into K = ``clusters``: the new number of each, int32 ``[M]``, numbered as they first occur.
 
     ``sums [M, D]`` float64 of the members, and their numbers ``sizes [M]``, all at least 1. Also returns
-    `suggested_clusters` of the whole tree. Raises ValueError unless 1 <= K <= M. Needs 16 M D bytes besides ``sums``.
+    `suggested_clusters` of the whole tree. Raises ValueError unless 1 <= K <= M. Needs 20 M D bytes besides ``sums``.
     """
     if not 1 <= clusters <= len(sums):
         raise ValueError(f"clusters must be in 1..{len(sums)}, the number of those that are merged, got {clusters}")

@@ -16,7 +16,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from rayssl.clustering.kmeans import cluster
+from rayssl.clustering.kmeans import cluster, cluster_parts
+from rayssl.clustering.partition import Partition
+from rayssl.clustering.partitions import LocalPartitions
 from rayssl.clustering.whitening import Whitening
 
 Floats = NDArray[np.float32]
@@ -65,6 +67,12 @@ def of_clusters(rows: Floats, speakers: Ints, clusters: int, merged_from: int = 
     return float(some.mean()), float((same[some] / others[some]).mean())
 
 
+def suggested(rows: Floats, merged_from: int) -> int:
+    """How many clusters the tree of those merged suggests."""
+    parts = LocalPartitions([Partition(rows)])
+    return cluster_parts(parts, merged_from // 4, merged_from=merged_from, mode="fast", seed=0).suggested
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -88,6 +96,8 @@ def main() -> None:
     for count in arguments.neighbours:
         cells = [f"{100 * of_nearest(rows, speakers, count):.0f}" for rows in both]
         print(f"| right speaker among the {count} nearest % | {' | '.join(cells)} |")
+    numbers = " | ".join(str(suggested(rows, arguments.merged_from)) for rows in both)
+    print(f"| clusters suggested, of {arguments.merged_from} merged | {numbers} |", flush=True)
     for title, merged_from in (("clusters", 0), ("merged clusters", arguments.merged_from)):
         for clusters in arguments.clusters:
             found = [of_clusters(rows, speakers, clusters, merged_from) for rows in both]
