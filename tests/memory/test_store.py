@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from rayssl.memory.pieces import Kind, Piece, cuts, limits, pieces_of
-from rayssl.memory.utterances import store
+from rayssl.memory.utterances import index, store
 from rayssl.memory.utterances.exchange import RememberArrays
+from rayssl.memory.utterances.index import Clustering
 from rayssl.memory.utterances.memory import UtteranceMemory
 from rayssl.memory.utterances.settings import MemorySettings, bytes_needed
 from rayssl.memory.utterances.store import Store
@@ -274,3 +275,13 @@ def test_bytes_needed_are_those_of_the_arrays() -> None:
     assert rows == store
     copied = bytes_needed(replace(settings, overlapped=True), 2)[1]
     assert rows + memory.stores[0].rows()["references"].nbytes == copied
+
+
+def test_a_state_of_before_clusters_were_merged_is_read() -> None:
+    """It has the objective and one count; what was suggested is not known then."""
+    now = Clustering(np.zeros(3, np.int32), np.eye(2, dtype=np.float32), np.zeros((2, 0), np.int32), 0.5, 1, 7)
+    state = index.pending(now)
+    assert index._clustering(state, "pending").suggested == 7
+    state["pending.figures"] = state["pending.figures"][:2]
+    read = index._clustering(state, "pending")
+    assert (read.objective, read.repaired, read.suggested) == (0.5, 1, 0)
