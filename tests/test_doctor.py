@@ -139,6 +139,15 @@ def test_this_environment() -> None:
     assert {finding.what for finding in machine.machine()} >= {"Python", "CPU cores", "memory", "disk", "ports"}
 
 
+def test_a_gpu_needs_a_compiler() -> None:
+    assert packages.kernels("H200", None).state == "ok"
+    finding = packages.kernels("H200", "Python.h (Debian's package python3-dev)")
+    assert (
+        finding.state == "warn" and finding.found == "H200, but Python.h (Debian's package python3-dev) was not found"
+    )
+    assert "python3-dev" in finding.fix
+
+
 def test_a_folder(tmp_path: Path) -> None:
     """Nothing is left, of folders that were made on the way neither."""
     (tmp_path / "there").mkdir()

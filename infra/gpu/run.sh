@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Measures a GPU in one call, on the machine that has it; what `infra/gpu/pack.sh` made is unpacked first.
 #
-#   bash infra/gpu/run.sh PART...       prepare step layouts compiled kmeans train tests
+#   bash infra/gpu/run.sh PART...       prepare compiled step layouts kmeans train tests
 #
 # prepare: a synthetic corpus, beside the next parts, for train.   tests: the layer gpu.
 # step, kmeans: with an older tree in .gpu/before.tar.gz both are measured, before and now, in turn.
-# layouts: the steps of the present tree with the layout of a CPU.   compiled: with training.compile, to see if it pays.
+# compiled: the steps of SimCLR and SSPS with training.compile, as a long training has them; the compiler takes a minute
+# or two of its 200 s.   step: the same and DINO, not compiled.   layouts: step with the layout of a CPU.
 # train: SSPS from end to end, and the step of the same sizes without stream and memory, to compare.
 #
 # All parts together take at most SECONDS_ALL seconds (default 570). A part that is cut off, or that is left no time,
@@ -69,9 +70,9 @@ for part in "$@"; do
         in_tree now 200 python3 -m pytest -v -p no:cacheprovider --layers gpu tests/gpu >"$logs/tests.log" 2>&1
         tail -n 25 "$logs/tests.log"
         ;;
-    step) for name in "${trees[@]}"; do measured "$name" "$name" 100 step ${STEP:-}; done ;;
-    layouts) measured plain now 100 step --plain ${STEP:-} ;;
-    compiled) measured compiled now 200 step ${STEP:-} training.compile=true ;;
+    step) for name in "${trees[@]}"; do measured "$name" "$name" 100 step ${STEP:-} training.compile=false; done ;;
+    layouts) measured plain now 100 step --plain ${STEP:-} training.compile=false ;;
+    compiled) measured compiled now 200 step --only simclr,ssps ${STEP:-} training.compile=true ;;
     kmeans) for name in "${trees[@]}"; do measured "$name" "$name" 110 kmeans --tiles ${KMEANS:-}; done ;;
     train)
         wait "${preparing:?prepare comes before train}"
@@ -79,7 +80,7 @@ for part in "$@"; do
             >"$logs/train.log" 2>&1 && in_tree now 60 python3 -m rayssl.cli evaluate runs/ssps >>"$logs/train.log" 2>&1)
         tail -n 25 "$logs/train.log"
         cp "$work/runs/ssps/metrics.jsonl" "$logs/" || true
-        measured like_train now 60 step --only ssps ${STEP:-} views.reference_s=3.0
+        measured like_train now 60 step --only ssps ${STEP:-} views.reference_s=3.0 training.compile=false
         ;;
     *) say "unknown part $part" ;;
     esac

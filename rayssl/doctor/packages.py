@@ -96,6 +96,8 @@ def gpu() -> Finding:
     """Whether torch finds the GPUs, computes correctly on them in bf16, and has NCCL."""
     import torch
 
+    from rayssl.training.kernels import triton_lacks
+
     driver = Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidia0").exists()
     if not torch.cuda.is_available():
         if driver:
@@ -125,7 +127,15 @@ def gpu() -> Finding:
         version = ".".join(map(str, torch.cuda.nccl.version()))
     except (RuntimeError, AttributeError):
         return warn("GPU", f"{said}, bf16, no NCCL", "install a torch with NCCL: ranks on GPUs communicate through it")
-    return ok("GPU", f"{said}, bf16, NCCL {version}")
+    return kernels(f"{said}, bf16, NCCL {version}", triton_lacks())
+
+
+def kernels(said: str, lacks: str | None) -> Finding:
+    """Whether kernels can be made for the GPUs: ``lacks`` as `rayssl.training.kernels.triton_lacks` says it."""
+    if lacks is None:
+        return ok("GPU", said)
+    fix = "install it (on Debian: gcc, python3-dev): without it ECAPA-TDNN is not compiled, and k-means is slower"
+    return warn("GPU", f"{said}, but {lacks} was not found", fix)
 
 
 def _applying(text: str, extras: frozenset[str]) -> Requirement | None:

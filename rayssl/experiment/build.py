@@ -126,6 +126,11 @@ def _last(job: Job) -> checkpoint.Loaded | None:
     return checkpoint.load(checkpoint.locate(job.run, "last")) if checkpoint.steps(job.run) else None
 
 
+def _repeats(job: Job) -> bool:
+    """`rayssl.training.state.TrainState.repeats`: a strict memory is promised to resume with the same bits."""
+    return job.experiment.memory.sync == "strict" and not (job.utterances is None and job.classes is None)
+
+
 def build_loop(job: Job, context: Context) -> Loop:
     """Builds the loop of one rank, and restores it from the run's last checkpoint if there is one.
 
@@ -147,7 +152,7 @@ def build_loop(job: Job, context: Context) -> Loop:
     # one rank reads the weights to start from, and `wrap` gives the others rank 0's
     source = collectives.on_rank_0(lambda: start_encoder(job, encoder))
     method = placed(_method(job, encoder), context.device)
-    compile_encoders(method, training, context.device, context.say if context.rank == 0 else lambda line: None)
+    compile_encoders(method, training, context, job.own.epoch_steps, repeats=_repeats(job))
     memory = None if job.utterances is None else context.utterance_memory(job.utterances)
     prototypes = None if job.classes is None else context.class_memory(job.classes)
     loaded = collectives.on_rank_0(lambda: _last(job))  # one rank reads it from storage
@@ -175,7 +180,7 @@ def build_loop(job: Job, context: Context) -> Loop:
             labelled_steps=None if job.labelled is None else job.labelled.pass_steps,
             nights=_night_input(job, context),
             ahead=1 if memory is None else experiment.memory.ahead,
-            repeats=experiment.memory.sync == "strict" and not (memory is None and prototypes is None),
+            repeats=_repeats(job),
             judge=judge_of(job, context.device),
         )
     )

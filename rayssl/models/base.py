@@ -93,6 +93,9 @@ class Backbone(nn.Module, Configurable):
     least_frames: int = 1
     #: Whether `lays_channels_last`; None: everywhere but on a CPU.
     channels_last: bool | None = None
+    #: Whether ``training.compile: auto`` compiles it. Networks of convolutions with batch normalisation write hardly
+    #: less then: `infra/gpu/forecast.py` counts it.
+    gains_compiled: bool = False
 
     def lays_channels_last(self, features: Tensor) -> bool:
         """Whether the channels of ``features`` should be the last axis in memory inside the network.

@@ -77,6 +77,7 @@ class Ecapa(Backbone):
 
     Config = EcapaConfig
     least_frames = max(_DILATIONS) + 1
+    gains_compiled = True
 
     def __init__(self, config: EcapaConfig, features: int) -> None:
         super().__init__()

@@ -34,9 +34,10 @@ class TrainingConfig(Config):
     figures go besides the run's folder and Ray's metrics. ``verify_every``: after so many steps one is computed again
     and its bits are compared, to find a processor that computes wrong without an error (0: never). It costs two steps.
 
-    ``compile``: whether encoders are compiled (torch.compile); ``auto``: on a GPU. The first steps wait for the
-    compiler, and losses differ in their last digits. ``tf32``: on a GPU, products and convolutions in fp32 may round
-    their inputs to 10 bits of mantissa (TF32), which its matrix units need. Without it they have all 23 bits.
+    ``compile``: whether encoders are compiled (torch.compile); ``auto``: on a GPU, for trainings of at least 10,000
+    steps, networks that gain from it. The first steps wait for the compiler, and losses differ in their last digits.
+    ``tf32``: on a GPU, products and convolutions in fp32 may round their inputs to 10 bits of mantissa (TF32), which
+    its matrix units need. Without it they have all 23 bits.
     """
 
     epochs: int = Field(100, ge=1)
@@ -61,9 +62,10 @@ class TrainingConfig(Config):
     """``bf16`` computes the network in bfloat16 by autocast, which saves time and memory on GPUs that have it (A100 and
     later); weights, losses and the optimiser stay float32. ``fp32`` is exact and right for CPUs.
     """
-    compile: bool | Literal["auto"] = False
-    """Whether ``torch.compile`` compiles the encoders; ``auto`` does on a GPU with a C compiler, and goes on without
-    where compiling fails. It takes time at the start and is for long runs; measure whether it pays. Last digits change.
+    compile: bool | Literal["auto"] = "auto"
+    """Whether ``torch.compile`` compiles the encoders. ``auto`` compiles ECAPA-TDNN for trainings of at least 10,000
+    steps on a GPU with a C compiler, and goes on without where compiling fails. It takes a minute or two at the start.
+    Last digits change.
     """
     tf32: bool = False
     """Whether products of float32 matrices may use TF32 on a GPU that has it: several times as fast, with 10 bits of

@@ -1,5 +1,6 @@
 """Hand-written gradients against finite differences and autograd."""
 
+import pytest
 import torch
 
 from rayssl.models.statistics import attended_moments, moments
@@ -33,3 +34,26 @@ def test_half_precision_is_widened() -> None:
     (mean + variance).sum().backward()
     assert x.grad is not None
     assert x.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("time", [1, 2])
+def test_either_axis_and_both_gradients(time: int) -> None:
+    x, scores = torch.randn(2, 2, 4, 5).double().requires_grad_().unbind()
+    assert torch.autograd.gradcheck(lambda x, s: (*moments(x, time), *attended_moments(x, s, time)), (x, scores))
+
+
+def test_only_weights_are_stored_wide() -> None:
+    """The gradient needs no copy of the input: what a GPU holds during a step is the input in bf16, and the weights."""
+    x, scores = torch.randn(2, 3, 50, 4).bfloat16().requires_grad_().unbind()
+    stored: list[torch.Tensor] = []
+
+    def keep(value: torch.Tensor) -> torch.Tensor:
+        stored.append(value)
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        (*_, variance) = *moments(x, 1), *attended_moments(x, scores, 1)
+    large = [value for value in stored if value.numel() == x.numel()]
+    assert [value.dtype for value in large] == [torch.bfloat16, torch.bfloat16, torch.float32]
+    assert all(value.data_ptr() == x.data_ptr() for value in large[:2])
+    assert variance.dtype == torch.float32

@@ -128,7 +128,7 @@ def test_compiled_kernels_compute_the_same(last: bool) -> None:
     from tests.models.test_encoder import build as build_encoder
 
     frontend, backbone = FITTING["ecapa"]
-    wave = 0.1 * torch.randn(4, 8000)
+    wave = 0.1 * torch.randn(4, 8000, generator=torch.Generator().manual_seed(1))
 
     def computed(*, bf16: bool, compiled: bool) -> Tensor:
         encoder = build_encoder(backbone, frontend)
@@ -151,12 +151,16 @@ def test_compiled_kernels_compute_the_same(last: bool) -> None:
     assert away(bf16=True, compiled=True) < 1.25 * away(bf16=True, compiled=False) < 0.5
 
 
-def model() -> nn.Module:
+def model(name: str = "ecapa") -> nn.Module:
     from tests.models.test_encoder import FITTING
     from tests.models.test_encoder import build as build_encoder
 
-    frontend, backbone = FITTING["ecapa"]
+    frontend, backbone = FITTING[name]
     return nn.ModuleDict({"student": build_encoder(backbone, frontend), "teacher": build_encoder(backbone, frontend)})
+
+
+def context(device: torch.device, rank: int = 0, say: Any = None) -> Any:
+    return SimpleNamespace(device=device, rank=rank, say=say)
 
 
 def compiled(module: nn.Module) -> list[bool]:
@@ -164,28 +168,73 @@ def compiled(module: nn.Module) -> list[bool]:
 
 
 @pytest.mark.parametrize(
-    ("given", "device", "expected"),
-    [("auto", CPU, False), ("auto", CUDA, True), (True, CPU, True), (False, CUDA, False)],
+    ("given", "device", "steps", "expected"),
+    [
+        ("auto", CPU, 10**6, False),
+        ("auto", CUDA, 10_000, True),
+        ("auto", CUDA, 9_998, False),
+        (True, CPU, 1, True),
+        (False, CUDA, 10**6, False),
+    ],
 )
-def test_the_key_and_the_device_decide(given: Any, device: torch.device, expected: bool) -> None:
+def test_the_key_the_device_and_the_length_decide(
+    given: Any, device: torch.device, steps: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch._dynamo.config as dynamo
+    import torch._inductor.config as inductor
 
+    monkeypatch.setattr("rayssl.training.kernels.triton_lacks", lambda: None)
     network = model()
-    with dynamo.patch(recompile_limit=8, suppress_errors=False):
-        assert compile_encoders(network, TrainingConfig(compile=given), device) is expected
+    with dynamo.patch(recompile_limit=8, suppress_errors=False), inductor.patch(deterministic=False):
+        settings = TrainingConfig(compile=given, epochs=2)
+        assert compile_encoders(network, settings, context(device), steps // 2) is expected
         assert dynamo.recompile_limit == (64 if expected else 8)
         assert dynamo.suppress_errors is (expected and given == "auto")
     assert compiled(network) == [expected] * 2
-    assert TrainingConfig().compile is False  # until a GPU has shown that it pays
+    assert TrainingConfig().compile == "auto"
 
 
-def test_without_a_c_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
+@pytest.mark.parametrize(
+    ("repeats", "verify_every", "expected"), [(True, 0, True), (False, 0, False), (False, 9, True)]
+)
+def test_what_must_repeat_is_not_chosen_by_its_time(repeats: bool, verify_every: int, expected: bool) -> None:
+    import torch._dynamo.config as dynamo
+    import torch._inductor.config as inductor
+
+    settings = TrainingConfig(compile=True, verify_every=verify_every)
+    with dynamo.patch(recompile_limit=8, suppress_errors=False), inductor.patch(deterministic=False):
+        compile_encoders(model(), settings, context(CPU), 1, repeats=repeats)
+        assert inductor.deterministic is expected
+
+
+def test_auto_compiles_what_gains_from_it() -> None:
+    import torch._dynamo.config as dynamo
+    import torch._inductor.config as inductor
+
+    network = model("fast_resnet34")
+    assert not compile_encoders(network, TrainingConfig(compile="auto"), context(CUDA), 10**6)
+    with dynamo.patch(recompile_limit=8, suppress_errors=False), inductor.patch(deterministic=False):
+        assert compile_encoders(network, TrainingConfig(compile=True), context(CUDA), 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "line"), [("", True, "a C compiler"), (None, False, "Python.h (Debian's package python3-dev)")]
+)
+def test_what_is_missing_is_said(
+    path: str | None, headers: bool, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    for file in (tmp_path / "bin" / "gcc", tmp_path / "Python.h"):
+        file.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin") if path is None else path)
     monkeypatch.delenv("CC", raising=False)
+    place = tmp_path if headers else tmp_path / "bin"
+    monkeypatch.setattr("rayssl.training.kernels.sysconfig.get_path", lambda name, scheme: str(place))
     network, lines = model(), list[str]()
-    assert not compile_encoders(network, TrainingConfig(compile="auto"), CUDA, lines.append)
+    for rank in (0, 1):
+        assert not compile_encoders(network, TrainingConfig(compile="auto"), context(CUDA, rank, lines.append), 10**6)
     assert compiled(network) == [False] * 2
-    assert len(lines) == 1 and "no C compiler" in lines[0]
+    assert len(lines) == 1 and line in lines[0]
 
 
 def flags() -> tuple[bool, bool, bool]:
