@@ -15,6 +15,7 @@ from types import FrameType
 
 from rayssl.doctor.findings import Finding
 from rayssl.errors import ConfigError, Stopped, UserError
+from rayssl.runtime import groups
 from rayssl.runtime.doctor import refused, unusable
 from rayssl.storage.attempts import PATIENCE
 
@@ -148,25 +149,17 @@ def no_leftovers() -> Iterator[None]:
     nothing is removed there.
     """
     import ray
-    from ray.util.placement_group import PlacementGroup
 
     driver = ray.get_runtime_context().worker.mode == ray.SCRIPT_MODE
-    before = _groups() if driver else set()
+    before = set(groups.of_this_job()) if driver else set()
     try:
         yield
     except Exception:
         if driver and not lost():
-            for name in _groups() - before:
-                ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))
+            for name, group in groups.of_this_job().items():
+                if name not in before:
+                    groups.give_back(group)
         raise
-
-
-def _groups() -> set[str]:
-    """The ids of the placement groups of this job: its own id is their end."""
-    import ray
-
-    job, table = ray.get_runtime_context().get_job_id(), ray.util.placement_group_table()
-    return {name for name, group in table.items() if name.endswith(job) and group["state"] != "REMOVED"}
 
 
 def addresses() -> list[str]:

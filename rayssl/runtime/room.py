@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rayssl.errors import ConfigError
 from rayssl.experiment.config import Experiment
+from rayssl.runtime.groups import asked, give_back, made
 
 _TURN_S = 1.0
 _SETTLE_S = 5.0  # how long it waits for the largest number of workers before it takes fewer
@@ -53,14 +53,14 @@ def find(
     worker, others = worker_bundle(experiment, gpu), actor_bundles(experiment, actors)
     began = told = time.monotonic()
     patience = _TRY_S
-    with _asked([worker] * counts[0] + others) as most:
+    with asked([worker] * counts[0] + others) as most:
         while True:
-            if most.wait(_TURN_S):
+            if made(most, _TURN_S):
                 return counts[0]
             waited = time.monotonic() - began
             for count in counts[1:] if waited >= _SETTLE_S else ():
-                with _asked([worker] * count + others) as fewer:
-                    if fewer.wait(patience):
+                with asked([worker] * count + others) as fewer:
+                    if made(fewer, patience):
                         return count
             if waited >= _SETTLE_S:
                 patience = min(2 * patience, _MOST_TRY_S)  # a busy head needs longer for an answer
@@ -105,23 +105,11 @@ class Growth:
 
     def _forget(self) -> None:
         import ray
-        from ray.util.placement_group import remove_placement_group
 
         groups, self._groups = self._groups, []
         if ray.is_initialized():
             for group in groups:
-                remove_placement_group(group)
-
-
-@contextmanager
-def _asked(bundles: Sequence[Bundle]) -> Iterator[Any]:
-    from ray.util.placement_group import placement_group, remove_placement_group
-
-    group = placement_group(list(bundles))
-    try:
-        yield group
-    finally:
-        remove_placement_group(group)
+                give_back(group)
 
 
 def _wanted(counts: Sequence[int], worker: Bundle, others: Sequence[Bundle]) -> str:

@@ -154,8 +154,8 @@ def test_state_goes_to_another_actor_and_nobody_is_answered_before_every_rank_ha
         first = actor.exchange.remote(call, 1, [remembered(3, 0, 1)], ids(3, 0, 1), 2)
         assert ray_cluster.wait([first], timeout=0.5)[0] == []
         second = actor.exchange.remote(call, 0, [], None, 2)  # a rank with nothing to remember counts too
-        assert ray_cluster.get(second, timeout=10) is None
-        answers.append(ray_cluster.get(first, timeout=10))
+        assert ray_cluster.get(second, timeout=60) is None
+        answers.append(ray_cluster.get(first, timeout=60))
     assert np.array_equal(answers[0].rows, answers[1].rows)
     assert answers[0].found.any()
 
@@ -175,7 +175,7 @@ def test_client_of_one_rank_and_a_state_that_does_not_fit(ray_cluster: Any, tmp_
     from rayssl.runtime.memory.actor import ActorMemory
 
     client = ActorMemory(MemorySettings(**{**SETTINGS, "utterances": 64}), MemoryConfig(threads=1), "runs/x")
-    answer = client.exchange([remembered(0, 0, 0)], ids(0, 1, 0), 0).result(timeout=10)
+    answer = client.exchange([remembered(0, 0, 0)], ids(0, 1, 0), 0).result(timeout=60)
     assert answer is not None and not answer.found.any()
     assert client.metrics()["reference_fill"] == pytest.approx(BATCH / 64)
     records = pieces.write(str(tmp_path), UtteranceMemory(MemorySettings(**{**SETTINGS, "clusters": 9})).snapshot())

@@ -62,7 +62,7 @@ class Job:
             for step in steps:
                 time.sleep(rng.uniform(0, 0.02))
                 for part in found(step, rank):
-                    self.ranks[rank](part).result(timeout=30)
+                    self.ranks[rank](part).result(timeout=60)
 
         threads = [threading.Thread(target=one, args=(rank,), daemon=True) for rank in range(WORLD)]
         for thread in threads:
@@ -123,8 +123,8 @@ def test_strict_waits_for_every_rank_and_ahead_for_none(ray_cluster: Any) -> Non
         job = Job(2, sync)
         first = job.ranks[1](found(0, 1)[0])
         assert bool(futures.wait([first], 0.5).done) == (sync == "ahead")
-        job.ranks[0](found(0, 0)[0]).result(timeout=30)
-        first.result(timeout=30)
+        job.ranks[0](found(0, 0)[0]).result(timeout=60)
+        first.result(timeout=60)
         job.end(ray_cluster)
 
 
@@ -132,5 +132,5 @@ def test_an_error_of_an_actor_reaches_the_rank(ray_cluster: Any) -> None:
     job = Job(2, "ahead")
     wrong = ClassRememberArrays(0, np.zeros((1, 6), np.float32), np.array([9]))
     with pytest.raises(ValueError, match="labels must lie in"):
-        job.ranks[0](wrong).result(timeout=30)
+        job.ranks[0](wrong).result(timeout=60)
     job.end(ray_cluster)

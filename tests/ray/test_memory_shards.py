@@ -205,9 +205,9 @@ def test_client_answers_in_order_and_says_what_is_wrong(ray_cluster: Any, tmp_pa
     client = connect(MemorySettings(**SETTINGS), MemoryConfig(threads=1, shards=2), "runs/x")
     assert isinstance(client, ShardedMemory)
     futures = [client.exchange([remembered(0, step, 0)], ids(0, step + 1, 0), 0) for step in range(4)]
-    assert all(not future.result(timeout=20).found.any() for future in futures)
+    assert all(not future.result(timeout=60).found.any() for future in futures)
     with pytest.raises(ValueError, match="ids must lie in"):
-        client.exchange([], np.array([1000]), 0).result(timeout=20)
+        client.exchange([], np.array([1000]), 0).result(timeout=60)
     assert client.metrics()["reference_fill"] == pytest.approx(4 * BATCH / SETTINGS["utterances"])
     records = pieces.write(str(tmp_path), UtteranceMemory(MemorySettings(**{**SETTINGS, "positive_dim": 4})).snapshot())
     before = client.snapshot()(str(tmp_path / "before"))
