@@ -27,6 +27,7 @@ class Saver:
     def __init__(self, run: str, config: CheckpointConfig, best: Best) -> None:
         self._run, self._config, self._best = run, config, best
         self._running: Future[None] | None = None
+        self._thread: Thread | None = None
 
     def start(self, meta: Meta, state: dict[str, Any], memory: Checkpointable | None) -> None:
         """Keeps ``state`` and the memory as they are now and begins to write them. Call it when the saver is `idle`."""
@@ -45,7 +46,8 @@ class Saver:
                 running.set_exception(error)
 
         self._running = running
-        Thread(target=run, name="checkpoint", daemon=True).start()
+        self._thread = Thread(target=run, name="checkpoint", daemon=True)
+        self._thread.start()
 
     def prune(self) -> None:
         """Removes the checkpoints that need not stay. Not while one is being written."""
@@ -58,12 +60,19 @@ class Saver:
     def check(self) -> None:
         """Raises what the last checkpoint has raised."""
         if self._running is not None and self._running.done():
+            self._end()
             running, self._running = self._running, None
             running.result()
 
     def leave(self) -> None:
         """Gives the checkpoint that is being written a last while. Raises nothing: another error has come before."""
-        self.idle(_LEAVE_S)
+        if self.idle(_LEAVE_S):
+            self._end()
+
+    def _end(self) -> None:
+        """Waits until the thread has freed its tensors: torch aborts the process if it exits meanwhile."""
+        if self._thread is not None:
+            self._thread.join()
 
 
 def _kept(value: Any) -> Any:
