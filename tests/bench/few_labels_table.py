@@ -2,13 +2,15 @@
 and recorded ones of `configs/words_prepare.yaml`, and for CLAR spoken digits of `configs/digits_prepare.yaml`.
 
     python -m tests.bench.few_labels_table imbalance [--corpus synthetic_words] [--seeds 0 1 2] [--splits same ...]
+        [--repeats 0 1]
     python -m tests.bench.few_labels_table clar [--seeds 0 1 2] [--encoders tf raw cross]
     python -m tests.bench.few_labels_table clar_time [--seeds 0 1 2] [--encoders tf raw cross]
     python -m tests.bench.few_labels_table augmentations [--seeds 0]
 
 Trains and evaluates what is missing, by the commands a user would type, and prints one Markdown row for each; a run
-that was interrupted resumes. Each seed has its own draw of the split. ``--here`` trains without Ray, in one process of
-one thread, so that two of these commands may run side by side on two cores.
+that was interrupted resumes. Each seed has its own draw of the split. ``--repeats`` trains a draw several times, with
+other seeds of the training alone. ``--here`` trains without Ray, in one process of one thread, so that two of these
+commands may run side by side on two cores.
 
 Rows of ``clar`` are like with like: each has 600 steps, 64 labelled views in each of them if it learns from labels, the
 same labelled clips (also those of the probes), and no averaged weights. ``clar_time`` gives the balanced accuracy of
@@ -40,11 +42,17 @@ PUBLISHED = (
 )
 # USADTM's rule and settings in the public code; its warm-up has the same share of the steps
 AS_IN_CODE = ("method.rule=cosine", "method.threshold=0.85", "method.features=current", "method.warmup_steps=2")
+# another rule; the file of the generated words has the one in the code
+OUR_RULE = (
+    *("method.rule=softmax", "method.threshold=0.9", "method.temperature=0.1"),
+    *("method.features=average", "method.warmup_steps=0"),
+)
 # T_dist as published: 0.3 where the unlabelled classes are distributed otherwise than the labelled ones. For generated
 # words another one was chosen on the development part, which is in the file of the row
 BLENDED = {"same": "method.blend_temperature=1.5"}
 OTHERWISE = "method.blend_temperature=0.3"
 FEW = 3  # classes of the tail
+APART = 100  # between the seeds of two trainings of a draw
 RECORDED, GENERATED = "words", "synthetic_words"
 
 
@@ -65,7 +73,7 @@ ALONE = "supervised"
 IMBALANCE = {
     ALONE: Row("supervised", "classifier.yaml"),
     "fixmatch": Row("FixMatch", "fixmatch.yaml"),
-    "usadtm": Row("USADTM", "usadtm.yaml"),
+    "usadtm": Row("USADTM, rule softmax", "usadtm.yaml", OUR_RULE),
     "usadtm_published": Row("USADTM, its settings as published", "usadtm.yaml", AS_IN_CODE),
     "daso": Row("FixMatch + DASO", "daso.yaml", by_rule_on=(RECORDED,)),
     "daso_published": Row("FixMatch + DASO, its settings as published", "daso.yaml", PUBLISHED, (RECORDED, GENERATED)),
@@ -157,14 +165,18 @@ def imbalance(arguments: argparse.Namespace) -> None:
         for name, row in rows:
             if name == ALONE and split != arguments.splits[0]:
                 continue  # the labelled clips of a seed are those of each of its splits
-            measured = [_imbalance(name, row, split, seed, arguments) for seed in arguments.seeds]
+            each_run = [(draw, repeat) for draw in arguments.seeds for repeat in arguments.repeats]
+            measured = [_imbalance(name, row, split, draw, repeat, arguments) for draw, repeat in each_run]
             cells = [cell((each.get(key) for each in measured), 100, 1) for key in ("ba", "gm", "few", "pseudo")]
             print(f"| {'any' if name == ALONE else split} | {row.title} | {' | '.join(cells)} |", flush=True)
 
 
-def _imbalance(name: str, row: Row, split: str, seed: int, arguments: argparse.Namespace) -> dict[str, float | None]:
-    drawn = f"{split}_{seed}" if seed else split
-    run = storage.join(arguments.into, arguments.corpus, f"{name}-{split}-seed{seed}")
+def _imbalance(
+    name: str, row: Row, split: str, draw: int, repeat: int, arguments: argparse.Namespace
+) -> dict[str, float | None]:
+    drawn = f"{split}_{draw}" if draw else split
+    again, seed = f"-again{repeat}" if repeat else "", draw + APART * repeat
+    run = storage.join(arguments.into, arguments.corpus, f"{name}-{split}-seed{draw}{again}")
     config = f"{arguments.corpus}_{row.config}"
     blended = (BLENDED.get(split, OTHERWISE),) if arguments.corpus in row.by_rule_on else ()
     model = result(run, config, seed, (f"labels.split={drawn}", *row.overrides, *blended), here=arguments.here)[0]
@@ -278,6 +290,9 @@ def main() -> None:
     tables = {"imbalance": imbalance, "clar": clar, "clar_time": clar_time, "augmentations": augmentations}
     parser.add_argument("table", choices=tables)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--repeats", type=int, nargs="+", default=[0], help="of imbalance: trainings of a draw, by number"
+    )
     parser.add_argument("--splits", nargs="+", default=["same", "uniform", "reversed"])
     parser.add_argument("--corpus", default="words", choices=["words", "synthetic_words"])
     parser.add_argument(
