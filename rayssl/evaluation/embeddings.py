@@ -131,7 +131,8 @@ def encode_epochs(
     """
     rest, found = iter(pictures), list[Tensor]()
     while some := list(islice(rest, together or encoder.window)):
-        part = torch.from_numpy(np.stack(some))
+        # one layout of all pictures, wherever they were made: kernels for another one round otherwise
+        part = torch.from_numpy(np.ascontiguousarray(np.stack(some)))
         if encoder.apart:
             with frozen(encoder):
                 part = encoder.alone(transfer.send(part, torch.device(device)).float())
