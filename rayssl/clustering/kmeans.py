@@ -59,30 +59,6 @@ def cluster(
     _check_mode(mode)
     partition = partition_on(device, x, threads=threads)
     mode = mode if device == "cpu" else "exact"
-    return cluster_partition(
-        partition,
-        clusters,
-        merged_from=merged_from,
-        mode=mode,
-        iterations=iterations,
-        seed=seed,
-        initial=initial,
-        threads=threads,
-    )
-
-
-def cluster_partition(
-    partition: Partition,
-    clusters: int,
-    *,
-    merged_from: int = 0,
-    mode: Mode = "exact",
-    iterations: int = 10,
-    seed: int | list[int],
-    initial: np.ndarray | None = None,
-    threads: int | None = None,
-) -> KMeans:
-    """`cluster_parts` where one ``partition`` holds all points."""
     found = cluster_parts(
         LocalPartitions([partition]),
         clusters,

@@ -15,7 +15,7 @@ from types import FrameType
 
 from rayssl.doctor.findings import Finding
 from rayssl.errors import ConfigError, Stopped, UserError
-from rayssl.runtime import groups
+from rayssl.runtime import placement
 from rayssl.runtime.doctor import refused, unusable
 from rayssl.storage.attempts import PATIENCE
 
@@ -151,14 +151,14 @@ def no_leftovers() -> Iterator[None]:
     import ray
 
     driver = ray.get_runtime_context().worker.mode == ray.SCRIPT_MODE
-    before = set(groups.of_this_job()) if driver else set()
+    before = set(placement.of_this_job()) if driver else set()
     try:
         yield
     except Exception:
         if driver and not lost():
-            for name, group in groups.of_this_job().items():
+            for name, group in placement.of_this_job().items():
                 if name not in before:
-                    groups.give_back(group)
+                    placement.give_back(group)
         raise
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-_ANSWER_S = 30.0  # then it is removed anyway: nobody waits for a head that does not answer
+_ANSWER_S = 30.0  # nobody waits longer for a head that does not answer
 _LOOK_S = 0.05
 
 
@@ -29,20 +29,21 @@ def asked(bundles: Sequence[Mapping[str, float]]) -> Iterator[Any]:
 
 
 def made(group: Any, seconds: float) -> bool:
-    """Waits until Ray has made a placement group, for so many seconds at most. Returns whether it has.
+    """Waits until Ray has made a placement group. Returns whether it has.
 
-    Ray's own ``wait`` takes whole seconds: it does not wait at all for 0.9.
+    It waits so many seconds at most, and longer while Ray has not answered: a busy head is slow. Ray's own ``wait``
+    takes whole seconds: it does not wait at all for 0.9.
     """
-    from ray.util.placement_group import placement_group_table
-
-    return _until(lambda: placement_group_table(group).get("state") == "CREATED", seconds)
+    if not _until(lambda: _row(group).get("state") == "CREATED", seconds):
+        _until(lambda: answered(_row(group)), _ANSWER_S)
+    return bool(_row(group).get("state") == "CREATED")
 
 
 def give_back(group: Any) -> None:
     """Removes a placement group once Ray has answered for it: it is made, or there is no room for it now."""
-    from ray.util.placement_group import placement_group_table, remove_placement_group
+    from ray.util.placement_group import remove_placement_group
 
-    _until(lambda: answered(placement_group_table(group)), _ANSWER_S)
+    _until(lambda: answered(_row(group)), _ANSWER_S)
     remove_placement_group(group)
 
 
@@ -64,6 +65,13 @@ def of_this_job() -> dict[str, Any]:
         for name, group in table.items()
         if name.endswith(job) and group["state"] != "REMOVED"
     }
+
+
+def _row(group: Any) -> dict[str, Any]:
+    from ray.util.placement_group import placement_group_table
+
+    row: dict[str, Any] = placement_group_table(group)
+    return row
 
 
 def _until(true: Callable[[], bool], seconds: float) -> bool:

@@ -14,11 +14,11 @@ from typing import Any
 
 from rayssl.errors import ConfigError
 from rayssl.experiment.config import Experiment
-from rayssl.runtime.groups import asked, give_back, made
+from rayssl.runtime.placement import asked, give_back, made
 
 _TURN_S = 1.0
 _SETTLE_S = 5.0  # how long it waits for the largest number of workers before it takes fewer
-_TRY_S, _MOST_TRY_S = 2.0, 30.0  # how long it asks for each smaller number, at first and at most
+_TRY_S = 2.0  # how long it asks for each smaller number
 _TELL_S = 60.0
 _GROW_AFTER_S = 30.0  # a run that has just started is left alone
 
@@ -52,7 +52,6 @@ def find(
     counts = experiment.worker_counts
     worker, others = worker_bundle(experiment, gpu), actor_bundles(experiment, actors)
     began = told = time.monotonic()
-    patience = _TRY_S
     with asked([worker] * counts[0] + others) as most:
         while True:
             if made(most, _TURN_S):
@@ -60,10 +59,8 @@ def find(
             waited = time.monotonic() - began
             for count in counts[1:] if waited >= _SETTLE_S else ():
                 with asked([worker] * count + others) as fewer:
-                    if made(fewer, patience):
+                    if made(fewer, _TRY_S):
                         return count
-            if waited >= _SETTLE_S:
-                patience = min(2 * patience, _MOST_TRY_S)  # a busy head needs longer for an answer
             if waited >= timeout_s:
                 text = f"no room for {_wanted(counts, worker, others)}; {_has()}"
                 more = "set it higher, add nodes, or lower ray.workers"

@@ -17,7 +17,7 @@ from rayssl.bench.kmeans import KMeansCase, points
 from rayssl.clustering.gpu import kernels, products
 from rayssl.clustering.gpu.partition import TorchPartition
 from rayssl.clustering.gpu.products import Precision
-from rayssl.clustering.kmeans import cluster, cluster_partition, nearest_centroids_by
+from rayssl.clustering.kmeans import cluster, cluster_parts, nearest_centroids_by
 from rayssl.clustering.partition import Partition
 from rayssl.clustering.partitions import LocalPartitions
 from rayssl.clustering.points import unit_rows
@@ -34,7 +34,9 @@ DEVICES = ("cpu", pytest.param("cuda", marks=NO_GPU))
 def torch_kmeans(
     x: np.ndarray, clusters: int, *, device: str, precision: Precision = "float16", initial: np.ndarray | None = None
 ) -> KMeans:
-    return cluster_partition(TorchPartition(x, device=device, precision=precision), clusters, seed=0, initial=initial)
+    part = TorchPartition(x, device=device, precision=precision)
+    found = cluster_parts(LocalPartitions([part]), clusters, seed=0, initial=initial)
+    return KMeans(found.centroids, part.assignment(), found.objective, found.repaired)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -10,7 +10,7 @@ import pytest
 
 from rayssl.errors import ConfigError
 from rayssl.experiment.config import Experiment
-from rayssl.runtime import cluster, groups, room
+from rayssl.runtime import cluster, placement, room
 from tests.small_experiment import tree
 
 pytestmark = pytest.mark.ray
@@ -34,7 +34,7 @@ def taken(cpus: list[float]) -> Any:
     from ray.util.placement_group import placement_group
 
     group = placement_group([{"CPU": each} for each in cpus])
-    assert groups.made(group, 60)
+    assert placement.made(group, 60)
     return group
 
 
@@ -56,13 +56,13 @@ def test_what_is_given_back_at_once_is_free_again(ray_cluster: Any) -> None:
     """Ray itself loses what is given back while nodes answer: mostly within forty times."""
     free = free_cpus(ray_cluster)
     for _ in range(100):
-        with groups.asked([{"CPU": 0.2 * free}, {"CPU": 0.1}]):
+        with placement.asked([{"CPU": 0.2 * free}, {"CPU": 0.1}]):
             pass
-    with groups.asked([{"CPU": 2 * free}]) as never:
+    with placement.asked([{"CPU": 2 * free}]) as never:
         began = time.monotonic()
-        assert not groups.made(never, 0.3) and time.monotonic() - began >= 0.3
-    with groups.asked([{"CPU": 0.9 * free}]) as most:
-        assert groups.made(most, 60.0), "all of it is free"
+        assert not placement.made(never, 0.3) and time.monotonic() - began >= 0.3
+    with placement.asked([{"CPU": 0.9 * free}]) as most:
+        assert placement.made(most, 60.0), "all of it is free"
     free_cpus(ray_cluster)
 
 
@@ -81,7 +81,7 @@ def test_what_is_given_back_at_once_is_free_again(ray_cluster: Any) -> None:
     ],
 )
 def test_when_ray_has_answered(state: str, scheduling: str, expected: bool) -> None:
-    assert groups.answered({"state": state, "stats": {"scheduling_state": scheduling}}) is expected
+    assert placement.answered({"state": state, "stats": {"scheduling_state": scheduling}}) is expected
 
 
 def test_the_numbers_of_workers_divide_the_batch(tmp_path: Path) -> None:
