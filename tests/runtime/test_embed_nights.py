@@ -18,6 +18,7 @@ from rayssl.cli import main
 from rayssl.data import mel, shards
 from rayssl.data.decode import pcm
 from rayssl.errors import AudioError
+from rayssl.evaluation.embeddings import encode_epochs
 from rayssl.evaluation.settings import StagingConfig
 from rayssl.inference import export as exporting
 from rayssl.inference.encoder import load_encoder
@@ -112,6 +113,24 @@ def test_pictures_made_elsewhere_are_embedded_and_staged_the_same(night_folder: 
             assert sent["error"] == [""] and len(sent["decoded"][0]) > 1000
             found = actor({name: np.array(values, dtype=object) for name, values in sent.items()})
             assert found == actor(items) and found["error"] == [""]
+
+
+class Flat(torch.nn.Module):
+    """An encoder that keeps the pictures as they reach it."""
+
+    apart, window = True, 3
+
+    def alone(self, pictures: torch.Tensor) -> torch.Tensor:
+        self.seen = pictures
+        return pictures.flatten(1)
+
+
+def test_pictures_have_one_layout() -> None:
+    """`rayssl.data.mel.picture` gives a transposed one. Some processors have kernels for it that round otherwise."""
+    made = mel.picture(np.random.default_rng(0).standard_normal(RATE).astype(np.float32), mel.MelConfig(), RATE)
+    encoder: Any = Flat()
+    encode_epochs(encoder, [np.asfortranarray(made)] * 3, "cpu")
+    assert encoder.seen.is_contiguous() and np.array_equal(encoder.seen.numpy(), np.stack([made] * 3))
 
 
 def test_neighbours_matter(night_folder: Path) -> None:
